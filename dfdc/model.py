@@ -1,0 +1,182 @@
+"""Crops -> logits: the frame model, its normalization, and its file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from efficientnet_pytorch import EfficientNet
+from efficientnet_pytorch.utils import BlockDecoder, GlobalParams
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dfdc.weights import DIGEST_DIGITS, ModelSpec, WeightsError, WeightsFile, file_digest
+
+# EfficientNet-Lite0: B0 without squeeze-excitation, with ReLU6 for swish.
+LITE0_BLOCKS = (
+    "r1_k3_s11_e1_i32_o16",
+    "r2_k3_s22_e6_i16_o24",
+    "r2_k5_s22_e6_i24_o40",
+    "r3_k3_s22_e6_i40_o80",
+    "r3_k5_s11_e6_i80_o112",
+    "r4_k5_s22_e6_i112_o192",
+    "r1_k3_s11_e6_i192_o320",
+)
+
+
+def resize_crops(crops: Tensor, size: int) -> Tensor:
+    """Resize crops to what a net sees: bilinear with antialiasing, rounded to whole levels.
+
+    Training and the kernel both call it, so that a crop is the same tensor in both.
+
+    Args:
+        crops: (N, 3, H, W) float, 0..255.
+        size: wanted side in pixels.
+
+    Returns:
+        (N, 3, size, size) of the same dtype, whole numbers 0..255.
+    """
+    if crops.shape[-2:] == (size, size):
+        return crops
+    return functional.interpolate(crops, (size, size), mode="bilinear", antialias=True).round()
+
+
+def build_network(architecture: str, input_size: int) -> nn.Module:
+    """A net with one output and fresh weights; nothing is ever downloaded.
+
+    Args:
+        architecture: one of `dfdc.weights.ARCHITECTURES`.
+        input_size: side in pixels that its padding is laid out for.
+    """
+    if architecture == "mobilenet-v2":
+        from torchvision.models import mobilenet_v2
+
+        net = mobilenet_v2(num_classes=1)
+    elif architecture == "efficientnet-lite0":
+        net = _build_lite0(input_size)
+    else:
+        net = EfficientNet.from_name(architecture, image_size=input_size, num_classes=1)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # efficientnet-pytorch's .01 lags behind on runs as short as ours: evaluation trailed by two epochs.
+            module.momentum = 0.1
+    return net
+
+
+def _build_lite0(input_size: int) -> nn.Module:
+    net = EfficientNet(
+        BlockDecoder.decode(list(LITE0_BLOCKS)),
+        GlobalParams(
+            width_coefficient=1.0,
+            depth_coefficient=1.0,
+            image_size=input_size,
+            dropout_rate=0.2,
+            num_classes=1,
+            batch_norm_momentum=0.99,
+            batch_norm_epsilon=1e-3,
+            drop_connect_rate=0.2,
+            depth_divisor=8,
+            min_depth=None,
+            include_top=True,
+        ),
+    )
+    for module in (net, *net._blocks):
+        module._swish = nn.ReLU6(inplace=True)
+    return net
+
+
+def load_initial(model: FrameModel, path: Path) -> tuple[int, int]:
+    """Start from a weights file: every tensor whose name and shape agree is taken over.
+
+    Args:
+        model: changed in place.
+        path: safetensors; the net's own keys, or ours (with the prefix "net.").
+
+    Returns:
+        How many of the model's tensors were taken over, and how many it has.
+
+    Raises:
+        WeightsError: not a safetensors file, or nothing in it fits.
+    """
+    try:
+        tensors = {key.removeprefix("net."): value for key, value in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
+    own = model.net.state_dict()
+    fitting = {key: value for key, value in tensors.items() if key in own and own[key].shape == value.shape}
+    if not fitting:
+        raise WeightsError(f"{path}: no tensor fits {model.spec.architecture}; name weights of the same family")
+    model.net.load_state_dict(fitting, strict=False)
+    return len(fitting), len(own)
+
+
+class FrameModel(nn.Module):
+    """A net that takes crops as they are cut and answers with logits; normalization lives here and nowhere else."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.net = build_network(spec.architecture, spec.input_size)
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Score crops.
+
+        Args:
+            crops: (N, 3, H, W) RGB, 0..255, uint8 or float; H = W, any size.
+
+        Returns:
+            (N,) float logits before calibration; above 0 means fake.
+        """
+        pixels = resize_crops(crops.to(self.mean.dtype), self.spec.input_size)
+        return self.net((pixels - self.mean) / self.std).squeeze(1)
+
+
+def save_model(model: FrameModel, folder: Path, *, name: str, spec: ModelSpec | None = None) -> Path:
+    """Write a model in half precision, its specification in the header and its digest in the name.
+
+    Args:
+        model: on any device, any float type.
+        folder: exists.
+        name: the part of the file's name before the digest.
+        spec: replaces the model's own, after calibration for instance.
+
+    Returns:
+        The path of the new file.
+    """
+    tensors = {
+        key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+        for key, value in model.state_dict().items()
+    }
+    draft = folder / f".{name}.{os.getpid()}.tmp"
+    save_file(tensors, draft, metadata={"spec": (spec or model.spec).to_json()})
+    path = folder / f"{name}-{file_digest(draft)[:DIGEST_DIGITS]}.safetensors"
+    draft.replace(path)
+    return path
+
+
+def load_model(file: WeightsFile, *, device: torch.device | str = "cpu", half: bool = False) -> FrameModel:
+    """Rebuild a model from a checked file, in evaluation mode, strictly.
+
+    Args:
+        file: from `dfdc.weights.open_weights`.
+        device: where the model goes.
+        half: whether its weights and sums are float16 (CUDA) instead of float32.
+
+    Raises:
+        WeightsError: the tensors do not fit the architecture that the file names.
+    """
+    model = FrameModel(file.spec)
+    try:
+        model.load_state_dict(load_file(file.path))
+    except (RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(
+            f"{file.path}: its tensors do not fit {file.spec.architecture} ({reason}); train it again or name another"
+        ) from error
+    model = model.to(device, torch.float16 if half else torch.float32)
+    return model.to(memory_format=torch.channels_last).eval()

@@ -1,0 +1,189 @@
+"""Crops -> other crops that could have been filmed: batched, on any device, reproducible from a generator.
+
+Every function takes and returns (N, 3, S, S) float RGB in 0..255 and draws its chances from a CPU generator, so that
+the same seed gives the same crops on every device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+# ITU-T T.81, annex K: the luminance and chrominance tables that JPEG encoders scale by quality.
+_LUMA = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
+18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"""
+_CHROMA = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99 47 66 99 99 99 99 99 99
+99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99"""
+_RGB_TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+
+# Where brow-to-chin crops carry the parts of a face: left, top, right, bottom as shares of the side.
+FACE_PARTS = (
+    (0.08, 0.18, 0.92, 0.42),  # both eyes
+    (0.30, 0.30, 0.70, 0.68),  # nose
+    (0.22, 0.64, 0.78, 0.92),  # mouth
+    (0.00, 0.00, 0.50, 1.00),  # one half
+    (0.50, 0.00, 1.00, 1.00),  # the other
+    (0.00, 0.00, 1.00, 0.45),  # upper part
+    (0.00, 0.55, 1.00, 1.00),  # lower part
+)
+
+
+def _uniform(n: int, low: float, high: float, like: Tensor, generator: Generator) -> Tensor:
+    return (torch.rand(n, generator=generator) * (high - low) + low).to(like)
+
+
+def _pick(n: int, probability: float, generator: Generator) -> Tensor:
+    return torch.nonzero(torch.rand(n, generator=generator) < probability).squeeze(1)
+
+
+def flip(images: Tensor, generator: Generator) -> Tensor:
+    """Mirror left and right."""
+    return images.flip(3)
+
+
+def shift_scale_rotate(images: Tensor, generator: Generator) -> Tensor:
+    """Move by up to 6 %, scale by up to 12 %, turn by up to 10 degrees: more than the geometry's uncertainty."""
+    n = len(images)
+    scale = _uniform(n, 0.88, 1.12, images, generator)
+    angle = _uniform(n, -math.radians(10), math.radians(10), images, generator)
+    shift_x = _uniform(n, -0.12, 0.12, images, generator)
+    shift_y = _uniform(n, -0.12, 0.12, images, generator)
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    theta = torch.stack([cos, -sin, shift_x, sin, cos, shift_y], 1).view(n, 2, 3)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def rescale(images: Tensor, generator: Generator) -> Tensor:
+    """Lose detail as a small face does: reduce the whole group to between a third and 9/10, and enlarge again."""
+    side = images.shape[-1]
+    small = max(8, round(side * float(torch.rand((), generator=generator) * 0.55 + 0.35)))
+    mode = ("bilinear", "bicubic")[int(torch.randint(2, (), generator=generator))]
+    reduced = functional.interpolate(images, (small, small), mode=mode, antialias=True)
+    return functional.interpolate(reduced, (side, side), mode=mode, antialias=False)
+
+
+def colour(images: Tensor, generator: Generator) -> Tensor:
+    """Brightness, contrast, saturation and white balance."""
+    n = len(images)
+    contrast = _uniform(n, 0.75, 1.25, images, generator).view(n, 1, 1, 1)
+    brightness = _uniform(n, -30, 30, images, generator).view(n, 1, 1, 1)
+    saturation = _uniform(n, 0.6, 1.4, images, generator).view(n, 1, 1, 1)
+    balance = _uniform(3 * n, 0.92, 1.08, images, generator).view(n, 3, 1, 1)
+    grey = images.mean(1, keepdim=True)
+    mean = grey.mean((2, 3), keepdim=True)
+    return ((grey + (images - grey) * saturation - mean) * contrast + mean + brightness) * balance
+
+
+def to_grey(images: Tensor, generator: Generator) -> Tensor:
+    """Luminance in all three channels."""
+    weights = torch.tensor(_RGB_TO_YCC[0]).to(images).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True).expand_as(images)
+
+
+def noise(images: Tensor, generator: Generator) -> Tensor:
+    """Gaussian noise of up to 9 levels, its own strength for each image."""
+    strength = _uniform(len(images), 1, 9, images, generator).view(-1, 1, 1, 1)
+    return images + torch.randn(images.shape, generator=generator).to(images) * strength
+
+
+def jpeg(images: Tensor, generator: Generator) -> Tensor:
+    """What JPEG loses: 4:2:0 colour and the DCT's rounding at quality 35 to 95; the sides are multiples of 16."""
+    quality = torch.randint(35, 96, (len(images),), generator=generator)
+    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).to(images)
+    to_ycc = torch.tensor(_RGB_TO_YCC).to(images)
+    ycc = torch.einsum("kc,nchw->nkhw", to_ycc, images)
+    luma = _quantise(ycc[:, :1] - 128, _LUMA, scale) + 128
+    small = _quantise(functional.avg_pool2d(ycc[:, 1:], 2), _CHROMA, scale)
+    chroma = functional.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
+    to_rgb = torch.linalg.inv(torch.tensor(_RGB_TO_YCC)).to(images)
+    return torch.einsum("kc,nchw->nkhw", to_rgb, torch.cat([luma, chroma], 1))
+
+
+@cache
+def _dct() -> Tensor:
+    k = torch.arange(8.0)
+    matrix = torch.cos((2 * k + 1) * k[:, None] * math.pi / 16) / 2
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+def _quantise(planes: Tensor, table: str, scale: Tensor) -> Tensor:
+    """Round the 8x8 DCT of planes (N, C, H, W) to the table's steps, scaled per image."""
+    n, c, h, w = planes.shape
+    dct = _dct().to(planes)
+    base = torch.tensor([float(v) for v in table.split()]).to(planes)
+    steps = ((base * scale[:, None] + 50) / 100).floor().clamp(1, 255).view(n, 1, 1, 1, 8, 8)
+    blocks = planes.reshape(n, c, h // 8, 8, w // 8, 8).transpose(3, 4)
+    rounded = (dct @ blocks @ dct.T / steps).round() * steps
+    return (dct.T @ rounded @ dct).transpose(3, 4).reshape(n, c, h, w)
+
+
+def cut_out(images: Tensor, generator: Generator) -> Tensor:
+    """Hide one part of the face behind its image's mean colour, so that no single part decides."""
+    images = images.clone()
+    side = images.shape[-1]
+    jitter = torch.rand((len(images), 4), generator=generator) * 0.1 - 0.05
+    for i, part in enumerate(torch.randint(len(FACE_PARTS), (len(images),), generator=generator).tolist()):
+        box = ((torch.tensor(FACE_PARTS[part]) + jitter[i]).clamp(0, 1) * side).round().int().tolist()
+        x0, y0, x1, y1 = box
+        images[i, :, y0:y1, x0:x1] = images[i].mean((1, 2), keepdim=True)
+    return images
+
+
+# In the order in which they happen to a real clip: the face, the camera, the coding; then what we hide.
+RECIPE: tuple[tuple[Callable[[Tensor, Generator], Tensor], float], ...] = (
+    (flip, 0.5),
+    (shift_scale_rotate, 0.7),
+    (colour, 0.5),
+    (to_grey, 0.05),
+    (rescale, 0.15),
+    (rescale, 0.15),
+    (noise, 0.15),
+    (jpeg, 0.35),
+    (cut_out, 0.2),
+)
+
+
+def augment(images: Tensor, generator: Generator) -> Tensor:
+    """Apply the recipe: each step to its own random share of the batch.
+
+    Args:
+        images: (N, 3, S, S) float RGB, 0..255, S a multiple of 16.
+        generator: on the CPU.
+
+    Returns:
+        A new tensor of the same shape and dtype, whole numbers 0..255.
+    """
+    images = images.clone()
+    for step, probability in RECIPE:
+        chosen = _pick(len(images), probability, generator)
+        if len(chosen):
+            chosen = chosen.to(images.device)
+            images[chosen] = step(images[chosen], generator).clamp(0, 255)
+    return images.round()
+
+
+def mix_pairs(reals: Tensor, fakes: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Mixup of aligned pairs: some fakes become a weighted mean with their original, and their target follows.
+
+    Args:
+        reals, fakes: (N, 3, S, S) float; row i of both is the same moment.
+        probability: of a pair being mixed.
+        generator: on the CPU.
+
+    Returns:
+        The fakes, some of them mixed, and their targets (N,), the fake's weight, drawn from Beta(.5, .5).
+    """
+    n = len(fakes)
+    # Beta(.5, .5) is the arcsine law: sin^2 of a uniform angle.
+    share = torch.sin(torch.rand(n, generator=generator) * math.pi / 2) ** 2
+    share[torch.rand(n, generator=generator) >= probability] = 1.0
+    share = share.to(fakes)
+    weight = share.view(n, 1, 1, 1)
+    return weight * fakes + (1 - weight) * reals, share

@@ -1,0 +1,148 @@
+"""crops.csv and its images -> tensors in memory, and epochs of original/fake pairs."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+COLUMNS = ("path", "video", "label", "original", "split")
+
+
+class DataError(Exception):
+    """Training data that cannot be used; the message names the row or file and the cure."""
+
+
+@dataclass(frozen=True)
+class CropSet:
+    """Labelled crops in memory.
+
+    Attributes:
+        images: (N, 3, S, S) uint8 RGB, channels last in memory.
+        labels: (N,) float32, 1 = fake.
+        originals: (N,) int64, the index of a fake's original in this set; -1 where it is absent or the crop is real.
+        videos: the video that each crop is from.
+    """
+
+    images: Tensor
+    labels: Tensor
+    originals: Tensor
+    videos: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def read_table(csv: Path) -> pd.DataFrame:
+    """Read crops.csv and check it.
+
+    Args:
+        csv: columns path, video, label (REAL|FAKE), original (for fakes), split, and optionally shard (a zip beside
+            the CSV that holds the image).
+
+    Raises:
+        DataError: no such file, a column is missing, a label is neither REAL nor FAKE, or a split shares an original
+            with another.
+    """
+    try:
+        table = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{csv}: not a readable CSV file ({error}); tools/make_crops.py writes one") from error
+    missing = [name for name in COLUMNS if name not in table]
+    if missing:
+        raise DataError(f"{csv}: columns {', '.join(missing)} are missing; needed are {', '.join(COLUMNS)}")
+    wrong = table.loc[~table.label.isin(["REAL", "FAKE"])]
+    if len(wrong):
+        raise DataError(f"{csv}: {wrong.path.iloc[0]} has the label {wrong.label.iloc[0]!r}; allowed are REAL and FAKE")
+    source = table.original.where(table.label == "FAKE", table.video)
+    shared = table.assign(source=source).groupby("source").split.nunique()
+    if (shared > 1).any():
+        raise DataError(
+            f"{csv}: {shared[shared > 1].index[0]} lies in more than one split; "
+            "an original and its fakes must share one, or validation measures memory"
+        )
+    return table
+
+
+def load_crops(csv: Path, *, split: str, limit: int | None = None, progress: bool = True) -> CropSet:
+    """Read one split of a crop table into memory.
+
+    Args:
+        csv: see `read_table`; images lie beside it or in the zip that the shard column names.
+        split: which rows.
+        limit: stop after so many rows, None for all.
+        progress: draw a progress bar.
+
+    Raises:
+        DataError: the table is wrong, the split is empty, or an image is missing or does not decode.
+    """
+    table = read_table(csv)
+    table = table[table.split == split].reset_index(drop=True).head(limit)
+    if table.empty:
+        raise DataError(f"{csv}: no row has the split {split!r}")
+    images: Tensor | None = None
+    shards: dict[str, zipfile.ZipFile] = {}
+    for i, row in enumerate(tqdm(table.to_dict("records"), desc=f"reading {split}", disable=not progress)):
+        pixels = _read_image(csv.parent, row["path"], row.get("shard", ""), shards)
+        if images is None:
+            images = torch.empty((len(table), 3, *pixels.shape[:2]), dtype=torch.uint8).to(
+                memory_format=torch.channels_last
+            )
+        if pixels.shape[:2] != images.shape[2:]:
+            raise DataError(f"{row['path']}: {pixels.shape[:2]} pixels, others have {tuple(images.shape[2:])}")
+        images[i] = torch.from_numpy(pixels).permute(2, 0, 1)
+    for shard in shards.values():
+        shard.close()
+    index = {video: i for i, video in enumerate(table.video)}
+    fake = table.label == "FAKE"
+    originals = [index.get(name, -1) if is_fake else -1 for name, is_fake in zip(table.original, fake, strict=True)]
+    return CropSet(images, torch.tensor(fake.to_numpy(np.float32)), torch.tensor(originals), list(table.video))
+
+
+def _read_image(folder: Path, name: str, shard: str, shards: dict[str, zipfile.ZipFile]) -> np.ndarray:
+    try:
+        if shard:
+            if shard not in shards:
+                shards[shard] = zipfile.ZipFile(folder / shard)
+            data = shards[shard].read(name)
+        else:
+            data = (folder / name).read_bytes()
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{folder / shard / name}: cannot be read ({error}); make the crops again") from error
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise DataError(f"{folder / shard / name}: not an image; make the crops again or drop its row")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def pair_epoch(crops: CropSet, generator: torch.Generator) -> Tensor:
+    """One epoch: every real once, beside a fake of it where there is one, else beside any fake without original.
+
+    Args:
+        crops: holds reals and fakes.
+        generator: on the CPU; the only source of chance.
+
+    Returns:
+        (R, 2) int64 indices (real, fake), in random order.
+    """
+    fakes = torch.nonzero(crops.labels == 1).squeeze(1)
+    reals = torch.nonzero(crops.labels == 0).squeeze(1)
+    if not len(fakes) or not len(reals):
+        raise DataError(f"{len(reals)} reals and {len(fakes)} fakes; training needs both")
+    fakes = fakes[torch.randperm(len(fakes), generator=generator)]
+    fake_of = torch.full((len(crops),), -1)
+    paired = fakes[crops.originals[fakes] >= 0]
+    fake_of[crops.originals[paired]] = paired
+    spare = fakes[~torch.isin(fakes, fake_of)]
+    chosen = fake_of[reals]
+    lonely = torch.nonzero(chosen < 0).squeeze(1)
+    pool = spare if len(spare) else fakes
+    chosen[lonely] = pool[torch.randint(len(pool), (len(lonely),), generator=generator)]
+    return torch.stack([reals, chosen], 1)[torch.randperm(len(reals), generator=generator)]

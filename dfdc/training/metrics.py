@@ -1,0 +1,65 @@
+"""Probabilities and labels -> the numbers that are reported, and the calibration that is stored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from scipy.optimize import minimize
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
+
+from dfdc.aggregate import calibrate
+from dfdc.weights import Calibration
+
+
+def measure(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """The scores of a set of predictions.
+
+    Args:
+        labels: (N,) 0 = real, 1 = fake; both occur.
+        probabilities: (N,) in (0, 1).
+
+    Returns:
+        auc, log_loss, balanced_log_loss (mean of the two classes' means), brier, accuracy at one half,
+        calibration_error (expected, 10 equal bins) and n.
+    """
+    labels = np.asarray(labels, int)
+    classes = [log_loss(labels[labels == k], probabilities[labels == k], labels=[0, 1]) for k in (0, 1)]
+    bins = np.minimum((probabilities * 10).astype(int), 9)
+    gaps = [abs(labels[bins == b].mean() - probabilities[bins == b].mean()) * (bins == b).mean() for b in set(bins)]
+    return {
+        "auc": float(roc_auc_score(labels, probabilities)),
+        "log_loss": float(log_loss(labels, probabilities)),
+        "balanced_log_loss": float(np.mean(classes)),
+        "brier": float(brier_score_loss(labels, probabilities)),
+        "accuracy": float(((probabilities >= 0.5) == labels).mean()),
+        "calibration_error": float(np.sum(gaps)),
+        "n": len(labels),
+    }
+
+
+def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> Calibration:
+    """Fit temperature and bias by least log loss, then the bounds.
+
+    The bounds are the error that the most confident predictions are known to make: of the tenth with the lowest
+    probabilities k are fakes, and Laplace's rule (k + 1) / (n + 2) is the least that can honestly be bet; likewise
+    above. A quarter of it is allowed, for a clip's score averages many frames where these are of one.
+
+    Args:
+        labels: (N,) 0 or 1, both occur.
+        logits: (N,) of one net or the mean of an ensemble, before calibration.
+    """
+    labels = np.asarray(labels, float)
+
+    def loss(parameters: np.ndarray) -> float:
+        scaled = logits * np.exp(parameters[0]) + parameters[1]
+        return float(np.mean(np.logaddexp(0, scaled) - labels * scaled))
+
+    fitted = minimize(loss, np.zeros(2), method="Nelder-Mead").x
+    calibration = Calibration(float(np.exp(-fitted[0])), float(fitted[1]), 1e-6, 1 - 1e-6)
+    probabilities = calibrate(logits, calibration)
+    tenth = max(len(labels) // 10, 1)
+    order = np.argsort(probabilities)
+    low = (labels[order[:tenth]].sum() + 1) / (tenth + 2) / 4
+    high = ((1 - labels[order[-tenth:]]).sum() + 1) / (tenth + 2) / 4
+    return replace(calibration, low=float(min(low, 0.5)), high=float(max(1 - high, 0.5)))

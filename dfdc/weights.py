@@ -1,0 +1,189 @@
+"""Weights folder -> verified specifications: what a checkpoint says of itself, read without loading a net.
+
+A weights file is a safetensors file named ``<name>-<first 12 hex digits of its SHA-256>.safetensors``. Its header
+holds a `ModelSpec` as JSON, so that nothing about the net, its input or its calibration is a flag at inference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import struct
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from dfdc.crop import CropGeometry
+
+DIGEST_DIGITS = 12
+MAX_HEADER_BYTES = 16 * 2**20
+ARCHITECTURES = (
+    "efficientnet-lite0",
+    *(f"efficientnet-b{i}" for i in range(8)),
+    "mobilenet-v2",
+)
+
+
+class WeightsError(Exception):
+    """Weights that are missing, damaged or do not fit; the message names the file and the cure."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """From a net's logit to a probability that can be bet on.
+
+    Attributes:
+        temperature: the logit is divided by it, > 0.
+        bias: added after that.
+        low: the least probability ever answered, in (0, 0.5].
+        high: the greatest, in [0.5, 1).
+    """
+
+    temperature: float = 1.0
+    bias: float = 0.0
+    low: float = 0.01
+    high: float = 0.99
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0 and math.isfinite(self.bias)):
+            raise ValueError(f"temperature {self.temperature} and bias {self.bias}: allowed are finite, the first > 0")
+        if not 0 < self.low <= 0.5 <= self.high < 1:
+            raise ValueError(f"bounds {self.low}, {self.high}: allowed are 0 < low <= 0.5 <= high < 1")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that rebuilds a net and feeds it; it travels in the header of the weights file.
+
+    Attributes:
+        architecture: one of `ARCHITECTURES`.
+        input_size: side in pixels of the square that the net sees; crops of another size are resized inside it.
+        mean, std: per channel (RGB), of pixel values in 0..255: the net sees (pixel - mean) / std.
+        crop: how a crop is cut for this net.
+        calibration: from its logit to P(fake).
+        trained_on: data, in words.
+        command: the command that made the file.
+        validation: what it scores there, by name ("auc", "log_loss", ...).
+        commit: of the code that trained it.
+    """
+
+    architecture: str
+    input_size: int
+    mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
+    std: tuple[float, float, float] = (128.0, 128.0, 128.0)
+    crop: CropGeometry = field(default_factory=CropGeometry)
+    calibration: Calibration = field(default_factory=Calibration)
+    trained_on: str = ""
+    command: str = ""
+    validation: dict[str, float] = field(default_factory=dict)
+    commit: str = ""
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture is {self.architecture!r}; allowed: {', '.join(ARCHITECTURES)}")
+        if not 32 <= self.input_size <= 1024:
+            raise ValueError(f"input_size is {self.input_size} px; allowed: 32 to 1024")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std}: allowed are three numbers each, std > 0")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError, TypeError, KeyError: the text is not a specification.
+        """
+        values = json.loads(text)
+        return cls(
+            **{
+                **values,
+                "mean": tuple(values["mean"]),
+                "std": tuple(values["std"]),
+                "crop": CropGeometry(**values["crop"]),
+                "calibration": Calibration(**values["calibration"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A weights file whose digest fits its name."""
+
+    path: Path
+    digest: str
+    spec: ModelSpec
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as 64 hex digits."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def open_weights(path: Path) -> WeightsFile:
+    """Check one weights file and read its specification.
+
+    Raises:
+        WeightsError: the name carries no digest, the digest does not fit, or the header is not ours.
+    """
+    named = re.fullmatch(rf".+-([0-9a-f]{{{DIGEST_DIGITS}}})\.safetensors", path.name)
+    if named is None:
+        raise WeightsError(
+            f"{path}: the name carries no digest; allowed is NAME-<{DIGEST_DIGITS} hex digits>.safetensors, "
+            "as tools/train.py writes it"
+        )
+    try:
+        digest = file_digest(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
+    if not digest.startswith(named[1]):
+        raise WeightsError(
+            f"{path}: its SHA-256 begins with {digest[:DIGEST_DIGITS]}, its name says {named[1]}; "
+            "the file is damaged or changed: copy it again"
+        )
+    return WeightsFile(path, digest, _read_spec(path))
+
+
+def _read_spec(path: Path) -> ModelSpec:
+    """The specification in a safetensors header: 8 bytes of length (little endian), then JSON."""
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > MAX_HEADER_BYTES:
+                raise ValueError(f"a header of {length} bytes")
+            return ModelSpec.from_json(json.loads(file.read(length))["__metadata__"]["spec"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise WeightsError(
+            f"{path}: no valid model specification in its header ({error!r}); "
+            "allowed are safetensors files written by tools/train.py"
+        ) from error
+
+
+def find_weights(path: Path) -> list[WeightsFile]:
+    """Open a weights file, or every weights file of a folder; several form an ensemble.
+
+    Args:
+        path: a .safetensors file or a folder that holds some.
+
+    Returns:
+        The files by name, at least one.
+
+    Raises:
+        WeightsError: nothing there, or a file that does not check.
+    """
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            raise WeightsError(f"{path}: holds no .safetensors file; train one with tools/train.py or name another")
+    elif path.is_file():
+        files = [path]
+    else:
+        raise WeightsError(f"{path}: no such weights file or folder; name one with --weights")
+    return [open_weights(file) for file in files]

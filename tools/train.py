@@ -1,0 +1,133 @@
+"""Train a frame model on face crops and write it as weights that the kernel loads.
+
+python tools/train.py --crops crops/crops.csv --init imagenet.safetensors --run runs/lite0 --out weights
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dfdc.model import FrameModel, load_initial, save_model  # noqa: E402
+from dfdc.training.dataset import DataError, load_crops  # noqa: E402
+from dfdc.training.loop import TrainSettings, has_folded_norms, revive_batch_norms, train  # noqa: E402
+from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError  # noqa: E402
+
+# Folded batch norms are revived on so many crops.
+REVIVAL_CROPS = 256
+
+
+def train_weights(
+    crops: Path,
+    run: Path,
+    out: Path,
+    *,
+    architecture: str = "efficientnet-lite0",
+    input_size: int = 224,
+    init: Path | None = None,
+    settings: TrainSettings = TrainSettings(),
+    device: str = "cpu",
+    limit: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Train, calibrate and write one model.
+
+    Args:
+        crops: the crop table; see `dfdc.training.dataset.read_table`.
+        run: folder for the log and the state that a killed run resumes from; made if absent.
+        out: folder that gets the weights file; made if absent.
+        architecture: one of `dfdc.weights.ARCHITECTURES`.
+        input_size: side in pixels that the net sees, a multiple of 16.
+        init: safetensors file to start from; None starts from scratch.
+        settings: of the loop.
+        device: "cpu" or "cuda".
+        limit: use only so many crops of each split.
+        progress: draw progress bars.
+
+    Returns:
+        The path of the weights file.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    model = FrameModel(ModelSpec(architecture=architecture, input_size=input_size))
+    if init is not None:
+        taken, total = load_initial(model, init)
+        print(f"{init.name}: {taken} of {total} tensors taken over")
+    training = load_crops(crops, split="train", limit=limit, progress=progress)
+    validation = load_crops(crops, split="val", limit=limit, progress=progress)
+    if init is not None and has_folded_norms(model):
+        revive_batch_norms(model, training.images[:REVIVAL_CROPS])
+        print(f"batch norms revived on {min(REVIVAL_CROPS, len(training))} crops")
+    final, scores, calibration = train(model, training, validation, run, settings, device=device, progress=progress)
+    spec = replace(
+        final.spec,
+        calibration=calibration,
+        trained_on=f"{len(training)} crops of {crops.parent.name}/{crops.name}, split train",
+        command="python " + " ".join(sys.argv),
+        validation=scores,
+        commit=_commit(),
+    )
+    path = save_model(final, out, name=f"{architecture}-{input_size}", spec=spec)
+    print(f"{path}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+    return path
+
+
+def _commit() -> str:
+    answer = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return answer.stdout.strip()
+
+
+def main(argv: list[str] | None = None) -> int:
+    defaults = TrainSettings()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--crops", type=Path, required=True, help="crop table, images beside it or in its zips")
+    parser.add_argument("--run", type=Path, required=True, help="folder for the log and for resuming")
+    parser.add_argument("--out", type=Path, default=Path("weights"), help="folder that gets the weights file")
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="efficientnet-lite0", help="the net")
+    parser.add_argument("--input-size", type=int, default=224, help="side in pixels that the net sees")
+    parser.add_argument("--init", type=Path, help="safetensors file to start from (default: from scratch)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--limit", type=int, help="use only so many crops of each split (default: all)")
+    parser.add_argument("--epochs", type=int, default=defaults.epochs, help="passes over the real crops")
+    parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="crops a step, half of them real")
+    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate, help="at its peak")
+    parser.add_argument("--ema-decay", type=float, default=defaults.ema_decay, help="of the averaged weights, per step")
+    parser.add_argument("--mixup", type=float, default=defaults.mixup, help="probability of mixing an aligned pair")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of everything random")
+    args = parser.parse_args(argv)
+    settings = TrainSettings(
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        ema_decay=args.ema_decay,
+        mixup=args.mixup,
+        seed=args.seed,
+    )
+    try:
+        train_weights(
+            args.crops,
+            args.run,
+            args.out,
+            architecture=args.architecture,
+            input_size=args.input_size,
+            init=args.init,
+            settings=settings,
+            device=args.device,
+            limit=args.limit,
+        )
+    except (DataError, WeightsError, ValueError) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
