@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from dfdc.weights import Calibration
+from dfdc.prediction import PRIOR
+from dfdc.weights import sigmoid
 
 
-def calibrate(logits: np.ndarray, calibration: Calibration) -> np.ndarray:
-    """Calibrated probabilities of logits, within the calibration's bounds.
+def clip_probability(tracks: list[np.ndarray], *, low: float, high: float) -> float:
+    """One probability for a clip from its persons' frames.
+
+    A track's logit is the mean of its frames' logits: averaging many frames is what tells a fake from one bad frame.
+    A clip's logit is its most suspicious track's: one fake person makes the clip fake, and a real bystander does not
+    dilute it.
 
     Args:
-        logits: any shape, float.
-        calibration: from the weights file.
+        tracks: per person the calibrated logits (T,) of the frames, T at least 1 each.
+        low, high: the bounds of the answer.
 
     Returns:
-        float64 of the same shape, in [low, high].
+        P(fake), in [low, high]; `PRIOR` where there is no track.
     """
-    scaled = np.asarray(logits, np.float64) / calibration.temperature + calibration.bias
-    return np.clip(1 / (1 + np.exp(-np.clip(scaled, -700, 700))), calibration.low, calibration.high)
+    if not tracks:
+        return PRIOR
+    logit = max(float(np.mean(logits)) for logits in tracks)
+    return float(np.clip(sigmoid(np.array(logit)), low, high))

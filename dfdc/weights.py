@@ -14,6 +14,8 @@ import struct
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from dfdc.crop import CropGeometry
 
 DIGEST_DIGITS = 12
@@ -50,6 +52,19 @@ class Calibration:
             raise ValueError(f"temperature {self.temperature} and bias {self.bias}: allowed are finite, the first > 0")
         if not 0 < self.low <= 0.5 <= self.high < 1:
             raise ValueError(f"bounds {self.low}, {self.high}: allowed are 0 < low <= 0.5 <= high < 1")
+
+    def logits(self, raw: np.ndarray) -> np.ndarray:
+        """Calibrated logits (any shape, float64) of a net's."""
+        return np.asarray(raw, np.float64) / self.temperature + self.bias
+
+    def probabilities(self, raw: np.ndarray) -> np.ndarray:
+        """P(fake), float64 in [low, high], of a net's logits of any shape."""
+        return np.clip(sigmoid(self.logits(raw)), self.low, self.high)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Probabilities, float64 in 0..1, of logits of any shape."""
+    return 1 / (1 + np.exp(-np.clip(np.asarray(logits, np.float64), -700, 700)))
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dfdc.model import FrameModel, load_initial, save_model  # noqa: E402
-from dfdc.training.dataset import DataError, load_crops  # noqa: E402
-from dfdc.training.loop import TrainSettings, has_folded_norms, revive_batch_norms, train  # noqa: E402
-from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError  # noqa: E402
+from dfdc.model import FrameModel, load_initial, save_model
+from dfdc.training.dataset import DataError, load_crops
+from dfdc.training.loop import TrainSettings, has_folded_norms, revive_batch_norms, train
+from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError
 
 # Folded batch norms are revived on so many crops.
 REVIVAL_CROPS = 256

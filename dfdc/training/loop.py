@@ -16,12 +16,11 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from dfdc.aggregate import calibrate
 from dfdc.model import FrameModel, resize_crops
 from dfdc.training.augment import augment, mix_pairs
 from dfdc.training.dataset import CropSet, pair_epoch
 from dfdc.training.metrics import fit_calibration, measure
-from dfdc.weights import Calibration
+from dfdc.weights import Calibration, sigmoid
 
 
 @dataclass(frozen=True)
@@ -193,8 +192,8 @@ def evaluate(model: FrameModel, crops: CropSet) -> tuple[dict[str, float], Calib
     model.train(training)
     labels = crops.labels.numpy()
     calibration = fit_calibration(labels, logits)
-    raw = measure(labels, calibrate(logits, Calibration(low=1e-6, high=1 - 1e-6)))
-    return {**measure(labels, calibrate(logits, calibration)), "raw_log_loss": raw["log_loss"]}, calibration
+    raw = measure(labels, sigmoid(logits))
+    return {**measure(labels, calibration.probabilities(logits)), "raw_log_loss": raw["log_loss"]}, calibration
 
 
 def _make_batch(

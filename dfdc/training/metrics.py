@@ -8,7 +8,6 @@ import numpy as np
 from scipy.optimize import minimize
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from dfdc.aggregate import calibrate
 from dfdc.weights import Calibration
 
 
@@ -57,7 +56,7 @@ def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> Calibration:
 
     fitted = minimize(loss, np.zeros(2), method="Nelder-Mead").x
     calibration = Calibration(float(np.exp(-fitted[0])), float(fitted[1]), 1e-6, 1 - 1e-6)
-    probabilities = calibrate(logits, calibration)
+    probabilities = calibration.probabilities(logits)
     tenth = max(len(labels) // 10, 1)
     order = np.argsort(probabilities)
     low = (labels[order[:tenth]].sum() + 1) / (tenth + 2) / 4

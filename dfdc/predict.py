@@ -1,0 +1,98 @@
+"""One clip -> one prediction, whatever the clip is: the one place that catches a bad clip."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dfdc.aggregate import clip_probability
+from dfdc.deadline import NEVER, Deadline
+from dfdc.detect import HARD, FaceDetector, Faces
+from dfdc.prediction import Prediction
+from dfdc.runtime import Ensemble
+from dfdc.tracks import Track, link_tracks
+from dfdc.video import Frame, VideoError, VideoTimeout, read_frames
+from dfdc.weights import WeightsFile
+
+log = logging.getLogger(__name__)
+
+# Looking hard costs some twenty times as much a frame, so it is done on so many of them.
+HARD_FRAMES = 8
+# Persons beyond these are left out: a crowd's clip must not cost more than its share. The longest tracks go first.
+MAX_TRACKS = 8
+
+
+class Predictor:
+    """Scores clips with an ensemble on a device."""
+
+    def __init__(self, files: list[WeightsFile], *, device: torch.device, n_frames: int) -> None:
+        """Load nets.
+
+        Args:
+            files: checked weights, at least one.
+            device: where everything but decoding runs.
+            n_frames: how many frames of a clip are looked at.
+        """
+        self.n_frames = n_frames
+        self.detector = FaceDetector(device)
+        self.ensemble = Ensemble(files, device)
+
+    def predict(self, path: Path, *, name: str | None = None, deadline: Deadline = NEVER) -> Prediction:
+        """Score one clip; bad ones get the prior and a reason.
+
+        Args:
+            path: of the clip, whatever it is.
+            name: of its row; None for the file's own.
+            deadline: after it nothing new is begun for this clip.
+        """
+        started = time.monotonic()
+        blank = Prediction(name or path.name)
+        try:
+            prediction = self._predict(path, blank, deadline)
+        except VideoTimeout as error:
+            prediction = replace(blank, status="timeout", reason=str(error))
+        except VideoError as error:
+            prediction = replace(blank, status="unreadable", reason=str(error))
+        except Exception as error:  # a bug or a broken device: the clip gets its row, the log its traceback
+            log.exception("%s: failed", path)
+            prediction = replace(blank, status="error", reason=f"{type(error).__name__}: {error}")
+        return replace(prediction, seconds=time.monotonic() - started)
+
+    def _predict(self, path: Path, blank: Prediction, deadline: Deadline) -> Prediction:
+        frames = read_frames(path, self.n_frames, deadline=deadline)
+        seen = replace(blank, frames=len(frames))
+        if deadline.expired():
+            return replace(seen, status="timeout", reason="out of time after decoding")
+        faces = self.find_faces(frames)
+        tracks = link_tracks(faces)[:MAX_TRACKS]
+        seen = replace(seen, faces=sum(len(found) > 0 for found in faces), tracks=len(tracks))
+        if not tracks:
+            return replace(seen, status="no_face", reason=f"no face in {len(frames)} frames")
+        if deadline.expired():
+            return replace(seen, status="timeout", reason="out of time after detection")
+        label = clip_probability(self.score_tracks(frames, tracks), low=self.ensemble.low, high=self.ensemble.high)
+        return replace(seen, label=label)
+
+    def find_faces(self, frames: list[Frame]) -> list[Faces]:
+        """The faces of each frame; where a quick look at all finds none, a hard look at some."""
+        faces = self.detector.detect([frame.pixels for frame in frames])
+        if any(len(found) for found in faces):
+            return faces
+        for index in np.unique(np.linspace(0, len(frames) - 1, HARD_FRAMES).round().astype(int)):
+            (faces[index],) = self.detector.detect([frames[index].pixels], HARD)
+        return faces
+
+    def score_tracks(self, frames: list[Frame], tracks: list[Track]) -> list[np.ndarray]:
+        """The calibrated logits (T,) of each track's frames."""
+        faces = [
+            (frames[index].pixels, box)
+            for track in tracks
+            for index, box in zip(track.frames, track.boxes, strict=True)
+        ]
+        logits = self.ensemble.score(faces)
+        return np.split(logits, np.cumsum([len(track) for track in tracks])[:-1])

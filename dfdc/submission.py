@@ -1,0 +1,107 @@
+"""Predictions -> submission.csv: complete from the first second, replaced atomically."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from dfdc.inputs import InputError
+from dfdc.prediction import PRIOR, Prediction
+
+log = logging.getLogger(__name__)
+
+# Files are replaced at most so often while results come in; the last state is always written.
+INTERVAL_S = 2.0
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file so that a reader at any moment sees the old one or the new one, whole.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; the old file is left as it was.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(draft, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+class Submission:
+    """submission.csv, and predictions.csv beside it, over a run.
+
+    The submission holds every row from the moment this object is made: first with the prior, then with what is
+    recorded. The predictions hold the clips that are done.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        """Write the first version.
+
+        Args:
+            path: of the submission; its folder exists.
+            names: of the rows, in order.
+
+        Raises:
+            InputError: the folder does not exist or cannot be written.
+        """
+        self.path = path
+        self.predictions: dict[str, Prediction | None] = dict.fromkeys(names)
+        self._written_s = float("-inf")
+        self.details = path.with_name("predictions.csv")
+        if path.name == self.details.name:
+            raise InputError(f"{path}: this name is taken by the details beside the submission; choose another")
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; --out names a file, such as {path / 'submission.csv'}")
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"{path}: its folder does not exist; make it or name another with --out")
+        try:
+            self._write()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror}); name another with --out") from error
+
+    def record(self, prediction: Prediction) -> None:
+        """Take over one clip's prediction; its row must be among the names."""
+        if prediction.filename not in self.predictions:
+            raise KeyError(f"{prediction.filename}: not a row of {self.path}")
+        self.predictions[prediction.filename] = prediction
+        if time.monotonic() - self._written_s >= INTERVAL_S:
+            self.save()
+
+    def save(self) -> bool:
+        """Write now; where that fails the last good files stay, the failure is logged, and the run goes on."""
+        try:
+            self._write()
+        except OSError as error:
+            log.error("%s: not updated (%s); the last good version stays", self.path, error.strerror)
+            return False
+        return True
+
+    def _write(self) -> None:
+        self._written_s = time.monotonic()
+        labels = {name: p.label if p else PRIOR for name, p in self.predictions.items()}
+        write_csv(self.path, ("filename", "label"), ((name, f"{label:.6f}") for name, label in labels.items()))
+        columns = [field.name for field in fields(Prediction)]
+        write_csv(
+            self.details,
+            columns,
+            (_cells(asdict(p)) for p in self.predictions.values() if p),
+        )
+
+
+def _cells(values: dict[str, object]) -> list[object]:
+    return [
+        f"{value:.6f}" if name == "label" else f"{value:.3f}" if name == "seconds" else value
+        for name, value in values.items()
+    ]

@@ -1,0 +1,110 @@
+"""Score videos and write submission.csv.
+
+python kernel.py                                   # inside Kaggle: finds its inputs, needs no flag
+python kernel.py PATH... --out submission.csv      # elsewhere: clips, or folders of clips
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from pathlib import Path
+
+KAGGLE_INPUT = Path("/kaggle/input")
+# Kaggle's nine hours less half an hour for its own start, copy and scoring.
+TIME_LIMIT_S = 8.5 * 3600
+
+
+def find_package(kaggle_input: Path = KAGGLE_INPUT) -> Path:
+    """The folder that holds the dfdc package: this file's, else the first of Kaggle's inputs that has one."""
+    here = Path(__file__).resolve().parent
+    inits = [here / "dfdc/__init__.py"]
+    for depth in range(1, 6):
+        inits += sorted(kaggle_input.glob("*/" * depth + "dfdc/__init__.py"))
+    for init in inits:
+        if init.is_file():
+            return init.parent.parent
+    sys.exit(f"kernel: no package dfdc in {here} or below {kaggle_input}; attach the dataset that holds it")
+
+
+ROOT = find_package()
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from dfdc.deadline import Deadline  # noqa: E402
+from dfdc.inputs import InputError, collect, find_competition  # noqa: E402
+from dfdc.run import count_cores, score_job, summarize  # noqa: E402
+from dfdc.video import SUFFIXES  # noqa: E402
+from dfdc.weights import WeightsError, find_weights  # noqa: E402
+from dfdc.workers import DEFAULT_FRAMES, WorkerSettings  # noqa: E402
+
+
+def build_parser() -> argparse.ArgumentParser:
+    frames = ", ".join(f"{n} on {device}" for device, n in DEFAULT_FRAMES.items())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("paths", nargs="*", type=Path, metavar="PATH", help="clip or folder of clips (default: Kaggle's test_videos)")
+    add("--out", type=Path, default=Path("submission.csv"), help="the file to write (default: %(default)s)")
+    add("--sample-submission", type=Path, help="CSV whose rows are wanted, in its order (default: every clip found)")
+    add(
+        "--weights",
+        type=Path,
+        default=ROOT / "weights",
+        help="weights file or folder; several files form an ensemble (default: weights/ beside the package)",
+    )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
+    add("--frames", type=_positive(int), help=f"frames looked at per clip (default: {frames})")
+    add(
+        "--time-limit",
+        type=_positive(float),
+        default=TIME_LIMIT_S,
+        metavar="SECONDS",
+        help="the file is complete before it ends (default: %(default).0f)",
+    )
+    add(
+        "--workers", type=_positive(int), default=count_cores(), help="clips at once (default: one a core, %(default)s)"
+    )
+    return parser
+
+
+def _positive(kind: type) -> object:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"is {text}; allowed are numbers above 0")
+        return value
+
+    return parse
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    deadline = Deadline.after(args.time_limit)
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        if args.paths:
+            job = collect(args.paths, SUFFIXES, args.sample_submission)
+        else:
+            job = find_competition(KAGGLE_INPUT, SUFFIXES)
+        settings = WorkerSettings(
+            weights=tuple(find_weights(args.weights)),
+            device=args.device,
+            n_frames=args.frames,
+            threads=max(count_cores() // args.workers, 1),
+        )
+        result = score_job(job, args.out, settings, n_workers=args.workers, deadline=deadline)
+    except (InputError, WeightsError) as error:
+        print(f"kernel: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"kernel: interrupted; {args.out} holds what was scored", file=sys.stderr)
+        return 130
+    print(summarize(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
