@@ -6,6 +6,7 @@ one worker; its clip gets a row with the reason, and another worker takes its pl
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -165,10 +166,8 @@ def _start(settings: WorkerSettings) -> _Worker:
 def _give(worker: _Worker, name: str, path: Path, limit_s: float) -> None:
     worker.name = name
     worker.due_s = time.monotonic() + limit_s + GRACE_S
-    try:
+    with contextlib.suppress(OSError):  # it died while idle: its closed connection is noticed at the next wait
         worker.connection.send((path, name, limit_s))
-    except OSError:  # it died while idle: its closed connection is noticed at the next wait
-        pass
 
 
 def _receive(worker: _Worker) -> Prediction | str | None:

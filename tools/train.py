@@ -32,7 +32,7 @@ def train_weights(
     architecture: str = "efficientnet-lite0",
     input_size: int = 224,
     init: Path | None = None,
-    settings: TrainSettings = TrainSettings(),
+    settings: TrainSettings | None = None,
     device: str = "cpu",
     limit: int | None = None,
     progress: bool = True,
@@ -46,7 +46,7 @@ def train_weights(
         architecture: one of `dfdc.weights.ARCHITECTURES`.
         input_size: side in pixels that the net sees, a multiple of 16.
         init: safetensors file to start from; None starts from scratch.
-        settings: of the loop.
+        settings: of the loop; None for the defaults.
         device: "cpu" or "cuda".
         limit: use only so many crops of each split.
         progress: draw progress bars.
@@ -54,6 +54,7 @@ def train_weights(
     Returns:
         The path of the weights file.
     """
+    settings = settings or TrainSettings()
     run.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
