@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dfdc.prediction import PRIOR
@@ -12,8 +14,10 @@ def clip_probability(tracks: list[np.ndarray], *, low: float, high: float) -> fl
     """One probability for a clip from its persons' frames.
 
     A track's logit is the mean of its frames' logits: averaging many frames is what tells a fake from one bad frame.
-    A clip's logit is its most suspicious track's: one fake person makes the clip fake, and a real bystander does not
-    dilute it.
+    A clip is fake if any of its persons is. Among K persons each is fake with the prior 1 - (1 - PRIOR)^(1/K), so
+    that the clip's prior stays `PRIOR` however many faces are found; then the chances that a person is real are
+    multiplied. A certain fake beside real bystanders stays a fake, where a mean would halve it; and a doubtful face
+    in the background does not turn a certain real into a doubtful clip, as a maximum would.
 
     Args:
         tracks: per person the calibrated logits (T,) of the frames, T at least 1 each.
@@ -24,5 +28,12 @@ def clip_probability(tracks: list[np.ndarray], *, low: float, high: float) -> fl
     """
     if not tracks:
         return PRIOR
-    logit = max(float(np.mean(logits)) for logits in tracks)
-    return float(np.clip(sigmoid(np.array(logit)), low, high))
+    prior = 1 - (1 - PRIOR) ** (1 / len(tracks))
+    shift = logit(prior) - logit(PRIOR)
+    fake = sigmoid(np.array([np.mean(logits) for logits in tracks]) + shift)
+    return float(np.clip(1 - np.prod(1 - fake), low, high))
+
+
+def logit(probability: float) -> float:
+    """The inverse of the sigmoid; the probability lies between 0 and 1."""
+    return math.log(probability / (1 - probability))

@@ -13,8 +13,8 @@ import torch
 from dfdc.aggregate import clip_probability
 from dfdc.deadline import NEVER, Deadline
 from dfdc.detect import HARD, FaceDetector, Faces
+from dfdc.ensemble import Ensemble
 from dfdc.prediction import Prediction
-from dfdc.runtime import Ensemble
 from dfdc.tracks import Track, link_tracks
 from dfdc.video import Frame, VideoError, VideoTimeout, read_frames
 from dfdc.weights import WeightsFile
@@ -64,19 +64,24 @@ class Predictor:
         return replace(prediction, seconds=time.monotonic() - started)
 
     def _predict(self, path: Path, blank: Prediction, deadline: Deadline) -> Prediction:
+        clock = time.process_time
+        started = clock()
         frames = read_frames(path, self.n_frames, deadline=deadline)
-        seen = replace(blank, frames=len(frames))
+        decoded = clock()
+        seen = replace(blank, frames=len(frames), decode_s=decoded - started)
         if deadline.expired():
             return replace(seen, status="timeout", reason="out of time after decoding")
         faces = self.find_faces(frames)
         tracks = link_tracks(faces)[:MAX_TRACKS]
-        seen = replace(seen, faces=sum(len(found) > 0 for found in faces), tracks=len(tracks))
+        detected = clock()
+        n_faces = sum(len(found) > 0 for found in faces)
+        seen = replace(seen, faces=n_faces, tracks=len(tracks), detect_s=detected - decoded)
         if not tracks:
             return replace(seen, status="no_face", reason=f"no face in {len(frames)} frames")
         if deadline.expired():
             return replace(seen, status="timeout", reason="out of time after detection")
         label = clip_probability(self.score_tracks(frames, tracks), low=self.ensemble.low, high=self.ensemble.high)
-        return replace(seen, label=label)
+        return replace(seen, label=label, score_s=clock() - detected)
 
     def find_faces(self, frames: list[Frame]) -> list[Faces]:
         """The faces of each frame; where a quick look at all finds none, a hard look at some."""

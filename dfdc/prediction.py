@@ -23,6 +23,7 @@ class Prediction:
         faces: in how many of them a face was found.
         tracks: how many persons were scored.
         seconds: wall time of one worker.
+        decode_s, detect_s, score_s: core-seconds spent on reading frames, on finding faces, and on crops and nets.
     """
 
     filename: str
@@ -33,6 +34,9 @@ class Prediction:
     faces: int = 0
     tracks: int = 0
     seconds: float = 0.0
+    decode_s: float = 0.0
+    detect_s: float = 0.0
+    score_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES or not 0 < self.label < 1:

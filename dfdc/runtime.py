@@ -1,16 +1,28 @@
-"""Weights on a device: crops -> calibrated logits of the whole ensemble."""
+"""A net on a device: CUDA by torch, the CPU by OpenVINO where it is installed, else by torch."""
 
 from __future__ import annotations
 
-import numpy as np
+import logging
+import warnings
+from collections.abc import Callable
+
 import torch
+from torch import Tensor, nn
 
-from dfdc.crop import CropGeometry, crop_face
-from dfdc.model import load_model
-from dfdc.weights import WeightsError, WeightsFile
+try:
+    import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+except ImportError:
+    openvino = None
 
-# Crops go through a net in groups of so many: on two cores larger groups are no faster, only larger.
-BATCH_CROPS = {"cpu": 16, "cuda": 256}
+log = logging.getLogger(__name__)
+
+Net = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+class DeviceError(Exception):
+    """A device that is asked for and not there; the message names the cure."""
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -20,62 +32,66 @@ def choose_device(wanted: str) -> torch.device:
         wanted: "cpu", "cuda", or "auto" for CUDA where there is one.
 
     Raises:
-        WeightsError: CUDA is wanted and there is none.
+        DeviceError: CUDA is wanted and there is none.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise WeightsError("--device cuda: no CUDA device is visible; use --device cpu or auto, or turn the GPU on")
+        raise DeviceError("--device cuda: no CUDA device is visible; use --device cpu or auto, or turn the GPU on")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-class Ensemble:
-    """One or several nets that answer together; half precision on CUDA, single on the CPU.
-
-    Attributes:
-        low, high: bounds of the ensemble's probabilities, the means of its members'.
-    """
-
-    def __init__(self, files: list[WeightsFile], device: torch.device) -> None:
-        self.device = device
-        self.models = [load_model(file, device=device, half=device.type == "cuda") for file in files]
-        calibrations = [model.spec.calibration for model in self.models]
-        self.low = float(np.mean([c.low for c in calibrations]))
-        self.high = float(np.mean([c.high for c in calibrations]))
-
-    def score(self, faces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """Score faces, each cut as each net wants it.
-
-        Args:
-            faces: pairs of a frame (H, W, 3) uint8 RGB and a box (4,) x0, y0, x1, y1 in its pixels.
-
-        Returns:
-            (N,) float64: the mean over the nets of their calibrated logits; above 0 means fake.
-        """
-        crops: dict[CropGeometry, torch.Tensor] = {}
-        logits = np.zeros(len(faces))
-        for model in self.models:
-            geometry = model.spec.crop
-            if geometry not in crops:
-                crops[geometry] = cut_crops(faces, geometry)
-            logits += model.spec.calibration.logits(self._run(model, crops[geometry]))
-        return logits / len(self.models)
-
-    @torch.inference_mode()
-    def _run(self, model: torch.nn.Module, crops: torch.Tensor) -> np.ndarray:
-        batches = crops.split(BATCH_CROPS[self.device.type])
-        return np.concatenate([model(batch.to(self.device)).float().cpu().numpy() for batch in batches] or [[]])
+def describe_runtime(device: torch.device) -> str:
+    """What runs the nets, in words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    if openvino is None:
+        return f"CPU, torch {torch.__version__} (OpenVINO is not installed: nets take about twice the time)"
+    return f"CPU, OpenVINO {openvino.get_version().split('-')[0]}"
 
 
-def cut_crops(faces: list[tuple[np.ndarray, np.ndarray]], geometry: CropGeometry) -> torch.Tensor:
-    """Crops of faces as one batch.
+def compile_net(net: nn.Module, example: Tensor, *, any_size: bool = False) -> Net:
+    """Make a net as fast as its device allows.
 
     Args:
-        faces: pairs of a frame (H, W, 3) uint8 RGB and a box (4,).
-        geometry: how they are cut.
+        net: in evaluation mode; takes one (N, C, H, W) tensor, answers with one tensor or several.
+        example: an input on the net's device; its type and, unless any_size, its C, H and W are fixed.
+        any_size: whether H and W vary.
 
     Returns:
-        (N, 3, size, size) uint8 RGB, channels last in memory.
+        A function from an input to a tuple of outputs on the same device; N is free.
     """
-    crops = np.empty((len(faces), geometry.size, geometry.size, 3), np.uint8)
-    for crop, (frame, box) in zip(crops, faces, strict=True):
-        crop[:] = crop_face(frame, box, geometry)
-    return torch.from_numpy(crops).permute(0, 3, 1, 2)
+    if example.device.type == "cpu" and openvino is not None:
+        try:
+            return _compile_openvino(net, example, any_size)
+        except Exception as error:  # whatever an OpenVINO of another version takes offence at, torch can do
+            log.warning("OpenVINO cannot take %s (%s); torch runs it", type(net).__name__, error)
+
+    @torch.inference_mode()
+    def run(inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = net(inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    return run
+
+
+def _compile_openvino(net: nn.Module, example: Tensor, any_size: bool) -> Net:
+    # The frontend is called by hand, for openvino.convert_model reports its use over the network and takes a second
+    # longer for it.
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated, yet what OpenVINO's frontend reads; sizes are fixed
+        traced = torch.jit.freeze(torch.jit.trace(net, example, check_trace=False))
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    decoder = TorchScriptPythonDecoder(traced)
+    model = frontend.convert(frontend.load(decoder))
+    channels, *size = example.shape[1:]
+    (parameter,) = model.get_parameters()
+    parameter.set_element_type(openvino.Type(example.numpy().dtype))
+    parameter.set_partial_shape(openvino.PartialShape([-1, channels, *((-1, -1) if any_size else size)]))
+    model.validate_nodes_and_infer_types()
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.Core().compile_model(model, "CPU", options)
+
+    def run(inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = compiled(inputs.contiguous().numpy())
+        return tuple(torch.from_numpy(outputs[i]) for i in range(len(compiled.outputs)))
+
+    return run

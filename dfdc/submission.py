@@ -101,7 +101,5 @@ class Submission:
 
 
 def _cells(values: dict[str, object]) -> list[object]:
-    return [
-        f"{value:.6f}" if name == "label" else f"{value:.3f}" if name == "seconds" else value
-        for name, value in values.items()
-    ]
+    digits = {"label": 6, "seconds": 3, "decode_s": 3, "detect_s": 3, "score_s": 3}
+    return [f"{value:.{digits[name]}f}" if name in digits else value for name, value in values.items()]

@@ -201,7 +201,7 @@ def _work(connection: Connection, settings: WorkerSettings) -> None:
     import torch
 
     from dfdc.predict import Predictor
-    from dfdc.runtime import choose_device
+    from dfdc.runtime import DeviceError, choose_device
     from dfdc.weights import WeightsError
 
     cv2.setNumThreads(settings.threads)
@@ -210,7 +210,7 @@ def _work(connection: Connection, settings: WorkerSettings) -> None:
         device = choose_device(settings.device)
         n_frames = settings.n_frames or DEFAULT_FRAMES[device.type]
         predictor = Predictor(list(settings.weights), device=device, n_frames=n_frames)
-    except WeightsError as error:
+    except (DeviceError, WeightsError) as error:
         connection.send(str(error))
         return
     connection.send("ready")

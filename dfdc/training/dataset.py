@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 COLUMNS = ("path", "video", "label", "original", "split")
+LABELS = ("REAL", "FAKE")
 
 
 class DataError(Exception):
@@ -27,7 +28,8 @@ class CropSet:
     Attributes:
         images: (N, 3, S, S) uint8 RGB, channels last in memory.
         labels: (N,) float32, 1 = fake.
-        originals: (N,) int64, the index of a fake's original in this set; -1 where it is absent or the crop is real.
+        originals: (N,) int64, the index of the same face and moment in a fake's original; -1 where that is absent or
+            the crop is real.
         videos: the video that each crop is from.
     """
 
@@ -45,7 +47,8 @@ def read_table(csv: Path) -> pd.DataFrame:
 
     Args:
         csv: columns path, video, label (REAL|FAKE), original (for fakes), split, and optionally shard (a zip beside
-            the CSV that holds the image).
+            the CSV that holds the image), frame and track (which of a video's crops it is; an original's and its
+            fakes' agree).
 
     Raises:
         DataError: no such file, a column is missing, a label is neither REAL nor FAKE, or a split shares an original
@@ -58,9 +61,11 @@ def read_table(csv: Path) -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise DataError(f"{csv}: columns {', '.join(missing)} are missing; needed are {', '.join(COLUMNS)}")
-    wrong = table.loc[~table.label.isin(["REAL", "FAKE"])]
+    wrong = table.loc[~table.label.isin(LABELS)]
     if len(wrong):
-        raise DataError(f"{csv}: {wrong.path.iloc[0]} has the label {wrong.label.iloc[0]!r}; allowed are REAL and FAKE")
+        raise DataError(
+            f"{csv}: {wrong.path.iloc[0]} has the label {wrong.label.iloc[0]!r}; allowed are {' and '.join(LABELS)}"
+        )
     source = table.original.where(table.label == "FAKE", table.video)
     shared = table.assign(source=source).groupby("source").split.nunique()
     if (shared > 1).any():
@@ -69,6 +74,21 @@ def read_table(csv: Path) -> pd.DataFrame:
             "an original and its fakes must share one, or validation measures memory"
         )
     return table
+
+
+def read_split(csv: Path, *, split: str, limit: int | None = None) -> pd.DataFrame:
+    """The rows of one split, in the table's order, at most `limit` of them; see `read_table`.
+
+    Raises:
+        DataError: the table is wrong, or no row has the split.
+    """
+    table = read_table(csv)
+    rows = table[table.split == split].reset_index(drop=True).head(limit)
+    if rows.empty:
+        raise DataError(
+            f"{csv}: no row has the split {split!r}; it has {', '.join(sorted(set(table.split))) or 'none'}"
+        )
+    return rows
 
 
 def load_crops(csv: Path, *, split: str, limit: int | None = None, progress: bool = True) -> CropSet:
@@ -83,27 +103,29 @@ def load_crops(csv: Path, *, split: str, limit: int | None = None, progress: boo
     Raises:
         DataError: the table is wrong, the split is empty, or an image is missing or does not decode.
     """
-    table = read_table(csv)
-    table = table[table.split == split].reset_index(drop=True).head(limit)
-    if table.empty:
-        raise DataError(f"{csv}: no row has the split {split!r}")
+    table = read_split(csv, split=split, limit=limit)
     images: Tensor | None = None
     shards: dict[str, zipfile.ZipFile] = {}
     for i, row in enumerate(tqdm(table.to_dict("records"), desc=f"reading {split}", disable=not progress)):
         pixels = _read_image(csv.parent, row["path"], row.get("shard", ""), shards)
         if images is None:
-            images = torch.empty((len(table), 3, *pixels.shape[:2]), dtype=torch.uint8).to(
-                memory_format=torch.channels_last
-            )
+            shape = (len(table), 3, *pixels.shape[:2])
+            images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
         if pixels.shape[:2] != images.shape[2:]:
             raise DataError(f"{row['path']}: {pixels.shape[:2]} pixels, others have {tuple(images.shape[2:])}")
         images[i] = torch.from_numpy(pixels).permute(2, 0, 1)
     for shard in shards.values():
         shard.close()
-    index = {video: i for i, video in enumerate(table.video)}
-    fake = table.label == "FAKE"
-    originals = [index.get(name, -1) if is_fake else -1 for name, is_fake in zip(table.original, fake, strict=True)]
-    return CropSet(images, torch.tensor(fake.to_numpy(np.float32)), torch.tensor(originals), list(table.video))
+    labels = torch.tensor((table.label == "FAKE").to_numpy(np.float32))
+    return CropSet(images, labels, torch.tensor(_find_originals(table)), list(table.video))
+
+
+def _find_originals(table: pd.DataFrame) -> list[int]:
+    """Per row the index of the same face and moment in its original, -1 where there is none."""
+    places = [table[name] for name in ("frame", "track") if name in table]
+    index = {key: i for i, key in enumerate(zip(table.video, *places, strict=True))}
+    wanted = zip(table.original.where(table.label == "FAKE", ""), *places, strict=True)
+    return [index.get(key, -1) for key in wanted]
 
 
 def _read_image(folder: Path, name: str, shard: str, shards: dict[str, zipfile.ZipFile]) -> np.ndarray:
@@ -123,7 +145,7 @@ def _read_image(folder: Path, name: str, shard: str, shards: dict[str, zipfile.Z
 
 
 def pair_epoch(crops: CropSet, generator: torch.Generator) -> Tensor:
-    """One epoch: every real once, beside a fake of it where there is one, else beside any fake without original.
+    """One epoch: every real once, beside a fake of it where there is one, else beside one that is left over.
 
     Args:
         crops: holds reals and fakes.
@@ -139,7 +161,8 @@ def pair_epoch(crops: CropSet, generator: torch.Generator) -> Tensor:
     fakes = fakes[torch.randperm(len(fakes), generator=generator)]
     fake_of = torch.full((len(crops),), -1)
     paired = fakes[crops.originals[fakes] >= 0]
-    fake_of[crops.originals[paired]] = paired
+    # NumPy promises that the last of several values stays; torch does not, and a resumed run must draw the same.
+    fake_of.numpy()[crops.originals[paired].numpy()] = paired.numpy()
     spare = fakes[~torch.isin(fakes, fake_of)]
     chosen = fake_of[reals]
     lonely = torch.nonzero(chosen < 0).squeeze(1)

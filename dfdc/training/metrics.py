@@ -37,6 +37,52 @@ def measure(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     }
 
 
+def measure_intervals(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    generator: np.random.Generator,
+    *,
+    groups: np.ndarray | None = None,
+    samples: int = 1000,
+) -> dict[str, dict[str, float] | int]:
+    """The scores of `measure`, each with a 95 % bootstrap interval.
+
+    Samples are drawn with replacement within each class, so that every score stays defined.
+
+    Args:
+        labels: (N,) 0 = real, 1 = fake; both occur.
+        probabilities: (N,) in (0, 1).
+        generator: the only source of chance.
+        groups: (N,) names of what is drawn as a whole, such as the video that several crops are from; None draws
+            predictions.
+        samples: how many, at least 1.
+
+    Returns:
+        Per score its value, low and high; and n, a plain number.
+    """
+    labels, probabilities = np.asarray(labels, int), np.asarray(probabilities)
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    classes = [_members(np.flatnonzero(labels == k), groups) for k in (0, 1)]
+    drawn = []
+    for _ in range(samples):
+        picks = [members[i] for members in classes for i in generator.integers(len(members), size=len(members))]
+        sample = np.concatenate(picks)
+        drawn.append(measure(labels[sample], probabilities[sample]))
+    values = measure(labels, probabilities)
+    scores: dict[str, dict[str, float] | int] = {"n": int(values.pop("n"))}
+    for name, value in values.items():
+        low, high = np.quantile([scores[name] for scores in drawn], (0.025, 0.975))
+        scores[name] = {"value": value, "low": float(low), "high": float(high)}
+    return scores
+
+
+def _members(indices: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
+    """The indices, group by group."""
+    order = indices[np.argsort(groups[indices], kind="stable")]
+    _, starts = np.unique(groups[order], return_index=True)
+    return np.split(order, starts[1:])
+
+
 def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> Calibration:
     """Fit temperature and bias by least log loss, then the bounds.
 

@@ -1,0 +1,100 @@
+"""DFDC's metadata.json -> labelled clips, an original together with its fakes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+
+from dfdc.training.dataset import LABELS, DataError
+
+METADATA = "metadata.json"
+
+
+@dataclass(frozen=True)
+class LabelledClip:
+    """What metadata.json says of one clip.
+
+    Attributes:
+        path: where the clip should be; nothing has looked yet.
+        label: REAL or FAKE.
+        original: name of the clip that a fake was made from; empty where it is not known, and for reals.
+        manipulation: how a fake was made, in one word; empty where that is not told.
+        split: "train", "val" or any other word.
+    """
+
+    path: Path
+    label: str
+    original: str = ""
+    manipulation: str = ""
+    split: str = "train"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def source(self) -> str:
+        """The name that an original shares with its fakes."""
+        return self.original or self.name
+
+
+def read_metadata(folder: Path) -> list[LabelledClip]:
+    """The clips that a folder's metadata.json lists, by name.
+
+    Args:
+        folder: holds metadata.json in DFDC's form, a dictionary from file name to {"label": "REAL" or "FAKE", and
+            optionally "original", "manipulation", "split"}. Listed clips may be absent.
+
+    Raises:
+        DataError: no such file, not of that form, another label, or a name that leads outside the folder.
+    """
+    path = folder / METADATA
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); a folder of clips needs it, in DFDC's form") from error
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise DataError(
+            f'{path}: not in DFDC\'s form, {{"name.mp4": {{"label": "FAKE", "original": "other.mp4"}}, ...}}'
+        )
+    clips = []
+    for name, entry in sorted(entries.items()):
+        if PureWindowsPath(name).name != name or name in ("", ".", "..") or "\0" in name:
+            raise DataError(f"{path}: {name!r} leads outside the folder; allowed are names of files in it")
+        label = entry.get("label")
+        if label not in LABELS:
+            raise DataError(f"{path}: {name} has the label {label!r}; allowed are {' and '.join(LABELS)}")
+        original = str(entry.get("original") or "") if label == "FAKE" else ""
+        manipulation = str(entry.get("manipulation") or "") if label == "FAKE" else ""
+        clips.append(LabelledClip(folder / name, label, original, manipulation, str(entry.get("split") or "train")))
+    return clips
+
+
+def group_families(clips: Iterable[LabelledClip]) -> list[list[LabelledClip]]:
+    """Originals with their fakes: one list each, the original first where it is there.
+
+    Raises:
+        DataError: two clips share a name, or a fake's original is itself a fake.
+    """
+    named: dict[str, LabelledClip] = {}
+    families: dict[str, list[LabelledClip]] = {}
+    for clip in clips:
+        if named.setdefault(clip.name, clip) is not clip:
+            raise DataError(f"{clip.path}: shares its name with {named[clip.name].path}; crops go by name, rename one")
+        families.setdefault(clip.source, []).append(clip)
+    for clip in named.values():
+        if clip.original in named and named[clip.original].label != "REAL":
+            raise DataError(f"{clip.path}: its original {clip.original} is labelled FAKE; correct {METADATA}")
+    return [sorted(family, key=lambda clip: (clip.label != "REAL", clip.name)) for family in families.values()]
+
+
+def is_held_out(clip: LabelledClip, share: float) -> bool:
+    """Whether a clip is among the share (0 to 1) that is kept for validation: decided by its source's name alone.
+
+    An original and its fakes are decided alike, and a clip's answer does not change when others are added.
+    """
+    digest = hashlib.sha256(clip.source.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:4], "big") < share * 2**32

@@ -1,0 +1,386 @@
+"""Labelled clips -> face crops on disk, those of a fake aligned with its original's pixel for pixel.
+
+A clip's images and a record of them, clip.json, are written to a folder that moves to its place when it is complete:
+a clip whose folder is there is done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import shutil
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from skimage.metrics import structural_similarity
+
+from dfdc.crop import CropGeometry, crop_face
+from dfdc.deadline import NEVER
+from dfdc.detect import FaceDetector, Faces
+from dfdc.predict import MAX_TRACKS
+from dfdc.tracks import Track, link_tracks
+from dfdc.training.clips import LabelledClip
+from dfdc.video import Frame, VideoError, _decode, _index, read_frames
+
+log = logging.getLogger(__name__)
+
+CROP_COLUMNS = (
+    *("path", "video", "label", "original", "manipulation", "split", "frame", "time", "track"),
+    *("box", "landmarks", "source_size", "difference", "ssim"),
+)
+FRAME_COLUMNS = ("name", "label")
+# Finished clips, and those in the making, below the output folder.
+IMAGES, DRAFTS, RECORD = "images", "drafts", "clip.json"
+# A fake's frame belongs to its original's if their times agree to half a frame at 60 a second.
+SAME_TIME_S = 0.008
+# FaceForensics++'s Face2Face and NeuralTextures trim 11 and 8 px from both sides to get to multiples of 32 (measured by
+# shifting them over their originals); what differs by more was scaled, and cannot be compared pixel for pixel.
+MAX_TRIM = 64
+# A track that differs no more than this, on average, was not manipulated. Of 1,703 fakes of DFDC the closest to its
+# original (in the dark) has 1.5 levels and .972; a real clip encoded again at CRF 18 has 1.4 to 1.9 and .98.
+EQUAL_DIFFERENCE, EQUAL_SSIM = 1.0, 0.98
+PLAIN_JPEG_QUALITY = 95
+
+
+class Misaligned(VideoError):
+    """A fake that cannot be laid over its original."""
+
+
+@dataclass(frozen=True)
+class CutSettings:
+    """How clips are cut.
+
+    Attributes:
+        n_frames: looked at per clip, spread evenly over its time.
+        geometry: of the crops.
+        jpeg_quality: of the crops, 1 to 100; None writes PNG, which loses nothing.
+        skip_equal: whether a fake's tracks that look like the original are left out.
+        plain_frames: write whole frames as JPEG instead of crops.
+    """
+
+    n_frames: int = 16
+    geometry: CropGeometry = field(default_factory=CropGeometry)
+    jpeg_quality: int | None = None
+    skip_equal: bool = False
+    plain_frames: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_frames < 1:
+            raise ValueError(f"n_frames is {self.n_frames}; allowed: 1 and up")
+        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality is {self.jpeg_quality}; allowed: 1 to 100, or None for PNG")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return FRAME_COLUMNS if self.plain_frames else CROP_COLUMNS
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One face of one frame.
+
+    Attributes:
+        frame: index among the clip's sampled frames; a fake's is its original's.
+        time_s: seconds from the clip's first frame.
+        track: index of the person.
+        box: (4,) float32 x0, y0, x1, y1 in pixels of the frame.
+        landmarks: (5, 2) float32 x, y; None where the box is interpolated.
+        crop: (size, size, 3) uint8 RGB.
+    """
+
+    frame: int
+    time_s: float
+    track: int
+    box: np.ndarray
+    landmarks: np.ndarray | None
+    crop: np.ndarray
+
+
+@dataclass(frozen=True)
+class CutClip:
+    """The faces of one clip, and the height and width in pixels of its frames."""
+
+    size: tuple[int, int]
+    cuts: list[Cut]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of one clip.
+
+    Attributes:
+        video: its name.
+        status: "ok", "no_face", "unreadable", "misaligned", "equal" or "error".
+        reason: why it is not "ok".
+        rows: of the table, one for each image, in the order of the settings' columns.
+    """
+
+    video: str
+    status: str = "ok"
+    reason: str = ""
+    rows: tuple[tuple[object, ...], ...] = ()
+
+
+def cut_clip(path: Path, detector: FaceDetector, settings: CutSettings) -> CutClip:
+    """Find and cut the faces of a clip as the kernel does.
+
+    Raises:
+        VideoError: it gives no frame.
+    """
+    frames = read_frames(path, settings.n_frames)
+    faces = detector.detect([frame.pixels for frame in frames])
+    tracks = link_tracks(faces)[:MAX_TRACKS]
+    cuts = [
+        Cut(
+            int(index),
+            frames[index].time_s,
+            number,
+            box,
+            _landmarks(faces[index], box) if found else None,
+            crop_face(frames[index].pixels, box, settings.geometry),
+        )
+        for number, track in enumerate(tracks)
+        for index, box, found in _positions(track)
+    ]
+    return CutClip(frames[0].pixels.shape[:2], cuts)
+
+
+def cut_fake(path: Path, original: CutClip, settings: CutSettings) -> CutClip:
+    """Cut a fake where its original was cut: the same moments, the same boxes.
+
+    Args:
+        path: of the fake.
+        original: with at least one face.
+        settings: those of the original.
+
+    Raises:
+        Misaligned: its frames have another size, or none is shown when one of the original's is.
+        VideoError: it gives no frame.
+    """
+    times = {cut.time_s for cut in original.cuts}
+    frames = _read_moments(path, sorted(times))
+    if not frames:
+        raise VideoError("no frame of it decodes at its original's times")
+    size = frames[0].pixels.shape[:2]
+    trims = np.subtract(size, original.size) / 2
+    if (np.abs(trims) > MAX_TRIM / 2).any():
+        raise Misaligned("{1}x{0} pixels, its original has {3}x{2}".format(*size, *original.size))
+    shift = trims[::-1].astype(np.float32)
+    cuts = []
+    for cut in original.cuts:
+        frame = min(frames, key=lambda frame: abs(frame.time_s - cut.time_s))
+        if abs(frame.time_s - cut.time_s) <= SAME_TIME_S:
+            box = cut.box + np.tile(shift, 2)
+            landmarks = None if cut.landmarks is None else cut.landmarks + shift
+            crop = crop_face(frame.pixels, box, settings.geometry)
+            cuts.append(replace(cut, box=box, landmarks=landmarks, crop=crop))
+    if not cuts:
+        raise Misaligned("none of its frames is shown when one of its original's is")
+    return CutClip(size, cuts)
+
+
+def compare(cut: Cut, original: Cut) -> tuple[float, float]:
+    """Mean absolute difference in levels (0 to 255) and structural similarity (-1 to 1) of two crops."""
+    difference = np.abs(cut.crop.astype(np.int16) - original.crop).mean()
+    return float(difference), float(structural_similarity(cut.crop, original.crop, channel_axis=2, data_range=255))
+
+
+def cut_family(
+    clips: list[LabelledClip], out: Path, detector: FaceDetector, settings: CutSettings, *, done: frozenset[str]
+) -> list[Report]:
+    """Cut an original and its fakes, and write what they give.
+
+    Args:
+        clips: one family, the original first where it is there.
+        out: folder that gets a folder for each clip.
+        detector: finds faces.
+        settings: how.
+        done: names of clips that are not to be written again.
+
+    Returns:
+        A report for each clip that was not done; those with the status "error" are logged and not marked as done.
+    """
+    reports, original = [], None
+    todo = [clip for clip in clips if clip.name not in done]
+    for clip in clips:
+        needed_for_fakes = clip.label == "REAL" and len(clips) > 1 and todo and not settings.plain_frames
+        if clip not in todo and not needed_for_fakes:
+            continue
+        try:
+            if settings.plain_frames:
+                images, report = _plain_frames(clip, settings)
+            else:
+                cut = cut_fake(clip.path, original, settings) if original else cut_clip(clip.path, detector, settings)
+                images, report = _describe(clip, cut, original, settings)
+                original = cut if clip.label == "REAL" and cut.cuts else original
+        except VideoError as error:
+            status = "misaligned" if isinstance(error, Misaligned) else "unreadable"
+            images, report = {}, Report(clip.name, status, str(error))
+        except OSError:
+            raise
+        except Exception as error:  # one odd clip must not end a run of days
+            log.exception("%s: failed", clip.path)
+            reports.append(Report(clip.name, "error", f"{type(error).__name__}: {error}"))
+            continue
+        if clip in todo:
+            _store(out, report, images, settings)
+            reports.append(report)
+    return reports
+
+
+def cut_families(
+    families: list[list[LabelledClip]],
+    out: Path,
+    settings: CutSettings,
+    *,
+    n_workers: int,
+    device: str = "cpu",
+    done: frozenset[str] = frozenset(),
+) -> Iterator[list[Report]]:
+    """`cut_family` over many families, in as many processes, in the order in which they get done.
+
+    Args:
+        families: from `dfdc.training.clips.group_families`.
+        out: see `cut_family`.
+        settings: how.
+        n_workers: how many families at once; one works in this process.
+        device: "cpu" or "cuda", where faces are looked for.
+        done: names of clips that are not to be written again.
+
+    Raises:
+        BrokenProcessPool: a worker died.
+        OSError: the output cannot be written.
+    """
+    if n_workers == 1:
+        detector = FaceDetector(device)
+        for family in families:
+            yield cut_family(family, out, detector, settings, done=done)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(n_workers, context, initializer=_start_worker, initargs=(device,))
+    try:
+        futures = [
+            pool.submit(_cut_in_worker, family, out, settings, done & {clip.name for clip in family})
+            for family in families
+        ]
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_detectors: list[FaceDetector] = []
+
+
+def _start_worker(device: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    _detectors.append(FaceDetector(device))
+
+
+def _cut_in_worker(family: list[LabelledClip], out: Path, settings: CutSettings, done: frozenset[str]) -> list[Report]:
+    return cut_family(family, out, _detectors[0], settings, done=done)
+
+
+def read_records(out: Path) -> Iterator[Report]:
+    """The reports of the clips that are done, by name."""
+    for path in sorted(out.glob(f"{IMAGES}/*/{RECORD}")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        yield Report(**{**record, "rows": tuple(tuple(row) for row in record["rows"])})
+
+
+def _positions(track: Track) -> Iterator[tuple[int, np.ndarray, bool]]:
+    return zip(track.frames, track.boxes, track.found, strict=True)
+
+
+def _landmarks(faces: Faces, box: np.ndarray) -> np.ndarray:
+    return faces.landmarks[np.abs(faces.boxes - box).sum(1).argmin()]
+
+
+def _read_moments(path: Path, times_s: list[float]) -> list[Frame]:
+    """The frames nearest to some moments, in seconds from the first frame.
+
+    Every frame is decoded. `read_frames` skips those that no other refers to, which are others in every encoding: on
+    FaceForensics++ a third of a fake's frames were one off its original's.
+    """
+    index = _index(path, NEVER)
+    return _decode(path, [index.times[0] + time for time in times_s], "DEFAULT", NEVER, timed=index.timed)
+
+
+def _describe(
+    clip: LabelledClip, cut_clip: CutClip, original: CutClip | None, settings: CutSettings
+) -> tuple[dict[str, np.ndarray], Report]:
+    """The images of a clip by file name, and their rows."""
+    if not cut_clip.cuts:
+        return {}, Report(clip.name, "no_face", f"no face in {settings.n_frames} frames")
+    likeness: dict[tuple[int, int], tuple[float, float]] = {}
+    if original:
+        twins = {(cut.frame, cut.track): cut for cut in original.cuts}
+        likeness = {(cut.frame, cut.track): compare(cut, twins[cut.frame, cut.track]) for cut in cut_clip.cuts}
+    equal = _equal_tracks(likeness) if settings.skip_equal else set()
+    images, rows = {}, []
+    for cut in cut_clip.cuts:
+        if cut.track in equal:
+            continue
+        name = f"{cut.frame:05d}-{cut.track}.{'png' if settings.jpeg_quality is None else 'jpg'}"
+        images[name] = cut.crop
+        difference, ssim = likeness.get((cut.frame, cut.track), ("", ""))
+        row = {
+            "path": f"{IMAGES}/{clip.name}/{name}",
+            **{"video": clip.name, "label": clip.label, "original": clip.original},
+            **{"manipulation": clip.manipulation, "split": clip.split},
+            **{"frame": cut.frame, "time": round(cut.time_s, 4), "track": cut.track},
+            "box": _numbers(cut.box),
+            "landmarks": "" if cut.landmarks is None else _numbers(cut.landmarks),
+            "source_size": settings.geometry.square(cut.box)[2],
+            "difference": difference and round(difference, 4),
+            "ssim": ssim and round(ssim, 5),
+        }
+        rows.append(tuple(row[column] for column in CROP_COLUMNS))
+    if not rows:
+        return {}, Report(clip.name, "equal", "its faces are its original's: only its sound is fake, if that")
+    return images, Report(clip.name, rows=tuple(rows))
+
+
+def _equal_tracks(likeness: dict[tuple[int, int], tuple[float, float]]) -> set[int]:
+    """The tracks of those that `compare` found equal, given by frame and track."""
+    tracks: dict[int, list[tuple[float, float]]] = {}
+    for (_, track), values in likeness.items():
+        tracks.setdefault(track, []).append(values)
+    means = {track: np.mean(values, 0) for track, values in tracks.items()}
+    return {track for track, (levels, ssim) in means.items() if levels <= EQUAL_DIFFERENCE and ssim >= EQUAL_SSIM}
+
+
+def _plain_frames(clip: LabelledClip, settings: CutSettings) -> tuple[dict[str, np.ndarray], Report]:
+    frames = read_frames(clip.path, settings.n_frames)
+    images = {f"{index:05d}.jpg": frame.pixels for index, frame in enumerate(frames)}
+    return images, Report(clip.name, rows=tuple((f"{IMAGES}/{clip.name}/{name}", clip.label) for name in images))
+
+
+def _numbers(values: np.ndarray) -> str:
+    return " ".join(str(value) for value in values.flat)
+
+
+def _store(out: Path, report: Report, images: dict[str, np.ndarray], settings: CutSettings) -> None:
+    draft = out / DRAFTS / report.video
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    for name, pixels in images.items():
+        quality = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality or PLAIN_JPEG_QUALITY]
+        options = quality if name.endswith(".jpg") else []
+        if not cv2.imwrite(str(draft / name), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options):
+            raise OSError(f"{draft / name}: cannot be written; is the disk full?")
+    (draft / RECORD).write_text(json.dumps(asdict(report)), encoding="utf-8")
+    folder = out / IMAGES / report.video
+    folder.parent.mkdir(exist_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    draft.rename(folder)

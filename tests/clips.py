@@ -1,0 +1,103 @@
+"""Small clips whose every frame shows its own number, written with PyAV."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+# A frame shows its number in binary as upright bars: red is high in a 1 and low in a 0, blue the other way round, so
+# that swapped channels read as another number.
+BITS = 8
+ONE, ZERO = (230, 140, 40), (30, 60, 150)
+
+
+def draw(number: int, size: tuple[int, int]) -> np.ndarray:
+    """The picture (H, W, 3) uint8 RGB of a number 0 to 255, highest bit first; size is (width, height)."""
+    width, height = size
+    bits = [number >> (BITS - 1 - column * BITS // width) & 1 for column in range(width)]
+    return np.broadcast_to(np.array([ONE if bit else ZERO for bit in bits], np.uint8), (height, width, 3)).copy()
+
+
+def number_of(pixels: np.ndarray) -> int:
+    """The number that a picture shows, whatever lossy coding and scaling did to it."""
+    bars = np.array_split(pixels.astype(int), BITS, axis=1)
+    return sum(int(bar[..., 0].mean() > bar[..., 2].mean()) << (BITS - 1 - i) for i, bar in enumerate(bars))
+
+
+def write_clip(
+    path: Path,
+    *,
+    codec: str = "libx264",
+    size: tuple[int, int] = (64, 48),
+    n_frames: int = 30,
+    rate: int = 30,
+    pixel_format: str = "yuv420p",
+    container: str | None = None,
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    times: Sequence[float] | None = None,
+    metadata: dict[str, str] | None = None,
+) -> Path:
+    """Write a clip whose frame i shows the number i.
+
+    Args:
+        path: of the file; its ending picks the container unless `container` does.
+        codec: FFmpeg's name of an encoder.
+        size: width and height in pixels.
+        n_frames: 0 to 256.
+        rate: frames a second.
+        pixel_format: FFmpeg's name.
+        container: FFmpeg's name of a muxer.
+        options: of the encoder.
+        container_options: of the muxer.
+        times: of the frames in seconds, in whole milliseconds; None spaces them by the rate.
+        metadata: of the container.
+    """
+    with av.open(str(path), "w", format=container, options=container_options or {}) as output:
+        output.metadata.update(metadata or {})
+        stream = output.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = *size, pixel_format
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for number in range(n_frames):
+            frame = av.VideoFrame.from_ndarray(draw(number, size), "rgb24").reformat(format=pixel_format)
+            if times is not None:
+                frame.pts, frame.time_base = round(times[number] * 1000), Fraction(1, 1000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None) if n_frames else [])
+    return path
+
+
+def write_audio(path: Path, *, cover: bool = False) -> Path:
+    """Write half a second of silence, with a cover picture if asked for."""
+    with av.open(str(path), "w") as output:
+        sound = output.add_stream("aac", rate=16_000)
+        if cover:
+            picture = output.add_stream("png", rate=1)
+            picture.width, picture.height, picture.pix_fmt = 64, 48, "rgb24"
+            picture.disposition = av.stream.Disposition.attached_pic
+            frame = av.VideoFrame.from_ndarray(draw(7, (64, 48)), "rgb24")
+            output.mux(picture.encode(frame))
+        for _ in range(8):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            frame.sample_rate = 16_000
+            output.mux(sound.encode(frame))
+        output.mux(sound.encode(None))
+    return path
+
+
+def turn_clip(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Patch the display matrix a, b, c, d of an MP4's only track: (0, 1, -1, 0) is a quarter turn clockwise."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tkhd") + 4
+    # ISO 14496-12: version and flags, then 32 bytes more until the matrix, 12 of them wider ones in version 1.
+    start += 4 + (48 if data[start] == 1 else 36)
+    a, b, c, d = matrix
+    fields = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    data[start : start + 36] = b"".join(field.to_bytes(4, "big", signed=True) for field in fields)
+    path.write_bytes(data)
+    return path

@@ -1,0 +1,175 @@
+"""Cut face crops out of labelled clips, for tools/train.py.
+
+python tools/make_crops.py dfdc_train_part_0 dfdc_train_part_1 --val dfdc_train_part_2 --out crops
+python tools/make_crops.py clips --out frames --plain-frames        # whole frames, and a CSV of name,label
+
+It goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dfdc.crop import CropGeometry
+from dfdc.runtime import choose_device
+from dfdc.submission import write_csv
+from dfdc.training.clips import LabelledClip, group_families, is_held_out, read_metadata
+from dfdc.training.crops import DRAFTS, IMAGES, CutSettings, Report, cut_families, read_records
+from dfdc.training.dataset import DataError, read_table
+from dfdc.weights import WeightsError
+
+
+def make_crops(
+    videos: list[Path],
+    out: Path,
+    *,
+    held_out: list[Path] | None = None,
+    val_share: float = 0.0,
+    settings: CutSettings | None = None,
+    n_workers: int = 1,
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Cut clips into face crops and write their table.
+
+    Args:
+        videos: folders of clips with metadata.json in DFDC's form.
+        out: folder for images/, a folder in it for each clip, and the table; made if absent.
+        held_out: more such folders, whose clips get the split "val"; None for none.
+        val_share: share (0 to 1) of the others' originals that get it with their fakes.
+        settings: how to cut; None for the defaults.
+        n_workers: clips at once, an original together with its fakes.
+        device: "auto", "cpu" or "cuda": where faces are looked for.
+        overwrite: start anew instead of going on.
+        progress: draw a progress bar.
+
+    Returns:
+        The path of crops.csv, or of frames.csv where whole frames are wanted.
+
+    Raises:
+        DataError: metadata that cannot be used, an output folder of another run, nothing cut, or a worker's death.
+        OSError: the output cannot be written.
+    """
+    settings = settings or CutSettings()
+    families = group_families(_label(videos, held_out or [], val_share))
+    n_clips = sum(map(len, families))
+    _prepare(out, settings, overwrite=overwrite)
+    done = frozenset(report.video for report in read_records(out))
+    wanted = [family for family in families if any(clip.name not in done for clip in family)]
+    n_done = n_clips - sum(clip.name not in done for family in wanted for clip in family)
+    table = out / ("frames.csv" if settings.plain_frames else "crops.csv")
+    failed: list[Report] = []
+    bar = tqdm(total=n_clips, initial=n_done, desc="cutting", unit="clip", disable=not progress)
+    try:
+        with bar:
+            for reports in cut_families(
+                wanted, out, settings, n_workers=n_workers, device=choose_device(device).type, done=done
+            ):
+                bar.update(len(reports))
+                failed += [report for report in reports if report.status == "error"]
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a worker died, perhaps out of memory; go on with the same command and fewer --workers"
+        ) from error
+    finally:
+        records = list(read_records(out))
+        rows = [row for report in records for row in report.rows]
+        write_csv(table, settings.columns, rows)
+    _summarize(records + failed, len(rows))
+    if not rows:
+        raise DataError(f"{out}: no clip gave an image; the reasons are above")
+    if not settings.plain_frames:
+        read_table(table)
+    return table
+
+
+def _label(videos: list[Path], held_out: list[Path], val_share: float) -> list[LabelledClip]:
+    if not 0 <= val_share <= 1:
+        raise DataError(f"the share kept for validation is {val_share}; allowed: 0 to 1")
+    clips = [clip for folder in videos for clip in read_metadata(folder)]
+    clips = [replace(clip, split="val") if is_held_out(clip, val_share) else clip for clip in clips]
+    return clips + [replace(clip, split="val") for folder in held_out for clip in read_metadata(folder)]
+
+
+def _prepare(out: Path, settings: CutSettings, *, overwrite: bool) -> None:
+    """Make the output folder ready, and see that what lies there was cut alike."""
+    if overwrite:
+        for name in (IMAGES, DRAFTS):
+            shutil.rmtree(out / name, ignore_errors=True)
+        (out / "settings.json").unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    path, text = out / "settings.json", json.dumps(asdict(settings), indent=1) + "\n"
+    if not path.exists():
+        path.write_text(text, encoding="utf-8")
+    elif path.read_text(encoding="utf-8") != text:
+        raise DataError(f"{path}: these crops were cut with other settings; use them, --overwrite, or another folder")
+
+
+def _summarize(reports: list[Report], n_images: int) -> None:
+    for report in reports:
+        if report.status != "ok":
+            print(f"{report.video}: {report.status}, {report.reason}", file=sys.stderr)
+    counts = ", ".join(f"{n} {status}" for status, n in Counter(report.status for report in reports).most_common())
+    print(f"{len(reports)} clips ({counts}), {n_images} images")
+
+
+def main(argv: list[str] | None = None) -> int:
+    defaults = CutSettings()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("videos", nargs="+", type=Path, metavar="VIDEOS", help="folder of clips with metadata.json")
+    add("--out", type=Path, required=True, help="folder for the crops and crops.csv")
+    add("--val", nargs="+", type=Path, default=[], metavar="VIDEOS", help="folders that are kept for validation")
+    add("--val-share", type=float, default=0.0, help="share of the other originals kept for it (default: %(default)s)")
+    add("--frames", type=int, default=defaults.n_frames, help="frames cut per clip (default: %(default)s)")
+    add("--size", type=int, default=defaults.geometry.size, help="side of a crop in pixels (default: %(default)s)")
+    add("--jpeg", type=int, metavar="QUALITY", help="write crops as JPEG, 1 to 100 (default: PNG, lossless)")
+    add("--skip-equal", action="store_true", help="leave out faces of fakes that equal the original's")
+    add("--plain-frames", action="store_true", help="write whole frames as JPEG and frames.csv (name,label) instead")
+    add("--workers", type=int, default=os.cpu_count(), help="clips at once (default: one a core, %(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="finds faces (default: CUDA if there)")
+    add("--overwrite", action="store_true", help="start anew instead of going on")
+    args = parser.parse_args(argv)
+    try:
+        settings = CutSettings(
+            n_frames=args.frames,
+            geometry=CropGeometry(size=args.size),
+            jpeg_quality=args.jpeg,
+            skip_equal=args.skip_equal,
+            plain_frames=args.plain_frames,
+        )
+        table = make_crops(
+            args.videos,
+            args.out,
+            held_out=args.val,
+            val_share=args.val_share,
+            settings=settings,
+            n_workers=max(args.workers, 1),
+            device=args.device,
+            overwrite=args.overwrite,
+        )
+    except (DataError, WeightsError, ValueError, OSError) as error:
+        print(f"make_crops: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("make_crops: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
