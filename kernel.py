@@ -82,7 +82,7 @@ def _positive(kind: type) -> object:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     deadline = Deadline.after(args.time_limit)
-    logging.basicConfig(format="%(levelname)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="kernel: %(message)s")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         if args.paths:

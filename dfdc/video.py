@@ -1,7 +1,7 @@
 """Video file -> frames with times: the only decoder.
 
-A clip is read twice from start to end and never sought in. The first pass only lists the packets' times (under 20 ms
-for ten seconds of 1080p), so that frame counts and durations that containers omit or misstate do not matter. The
+A clip is read twice from start to end and never sought in. The first pass only lists the packets' times (20 ms for
+ten seconds of 1080p), so that frame counts and durations that containers omit or misstate do not matter. The
 second decodes and converts the frames that are nearest to evenly spread moments. DFDC's clips have two key frames
 each: seeking would decode half a clip for every frame, and skipping the frames that no other frame refers to halves
 the work.
@@ -9,23 +9,31 @@ the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from bisect import bisect
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from dfdc.deadline import NEVER, Deadline
 
 # Frames are reduced to this longest side while they are converted: an 8K clip costs no more memory than a 1080p one.
 MAX_SIDE = 1920
-# What a stream may claim: 8K by 8K. Decoders allocate by the claim, not by the data.
-MAX_PIXELS = 8192 * 8192
+# What a stream may claim: 8K film. Decoders allocate by the claim, not by the data: without a limit, a file of 5 kB
+# that claims 16000 x 16000 takes 1.7 GB and 12 s before it is even open.
+MAX_PIXELS = 8192 * 4352
+DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 MAX_PACKETS = 1_000_000
 # From this many packets on (five minutes at 30 a second), key frames alone will do where there are enough of them.
 LONG_CLIP_PACKETS = 9_000
@@ -79,18 +87,10 @@ def read_frames(path: Path, n_frames: int, *, deadline: Deadline = NEVER) -> lis
         raise ValueError(f"n_frames is {n_frames}; allowed: 1 and up")
     index = _index(path, deadline)
     moments = _spread(index.times, n_frames)
-    plans = ["DEFAULT"]
-    if index.timed and len(index.times) >= 3 * n_frames:
-        plans.insert(0, "NONREF")
-    if index.timed and len(index.times) > LONG_CLIP_PACKETS and index.n_keys >= 2 * n_frames:
-        plans.insert(0, "NONKEY")
     frames: list[Frame] = []
-    for plan in plans:
-        if frames and deadline.expired():
-            break
-        found = _decode(path, moments, plan, deadline, timed=index.timed)
-        frames = max(frames, found, key=len)
-        if len(frames) >= len(moments):
+    for plan in _plans(index, n_frames):
+        frames = max(frames, _decode(path, index, moments, plan, deadline), key=len)
+        if len(frames) == len(moments) or deadline.expired():
             break
     if not frames:
         if deadline.expired():
@@ -99,48 +99,54 @@ def read_frames(path: Path, n_frames: int, *, deadline: Deadline = NEVER) -> lis
     return frames
 
 
-def _open(path: Path) -> tuple[InputContainer, VideoStream]:
-    """Open a clip and its first video stream that is not a cover picture, and refuse what is too large."""
+def _plans(index: _Index, n_frames: int) -> list[str]:
+    """Which frames to decode, in FFmpeg's words for skip_frame, the cheapest plan first; each may give too few."""
+    plans = ["DEFAULT"]
+    if index.rate is None and len(index.times) >= 3 * n_frames:
+        plans.insert(0, "NONREF")
+    if index.rate is None and len(index.times) > LONG_CLIP_PACKETS and index.n_keys >= 2 * n_frames:
+        plans.insert(0, "NONKEY")
+    return plans
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A clip and its first video stream that is not a cover picture; what is no video or too large is refused."""
     try:
         if path.stat().st_size == 0:
             raise VideoError("the file is empty")
         # The explicit protocol keeps names such as 'http:x.mp4' or 'concat:a|b' what they are: names of files.
         container = av.open(
             f"file:{path.absolute()}",
-            options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS},
+            options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS, **DECODER_OPTIONS},
             metadata_errors="replace",
         )
     except OSError as error:
         raise VideoError(f"cannot be opened ({error.strerror or error})") from error
     except (av.FFmpegError, ValueError) as error:
-        raise VideoError(f"not a video ({error})") from error
-    streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
-    if not streams:
-        container.close()
-        raise VideoError("has no video stream")
-    stream = streams[0]
-    if stream.codec_context is None:
-        container.close()
-        raise VideoError("has no decoder for its video stream")
-    if stream.width * stream.height > MAX_PIXELS:
-        container.close()
-        raise VideoError(f"{stream.width}x{stream.height} pixels; allowed are {MAX_PIXELS} in all")
-    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-    stream.thread_count = 1
-    return container, stream
+        raise VideoError(f"not a video of a known kind ({getattr(error, 'strerror', None) or error})") from error
+    with container:
+        streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+        if not streams:
+            raise VideoError("has no video stream")
+        stream = streams[0]
+        if stream.codec_context is None:
+            raise VideoError("has no decoder for its video stream")
+        if stream.width * stream.height > MAX_PIXELS:
+            raise VideoError(f"{stream.width}x{stream.height} pixels; allowed are {MAX_PIXELS} in all")
+        stream.codec_context.options = DECODER_OPTIONS
+        stream.codec_context.thread_count = 1
+        yield container, stream
 
 
 def _demux(container: InputContainer, stream: VideoStream, deadline: Deadline) -> Iterator[av.Packet]:
-    """The stream's packets; damage ends them early instead of raising."""
-    packets = container.demux(stream)
-    for _ in range(MAX_PACKETS):
-        try:
-            packet = next(packets)
-        except (StopIteration, av.FFmpegError, OSError):
-            return
-        yield packet
-        if deadline.expired():
-            return
+    """The stream's packets; damage or the deadline ends them early."""
+    with suppress(av.FFmpegError):
+        for packet in islice(container.demux(stream), MAX_PACKETS):
+            if deadline.expired():
+                return
+            if packet.size:
+                yield packet
 
 
 @dataclass(frozen=True)
@@ -148,90 +154,126 @@ class _Index:
     """What the first pass finds.
 
     Attributes:
-        times: of every packet, sorted: in seconds, or counted from 0 where a packet states no time.
-        timed: whether times are seconds.
+        times: when frames are shown, in seconds, sorted, each once.
+        rate: frames a second, where packets state no usable times and frames have to be counted; None elsewhere.
         n_keys: how many packets are key frames.
     """
 
     times: list[float]
-    timed: bool
+    rate: float | None
     n_keys: int
 
 
 def _index(path: Path, deadline: Deadline) -> _Index:
-    container, stream = _open(path)
-    with container:
-        times, n_keys = [], 0
+    with _opened(path) as (container, stream):
+        stamps, n_keys = [], 0
         for packet in _demux(container, stream, deadline):
-            if packet.size:
-                stamp = packet.pts if packet.pts is not None else packet.dts
-                times.append(None if stamp is None else float(stamp * packet.time_base))
+            if not packet.is_discard:  # cut off by an edit list: decoded for others' sake, never shown
+                stamps.append(packet.pts)
                 n_keys += packet.is_keyframe
-    if not times:
+        unit, rate = float(stream.time_base), float(stream.average_rate or 25)
+    if not stamps:
         if deadline.expired():
-            raise VideoTimeout("out of time before the first packet")
+            raise VideoTimeout("out of time before the first frame")
         raise VideoError("its video stream holds no packet")
-    if None in times:
-        return _Index([float(i) for i in range(len(times))], False, n_keys)
-    return _Index(sorted(times), True, n_keys)
+    distinct = set(stamps)
+    if None in distinct or len(distinct) <= len(stamps) / 2:
+        return _Index([count / rate for count in range(len(stamps))], rate, n_keys)
+    return _Index(sorted(stamp * unit for stamp in distinct), None, n_keys)
 
 
 def _spread(times: list[float], n_frames: int) -> list[float]:
-    """The middles of n equal parts of a clip's time, or every frame's time where there are no more than n."""
-    if len(times) <= n_frames:
+    """The middles of n equal parts of a clip's time, or the times of all frames where there are no more than n.
+
+    Where frames are so unevenly spaced that parts share one, the clip is divided by their count instead.
+    """
+    n_times = len(times)
+    if n_times <= n_frames:
         return times
     # The last frame is shown for about as long as the others; a frame's time is the middle of its showing.
-    frame_span = (times[-1] - times[0]) / (len(times) - 1)
-    first, span = times[0] - frame_span / 2, frame_span * len(times)
-    return [first + span * (i + 0.5) / n_frames for i in range(n_frames)]
+    frame_span = (times[-1] - times[0]) / (n_times - 1)
+    middles = [times[0] + frame_span * (n_times * (i + 0.5) / n_frames - 0.5) for i in range(n_frames)]
+    if len({_nearest_time(times, middle) for middle in middles}) == n_frames:
+        return middles
+    return [times[n_times * (2 * i + 1) // (2 * n_frames)] for i in range(n_frames)]
 
 
-def _decode(path: Path, moments: list[float], plan: str, deadline: Deadline, *, timed: bool) -> list[Frame]:
+def _nearest_time(times: list[float], moment: float) -> float:
+    after = bisect(times, moment)
+    return min(times[max(after - 1, 0) : after + 1], key=lambda time: abs(time - moment))
+
+
+def _decode(path: Path, index: _Index, moments: list[float], plan: str, deadline: Deadline) -> list[Frame]:
     """Decode by a plan (FFmpeg's skip_frame) and convert the frame nearest to each moment."""
-    container, stream = _open(path)
-    with container:
+    with _opened(path) as (container, stream):
         stream.codec_context.skip_frame = plan
+        decoded = _decoded(container, stream, deadline)
+        if index.rate is None:
+            unit = float(stream.time_base)
+            timed = ((frame.pts * unit, frame) for frame in decoded if frame.pts is not None)
+        else:
+            timed = ((count / index.rate, frame) for count, frame in enumerate(decoded))
         convert = VideoReformatter()
-        frames: list[Frame] = []
-        pending = list(reversed(moments))
-        origin: float | None = None
-        before: tuple[float, VideoFrame] | None = None
-
-        def take(time: float, frame: VideoFrame) -> None:
-            if not frames or frames[-1].time_s < time - origin:
-                frames.append(Frame(time - origin, _upright(frame, convert)))
-
-        for count, frame in enumerate(_decoded(container, stream, deadline)):
-            time = frame.time if timed else float(count)
-            if time is None:
-                continue
-            origin = time if origin is None else origin
-            while pending and time >= pending[-1]:
-                moment = pending.pop()
-                nearest = before if before and moment - before[0] < time - moment else (time, frame)
-                take(*nearest)
-            if not pending:
-                break
-            before = (time, frame)
-        if before and pending:
-            take(*before)
-    return frames
+        return [Frame(time - index.times[0], _upright(frame, convert)) for time, frame in _nearest(timed, moments)]
 
 
 def _decoded(container: InputContainer, stream: VideoStream, deadline: Deadline) -> Iterator[VideoFrame]:
     """Every frame that decodes; a damaged packet costs its own frames and no others."""
-    for packet in _demux(container, stream, deadline):
-        try:
-            yield from packet.decode()
-        except av.FFmpegError:
+    for packet in chain(_demux(container, stream, deadline), [None]):  # None: what the decoder still holds back
+        with suppress(av.FFmpegError):
+            yield from stream.codec_context.decode(packet)
+
+
+def _nearest(frames: Iterable[tuple[float, VideoFrame]], moments: list[float]) -> Iterator[tuple[float, VideoFrame]]:
+    """Of frames with their times, the nearest to each moment, in order and each once."""
+    pending = deque(moments)
+    before: tuple[float, VideoFrame] | None = None
+    chosen = None
+    for now in frames:
+        if before and now[0] <= before[0]:
             continue
+        while pending and pending[0] <= now[0]:
+            moment = pending.popleft()
+            nearest = before if before and moment - before[0] < now[0] - moment else now
+            if nearest is not chosen:
+                chosen = nearest
+                yield chosen
+        if not pending:
+            return
+        before = now
+    if before is not chosen:
+        yield before
 
 
 def _upright(frame: VideoFrame, convert: VideoReformatter) -> np.ndarray:
-    """RGB pixels of a frame, reduced to `MAX_SIDE` and turned as its container asks."""
+    """RGB pixels of a frame, reduced to `MAX_SIDE`, then turned and mirrored as its container asks."""
+    pixels = _to_rgb(frame, convert)
+    # ISO 14496-12: a pixel at x, y is shown at ax + cy, bx + dy.
+    a, b, c, d = _display_matrix(frame)
+    if abs(b) > abs(a):
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _to_rgb(frame: VideoFrame, convert: VideoReformatter) -> np.ndarray:
     scale = min(1.0, MAX_SIDE / max(frame.width, frame.height))
-    width, height = max(round(frame.width * scale), 1), max(round(frame.height * scale), 1)
-    rgb = convert.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA)
-    pixels = rgb.to_ndarray()
-    quarter_turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels
+    size = [max(round(side * scale), 1) for side in (frame.width, frame.height)]
+    # A frame may state a colour space that swscale does not know: it is taken for the commonest one, a tint at worst.
+    for space in (None, Colorspace.ITU709):
+        with suppress(av.FFmpegError):
+            rgb = convert.reformat(frame, *size, "rgb24", space, space, interpolation=Interpolation.AREA)
+            return rgb.to_ndarray()
+    raise VideoError(f"its pixels ({frame.format.name}) cannot be converted")
+
+
+def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
+    """The part a, b, c, d of a frame's display matrix that turns and mirrors."""
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV up to 18 does not know every kind of side data; this way it tells turns only, no mirrors
+        turn = math.radians(frame.rotation)
+        return math.cos(turn), -math.sin(turn), math.sin(turn), math.cos(turn)
+    if data is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()
+    return a, b, c, d

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -38,6 +38,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**26),
 }
+THREAD_LIBRARIES = ("OMP", "OPENBLAS", "MKL")
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,32 @@ class WorkerSettings:
 DEFAULT_FRAMES = {"cpu": 16, "cuda": 32}
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A worker's first word: it has loaded, and this is what runs its nets."""
+
+    runtime: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A worker's only word, where it cannot load by the user's mistake."""
+
+    reason: str
+
+
+Work = Callable[[Connection, WorkerSettings], None]
+
+
 @dataclass
 class _Worker:
-    """A process and what it is doing."""
+    """A process and what it is doing.
+
+    Attributes:
+        due_s: on the monotonic clock, when it counts as hung; infinity while it waits.
+        name: the row that it works on; None while it loads or waits.
+        ready: whether it has loaded.
+    """
 
     process: multiprocessing.Process
     connection: Connection
@@ -75,7 +99,12 @@ class _Worker:
 
 
 def predict_clips(
-    clips: dict[str, Path], settings: WorkerSettings, *, n_workers: int, deadline: Deadline
+    clips: dict[str, Path],
+    settings: WorkerSettings,
+    *,
+    n_workers: int,
+    deadline: Deadline,
+    work: Work | None = None,
 ) -> Iterator[Prediction]:
     """Score clips in worker processes.
 
@@ -84,6 +113,7 @@ def predict_clips(
         settings: of the workers.
         n_workers: how many run at once.
         deadline: after it no clip is begun, and those begun are given up.
+        work: what a worker process runs; `score_clips` unless a test brings its own.
 
     Yields:
         One prediction per clip, as they are done; where the deadline passes first, with the status "timeout".
@@ -91,76 +121,115 @@ def predict_clips(
     Raises:
         InputError: workers cannot start.
     """
-    waiting = deque(clips)
-    tries = dict.fromkeys(clips, 0)
-    workers: list[_Worker] = []
-    failed_starts = 0
+    pool = _Pool(clips, settings, n_workers, deadline, work or score_clips)
     try:
-        while (waiting or any(worker.name for worker in workers)) and not deadline.expired():
-            while len(workers) < min(n_workers, len(waiting) + sum(worker.name is not None for worker in workers)):
-                workers.append(_start(settings))
-            for worker in workers:
-                if worker.ready and worker.name is None and waiting:
-                    name = waiting.popleft()
-                    _give(worker, name, clips[name], min(settings.clip_limit_s, deadline.remaining_s()))
-            now = time.monotonic()
-            patience = min(min(worker.due_s for worker in workers) - now, deadline.remaining_s(), 5.0)
-            answered = set(wait([worker.connection for worker in workers], timeout=max(patience, 0.01)))
-            for worker in list(workers):
-                if worker.connection in answered:
-                    answer = _receive(worker)
-                    if isinstance(answer, Prediction):
-                        worker.name, worker.due_s = None, float("inf")
-                        yield answer
-                        continue
-                    if answer == "ready":
-                        worker.ready, worker.due_s, failed_starts = True, float("inf"), 0
-                        continue
-                    if isinstance(answer, str):
-                        raise InputError(answer)
-                    fault, status = _epitaph(worker), "error"
-                elif worker.due_s < time.monotonic():
-                    fault, status = "hung and was ended", "timeout"
-                else:
-                    continue
-                _stop(worker)
-                workers.remove(worker)
-                if not worker.ready:
-                    failed_starts += 1
-                    log.warning("a worker %s while it started", fault)
-                    if failed_starts >= MAX_TRIES and not any(other.ready for other in workers):
-                        raise InputError(f"workers do not start: the last {fault}; try --workers 1 or --device cpu")
-                elif worker.name is not None:
-                    tries[worker.name] += 1
-                    log.warning("%s: its worker %s", worker.name, fault)
-                    if status == "error" and tries[worker.name] < MAX_TRIES:
-                        waiting.append(worker.name)
-                    else:
-                        yield Prediction(worker.name, status=status, reason=f"its worker {fault}")
-        for name in [worker.name for worker in workers if worker.name] + list(waiting):
+        while pool.unfinished() and not deadline.expired():
+            pool.staff()
+            pool.assign()
+            yield from pool.collect()
+        for name in pool.unfinished():
             yield Prediction(name, status="timeout", reason="the run's time limit came first")
     finally:
-        for worker in workers:
-            _stop(worker)
+        pool.close()
 
 
-def _start(settings: WorkerSettings) -> _Worker:
+class _Pool:
+    """The workers and the clips that wait for them."""
+
+    def __init__(
+        self, clips: dict[str, Path], settings: WorkerSettings, n_workers: int, deadline: Deadline, work: Work
+    ) -> None:
+        self.clips, self.settings, self.n_workers, self.deadline, self.work = clips, settings, n_workers, deadline, work
+        self.waiting = deque(clips)
+        self.tries = dict.fromkeys(clips, 0)
+        self.workers: list[_Worker] = []
+        self.failed_starts = 0
+
+    def unfinished(self) -> list[str]:
+        """The clips that are being scored or wait."""
+        return [worker.name for worker in self.workers if worker.name is not None] + list(self.waiting)
+
+    def staff(self) -> None:
+        """Start workers until there is one for each clip, but no more than wanted."""
+        while len(self.workers) < min(self.n_workers, len(self.unfinished())):
+            self.workers.append(_start(self.settings, self.work))
+
+    def assign(self) -> None:
+        """Give each idle worker a clip."""
+        for worker in self.workers:
+            if worker.ready and worker.name is None and self.waiting:
+                name = self.waiting.popleft()
+                limit_s = min(self.settings.clip_limit_s, self.deadline.remaining_s())
+                _give(worker, name, self.clips[name], limit_s)
+
+    def collect(self) -> Iterator[Prediction]:
+        """Wait until a worker answers, dies or is overdue, and deal with it."""
+        due_s = min(worker.due_s for worker in self.workers)
+        patience_s = min(due_s - time.monotonic(), self.deadline.remaining_s(), 5.0)
+        answered = set(wait([worker.connection for worker in self.workers], timeout=max(patience_s, 0.01)))
+        for worker in list(self.workers):
+            if worker.connection in answered:
+                message = _receive(worker)
+                if isinstance(message, Prediction):
+                    worker.name, worker.due_s = None, float("inf")
+                    yield message
+                elif isinstance(message, Ready):
+                    if self.failed_starts == 0 and not any(other.ready for other in self.workers):
+                        log.info("nets run on %s", message.runtime)
+                    worker.ready, worker.due_s, self.failed_starts = True, float("inf"), 0
+                elif isinstance(message, Refusal):
+                    raise InputError(message.reason)
+                else:
+                    yield from self._replace(worker, _epitaph(worker), "error")
+            elif worker.due_s < time.monotonic():
+                yield from self._replace(worker, "hung and was ended", "timeout")
+
+    def _replace(self, worker: _Worker, fault: str, status: str) -> Iterator[Prediction]:
+        """Bury a worker; its clip waits for another one or gets its row."""
+        _stop(worker)
+        self.workers.remove(worker)
+        if not worker.ready:
+            self.failed_starts += 1
+            log.warning("a worker %s while it loaded", fault)
+            if self.failed_starts >= MAX_TRIES and not any(other.ready for other in self.workers):
+                raise InputError(f"workers do not start: the last {fault}; try --workers 1 or --device cpu")
+        elif worker.name is not None:
+            self.tries[worker.name] += 1
+            log.warning("%s: its worker %s", worker.name, fault)
+            if status == "error" and self.tries[worker.name] < MAX_TRIES:
+                self.waiting.append(worker.name)
+            else:
+                yield Prediction(worker.name, status=status, reason=f"its worker {fault}")
+
+    def close(self) -> None:
+        """End every worker."""
+        while self.workers:
+            _stop(self.workers.pop())
+
+
+def _start(settings: WorkerSettings, work: Work) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    threads = {f"{library}_NUM_THREADS": str(settings.threads) for library in ("OMP", "OPENBLAS", "MKL")}
-    inherited = {key: os.environ.get(key) for key in (*ALLOCATOR, *threads)}
-    os.environ.update({**ALLOCATOR, **threads})
-    try:
-        process = context.Process(target=_work, args=(theirs, settings), daemon=True)
+    process = context.Process(target=work, args=(theirs, settings), daemon=True)
+    with _environment({**ALLOCATOR, **{f"{name}_NUM_THREADS": str(settings.threads) for name in THREAD_LIBRARIES}}):
         process.start()
+    theirs.close()
+    return _Worker(process, ours, time.monotonic() + START_LIMIT_S)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables that hold for processes started inside."""
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
     finally:
-        for key, value in inherited.items():
+        for key, value in before.items():
             if value is None:
                 del os.environ[key]
             else:
                 os.environ[key] = value
-    theirs.close()
-    return _Worker(process, ours, time.monotonic() + START_LIMIT_S)
 
 
 def _give(worker: _Worker, name: str, path: Path, limit_s: float) -> None:
@@ -170,8 +239,8 @@ def _give(worker: _Worker, name: str, path: Path, limit_s: float) -> None:
         worker.connection.send((path, name, limit_s))
 
 
-def _receive(worker: _Worker) -> Prediction | str | None:
-    """A worker's answer; None if it died."""
+def _receive(worker: _Worker) -> Prediction | Ready | Refusal | None:
+    """A worker's message; None if it died."""
     try:
         return worker.connection.recv()
     except (EOFError, OSError):
@@ -193,7 +262,7 @@ def _stop(worker: _Worker) -> None:
     worker.process.close()
 
 
-def _work(connection: Connection, settings: WorkerSettings) -> None:
+def score_clips(connection: Connection, settings: WorkerSettings) -> None:
     """A worker's life: load once, then one clip after another until the supervisor hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -201,7 +270,7 @@ def _work(connection: Connection, settings: WorkerSettings) -> None:
     import torch
 
     from dfdc.predict import Predictor
-    from dfdc.runtime import DeviceError, choose_device
+    from dfdc.runtime import DeviceError, choose_device, describe_runtime
     from dfdc.weights import WeightsError
 
     cv2.setNumThreads(settings.threads)
@@ -211,9 +280,9 @@ def _work(connection: Connection, settings: WorkerSettings) -> None:
         n_frames = settings.n_frames or DEFAULT_FRAMES[device.type]
         predictor = Predictor(list(settings.weights), device=device, n_frames=n_frames)
     except (DeviceError, WeightsError) as error:
-        connection.send(str(error))
+        connection.send(Refusal(str(error)))
         return
-    connection.send("ready")
+    connection.send(Ready(describe_runtime(device)))
     while True:
         try:
             path, name, limit_s = connection.recv()

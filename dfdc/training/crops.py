@@ -312,7 +312,7 @@ def _read_moments(path: Path, times_s: list[float]) -> list[Frame]:
     FaceForensics++ a third of a fake's frames were one off its original's.
     """
     index = _index(path, NEVER)
-    return _decode(path, [index.times[0] + time for time in times_s], "DEFAULT", NEVER, timed=index.timed)
+    return _decode(path, index, [index.times[0] + time for time in times_s], "DEFAULT", NEVER)
 
 
 def _describe(

@@ -71,7 +71,7 @@ def measure_intervals(
     values = measure(labels, probabilities)
     scores: dict[str, dict[str, float] | int] = {"n": int(values.pop("n"))}
     for name, value in values.items():
-        low, high = np.quantile([scores[name] for scores in drawn], (0.025, 0.975))
+        low, high = np.quantile([sample_scores[name] for sample_scores in drawn], (0.025, 0.975))
         scores[name] = {"value": value, "low": float(low), "high": float(high)}
     return scores
 

@@ -1,0 +1,118 @@
+"""dfdc.workers: a worker's death is its clip's row, never the run's end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from dfdc.deadline import NEVER, Deadline
+from dfdc.inputs import InputError
+from dfdc.prediction import Prediction
+from dfdc.workers import Ready, Refusal, WorkerSettings, predict_clips
+
+SETTINGS = WorkerSettings(weights=())
+
+
+def misbehave(connection: Connection, settings: WorkerSettings) -> None:
+    """A worker whose clips' names say what happens to it."""
+    connection.send(Ready("a fake"))
+    while True:
+        try:
+            path, name, _ = connection.recv()
+        except EOFError:
+            return
+        if name.startswith("segfault"):
+            ctypes.string_at(0)
+        if name.startswith("killed"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name.startswith("hang"):
+            threading.Event().wait()
+        if name.startswith("once"):
+            if not path.exists():
+                path.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        connection.send(Prediction(name, 0.25))
+
+
+def refuse(connection: Connection, settings: WorkerSettings) -> None:
+    connection.send(Refusal("weights/x: do not fit"))
+
+
+def die_at_once(connection: Connection, settings: WorkerSettings) -> None:
+    os._exit(3)
+
+
+def report_environment(connection: Connection, settings: WorkerSettings) -> None:
+    connection.send(Ready("a fake"))
+    _, name, _ = connection.recv()
+    connection.send(Prediction(name, reason=os.environ["MALLOC_MMAP_MAX_"] + os.environ["OMP_NUM_THREADS"]))
+
+
+def run(names: list[str], *, work: object = misbehave, settings: WorkerSettings = SETTINGS, **options: object) -> dict:
+    options = {"n_workers": 2, "deadline": NEVER, **options}
+    clips = {name: Path(name) for name in names}
+    return {p.filename: p for p in predict_clips(clips, settings, work=work, **options)}
+
+
+def test_every_clip_gets_one_prediction() -> None:
+    names = [f"{i}.mp4" for i in range(7)]
+    done = [
+        p.filename
+        for p in predict_clips({n: Path(n) for n in names}, SETTINGS, n_workers=2, deadline=NEVER, work=misbehave)
+    ]
+    assert sorted(done) == names
+
+
+@pytest.mark.parametrize(("name", "cause"), [("segfault.mp4", "SIGSEGV"), ("killed.mp4", "SIGKILL")])
+def test_clip_that_kills_its_worker_twice_gets_a_row_and_the_others_are_scored(name: str, cause: str) -> None:
+    found = run(["a.mp4", name, "b.mp4", "c.mp4"])
+    assert found[name].status == "error"
+    assert cause in found[name].reason
+    assert found[name].label == 0.5
+    assert {found[n].label for n in ("a.mp4", "b.mp4", "c.mp4")} == {0.25}
+
+
+def test_clip_whose_worker_died_once_is_tried_again(tmp_path: Path) -> None:
+    clips = {"once.mp4": tmp_path / "was here"}
+    (only,) = predict_clips(clips, SETTINGS, n_workers=1, deadline=NEVER, work=misbehave)
+    assert (only.status, only.label) == ("ok", 0.25)
+
+
+def test_hanging_worker_is_ended_and_its_clip_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfdc.workers.GRACE_S", 0.2)
+    settings = WorkerSettings(weights=(), clip_limit_s=0.2)
+    found = run(["hang.mp4", "a.mp4"], settings=settings, n_workers=1)
+    assert found["hang.mp4"].status == "timeout"
+    assert found["a.mp4"].status == "ok"
+
+
+def test_deadline_gives_every_clip_left_a_row() -> None:
+    found = run(["hang.mp4", "hang2.mp4", "a.mp4"], deadline=Deadline.after(3.0))
+    assert [found[name].status for name in ("hang.mp4", "hang2.mp4", "a.mp4")] == ["timeout"] * 3
+
+
+def test_deadline_that_has_passed_starts_no_worker() -> None:
+    found = run(["a.mp4"], work=die_at_once, deadline=Deadline.after(0.0))
+    assert found["a.mp4"].status == "timeout"
+
+
+def test_worker_that_refuses_ends_the_run_with_its_reason() -> None:
+    with pytest.raises(InputError, match="weights/x: do not fit"):
+        run(["a.mp4"], work=refuse)
+
+
+def test_workers_that_never_load_end_the_run() -> None:
+    with pytest.raises(InputError, match="workers do not start.*exit code 3"):
+        run(["a.mp4"], work=die_at_once)
+
+
+def test_workers_keep_their_buffers_and_their_thread_number() -> None:
+    found = run(["a.mp4"], work=report_environment, settings=WorkerSettings(weights=(), threads=3), n_workers=1)
+    assert found["a.mp4"].reason == "03"
+    assert "MALLOC_MMAP_MAX_" not in os.environ
