@@ -36,7 +36,6 @@ if str(ROOT) not in sys.path:
 from dfdc.deadline import Deadline  # noqa: E402
 from dfdc.inputs import InputError, collect, find_competition  # noqa: E402
 from dfdc.run import count_cores, score_job, summarize  # noqa: E402
-from dfdc.video import SUFFIXES  # noqa: E402
 from dfdc.weights import WeightsError, find_weights  # noqa: E402
 from dfdc.workers import DEFAULT_FRAMES, WorkerSettings  # noqa: E402
 
@@ -86,9 +85,9 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         if args.paths:
-            job = collect(args.paths, SUFFIXES, args.sample_submission)
+            job = collect(args.paths, args.sample_submission)
         else:
-            job = find_competition(KAGGLE_INPUT, SUFFIXES)
+            job = find_competition(KAGGLE_INPUT)
         settings = WorkerSettings(
             weights=tuple(find_weights(args.weights)),
             device=args.device,

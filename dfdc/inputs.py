@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+# Names that count as videos where a folder is named; a file that is named itself may be called anything.
+SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
+    | {".3gp", ".3g2", ".flv", ".wmv", ".ogv", ".mxf", ".vob"}
+)
 # Folders that hold one row's worth of clips by the thousand: never walked through in search of something else.
 CLIP_FOLDERS = ("test_videos", "train_sample_videos")
 SEARCH_DEPTH = 5
@@ -29,12 +35,11 @@ class Job:
     paths: dict[str, Path]
 
 
-def collect(paths: list[Path], suffixes: frozenset[str], sample_submission: Path | None = None) -> Job:
+def collect(paths: list[Path], sample_submission: Path | None = None) -> Job:
     """The clips that some paths name.
 
     Args:
         paths: clips or folders; a folder stands for everything in it whose name ends like a video.
-        suffixes: those endings, in lower case with the dot.
         sample_submission: CSV with the column filename whose rows are wanted, in its order; None for every clip
             found, sorted by name.
 
@@ -43,22 +48,33 @@ def collect(paths: list[Path], suffixes: frozenset[str], sample_submission: Path
     """
     found: dict[str, Path] = {}
     for path in paths:
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder; name a clip or a folder of clips")
-        clips = [path]
-        if path.is_dir():
-            clips = [entry for entry in path.iterdir() if entry.suffix.lower() in suffixes]
-            if not clips and sample_submission is None:
-                raise InputError(f"{path}: holds no video ({', '.join(sorted(suffixes))}); name another folder")
+        clips = _clips_of(path)
+        if not clips and sample_submission is None:
+            raise InputError(f"{path}: holds no video ({', '.join(sorted(SUFFIXES))}); name another folder")
         for clip in clips:
-            if found.setdefault(clip.name, clip).absolute() != clip.absolute():
+            if os.path.realpath(found.setdefault(clip.name, clip)) != os.path.realpath(clip):
                 raise InputError(f"{clip}: shares its name with {found[clip.name]}; score them in two runs")
     if sample_submission is None:
         return Job(tuple(sorted(found)), found)
     names = read_sample_submission(sample_submission)
-    folder = next((path for path in paths if path.is_dir()), Path())
-    # A listed name never leads outside the folder: only its last part is looked for.
-    return Job(names, {name: found.get(name, folder / Path(name).name) for name in names})
+    folder = next((path if path.is_dir() else path.parent for path in paths), Path())
+    return Job(names, {name: found.get(name, folder / _last_part(name)) for name in names})
+
+
+def _clips_of(path: Path) -> list[Path]:
+    if not os.path.exists(path):  # unlike Path.exists, it takes every kind of impossible name
+        raise InputError(f"{path}: no such file or folder; name a clip or a folder of clips")
+    if not path.is_dir():
+        return [path]
+    try:
+        return [entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be listed ({error.strerror}); check its permissions") from error
+
+
+def _last_part(name: str) -> str:
+    """What a listed name stands for inside one folder; neither '..' nor '/' leads out of it."""
+    return os.path.basename(os.path.normpath(f"/{name}"))
 
 
 def read_sample_submission(path: Path) -> tuple[str, ...]:
@@ -71,8 +87,8 @@ def read_sample_submission(path: Path) -> tuple[str, ...]:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = csv.DictReader(file)
             names = dict.fromkeys(row["filename"] for row in rows if row.get("filename"))
-    except (OSError, csv.Error, KeyError) as error:
-        raise InputError(f"{path}: not a readable sample submission ({error!r}); it needs a column filename") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: not a readable sample submission ({error}); it needs a column filename") from error
     if not names:
         raise InputError(f"{path}: lists no file; it needs a column filename and a row per clip")
     return tuple(names)
@@ -89,20 +105,20 @@ def find_below(root: Path, name: str) -> Path | None:
     for _ in range(SEARCH_DEPTH + 1):
         deeper: list[Path] = []
         for folder in level:
-            if (folder / name).exists():
+            if os.path.exists(folder / name):
                 return folder / name
             if folder.name not in CLIP_FOLDERS:
-                deeper += [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()]
+                with suppress(OSError), os.scandir(folder) as entries:  # what may not be listed is passed over
+                    deeper += [Path(entry.path) for entry in entries if entry.is_dir()]
         level = sorted(deeper)
     return None
 
 
-def find_competition(kaggle_input: Path, suffixes: frozenset[str]) -> Job:
+def find_competition(kaggle_input: Path) -> Job:
     """The competition's clips and rows among Kaggle's mounted inputs.
 
     Args:
         kaggle_input: usually /kaggle/input.
-        suffixes: endings of video names.
 
     Raises:
         InputError: no folder test_videos below it.
@@ -113,5 +129,6 @@ def find_competition(kaggle_input: Path, suffixes: frozenset[str]) -> Job:
             f"{kaggle_input}: holds no folder test_videos; attach the competition's data, or name clips: "
             "python kernel.py PATH... --out submission.csv"
         )
-    sample = find_below(kaggle_input, "sample_submission.csv")
-    return collect([videos], suffixes, sample)
+    # Only beside the clips: other competitions' data may be attached too, each with its own.
+    sample = find_below(videos.parent, "sample_submission.csv")
+    return collect([videos], sample)

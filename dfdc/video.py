@@ -41,10 +41,6 @@ LONG_CLIP_PACKETS = 9_000
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,flv,ogg,asf,wtv,mxf,nut,ivf,obu,h264,hevc,gif"
 )
-SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
-    | {".3gp", ".3g2", ".flv", ".wmv", ".ogv", ".mxf", ".vob"}
-)
 
 
 class VideoError(Exception):
@@ -175,7 +171,7 @@ def _index(path: Path, deadline: Deadline) -> _Index:
     if not stamps:
         if deadline.expired():
             raise VideoTimeout("out of time before the first frame")
-        raise VideoError("its video stream holds no packet")
+        raise VideoError("its video stream holds no frame")
     distinct = set(stamps)
     if None in distinct or len(distinct) <= len(stamps) / 2:
         return _Index([count / rate for count in range(len(stamps))], rate, n_keys)

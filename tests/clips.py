@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 # A frame shows its number in binary as upright bars: red is high in a 1 and low in a 0, blue the other way round, so
-# that swapped channels read as another number.
+# that swapped channels read as another number. The top is white, so that upside down shows.
 BITS = 8
 ONE, ZERO = (230, 140, 40), (30, 60, 150)
 
@@ -19,7 +19,9 @@ def draw(number: int, size: tuple[int, int]) -> np.ndarray:
     """The picture (H, W, 3) uint8 RGB of a number 0 to 255, highest bit first; size is (width, height)."""
     width, height = size
     bits = [number >> (BITS - 1 - column * BITS // width) & 1 for column in range(width)]
-    return np.broadcast_to(np.array([ONE if bit else ZERO for bit in bits], np.uint8), (height, width, 3)).copy()
+    picture = np.tile(np.array([ONE if bit else ZERO for bit in bits], np.uint8), (height, 1, 1))
+    picture[: height // 8] = 255
+    return picture
 
 
 def number_of(pixels: np.ndarray) -> int:
@@ -63,12 +65,13 @@ def write_clip(
         stream.width, stream.height, stream.pix_fmt = *size, pixel_format
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
+        output.start_encoding()
         for number in range(n_frames):
             frame = av.VideoFrame.from_ndarray(draw(number, size), "rgb24").reformat(format=pixel_format)
             if times is not None:
                 frame.pts, frame.time_base = round(times[number] * 1000), Fraction(1, 1000)
             output.mux(stream.encode(frame))
-        output.mux(stream.encode(None) if n_frames else [])
+        output.mux(stream.encode(None))
     return path
 
 
@@ -100,4 +103,42 @@ def turn_clip(path: Path, matrix: tuple[int, int, int, int]) -> Path:
     fields = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     data[start : start + 36] = b"".join(field.to_bytes(4, "big", signed=True) for field in fields)
     path.write_bytes(data)
+    return path
+
+
+def rewrite_packets(source: Path, target: Path, rewrite: Callable[[bytes], bytes]) -> Path:
+    """Copy a clip without coding it anew, each packet's bytes changed."""
+    with av.open(str(source)) as clip, av.open(str(target), "w") as output:
+        stream = output.add_stream_from_template(clip.streams.video[0])
+        for old in clip.demux(video=0):
+            if old.size:
+                packet = av.Packet(rewrite(bytes(old)))
+                packet.pts, packet.dts, packet.duration, packet.time_base = (
+                    old.pts,
+                    old.dts,
+                    old.duration,
+                    old.time_base,
+                )
+                packet.is_keyframe, packet.stream = old.is_keyframe, stream
+                output.mux(packet)
+    return target
+
+
+def claim_size(path: Path, size: tuple[int, int]) -> Path:
+    """Let a raw H.264 clip's header claim a size in pixels, whole multiples of 16, that its data does not have."""
+
+    def fixed(value: int, n_bits: int) -> str:
+        return format(value, f"0{n_bits}b")
+
+    def golomb(value: int) -> str:
+        return "0" * ((value + 1).bit_length() - 1) + format(value + 1, "b")
+
+    # ITU-T H.264, 7.3.2.1.1: Baseline profile, level 5.1, then the fields up to the size, frames only, nothing cropped.
+    bits = fixed(66, 8) + fixed(0, 8) + fixed(51, 8) + "".join(map(golomb, (0, 0, 0, 0, 1))) + "0"
+    bits += golomb(size[0] // 16 - 1) + golomb(size[1] // 16 - 1) + "11" + "00" + "1"
+    header = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    assert b"\0\0" not in header, "would need escaping"
+    units = path.read_bytes().split(b"\0\0\1")
+    changed = [b"\x67" + header if unit[:1] and unit[0] & 31 == 7 else unit for unit in units]
+    path.write_bytes(b"\0\0\1".join(changed))
     return path

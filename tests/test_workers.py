@@ -33,10 +33,9 @@ def misbehave(connection: Connection, settings: WorkerSettings) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if name.startswith("hang"):
             threading.Event().wait()
-        if name.startswith("once"):
-            if not path.exists():
-                path.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+        if name.startswith("once") and not path.exists():
+            path.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         connection.send(Prediction(name, 0.25))
 
 
@@ -108,7 +107,7 @@ def test_worker_that_refuses_ends_the_run_with_its_reason() -> None:
 
 
 def test_workers_that_never_load_end_the_run() -> None:
-    with pytest.raises(InputError, match="workers do not start.*exit code 3"):
+    with pytest.raises(InputError, match=r"workers do not start.*exit code 3"):
         run(["a.mp4"], work=die_at_once)
 
 

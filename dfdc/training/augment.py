@@ -93,16 +93,30 @@ def noise(images: Tensor, generator: Generator) -> Tensor:
 
 
 def jpeg(images: Tensor, generator: Generator) -> Tensor:
-    """What JPEG loses: 4:2:0 colour and the DCT's rounding at quality 35 to 95; the sides are multiples of 16."""
-    quality = torch.randint(35, 96, (len(images),), generator=generator)
-    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).to(images)
+    """What JPEG loses at a quality of 35 to 95, each image at its own."""
+    return compress(images, torch.randint(35, 96, (len(images),), generator=generator))
+
+
+def compress(images: Tensor, quality: Tensor) -> Tensor:
+    """JPEG's 4:2:0 colour and the rounding of its DCT.
+
+    Args:
+        images: (N, 3, H, W) float RGB, 0..255.
+        quality: (N,) int64, 1 to 100, as encoders count it.
+
+    Returns:
+        A new tensor of the same shape and dtype; values may leave 0..255 a little.
+    """
+    height, width = images.shape[2:]
+    images = functional.pad(images, (0, -width % 16, 0, -height % 16), mode="replicate")
+    scale = torch.where(quality < 50, 5000 // quality, 200 - 2 * quality).to(images)
     to_ycc = torch.tensor(_RGB_TO_YCC).to(images)
     ycc = torch.einsum("kc,nchw->nkhw", to_ycc, images)
     luma = _quantise(ycc[:, :1] - 128, _LUMA, scale) + 128
     small = _quantise(functional.avg_pool2d(ycc[:, 1:], 2), _CHROMA, scale)
     chroma = functional.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
     to_rgb = torch.linalg.inv(torch.tensor(_RGB_TO_YCC)).to(images)
-    return torch.einsum("kc,nchw->nkhw", to_rgb, torch.cat([luma, chroma], 1))
+    return torch.einsum("kc,nchw->nkhw", to_rgb, torch.cat([luma, chroma], 1))[..., :height, :width]
 
 
 @cache
@@ -154,7 +168,7 @@ def augment(images: Tensor, generator: Generator) -> Tensor:
     """Apply the recipe: each step to its own random share of the batch.
 
     Args:
-        images: (N, 3, S, S) float RGB, 0..255, S a multiple of 16.
+        images: (N, 3, S, S) float RGB, 0..255.
         generator: on the CPU.
 
     Returns:

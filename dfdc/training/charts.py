@@ -47,14 +47,14 @@ class Tile:
 
 def draw_roc(path: Path, curves: Sequence[Curve]) -> None:
     """Write the ROC curves of everything (the first) and of its parts."""
-    figure, axes = _start("ROC", "real taken for fake", "fake recognised", size=(6.4, 6))
+    figure, axes = _start("ROC", "real taken for fake", "fake recognised", size=(6.4, 6.4 + 0.1 * len(curves)))
     for curve, colour in zip(curves, (FAKE, *OTHERS * len(curves)), strict=False):
         misses, hits, _ = roc_curve(curve.labels, curve.probabilities)
         first = curve is curves[0]
         axes.plot(misses, hits, color=colour, lw=2.2 if first else 1.2, label=curve.name, zorder=3 if first else 2)
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":", label="guessing")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axes.legend(loc="lower right", fontsize=9, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     _save(figure, path)
 
 

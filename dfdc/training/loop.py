@@ -17,8 +17,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from dfdc.model import FrameModel, resize_crops
+from dfdc.submission import write_csv
 from dfdc.training.augment import augment, mix_pairs
-from dfdc.training.dataset import CropSet, pair_epoch
+from dfdc.training.dataset import CropSet, DataError, pair_epoch
 from dfdc.training.metrics import fit_calibration, measure
 from dfdc.weights import Calibration, sigmoid
 
@@ -139,8 +140,12 @@ def train(
         progress: draw progress bars.
 
     Returns:
-        The averaged model on the CPU, in evaluation mode, its validation scores (single crops, after calibration;
-        the scores before it are prefixed with raw_), and the calibration fitted there.
+        The averaged model on the CPU, in evaluation mode, its validation scores (see `evaluate`), and the calibration
+        fitted there.
+
+    Raises:
+        DataError: there are not enough crops for a batch.
+        ValueError: the folder holds another run's state.
     """
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -148,7 +153,10 @@ def train(
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
     pairs = settings.batch_size // 2
-    steps = int((training.labels == 0).sum()) // pairs * settings.epochs
+    n_reals = int((training.labels == 0).sum())
+    if n_reals < pairs:
+        raise DataError(f"{n_reals} reals cannot fill a batch of {settings.batch_size}; make more crops or it smaller")
+    steps = n_reals // pairs * settings.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step / steps, settings.warmup))
     stateful = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
     first = _resume(folder / "state.pt", stateful, generator, settings)
@@ -176,7 +184,7 @@ def train(
         seconds = time.monotonic() - started
         scores, _ = evaluate(average.module, validation)
         row = {"epoch": epoch + 1, "train_loss": float(torch.stack(losses).mean()), "seconds": seconds, **scores}
-        _append_row(folder / "log.csv", row)
+        _write_row(folder / "log.csv", row)
         _save_state(folder / "state.pt", stateful, generator, settings, epoch + 1)
         if progress:
             print(" ".join(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
@@ -186,7 +194,7 @@ def train(
 
 
 def evaluate(model: FrameModel, crops: CropSet) -> tuple[dict[str, float], Calibration]:
-    """Scores after calibration, raw_auc and raw_log_loss before it, and the calibration."""
+    """Scores after calibration (raw_log_loss: before it), and the calibration."""
     training = model.training
     logits = score_crops(model.eval(), crops.images)
     model.train(training)
@@ -237,6 +245,8 @@ def _save_state(path: Path, stateful: dict, generator: torch.Generator, settings
         "settings": asdict(settings),
         "epoch": epoch,
     }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
     draft = path.with_suffix(".tmp")
     torch.save(state, draft)
     draft.replace(path)
@@ -249,17 +259,22 @@ def _resume(path: Path, stateful: dict, generator: torch.Generator, settings: Tr
     state = torch.load(path, weights_only=True)
     if state["settings"] != asdict(settings):
         raise ValueError(f"{path}: belongs to a run with {state['settings']}; use the same settings or another folder")
-    for name, part in stateful.items():
-        part.load_state_dict(state[name])
+    try:
+        for name, part in stateful.items():
+            part.load_state_dict(state[name])
+    except RuntimeError as error:
+        raise ValueError(f"{path}: belongs to a run of another net; name it or use another folder") from error
     generator.set_state(state["generator"])
     torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])
     return state["epoch"]
 
 
-def _append_row(path: Path, row: dict[str, float]) -> None:
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+def _write_row(path: Path, row: dict[str, float]) -> None:
+    """Add an epoch to the log; what a killed run wrote of it, and had to do again, goes."""
+    rows = []
+    if path.exists():
+        with open(path, newline="") as file:
+            rows = [list(old.values()) for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
+    write_csv(path, list(row), [*rows, list(row.values())])

@@ -23,13 +23,14 @@ def measure(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
         calibration_error (expected, 10 equal bins) and n.
     """
     labels = np.asarray(labels, int)
-    classes = [log_loss(labels[labels == k], probabilities[labels == k], labels=[0, 1]) for k in (0, 1)]
+    n_fakes = labels.sum()
+    balance = np.where(labels == 1, 1 / n_fakes, 1 / (len(labels) - n_fakes))
     bins = np.minimum((probabilities * 10).astype(int), 9)
     gaps = [abs(labels[bins == b].mean() - probabilities[bins == b].mean()) * (bins == b).mean() for b in set(bins)]
     return {
         "auc": float(roc_auc_score(labels, probabilities)),
         "log_loss": float(log_loss(labels, probabilities)),
-        "balanced_log_loss": float(np.mean(classes)),
+        "balanced_log_loss": float(log_loss(labels, probabilities, sample_weight=balance)),
         "brier": float(brier_score_loss(labels, probabilities)),
         "accuracy": float(((probabilities >= 0.5) == labels).mean()),
         "calibration_error": float(np.sum(gaps)),

@@ -1,0 +1,69 @@
+"""dfdc.aggregate: frames to one probability per clip."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dfdc.aggregate import clip_probability, logit
+from dfdc.weights import sigmoid
+
+BOUNDS = {"low": 0.01, "high": 0.99}
+
+
+def test_one_person_is_the_mean_of_the_logits() -> None:
+    assert clip_probability([np.array([1.0, 2.0, 0.0])], **BOUNDS) == pytest.approx(float(sigmoid(np.array(1.0))))
+
+
+def test_two_persons_by_hand() -> None:
+    # Each is fake with the prior 1 - sqrt(1/2) = .29289, its odds sqrt(2) - 1 against the clip's 1.
+    odds = np.exp([2.0, -1.0]) * (np.sqrt(2) - 1)
+    expected = 1 - np.prod(1 / (1 + odds))
+    assert clip_probability([np.array([2.0]), np.array([-1.0])], **BOUNDS) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("persons", [1, 2, 3, 8])
+def test_faces_that_say_nothing_leave_the_prior(persons: int) -> None:
+    assert clip_probability([np.zeros(4)] * persons, **BOUNDS) == pytest.approx(0.5)
+
+
+def test_real_bystander_does_not_dilute_a_fake() -> None:
+    fake, real = np.full(16, 4.0), np.full(16, -4.0)
+    alone, beside = (clip_probability(tracks, **BOUNDS) for tracks in ([fake], [fake, real]))
+    # The mean of the two would say one half.
+    assert beside > 0.95
+    assert alone - beside < 0.03
+
+
+def test_doubtful_background_face_does_not_hide_a_certain_real() -> None:
+    # The maximum of the two would say one half.
+    assert clip_probability([np.full(16, -4.0), np.zeros(16)], **BOUNDS) < 0.32
+
+
+def test_raising_one_frame_never_lowers_the_clip() -> None:
+    generator = np.random.default_rng(0)
+    tracks = [generator.normal(size=5), generator.normal(size=3)]
+    before = clip_probability(tracks, **BOUNDS)
+    for track in tracks:
+        for index in range(len(track)):
+            raised = track.copy()
+            raised[index] += 1
+            assert clip_probability([raised if t is track else t for t in tracks], **BOUNDS) > before
+
+
+def test_order_of_frames_and_persons_does_not_matter() -> None:
+    a, b = np.array([1.0, -2.0, 0.5]), np.array([3.0, 0.0])
+    assert clip_probability([a, b], **BOUNDS) == pytest.approx(clip_probability([b[::-1], a[::-1]], **BOUNDS))
+
+
+def test_answer_stays_within_the_bounds_however_certain() -> None:
+    assert clip_probability([np.array([1e6])], low=0.03, high=0.95) == 0.95
+    assert clip_probability([np.array([-1e6])], low=0.03, high=0.95) == 0.03
+
+
+def test_no_person_is_the_prior() -> None:
+    assert clip_probability([], **BOUNDS) == 0.5
+
+
+def test_logit_is_the_sigmoids_inverse() -> None:
+    assert sigmoid(np.array(logit(0.3))) == pytest.approx(0.3)

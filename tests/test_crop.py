@@ -1,0 +1,80 @@
+"""dfdc.crop: the one crop function."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from dfdc.crop import CropGeometry, crop_face
+
+GEOMETRY = CropGeometry(side_ratio=1.0, shift_ratio=0.0, size=32)
+
+
+def gradient(height: int = 100, width: int = 120) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x, y, x + y], -1).astype(np.uint8)
+
+
+def test_square_follows_from_the_box_by_hand() -> None:
+    # Mean side (80 + 120) / 2 = 100, times .93 = 93; centre (60, 80) moved down by .09 * 93 = 8.37.
+    left, top, side = CropGeometry().square(np.array([20, 20, 100, 140]))
+    assert side == 93
+    assert left == round(60 - 46.5)
+    assert top == round(80 + 8.37 - 46.5)
+
+
+def test_crop_of_its_own_size_is_the_frame_itself() -> None:
+    frame = gradient()
+    assert np.array_equal(crop_face(frame, np.array([10, 20, 42, 52]), GEOMETRY), frame[20:52, 10:42])
+
+
+def test_reducing_averages_areas() -> None:
+    frame = gradient()
+    crop = crop_face(frame, np.array([0, 0, 64, 64]), GEOMETRY)
+    by_hand = frame[:64, :64].reshape(32, 2, 32, 2, 3).astype(float).mean((1, 3))
+    assert np.abs(crop - by_hand).max() <= 0.5
+
+
+def test_enlarging_is_bilinear() -> None:
+    frame = gradient()
+    crop = crop_face(frame, np.array([10, 10, 26, 26]), GEOMETRY)
+    assert np.array_equal(crop, cv2.resize(frame[10:26, 10:26], (32, 32), interpolation=cv2.INTER_LINEAR))
+
+
+@pytest.mark.parametrize("corner", [(-16, -16), (104, -16), (-16, 84), (104, 84)])
+def test_outside_the_frame_its_edge_is_repeated(corner: tuple[int, int]) -> None:
+    frame, (x, y) = gradient(), corner
+    crop = crop_face(frame, np.array([x, y, x + 32, y + 32]), GEOMETRY)
+    rows = np.clip(np.arange(y, y + 32), 0, 99)
+    columns = np.clip(np.arange(x, x + 32), 0, 119)
+    assert np.array_equal(crop, frame[rows][:, columns])
+
+
+def test_box_wholly_outside_still_gives_a_crop() -> None:
+    crop = crop_face(gradient(), np.array([500, 500, 532, 532]), GEOMETRY)
+    assert crop.shape == (32, 32, 3)
+    assert (crop == gradient()[-1, -1]).all()
+
+
+def test_crop_is_no_view_of_the_frame() -> None:
+    frame = gradient()
+    crop_face(frame, np.array([10, 20, 42, 52]), GEOMETRY)[:] = 0
+    assert np.array_equal(frame, gradient())
+
+
+@pytest.mark.parametrize("frame", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 3))])
+def test_wrong_frame_is_refused_by_its_shape(frame: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="allowed: uint8"):
+        crop_face(frame, np.array([0, 0, 5, 5]), GEOMETRY)
+
+
+def test_box_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        crop_face(gradient(), np.array([0, 0, np.nan, 5]), GEOMETRY)
+
+
+@pytest.mark.parametrize("values", [{"side_ratio": 0.0}, {"shift_ratio": 2.0}, {"size": 8}])
+def test_impossible_geometry_is_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="allowed"):
+        CropGeometry(**values)

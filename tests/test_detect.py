@@ -1,0 +1,109 @@
+"""dfdc.detect: MTCNN, as facenet-pytorch does it, but faster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
+from facenet_pytorch.models.utils.detect_face import detect_face
+from skimage.data import astronaut
+
+from dfdc.detect import HARD, QUICK, FaceDetector
+from dfdc.tracks import link_tracks, overlap
+from dfdc.video import read_frames
+
+
+@pytest.fixture(scope="module")
+def detector() -> FaceDetector:
+    return FaceDetector()
+
+
+@pytest.fixture(scope="module")
+def portrait() -> np.ndarray:
+    return astronaut()
+
+
+def test_boxes_and_landmarks_equal_the_packages_own(detector: FaceDetector, portrait: np.ndarray) -> None:
+    (found,) = detector.detect([portrait])
+    nets = [net().eval() for net in (PNet, RNet, ONet)]
+    with torch.inference_mode():
+        boxes, points = detect_face(portrait, 20.0, *nets, list(QUICK.thresholds), 0.709, "cpu")
+    boxes, points = np.asarray(boxes[0], float), np.asarray(points[0], float)
+    assert len(found) == len(boxes) == 1
+    # Resizing differs (OpenCV's exact areas against torch's whole windows), so boxes agree within a few pixels.
+    assert overlap(found.boxes, boxes[:, :4])[0, 0] > 0.9
+    assert np.abs(found.landmarks[0] - points[0]).max() < 3
+    assert found.scores[0] == pytest.approx(boxes[0, 4], abs=0.01)
+
+
+def test_landmarks_lie_where_eyes_nose_and_mouth_are(detector: FaceDetector, portrait: np.ndarray) -> None:
+    (found,) = detector.detect([portrait])
+    left_eye, right_eye, nose, left_mouth, right_mouth = found.landmarks[0]
+    assert left_eye[0] < nose[0] < right_eye[0]
+    assert left_mouth[0] < nose[0] < right_mouth[0]
+    assert max(left_eye[1], right_eye[1]) < nose[1] < min(left_mouth[1], right_mouth[1])
+
+
+def test_batch_equals_one_by_one(detector: FaceDetector, portrait: np.ndarray) -> None:
+    frames = [portrait, np.zeros_like(portrait), portrait[:, ::-1].copy(), portrait[:300, :400].copy()]
+    together = detector.detect(frames)
+    for frame, found in zip(frames, together, strict=True):
+        (alone,) = detector.detect([frame])
+        assert len(found) == len(alone)
+        assert found.boxes == pytest.approx(alone.boxes, abs=0.01)
+
+
+def test_box_follows_the_scale_of_the_frame(detector: FaceDetector, portrait: np.ndarray) -> None:
+    (small,) = detector.detect([portrait])
+    (large,) = detector.detect([cv2.resize(portrait, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)])
+    assert overlap(large.boxes[:1] / 3, small.boxes[:1])[0, 0] > 0.85
+
+
+def test_face_that_leaves_the_frame_is_handled(detector: FaceDetector, portrait: np.ndarray) -> None:
+    for frame in (portrait[:, 200:], portrait[100:], portrait[:140, :240]):
+        for found in detector.detect([np.ascontiguousarray(frame)]):
+            assert np.isfinite(found.boxes).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 400), (11, 11), (12, 12), (400, 13)])
+def test_tiny_and_odd_frames_hold_no_face_and_raise_nothing(detector: FaceDetector, shape: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    for settings in (QUICK, HARD):
+        (found,) = detector.detect([noise], settings)
+        assert found.boxes.shape[1:] == (4,)
+
+
+def test_no_frames_give_no_faces(detector: FaceDetector) -> None:
+    assert detector.detect([]) == []
+
+
+def test_looking_hard_finds_small_dark_faces_that_a_quick_look_misses(
+    detector: FaceDetector, portrait: np.ndarray
+) -> None:
+    frame = np.zeros((1080, 1920, 3), np.uint8)
+    small = cv2.resize(portrait, (128, 128), interpolation=cv2.INTER_AREA)
+    frame[400:528, 900:1028] = small * 0.25
+    (quick,), (hard,) = detector.detect([frame]), detector.detect([frame], HARD)
+    assert len(quick) == 0
+    # The face is a quarter of where it is in the portrait: centre (223, 120) / 4.
+    centres = (hard.boxes[:, :2] + hard.boxes[:, 2:]) / 2
+    assert np.abs(centres - [900 + 56, 400 + 30]).max(1).min() < 12
+
+
+def test_two_faces_give_two_tracks(detector: FaceDetector, shared_videos: Path) -> None:
+    frames = read_frames(shared_videos / "two_faces.mp4", 16)
+    tracks = link_tracks(detector.detect([frame.pixels for frame in frames]))
+    assert [len(track) for track in tracks] == [16, 16]
+
+
+@pytest.mark.parametrize("name", ["aajsqyyjni", "anndvqgoko", "knqhpwoigk", "brtujopkby", "widuwuoiur", "yhffcuhhjy"])
+def test_faces_are_found_in_nearly_every_frame_of_dfdc_clips(
+    detector: FaceDetector, shared_videos: Path, name: str
+) -> None:
+    frames = read_frames(shared_videos / f"{name}.mp4", 20)
+    found = detector.detect([frame.pixels for frame in frames])
+    assert sum(len(faces) > 0 for faces in found) >= 0.95 * len(frames)

@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from dfdc.inputs import SEARCH_DEPTH, InputError, collect, find_below, find_competition, read_sample_submission
+
+ODD_NAMES = ["a b.mp4", "a,b.mp4", 'say "hi".mp4', "it's.mp4", "ünï-日本.mp4", "100%.mp4", "a\nb.mp4", "-i.mp4"]
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def write_csv(path: Path, *rows: str, header: str = "filename,label") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+# collect
+
+
+def test_a_folder_stands_for_its_clips_in_order_of_name(tmp_path):
+    touch(tmp_path / "b.mp4", tmp_path / "a.WEBM", tmp_path / "notes.txt", tmp_path / "deeper/c.mp4")
+    job = collect([tmp_path])
+    assert job.names == ("a.WEBM", "b.mp4")
+    assert job.paths == {"a.WEBM": tmp_path / "a.WEBM", "b.mp4": tmp_path / "b.mp4"}
+
+
+def test_a_named_clip_is_taken_whatever_its_ending(tmp_path):
+    touch(tmp_path / "clip.bin")
+    assert collect([tmp_path / "clip.bin"]).names == ("clip.bin",)
+
+
+def test_clips_and_folders_may_be_mixed_and_repeated(tmp_path):
+    touch(tmp_path / "in/a.mp4", tmp_path / "in/b.mp4", tmp_path / "c.mp4")
+    (tmp_path / "same").symlink_to("in")
+    detour = tmp_path / "in" / ".." / "in" / "a.mp4"
+    job = collect([tmp_path / "c.mp4", tmp_path / "in", tmp_path / "in/b.mp4", detour, tmp_path / "same"])
+    assert job.names == ("a.mp4", "b.mp4", "c.mp4")
+
+
+def test_two_clips_of_one_name_are_refused_with_both_paths(tmp_path):
+    touch(tmp_path / "x/a.mp4", tmp_path / "y/a.mp4")
+    with pytest.raises(InputError) as caught:
+        collect([tmp_path / "x", tmp_path / "y"])
+    message = str(caught.value)
+    assert str(tmp_path / "x/a.mp4") in message and str(tmp_path / "y/a.mp4") in message and "two runs" in message
+
+
+def test_a_folder_without_videos_is_refused_with_its_path_and_a_cure(tmp_path):
+    touch(tmp_path / "notes.txt")
+    with pytest.raises(InputError) as caught:
+        collect([tmp_path])
+    assert str(caught.value) == f"{tmp_path}: holds no video (.mp4, .webm); name another folder"
+
+
+@pytest.mark.parametrize("name", ["missing.mp4", "x" * 300, "a\0b.mp4"])
+def test_a_path_that_does_not_exist_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match=r"no such file or folder; name a clip or a folder of clips"):
+        collect([tmp_path / name])
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
+    def forbidden(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    with pytest.raises(InputError, match=r"cannot be listed \(Permission denied\)"):
+        collect([tmp_path])
+
+
+def test_links_that_lead_nowhere_keep_their_rows(tmp_path):
+    (tmp_path / "dead.mp4").symlink_to("nowhere.mp4")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    assert collect([tmp_path]).names == ("dead.mp4", "loop.mp4")
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
+def test_any_name_of_a_clip_will_do(tmp_path, name):
+    touch(tmp_path / name)
+    assert collect([tmp_path]).paths == {name: tmp_path / name}
+
+
+# collect with a sample submission
+
+
+def test_the_sample_submission_gives_rows_and_order(tmp_path):
+    touch(tmp_path / "a.mp4", tmp_path / "b.mp4", tmp_path / "unlisted.mp4")
+    sample = write_csv(tmp_path / "sample.csv", "b.mp4,0.5", "a.mp4,0.5")
+    job = collect([tmp_path], sample)
+    assert job.names == ("b.mp4", "a.mp4")
+    assert job.paths == {"a.mp4": tmp_path / "a.mp4", "b.mp4": tmp_path / "b.mp4"}
+
+
+def test_a_listed_file_that_is_missing_keeps_its_row(tmp_path):
+    touch(tmp_path / "a.mp4")
+    sample = write_csv(tmp_path / "sample.csv", "gone.mp4,0.5", "a.mp4,0.5")
+    job = collect([tmp_path], sample)
+    assert job.names == ("gone.mp4", "a.mp4")
+    assert job.paths["gone.mp4"] == tmp_path / "gone.mp4"
+
+
+def test_an_empty_folder_is_no_mistake_where_rows_are_listed(tmp_path):
+    (tmp_path / "clips").mkdir()
+    sample = write_csv(tmp_path / "sample.csv", "a.mp4,0.5")
+    assert collect([tmp_path / "clips"], sample).names == ("a.mp4",)
+
+
+def test_a_listed_file_of_another_ending_is_found(tmp_path):
+    touch(tmp_path / "clips/a.bin")
+    sample = write_csv(tmp_path / "sample.csv", "a.bin,0.5")
+    assert collect([tmp_path / "clips"], sample).paths["a.bin"].is_file()
+
+
+def test_listed_clips_may_lie_in_several_folders(tmp_path):
+    touch(tmp_path / "x/a.mp4", tmp_path / "y/b.mp4")
+    sample = write_csv(tmp_path / "sample.csv", "b.mp4,0.5", "a.mp4,0.5", "c.mp4,0.5")
+    job = collect([tmp_path / "x", tmp_path / "y"], sample)
+    assert job.paths == {name: tmp_path / at / name for name, at in (("a.mp4", "x"), ("b.mp4", "y"), ("c.mp4", "x"))}
+
+
+def test_beside_a_named_clip_listed_ones_are_looked_for(tmp_path, monkeypatch):
+    touch(tmp_path / "clips/a.mp4", tmp_path / "here/b.mp4")
+    monkeypatch.chdir(tmp_path / "here")
+    sample = write_csv(tmp_path / "sample.csv", "b.mp4,0.5")
+    assert collect([tmp_path / "clips/a.mp4"], sample).paths == {"b.mp4": tmp_path / "clips/b.mp4"}
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.mp4", "/etc/passwd", "a/../../secret.mp4", "..", ".", "a/..", "./../..", "/", "~/x.mp4", "//x"]
+)
+def test_listed_names_never_lead_outside_the_folder(tmp_path, name):
+    touch(tmp_path / "secret.mp4", tmp_path / "clips/a.mp4")
+    sample = write_csv(tmp_path / "sample.csv", f"{name},0.5")
+    job = collect([tmp_path / "clips"], sample)
+    assert job.names == (name,)
+    inside = os.path.realpath(job.paths[name])
+    assert inside == str(tmp_path / "clips") or os.path.dirname(inside) == str(tmp_path / "clips")
+
+
+# read_sample_submission
+
+
+def test_names_listed_twice_appear_once_where_they_came_first(tmp_path):
+    sample = write_csv(tmp_path / "s.csv", "b.mp4,0.5", "a.mp4,0.5", "b.mp4,0.1")
+    assert read_sample_submission(sample) == ("b.mp4", "a.mp4")
+
+
+def test_quoted_names_are_read_as_csv_means_them(tmp_path):
+    quoted = ['"' + name.replace('"', '""') + '",0.5' for name in ODD_NAMES]
+    assert read_sample_submission(write_csv(tmp_path / "s.csv", *quoted)) == tuple(ODD_NAMES)
+
+
+@pytest.mark.parametrize("header", ["filename", "label,filename", "filename,label,extra"])
+def test_other_columns_do_not_matter(tmp_path, header):
+    row = ",".join("a.mp4" if column == "filename" else "0.5" for column in header.split(","))
+    assert read_sample_submission(write_csv(tmp_path / "s.csv", row, header=header)) == ("a.mp4",)
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_windows_files_are_read(tmp_path, line_end):
+    path = tmp_path / "s.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + line_end.join(["filename,label", "a.mp4,0.5", "b.mp4,0.5", ""]).encode())
+    assert read_sample_submission(path) == ("a.mp4", "b.mp4")
+
+
+def test_empty_and_short_rows_are_passed_over(tmp_path):
+    path = write_csv(tmp_path / "s.csv", "0.5,a.mp4", "", "0.5", "0.5,", "0.5,b.mp4", header="label,filename")
+    assert read_sample_submission(path) == ("a.mp4", "b.mp4")
+
+
+def test_names_that_are_no_utf8_fit_the_files_on_disk(tmp_path):
+    name = b"caf\xe9.mp4".decode("utf-8", "surrogateescape")
+    touch(tmp_path / "clips" / name)
+    (tmp_path / "s.csv").write_bytes(b"filename,label\ncaf\xe9.mp4,0.5\n")
+    job = collect([tmp_path / "clips"], tmp_path / "s.csv")
+    assert job.names == (name,)
+    assert job.paths[name].is_file()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"filename,label\n",
+        b"name,label\na.mp4,0.5\n",
+        bytes(range(256)) * 20,
+        b"\0" * 100,
+        "filename,label\na.mp4,0.5\n".encode("utf-16"),
+        b'filename,label\n"' + b"x" * 200_000 + b'",0.5\n',
+        b"PK\x03\x04" + bytes(200),
+    ],
+    ids=["empty", "header only", "other column", "binary", "zeros", "utf-16", "huge field", "zip"],
+)
+def test_what_lists_no_file_is_refused_with_path_and_cure(tmp_path, data):
+    path = tmp_path / "s.csv"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="it needs a column filename") as caught:
+        read_sample_submission(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_sample_submission_that_cannot_be_opened_is_refused(tmp_path):
+    for path in (tmp_path / "missing.csv", tmp_path):
+        with pytest.raises(InputError, match="not a readable sample submission"):
+            read_sample_submission(path)
+
+
+# find_below
+
+
+def test_the_shallowest_match_wins_then_the_first_by_name(tmp_path, monkeypatch):
+    def listing(path, scandir=os.scandir):  # file systems list in any order
+        with scandir(path) as entries:
+            return nullcontext(sorted(entries, key=lambda entry: entry.name, reverse=True))
+
+    monkeypatch.setattr(os, "scandir", listing)
+    touch(tmp_path / "a/b/x.csv", tmp_path / "c/x.csv", tmp_path / "b/x.csv")
+    assert find_below(tmp_path, "x.csv") == tmp_path / "b/x.csv"
+    touch(tmp_path / "x.csv")
+    assert find_below(tmp_path, "x.csv") == tmp_path / "x.csv"
+
+
+def test_mounts_are_found_as_deep_as_promised_and_no_deeper(tmp_path):
+    deep = tmp_path.joinpath(*"12345"[:SEARCH_DEPTH])
+    touch(deep / "x.csv", deep / "more/y.csv")
+    assert find_below(tmp_path, "x.csv") == deep / "x.csv"
+    assert find_below(tmp_path, "y.csv") is None
+
+
+def test_names_of_several_parts_are_found(tmp_path):
+    touch(tmp_path / "mount/dfdc/__init__.py", tmp_path / "another/__init__.py")
+    assert find_below(tmp_path, "dfdc/__init__.py") == tmp_path / "mount/dfdc/__init__.py"
+
+
+def test_an_absent_root_holds_nothing(tmp_path):
+    assert find_below(tmp_path / "missing", "x.csv") is None
+    touch(tmp_path / "file")
+    assert find_below(tmp_path / "file", "x.csv") is None
+
+
+@pytest.mark.parametrize("folder", ["test_videos", "train_sample_videos"])
+def test_folders_of_clips_are_not_walked_through(tmp_path, monkeypatch, folder):
+    touch(tmp_path / f"mount/{folder}/a.mp4", tmp_path / f"mount/{folder}/deeper/x.csv")
+    listed = []
+    scandir = os.scandir
+
+    def noting(path):
+        listed.append(Path(path).name)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", noting)
+    assert find_below(tmp_path, "x.csv") is None
+    assert "mount" in listed and folder not in listed and "deeper" not in listed
+
+
+def test_folders_that_may_not_be_listed_are_passed_over(tmp_path, monkeypatch):
+    touch(tmp_path / "a/b/x.csv", tmp_path / "c/d/x.csv")
+    scandir = os.scandir
+
+    def guarded(path):
+        if Path(path).name == "a":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert find_below(tmp_path, "x.csv") == tmp_path / "c/d/x.csv"
+
+
+def test_links_in_a_circle_end(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/again").symlink_to(tmp_path)
+    assert find_below(tmp_path, "x.csv") is None
+
+
+# find_competition
+
+
+@pytest.mark.parametrize("mount", ["deepfake-detection-challenge", "competitions/deepfake-detection-challenge"])
+def test_the_competition_is_found_where_kaggle_mounts_it(tmp_path, mount):
+    touch(tmp_path / mount / "test_videos/a.mp4", tmp_path / mount / "test_videos/b.mp4")
+    touch(tmp_path / mount / "train_sample_videos/c.mp4", tmp_path / "my-weights/model.safetensors")
+    write_csv(tmp_path / mount / "sample_submission.csv", "b.mp4,0.5", "a.mp4,0.5", "gone.mp4,0.5")
+    job = find_competition(tmp_path)
+    assert job.names == ("b.mp4", "a.mp4", "gone.mp4")
+    assert job.paths["a.mp4"] == tmp_path / mount / "test_videos/a.mp4"
+
+
+def test_another_competitions_sample_submission_is_not_taken(tmp_path):
+    touch(tmp_path / "deepfake/test_videos/a.mp4")
+    write_csv(tmp_path / "another/sample_submission.csv", "1,0.5", header="id,label")
+    write_csv(tmp_path / "sample_submission.csv", "other.mp4,0.5")
+    assert find_competition(tmp_path).names == ("a.mp4",)
+    write_csv(tmp_path / "deepfake/sample_submission.csv", "z.mp4,0.5")
+    assert find_competition(tmp_path).names == ("z.mp4",)
+
+
+def test_without_the_competition_the_message_names_path_and_cure(tmp_path):
+    with pytest.raises(InputError) as caught:
+        find_competition(tmp_path / "input")
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'input'}: holds no folder test_videos")
+    assert "attach the competition's data" in message and "kernel.py PATH" in message
+
+
+def test_a_competition_without_clips_or_list_is_refused(tmp_path):
+    (tmp_path / "test_videos").mkdir()
+    with pytest.raises(InputError, match="holds no video"):
+        find_competition(tmp_path)

@@ -1,0 +1,222 @@
+"""kernel.py as its users run it: real processes, real clips, the shipped weights, no network."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from clips import write_audio, write_clip
+
+from dfdc.workers import DEFAULT_FRAMES
+
+ROOT = Path(__file__).resolve().parent.parent
+# What the shipped weights answer for the sample clips, on the CPU with 16 frames. OpenVINO's and torch's sums differ by
+# thousandths of a logit, decoders and resizers of other versions by a little more.
+GOLDEN = {"real.mp4": 0.330, "doctored.mp4": 0.757}
+GOLDEN_TOLERANCE = 0.03
+
+# Loaded by every Python process that the kernel starts: the first try to reach the network ends it.
+NO_NETWORK = """
+import os, socket
+def refuse(self, address):
+    if self.family != socket.AF_UNIX:
+        os.write(2, f"NETWORK {address}".encode())
+        os._exit(97)
+socket.socket.connect = socket.socket.connect_ex = refuse
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished kernel: its exit code, its output, and its files as rows by name."""
+
+    code: int
+    text: str
+    labels: dict[str, float]
+    details: dict[str, dict[str, str]]
+
+
+def start(arguments: list[object], folder: Path, *, kernel: Path = ROOT / "kernel.py") -> subprocess.Popen:
+    site = folder / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(NO_NETWORK)
+    return subprocess.Popen(
+        [sys.executable, str(kernel), *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def run(arguments: list[object], folder: Path, **options: object) -> Run:
+    process = start(arguments, folder, **options)
+    text, _ = process.communicate(timeout=400)
+    labels = {row["filename"]: float(row["label"]) for row in rows(folder / "submission.csv")}
+    details = {row["filename"]: row for row in rows(folder / "predictions.csv")}
+    return Run(process.returncode, text, labels, details)
+
+
+ODD_NAMES = ("with space.mp4", 'comma, and "quotes".mp4', "Übung 視頻.mp4", "100%.mp4", "#1?.mp4")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One run over good, bad and oddly named clips, listed by a sample submission with one file more."""
+    folder = tmp_path_factory.mktemp("hostile")
+    clips = folder / "clips"
+    clips.mkdir()
+    for sample in (ROOT / "samples").glob("*.mp4"):
+        shutil.copy(sample, clips)
+    whole = (ROOT / "samples/real.mp4").read_bytes()
+    (clips / "empty.mp4").touch()
+    (clips / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
+    (clips / "corrupt.mp4").write_bytes(whole[:200] + os.urandom(len(whole) - 200))
+    (clips / "text.mp4").write_text("this is no video\n" * 100)
+    (clips / "folder.mp4").mkdir()
+    write_audio(clips / "audio.mp4")
+    write_clip(clips / "no_face.mp4", n_frames=4)
+    for name in ODD_NAMES:
+        write_clip(clips / name, n_frames=1)
+    names = ["missing.mp4", *sorted(path.name for path in clips.iterdir()), "../outside.mp4"]
+    with open(folder / "sample.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("filename", "label"), *((name, 0.5) for name in names)])
+    return run([clips, "--sample-submission", folder / "sample.csv"], folder)
+
+
+def test_every_listed_name_has_its_row_in_order(hostile: Run) -> None:
+    assert hostile.code == 0, hostile.text
+    names = list(hostile.labels)
+    assert names[0] == "missing.mp4"
+    assert names[-1] == "../outside.mp4"
+    assert names[1:-1] == sorted(names[1:-1])
+    assert len(names) == 2 + 7 + 2 + len(ODD_NAMES)
+    assert list(hostile.details) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "reason"),
+    [
+        ("missing.mp4", "unreadable", "No such file"),
+        ("../outside.mp4", "unreadable", "No such file"),
+        ("empty.mp4", "unreadable", "empty"),
+        ("truncated.mp4", "unreadable", ""),
+        ("corrupt.mp4", "unreadable", ""),
+        ("text.mp4", "unreadable", "not a video"),
+        ("folder.mp4", "unreadable", ""),
+        ("audio.mp4", "unreadable", "no video stream"),
+        ("no_face.mp4", "no_face", "no face in 4 frames"),
+    ],
+)
+def test_bad_clip_has_its_status_its_reason_and_the_prior(hostile: Run, name: str, status: str, reason: str) -> None:
+    assert hostile.details[name]["status"] == status
+    assert hostile.details[name]["reason"]
+    assert reason in hostile.details[name]["reason"]
+    assert hostile.labels[name] == 0.5
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_name_is_read_and_written_as_it_is(hostile: Run, name: str) -> None:
+    assert hostile.details[name]["status"] == "no_face"
+    assert hostile.details[name]["frames"] == "1"
+
+
+@pytest.mark.parametrize("name", list(GOLDEN))
+def test_sample_clip_scores_as_the_shipped_weights_should(hostile: Run, name: str) -> None:
+    assert hostile.details[name]["status"] == "ok"
+    assert hostile.details[name]["tracks"] == "1"
+    assert hostile.details[name]["faces"] == hostile.details[name]["frames"] == str(DEFAULT_FRAMES["cpu"])
+    assert hostile.labels[name] == pytest.approx(GOLDEN[name], abs=GOLDEN_TOLERANCE)
+
+
+def test_summary_counts_what_happened(hostile: Run) -> None:
+    assert "16 clips (2 ok, 6 no_face, 8 unreadable)" in hostile.text
+    assert "label is the probability that the clip is fake" in hostile.text
+    assert "NETWORK" not in hostile.text
+
+
+def test_kaggle_needs_no_flag(tmp_path: Path) -> None:
+    """The package lies deep among read-only inputs, the kernel elsewhere, the output in the working folder."""
+    package = tmp_path / "input/some-dataset/deeper"
+    shutil.copytree(ROOT / "dfdc", package / "dfdc", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "weights", package / "weights")
+    competition = tmp_path / "input/competitions/deepfake-detection-challenge"
+    (competition / "test_videos").mkdir(parents=True)
+    shutil.copy(ROOT / "samples/doctored.mp4", competition / "test_videos/b.mp4")
+    shutil.copy(ROOT / "samples/real.mp4", competition / "test_videos/unlisted.mp4")
+    (competition / "sample_submission.csv").write_text("filename,label\nb.mp4,0\nabsent.mp4,0\n")
+    subprocess.run(["chmod", "-R", "a-w", tmp_path / "input"], check=True)
+    text = (ROOT / "kernel.py").read_text()
+    assert 'Path("/kaggle/input")' in text
+    working = tmp_path / "working"
+    working.mkdir()
+    (working / "script.py").write_text(text.replace('"/kaggle/input"', repr(str(tmp_path / "input"))))
+    found = run([], working, kernel=working / "script.py")
+    subprocess.run(["chmod", "-R", "u+w", tmp_path / "input"], check=True)
+    assert found.code == 0, found.text
+    assert list(found.labels) == ["b.mp4", "absent.mp4"]
+    assert found.labels["b.mp4"] == pytest.approx(GOLDEN["doctored.mp4"], abs=GOLDEN_TOLERANCE)
+    assert found.details["absent.mp4"]["status"] == "unreadable"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: no such file or folder"),
+        (["."], "holds no video"),
+        (["SAMPLES", "--weights", "nowhere"], "nowhere: no such weights"),
+        (["SAMPLES", "--weights", "."], "holds no .safetensors file"),
+        (["SAMPLES", "--out", "nowhere/submission.csv"], "its folder does not exist"),
+        (["SAMPLES", "--out", "."], "is a folder"),
+        (["SAMPLES", "--sample-submission", "nowhere.csv"], "not a readable sample submission"),
+        ([], "holds no folder test_videos"),
+    ],
+)
+def test_users_mistake_ends_at_once_with_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    found = run([ROOT / "samples" if a == "SAMPLES" else a for a in arguments], tmp_path)
+    assert found.code == 1
+    assert message in found.text
+    assert found.text.startswith("kernel: ")
+    assert found.text.count("\n") == 1
+
+
+def test_time_limit_that_is_too_short_still_gives_every_row(tmp_path: Path) -> None:
+    found = run([ROOT / "samples", "--time-limit", "0.5"], tmp_path)
+    assert found.code == 0
+    assert found.labels == {"doctored.mp4": 0.5, "real.mp4": 0.5}
+    assert {row["status"] for row in found.details.values()} == {"timeout"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_run_with_the_file_complete(tmp_path: Path, number: signal.Signals) -> None:
+    process = start([ROOT / "samples"], tmp_path)
+    submission = tmp_path / "submission.csv"
+    while not submission.exists():
+        assert process.poll() is None
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert [row["filename"] for row in rows(submission)] == ["doctored.mp4", "real.mp4"]
+
+
+def test_every_shared_clip_is_scored(tmp_path: Path, shared_videos: Path) -> None:
+    found = run([shared_videos], tmp_path)
+    assert found.code == 0, found.text
+    assert {row["status"] for row in found.details.values()} == {"ok"}, found.text
+    assert found.details["two_faces.mp4"]["tracks"] == "2"

@@ -1,0 +1,64 @@
+"""The order of the modules: each imports only what stands above it, and inference never imports training."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# The data path from the top: what a module may import stands before it.
+ORDER = (
+    *("deadline", "crop", "weights", "prediction", "video"),
+    *("runtime", "detect", "tracks", "model", "ensemble", "aggregate", "predict"),
+    *("inputs", "submission", "workers", "run"),
+)
+
+
+def imports_of(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" if node.module == "dfdc" else node.module for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def test_every_module_has_its_place() -> None:
+    assert {path.stem for path in (ROOT / "dfdc").glob("*.py")} - {"__init__"} == set(ORDER)
+
+
+def test_modules_import_only_what_stands_above_them() -> None:
+    for rank, name in enumerate(ORDER):
+        for imported in imports_of(ROOT / f"dfdc/{name}.py"):
+            if imported.startswith("dfdc."):
+                assert imported.split(".")[1] in ORDER[:rank], f"dfdc/{name}.py imports {imported}"
+
+
+def test_tools_never_import_each_other() -> None:
+    for path in (ROOT / "tools").glob("*.py"):
+        assert not any(name.split(".")[0] in {"tools", "kernel"} for name in imports_of(path)), path
+
+
+def test_nothing_in_the_package_reaches_for_the_network_or_for_pickles() -> None:
+    for path in (ROOT / "dfdc").rglob("*.py"):
+        roots = {name.split(".")[0] for name in imports_of(path)}
+        assert not roots & {"urllib", "requests", "http", "socket", "pickle", "huggingface_hub"}, path
+
+
+def test_supervisor_loads_neither_torch_nor_decoders() -> None:
+    """It must answer signals at once and outlive what native code does."""
+    reached, pending = set(), ["run"]
+    while pending:
+        name = pending.pop()
+        if name in reached or name == "score_clips":
+            continue
+        reached.add(name)
+        tree = ast.parse((ROOT / f"dfdc/{name}.py").read_text())
+        for node in tree.body:  # top level only: what is imported inside functions is the workers'
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dfdc."):
+                pending.append(node.module.split(".")[1])
+            modules = (
+                [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
+            )
+            assert not {str(m).split(".")[0] for m in modules} & {"torch", "av", "openvino"}, f"{name}: {modules}"

@@ -1,0 +1,116 @@
+"""dfdc.training.metrics: numbers equal scikit-learn's, intervals hold, calibration finds what was done to logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics
+from sklearn.calibration import calibration_curve
+
+from dfdc.training.metrics import fit_calibration, measure, measure_intervals
+from dfdc.weights import sigmoid
+
+
+@pytest.fixture
+def predictions() -> tuple[np.ndarray, np.ndarray]:
+    """Labels and probabilities of 120 reals and 80 fakes that overlap."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [120, 80])
+    return labels, sigmoid(generator.normal(2.0 * labels - 1, 1.5))
+
+
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """From scikit-learn's reliability curve, whose bins have to be weighted with their sizes."""
+    shares, means = calibration_curve(labels, probabilities, n_bins=10)
+    sizes, _ = np.histogram(probabilities, np.linspace(0, 1, 11))
+    return float(np.abs(shares - means) @ sizes[sizes > 0] / len(labels))
+
+
+def test_scores_equal_scikit_learns(predictions) -> None:
+    labels, probabilities = predictions
+    classes = [metrics.log_loss(labels[labels == k], probabilities[labels == k], labels=[0, 1]) for k in (0, 1)]
+    assert measure(labels, probabilities) == pytest.approx(
+        {
+            "auc": metrics.roc_auc_score(labels, probabilities),
+            "log_loss": metrics.log_loss(labels, probabilities),
+            "balanced_log_loss": np.mean(classes),
+            "brier": metrics.brier_score_loss(labels, probabilities),
+            "accuracy": metrics.accuracy_score(labels, probabilities >= 0.5),
+            "calibration_error": expected_calibration_error(labels, probabilities),
+            "n": 200,
+        },
+        abs=1e-12,
+    )
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two bins: (.1 + .2) / 2 given and 1 / 2 fake; .9 given and 1 fake. (2 x .35 + 2 x .1) / 4 = .225."""
+    labels, probabilities = np.array([0, 1, 1, 1]), np.array([0.11, 0.19, 0.9, 0.9])
+    assert measure(labels, probabilities)["calibration_error"] == pytest.approx(0.225)
+
+
+def test_perfect_calibration_has_no_error() -> None:
+    assert measure(np.array([0, 0, 0, 1]), np.full(4, 0.25))["calibration_error"] == 0
+
+
+def test_intervals_enclose_their_values_and_follow_their_generator(predictions) -> None:
+    first, again, other = (measure_intervals(*predictions, np.random.default_rng(s), samples=40) for s in (1, 1, 2))
+    assert first == again != other
+    assert first["n"] == 200
+    for name, value in measure(*predictions).items():
+        if name not in ("n", "calibration_error"):  # chance only ever adds to a calibration error
+            assert first[name]["low"] < first[name]["value"] < first[name]["high"]
+            assert first[name]["value"] == value
+
+
+def test_interval_of_accuracy_is_the_binomials() -> None:
+    """With 100 right and 100 wrong in each class the standard error is sqrt(.25 / 400) = .025."""
+    labels = np.repeat([0, 1], 200)
+    probabilities = np.tile([0.2, 0.8], 200)
+    accuracy = measure_intervals(labels, probabilities, np.random.default_rng(0), samples=200)["accuracy"]
+    assert accuracy["value"] == 0.5
+    # 200 samples give the distance of these quantiles to a sixth or so.
+    assert accuracy["high"] - accuracy["low"] == pytest.approx(2 * 1.96 * 0.025, rel=0.3)
+
+
+def test_crops_of_one_video_are_drawn_together(predictions) -> None:
+    """Ten copies of every prediction say nothing new: drawn by video, the interval stays as wide."""
+    labels, probabilities = predictions
+    once = measure_intervals(labels, probabilities, np.random.default_rng(0), samples=30)
+    copies = np.tile(np.arange(200), 10)
+    groups = np.array([f"{i:03d}.mp4" for i in copies])
+    grouped = measure_intervals(
+        labels[copies], probabilities[copies], np.random.default_rng(0), groups=groups, samples=30
+    )
+    assert grouped["auc"] == pytest.approx(once["auc"], abs=1e-12)
+    alone = measure_intervals(labels[copies], probabilities[copies], np.random.default_rng(0), samples=30)
+    assert alone["auc"]["high"] - alone["auc"]["low"] < 0.6 * (once["auc"]["high"] - once["auc"]["low"])
+
+
+@pytest.mark.parametrize(("temperature", "bias"), [(2.5, 0.0), (0.4, 1.2), (1.0, -0.8)])
+def test_calibration_recovers_temperature_and_bias(temperature: float, bias: float) -> None:
+    """Labels drawn from sigmoid(z / T + b): the likelihood's maximum lies there, to about 1 / sqrt(n)."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 2 * temperature, 40_000)
+    labels = generator.random(40_000) < sigmoid(logits / temperature + bias)
+    calibration = fit_calibration(labels, logits)
+    assert calibration.temperature == pytest.approx(temperature, rel=0.03)
+    assert calibration.bias == pytest.approx(bias, abs=0.04)
+    after = metrics.log_loss(labels, sigmoid(calibration.logits(logits)))
+    assert after <= metrics.log_loss(labels, sigmoid(logits))
+
+
+def test_bounds_are_a_quarter_of_laplaces_rule() -> None:
+    """200 predictions: of the lowest 20 one is fake, of the highest 20 none is real: (1 + 1) / 22 / 4, 1 / 22 / 4."""
+    logits = np.linspace(-4, 4, 200)
+    labels = (logits > 0).astype(int)
+    labels[5] = 1
+    calibration = fit_calibration(labels, logits)
+    assert calibration.low == pytest.approx(2 / 22 / 4)
+    assert calibration.high == pytest.approx(1 - 1 / 22 / 4)
+
+
+def test_separable_logits_give_a_finite_calibration() -> None:
+    calibration = fit_calibration(np.repeat([0, 1], 16), np.repeat([-1.0, 1.0], 16))
+    assert np.isfinite([calibration.temperature, calibration.bias]).all()
+    assert calibration.probabilities(np.array([-1.0, 1.0])) == pytest.approx([calibration.low, calibration.high])

@@ -1,0 +1,78 @@
+"""dfdc.tracks: one track per person."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torchvision.ops import box_iou
+
+from dfdc.detect import Faces
+from dfdc.tracks import link_tracks, overlap
+
+
+def faces(*boxes: tuple[float, ...], score: float = 0.99) -> Faces:
+    array = np.array(boxes, np.float32).reshape(-1, 4)
+    return Faces(array, np.full(len(boxes), score, np.float32), np.zeros((len(boxes), 5, 2), np.float32))
+
+
+def at(x: float, y: float = 0.0, side: float = 100.0) -> tuple[float, ...]:
+    return (x, y, x + side, y + side)
+
+
+def test_overlap_equals_torchvision() -> None:
+    generator = np.random.default_rng(0)
+    corners = generator.uniform(0, 100, (2, 20, 2))
+    a, b = (np.concatenate([c, c + generator.uniform(1, 60, c.shape)], 1) for c in corners)
+    assert overlap(a, b) == pytest.approx(box_iou(torch.tensor(a), torch.tensor(b)).numpy(), abs=1e-12)
+
+
+def test_overlap_of_empty_boxes_is_zero() -> None:
+    assert overlap(np.zeros((1, 4)), np.zeros((1, 4))) == pytest.approx(np.zeros((1, 1)))
+
+
+def test_two_persons_are_two_tracks_whatever_order_they_are_found_in() -> None:
+    left, right = [at(10 * i) for i in range(8)], [at(500 - 10 * i) for i in range(8)]
+    found = [faces(a, b) if i % 2 else faces(b, a) for i, (a, b) in enumerate(zip(left, right, strict=True))]
+    tracks = link_tracks(found)
+    assert len(tracks) == 2
+    firsts = sorted(track.boxes[:, 0].tolist() for track in tracks)
+    assert firsts == [[box[0] for box in left], [box[0] for box in right]]
+
+
+def test_gap_is_filled_on_a_straight_line() -> None:
+    (track,) = link_tracks([faces(at(0)), faces(), faces(), faces(at(30, 60))])
+    assert track.frames.tolist() == [0, 1, 2, 3]
+    assert track.boxes[:, 0].tolist() == [0, 10, 20, 30]
+    assert track.boxes[:, 3].tolist() == [100, 120, 140, 160]
+    assert track.found.tolist() == [True, False, False, True]
+
+
+def test_long_absence_starts_a_new_track() -> None:
+    found = [faces(at(0)), faces(at(0)), *[faces()] * 5, faces(at(0)), faces(at(0))]
+    assert [len(track) for track in link_tracks(found)] == [2, 2]
+
+
+def test_false_hit_that_appears_once_drops_out() -> None:
+    found = [faces(at(0)) for _ in range(8)]
+    found[3] = faces(at(0), at(700))
+    assert len(link_tracks(found)) == 1
+
+
+def test_hit_that_is_the_only_one_is_kept() -> None:
+    (track,) = link_tracks([faces(), faces(at(5)), faces()])
+    assert (track.frames.tolist(), track.boxes[0].tolist()) == ([1], list(at(5)))
+
+
+def test_doubtful_track_is_dropped_beside_a_certain_one_and_kept_alone() -> None:
+    sure, doubtful = at(0), at(600)
+    both = Faces(np.array([sure, doubtful], np.float32), np.array([0.99, 0.85], np.float32), np.zeros((2, 5, 2)))
+    (track,) = link_tracks([both] * 6)
+    assert track.boxes[0].tolist() == list(sure)
+    (track,) = link_tracks([faces(doubtful, score=0.85)] * 6)
+    assert track.score == pytest.approx(0.85)
+
+
+def test_no_faces_give_no_tracks() -> None:
+    assert link_tracks([]) == []
+    assert link_tracks([faces(), faces()]) == []

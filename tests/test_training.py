@@ -1,0 +1,284 @@
+"""dfdc.training: tables that are checked, epochs of pairs, a loop that learns and goes on exactly."""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from dfdc.model import FrameModel
+from dfdc.training import loop
+from dfdc.training.dataset import CropSet, DataError, load_crops, pair_epoch
+from dfdc.training.loop import TrainSettings, has_folded_norms, revive_batch_norms, score_crops, train
+from dfdc.weights import ModelSpec, find_weights
+from tools import train as train_tool
+
+SIDE = 32
+TINY = TrainSettings(epochs=3, batch_size=8, ema_decay=0.5)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Nets this small wait for threads longer than they compute: ten times as long beside another busy process."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+def row(name: str, label: str, *, original: str = "", split: str = "train", **more: object) -> dict[str, object]:
+    return {"path": f"{name}.png", "video": f"{name}.mp4", "label": label, "original": original, "split": split, **more}
+
+
+def write_table(folder: Path, rows: list[dict[str, object]], *, images: bool = True) -> Path:
+    """A crop table; fakes are bright in the middle."""
+    generator = np.random.default_rng(0)
+    for line in rows if images else []:
+        pixels = generator.integers(60, 120, (SIDE, SIDE, 3), dtype=np.uint8)
+        if line["label"] == "FAKE":
+            pixels[8:24, 8:24] += 110
+        cv2.imwrite(str(folder / str(line["path"])), pixels)
+    path = folder / "crops.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def pairs(n: int, *, split: str = "train") -> list[dict[str, object]]:
+    names = [f"{split}{i:02d}" for i in range(n)]
+    reals = [row(name, "REAL", split=split) for name in names]
+    return reals + [row(f"{name}f", "FAKE", original=f"{name}.mp4", split=split) for name in names]
+
+
+def tiny_model(seed: int = 0) -> FrameModel:
+    torch.manual_seed(seed)
+    return FrameModel(ModelSpec("efficientnet-lite0", SIDE))
+
+
+def make_set(labels: list[int], originals: list[int]) -> CropSet:
+    n = len(labels)
+    images = torch.zeros((n, 3, 2, 2), dtype=torch.uint8)
+    return CropSet(images, torch.tensor(labels, dtype=torch.float32), torch.tensor(originals), [""] * n)
+
+
+# Tables
+
+
+def test_crops_load_as_the_pixels_that_were_written(tmp_path: Path) -> None:
+    crops = load_crops(write_table(tmp_path, pairs(2)), split="train", progress=False)
+    written = cv2.imread(str(tmp_path / "train01f.png"))[:, :, ::-1]
+    assert torch.equal(crops.images[3].permute(1, 2, 0), torch.from_numpy(written.copy()))
+    assert crops.images.is_contiguous(memory_format=torch.channels_last)
+    assert crops.labels.tolist() == [0, 0, 1, 1] and crops.originals.tolist() == [-1, -1, 0, 1]
+    assert crops.videos == ["train00.mp4", "train01.mp4", "train00f.mp4", "train01f.mp4"]
+
+
+def test_crops_load_from_the_zip_that_the_shard_column_names(tmp_path: Path) -> None:
+    plain = load_crops(write_table(tmp_path, pairs(2)), split="train", progress=False)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for image in tmp_path.glob("*.png"):
+            archive.write(image, image.name)
+            image.unlink()
+    table = write_table(tmp_path, [{**line, "shard": "a.zip"} for line in pairs(2)], images=False)
+    assert torch.equal(load_crops(table, split="train", progress=False).images, plain.images)
+
+
+def test_crops_of_one_video_pair_by_frame_and_track(tmp_path: Path) -> None:
+    places = [(0, 0), (0, 1), (3, 0)]
+    rows = [row("a", "REAL", frame=frame, track=track) for frame, track in places]
+    rows += [row("b", "FAKE", original="a.mp4", frame=frame, track=track) for frame, track in [(3, 0), (0, 1), (9, 0)]]
+    crops = load_crops(write_table(tmp_path, rows), split="train", progress=False)
+    assert crops.originals.tolist() == [-1, -1, -1, 2, 1, -1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([*pairs(2), row("x", "FAKE", original="train00.mp4", split="val")], "train00.mp4 lies in more than one split"),
+        ([*pairs(2), row("train01", "REAL", split="val")], "train01.mp4 lies in more than one split"),
+        (
+            [row("x", "FAKE", original="gone.mp4"), row("y", "FAKE", original="gone.mp4", split="val")],
+            "gone.mp4 lies in more than one split",
+        ),
+        ([*pairs(1), row("x", "fake")], "x.png has the label 'fake'; allowed are REAL and FAKE"),
+        ([{"path": "a.png", "label": "REAL"}], "columns video, original, split are missing"),
+        (pairs(1, split="val"), "no row has the split 'train'; it has val"),
+    ],
+)
+def test_tables_with_mistakes_are_refused(tmp_path: Path, rows: list, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        load_crops(write_table(tmp_path, rows, images=False), split="train", progress=False)
+
+
+def test_crops_that_do_not_decode_or_are_missing_are_named(tmp_path: Path) -> None:
+    table = write_table(tmp_path, pairs(2))
+    (tmp_path / "train01.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"train01\.png: not an image"):
+        load_crops(table, split="train", progress=False)
+    (tmp_path / "train01.png").unlink()
+    with pytest.raises(DataError, match=r"train01\.png: cannot be read"):
+        load_crops(table, split="train", progress=False)
+
+
+def test_crops_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    table = write_table(tmp_path, pairs(2))
+    cv2.imwrite(str(tmp_path / "train01.png"), np.zeros((16, 16, 3), np.uint8))
+    with pytest.raises(DataError, match=r"train01\.png: \(16, 16\) pixels, others have \(32, 32\)"):
+        load_crops(table, split="train", progress=False)
+
+
+def test_train_tool_ends_with_one_line_on_a_data_mistake(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    table = write_table(tmp_path, [*pairs(2), row("x", "FAKE", original="train00.mp4", split="val")], images=False)
+    code = train_tool.main(["--crops", str(table), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert code == 1 and said.count("\n") == 1 and "train00.mp4 lies in more than one split" in said
+
+
+# Epochs
+
+
+def test_epoch_puts_each_real_once_beside_its_own_fake() -> None:
+    #         reals 0 1 2 3, fakes 4 5 of 0, 6 of 1, 7 without original
+    crops = make_set([0, 0, 0, 0, 1, 1, 1, 1], [-1, -1, -1, -1, 0, 0, 1, -1])
+    seen = set()
+    for seed in range(20):
+        epoch = pair_epoch(crops, torch.Generator().manual_seed(seed))
+        partner = dict(epoch.tolist())
+        assert sorted(epoch[:, 0].tolist()) == [0, 1, 2, 3]
+        assert partner[0] in (4, 5) and partner[1] == 6
+        left_over = {4, 5, 7} - {partner[0]}
+        assert {partner[2], partner[3]} <= left_over
+        seen.add(partner[0])
+        assert torch.equal(epoch, pair_epoch(crops, torch.Generator().manual_seed(seed)))
+    assert seen == {4, 5}  # a real's fake is drawn anew each epoch
+
+
+def test_epoch_without_fakes_is_refused() -> None:
+    with pytest.raises(DataError, match="2 reals and 0 fakes; training needs both"):
+        pair_epoch(make_set([0, 0], [-1, -1]), torch.Generator())
+
+
+# The loop
+
+
+def test_reviving_folded_norms_leaves_the_function_unchanged() -> None:
+    model = tiny_model().eval()
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            with torch.no_grad():
+                # Small nets from scratch lose the picture on the way; a gain keeps it.
+                module.weight.fill_(3)
+                module.bias.copy_(torch.rand(module.bias.shape, generator=generator))
+    crops = torch.randint(0, 256, (24, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+    assert has_folded_norms(model)
+    before = score_crops(model, crops)
+    revive_batch_norms(model, crops)
+    assert not has_folded_norms(model) and not model.training
+    assert before.std() > 0.01
+    # Sixteen layers in single precision.
+    assert score_crops(model, crops) == pytest.approx(before, rel=1e-3, abs=1e-3 * before.std())
+    stem = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    activations = []
+    handle = stem.register_forward_hook(lambda module, inputs, output: activations.append(inputs[0]))
+    score_crops(model, crops)
+    handle.remove()
+    assert torch.allclose(stem.running_mean, activations[0].mean((0, 2, 3)), atol=1e-4)
+
+
+def test_tiny_run_overfits_32_crops(tmp_path: Path) -> None:
+    table = write_table(tmp_path, pairs(16))
+    crops = load_crops(table, split="train", progress=False)
+    torch.manual_seed(0)
+    model = FrameModel(ModelSpec("mobilenet-v2", SIDE))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.5  # eighty steps are too few for averages made for thousands
+    settings = TrainSettings(epochs=20, batch_size=8, learning_rate=5e-4, ema_decay=0.8, mixup=0)
+    final, scores, calibration = train(model, crops, crops, tmp_path, settings, progress=False)
+    assert scores["auc"] > 0.95 and scores["accuracy"] > 0.85
+    assert not final.training and np.isfinite([calibration.temperature, calibration.bias]).all()
+    with open(tmp_path / "log.csv", newline="") as file:
+        log = list(csv.DictReader(file))
+    assert [int(line["epoch"]) for line in log] == list(range(1, 21))
+    assert float(log[0]["train_loss"]) > 0.6 and np.mean([float(line["train_loss"]) for line in log[-5:]]) < 0.4
+
+
+def test_killed_run_goes_on_with_the_same_losses_and_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crops = load_crops(write_table(tmp_path, pairs(8)), split="train", progress=False)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    expected, scores, _ = train(tiny_model(), crops, crops, whole, TINY, progress=False)
+
+    save, saved = loop._save_state, []
+
+    def die_before_the_second_save(*args: object) -> None:
+        if saved:
+            raise KeyboardInterrupt
+        saved.append(save(*args))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "_save_state", die_before_the_second_save)
+        train(tiny_model(), crops, crops, killed, TINY, progress=False)
+    # Another seed shows that everything comes from the state.
+    resumed, resumed_scores, _ = train(tiny_model(seed=5), crops, crops, killed, TINY, progress=False)
+
+    assert resumed_scores == scores
+    for name, value in expected.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    logs = []
+    for folder in (whole, killed):
+        with open(folder / "log.csv", newline="") as file:
+            logs.append([{k: v for k, v in line.items() if k != "seconds"} for line in csv.DictReader(file)])
+    assert logs[0] == logs[1] and len(logs[0]) == TINY.epochs
+
+
+def test_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
+    settings = TrainSettings(epochs=1, batch_size=8)
+    train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
+    with pytest.raises(ValueError, match="use the same settings or another folder"):
+        train(tiny_model(), crops, crops, tmp_path, TINY, progress=False)
+    other = FrameModel(ModelSpec("mobilenet-v2", SIDE))
+    with pytest.raises(ValueError, match="belongs to a run of another net"):
+        train(other, crops, crops, tmp_path, settings, progress=False)
+
+
+def test_too_few_crops_for_a_batch_are_refused(tmp_path: Path) -> None:
+    crops = load_crops(write_table(tmp_path, pairs(3)), split="train", progress=False)
+    with pytest.raises(DataError, match="3 reals cannot fill a batch of 8"):
+        train(tiny_model(), crops, crops, tmp_path, TINY, progress=False)
+
+
+def test_only_aligned_pairs_are_mixed(tmp_path: Path) -> None:
+    images = torch.zeros((4, 3, SIDE, SIDE), dtype=torch.uint8)
+    crops = CropSet(images, torch.tensor([0.0, 0, 1, 1]), torch.tensor([-1, -1, 0, -1]), ["a", "b", "c", "d"])
+    settings = TrainSettings(mixup=1.0, label_smoothing=0.0)
+    _, targets = loop._make_batch(
+        images, crops, torch.tensor([[0, 2], [1, 3]]), tiny_model(), settings, torch.Generator().manual_seed(0)
+    )
+    assert targets[:2].tolist() == [0, 0] and 0 < targets[2] < 1 and targets[3] == 1
+
+
+def test_train_tool_writes_weights_that_open(tmp_path: Path) -> None:
+    table = write_table(tmp_path, pairs(4) + pairs(3, split="val"))
+    code = train_tool.main(
+        [
+            *("--crops", str(table), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "weights")),
+            *("--architecture", "mobilenet-v2", "--input-size", "32", "--epochs", "1", "--batch-size", "8"),
+            *("--device", "cpu"),
+        ]
+    )
+    (file,) = find_weights(tmp_path / "weights")
+    assert code == 0
+    assert file.spec.architecture == "mobilenet-v2" and file.spec.input_size == 32
+    assert file.spec.trained_on == f"8 crops of {tmp_path.name}/crops.csv, split train"
+    assert file.spec.validation["n"] == 6 and 0 <= file.spec.validation["auc"] <= 1

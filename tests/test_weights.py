@@ -1,0 +1,166 @@
+"""dfdc.weights and dfdc.model: a file that rebuilds, feeds and vouches for its net."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dfdc.crop import CropGeometry
+from dfdc.model import FrameModel, build_network, load_initial, load_model, resize_crops, save_model
+from dfdc.weights import Calibration, ModelSpec, WeightsError, file_digest, find_weights, open_weights, sigmoid
+
+SPEC = ModelSpec(
+    architecture="efficientnet-lite0",
+    input_size=32,
+    crop=CropGeometry(size=48),
+    calibration=Calibration(1.5, -0.25, 0.02, 0.97),
+    trained_on="nothing",
+    validation={"auc": 0.5},
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> FrameModel:
+    torch.manual_seed(0)
+    return FrameModel(SPEC).eval()
+
+
+@pytest.fixture
+def path(model: FrameModel, tmp_path: Path) -> Path:
+    return save_model(model, tmp_path, name="fake")
+
+
+def test_file_gives_back_the_specification_and_the_function(model: FrameModel, path: Path) -> None:
+    file = open_weights(path)
+    assert file.spec == SPEC
+    crops = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        # Half-precision weights have 11 bits: logits move by thousandths.
+        assert torch.allclose(load_model(file)(crops), model(crops), atol=0.02)
+
+
+def test_name_carries_the_digest_that_is_checked(path: Path) -> None:
+    assert file_digest(path)[:12] in path.name
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match="damaged or changed"):
+        open_weights(path)
+
+
+def test_file_without_digest_in_its_name_is_refused(path: Path) -> None:
+    with pytest.raises(WeightsError, match="carries no digest"):
+        open_weights(path.rename(path.with_name("model.safetensors")))
+
+
+def named_by_digest(path: Path) -> Path:
+    return path.rename(path.with_name(f"x-{file_digest(path)[:12]}.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"abc",
+        struct.pack("<Q", 2**60) + b"{}",
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 8) + b'["list"]',
+        b"\x80\x04pickle.",
+    ],
+)
+def test_header_that_is_not_ours_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="no valid model specification"):
+        open_weights(named_by_digest(path))
+
+
+@pytest.mark.parametrize("change", [{"architecture": "resnet"}, {"input_size": 5}, {"std": [0, 1, 1]}, {"surplus": 1}])
+def test_specification_with_a_wrong_value_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "x"
+    spec = {**json.loads(SPEC.to_json()), **change}
+    save_file({"a": torch.zeros(1)}, path, metadata={"spec": json.dumps(spec)})
+    with pytest.raises(WeightsError, match="no valid model specification"):
+        open_weights(named_by_digest(path))
+
+
+def test_tensors_of_another_architecture_are_refused(model: FrameModel, tmp_path: Path) -> None:
+    path = save_model(model, tmp_path, name="wrong", spec=replace(SPEC, architecture="efficientnet-b0"))
+    with pytest.raises(WeightsError, match="do not fit efficientnet-b0"):
+        load_model(open_weights(path))
+
+
+def test_no_pickle_is_ever_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"\x80\x04.")
+    (tmp_path / "model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(WeightsError, match=r"holds no \.safetensors file"):
+        find_weights(tmp_path)
+
+
+def test_folder_gives_its_files_by_name(model: FrameModel, tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        save_model(model, tmp_path, name=name)
+    assert [file.path.name[0] for file in find_weights(tmp_path)] == ["a", "b"]
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="nowhere: no such weights"):
+        find_weights(tmp_path / "nowhere")
+
+
+def test_calibration_by_hand() -> None:
+    calibration = Calibration(temperature=2.0, bias=1.0, low=0.1, high=0.9)
+    assert calibration.logits(np.array([4.0])) == pytest.approx([3.0])
+    assert calibration.probabilities(np.array([-2.0, 100.0, -100.0])) == pytest.approx([0.5, 0.9, 0.1])
+    assert sigmoid(np.array([np.log(3)])) == pytest.approx([0.75])
+
+
+@pytest.mark.parametrize("values", [{"temperature": 0.0}, {"bias": float("nan")}, {"low": 0.0}, {"high": 1.0}])
+def test_calibration_that_could_cost_everything_is_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="allowed"):
+        Calibration(**values)
+
+
+def test_normalization_lives_in_the_model(model: FrameModel) -> None:
+    crops = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(model(crops), model.net((crops.float() - 127) / 128).squeeze(1))
+
+
+def test_resizing_keeps_whole_levels_and_leaves_fitting_crops_alone() -> None:
+    crops = torch.randint(0, 256, (2, 3, 48, 48)).float()
+    small = resize_crops(crops, 32)
+    assert small.shape == (2, 3, 32, 32)
+    assert torch.equal(small, small.round())
+    assert 0 <= small.min() <= small.max() <= 255
+    assert resize_crops(crops, 48) is crops
+
+
+@pytest.mark.parametrize("architecture", ["efficientnet-b0", "efficientnet-lite0", "mobilenet-v2"])
+def test_every_family_is_built_with_one_output(architecture: str) -> None:
+    net = build_network(architecture, 64).eval()
+    with torch.no_grad():
+        assert net(torch.zeros(2, 3, 64, 64)).shape == (2, 1)
+
+
+def test_lite0_has_the_published_number_of_parameters_and_no_squeeze_excitation() -> None:
+    net = build_network("efficientnet-lite0", 224)
+    backbone = sum(p.numel() for name, p in net.named_parameters() if not name.startswith("_fc"))
+    assert backbone == 3_371_008
+    assert not any("_se_" in name for name, _ in net.named_parameters())
+
+
+def test_pretrained_backbone_is_taken_over_whole(shared: Path) -> None:
+    model = FrameModel(replace(SPEC, input_size=224))
+    path = shared / "pretrained/efficientnet_lite0_imagenet.safetensors"
+    taken, total = load_initial(model, path)
+    assert taken == len(load_file(path))
+    # What is left: the classifier's two tensors and the norms' batch counters.
+    assert total - taken == 2 + sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
