@@ -84,10 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="kernel: %(message)s")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        if args.paths:
-            job = collect(args.paths, args.sample_submission)
-        else:
-            job = find_competition(KAGGLE_INPUT)
+        job = collect(args.paths, args.sample_submission) if args.paths else find_competition(KAGGLE_INPUT)
         settings = WorkerSettings(
             weights=tuple(find_weights(args.weights)),
             device=args.device,

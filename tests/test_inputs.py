@@ -58,7 +58,8 @@ def test_a_folder_without_videos_is_refused_with_its_path_and_a_cure(tmp_path):
     touch(tmp_path / "notes.txt")
     with pytest.raises(InputError) as caught:
         collect([tmp_path])
-    assert str(caught.value) == f"{tmp_path}: holds no video (.mp4, .webm); name another folder"
+    known = ".3g2, .3gp, .avi, .flv, .m2ts, .m4v, .mkv, .mov, .mp4, .mpeg, .mpg, .mts, .mxf, .ogv, .ts, .vob, .webm, .wmv"
+    assert str(caught.value) == f"{tmp_path}: holds no video ({known}); name another folder"
 
 
 @pytest.mark.parametrize("name", ["missing.mp4", "x" * 300, "a\0b.mp4"])
