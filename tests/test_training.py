@@ -98,6 +98,12 @@ def test_crops_of_one_video_pair_by_frame_and_track(tmp_path: Path) -> None:
     assert crops.originals.tolist() == [-1, -1, -1, 2, 1, -1]
 
 
+def test_fakes_that_were_not_laid_over_their_original_are_no_pairs(tmp_path: Path) -> None:
+    rows = [row("a", "REAL", difference="")]
+    rows += [row(name, "FAKE", original="a.mp4", difference=value) for name, value in (("b", "4.2"), ("c", ""))]
+    assert load_crops(write_table(tmp_path, rows), split="train", progress=False).originals.tolist() == [-1, 0, -1]
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
@@ -182,9 +188,9 @@ def test_reviving_folded_norms_leaves_the_function_unchanged() -> None:
     before = score_crops(model, crops)
     revive_batch_norms(model, crops)
     assert not has_folded_norms(model) and not model.training
-    assert before.std() > 0.01
+    assert before.std() > 0.1
     # Sixteen layers in single precision.
-    assert score_crops(model, crops) == pytest.approx(before, rel=1e-3, abs=1e-3 * before.std())
+    assert score_crops(model, crops) == pytest.approx(before, abs=1e-3)
     stem = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
     activations = []
     handle = stem.register_forward_hook(lambda module, inputs, output: activations.append(inputs[0]))
@@ -200,14 +206,14 @@ def test_tiny_run_overfits_32_crops(tmp_path: Path) -> None:
     model = FrameModel(ModelSpec("mobilenet-v2", SIDE))
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.5  # eighty steps are too few for averages made for thousands
-    settings = TrainSettings(epochs=20, batch_size=8, learning_rate=5e-4, ema_decay=0.8, mixup=0)
+            module.momentum = 0.5  # 56 steps are too few for averages made for thousands
+    settings = TrainSettings(epochs=14, batch_size=8, learning_rate=5e-4, ema_decay=0.8, mixup=0)
     final, scores, calibration = train(model, crops, crops, tmp_path, settings, progress=False)
     assert scores["auc"] > 0.95 and scores["accuracy"] > 0.85
     assert not final.training and np.isfinite([calibration.temperature, calibration.bias]).all()
     with open(tmp_path / "log.csv", newline="") as file:
         log = list(csv.DictReader(file))
-    assert [int(line["epoch"]) for line in log] == list(range(1, 21))
+    assert [int(line["epoch"]) for line in log] == list(range(1, 15))
     assert float(log[0]["train_loss"]) > 0.6 and np.mean([float(line["train_loss"]) for line in log[-5:]]) < 0.4
 
 

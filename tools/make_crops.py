@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections import Counter
@@ -23,12 +22,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.crop import CropGeometry
-from dfdc.runtime import choose_device
+from dfdc.run import count_cores
+from dfdc.runtime import DeviceError, choose_device
 from dfdc.submission import write_csv
 from dfdc.training.clips import LabelledClip, group_families, is_held_out, read_metadata
-from dfdc.training.crops import DRAFTS, IMAGES, CutSettings, Report, cut_families, read_records
+from dfdc.training.crops import DRAFTS, IMAGES, STATUSES, CutSettings, Report, cut_families, read_records
 from dfdc.training.dataset import DataError, read_table
-from dfdc.weights import WeightsError
 
 
 def make_crops(
@@ -122,7 +121,8 @@ def _summarize(reports: list[Report], n_images: int) -> None:
     for report in reports:
         if report.status != "ok":
             print(f"{report.video}: {report.status}, {report.reason}", file=sys.stderr)
-    counts = ", ".join(f"{n} {status}" for status, n in Counter(report.status for report in reports).most_common())
+    statuses = Counter(report.status for report in reports)
+    counts = ", ".join(f"{statuses[status]} {status}" for status in STATUSES if statuses[status])
     print(f"{len(reports)} clips ({counts}), {n_images} images")
 
 
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--jpeg", type=int, metavar="QUALITY", help="write crops as JPEG, 1 to 100 (default: PNG, lossless)")
     add("--skip-equal", action="store_true", help="leave out faces of fakes that equal the original's")
     add("--plain-frames", action="store_true", help="write whole frames as JPEG and frames.csv (name,label) instead")
-    add("--workers", type=int, default=os.cpu_count(), help="clips at once (default: one a core, %(default)s)")
+    add("--workers", type=int, default=count_cores(), help="clips at once (default: one a core, %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="finds faces (default: CUDA if there)")
     add("--overwrite", action="store_true", help="start anew instead of going on")
     args = parser.parse_args(argv)
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
             device=args.device,
             overwrite=args.overwrite,
         )
-    except (DataError, WeightsError, ValueError, OSError) as error:
+    except (DataError, DeviceError, ValueError, OSError) as error:
         print(f"make_crops: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -44,7 +44,7 @@ def train_weights(
         run: folder for the log and the state that a killed run resumes from; made if absent.
         out: folder that gets the weights file; made if absent.
         architecture: one of `dfdc.weights.ARCHITECTURES`.
-        input_size: side in pixels that the net sees, a multiple of 16.
+        input_size: side in pixels that the net sees.
         init: safetensors file to start from; None starts from scratch.
         settings: of the loop; None for the defaults.
         device: "cpu" or "cuda".
@@ -82,8 +82,12 @@ def train_weights(
 
 
 def _commit() -> str:
-    answer = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip()
+    """The code's commit; empty where it is no git checkout, or git is not installed."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -121,6 +121,7 @@ def _draw_tile(axes: Axes, tile: Tile) -> None:
 
 def _start(title: str, x: str, y: str, *, size: tuple[float, float], rows: tuple[int, ...] = (1,)) -> tuple:
     figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     axes = figure.add_subplot(figure.add_gridspec(len(rows), 1, height_ratios=rows)[0])
     axes.set(title=title, xlabel=x, ylabel=y)
     _plain(axes)

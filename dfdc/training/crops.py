@@ -25,7 +25,7 @@ from dfdc.crop import CropGeometry, crop_face
 from dfdc.deadline import NEVER
 from dfdc.detect import FaceDetector, Faces
 from dfdc.predict import MAX_TRACKS
-from dfdc.tracks import Track, link_tracks
+from dfdc.tracks import link_tracks
 from dfdc.training.clips import LabelledClip
 from dfdc.video import Frame, VideoError, _decode, _index, read_frames
 
@@ -38,6 +38,7 @@ CROP_COLUMNS = (
 FRAME_COLUMNS = ("name", "label")
 # Finished clips, and those in the making, below the output folder.
 IMAGES, DRAFTS, RECORD = "images", "drafts", "clip.json"
+STATUSES = ("ok", "equal", "misaligned", "no_face", "unreadable", "error")
 # A fake's frame belongs to its original's if their times agree to half a frame at 60 a second.
 SAME_TIME_S = 0.008
 # FaceForensics++'s Face2Face and NeuralTextures trim 11 and 8 px from both sides to get to multiples of 32 (measured by
@@ -117,7 +118,7 @@ class Report:
 
     Attributes:
         video: its name.
-        status: "ok", "no_face", "unreadable", "misaligned", "equal" or "error".
+        status: one of `STATUSES`.
         reason: why it is not "ok".
         rows: of the table, one for each image, in the order of the settings' columns.
     """
@@ -147,7 +148,7 @@ def cut_clip(path: Path, detector: FaceDetector, settings: CutSettings) -> CutCl
             crop_face(frames[index].pixels, box, settings.geometry),
         )
         for number, track in enumerate(tracks)
-        for index, box, found in _positions(track)
+        for index, box, found in zip(track.frames, track.boxes, track.found, strict=True)
     ]
     return CutClip(frames[0].pixels.shape[:2], cuts)
 
@@ -207,32 +208,37 @@ def cut_family(
     Returns:
         A report for each clip that was not done; those with the status "error" are logged and not marked as done.
     """
-    reports, original = [], None
     todo = [clip for clip in clips if clip.name not in done]
+    reports, original = [], None
     for clip in clips:
-        needed_for_fakes = clip.label == "REAL" and len(clips) > 1 and todo and not settings.plain_frames
-        if clip not in todo and not needed_for_fakes:
+        leads = clip.label == "REAL" and todo and not settings.plain_frames
+        if clip not in todo and not leads:
             continue
-        try:
-            if settings.plain_frames:
-                images, report = _plain_frames(clip, settings)
-            else:
-                cut = cut_fake(clip.path, original, settings) if original else cut_clip(clip.path, detector, settings)
-                images, report = _describe(clip, cut, original, settings)
-                original = cut if clip.label == "REAL" and cut.cuts else original
-        except VideoError as error:
-            status = "misaligned" if isinstance(error, Misaligned) else "unreadable"
-            images, report = {}, Report(clip.name, status, str(error))
-        except OSError:
-            raise
-        except Exception as error:  # one odd clip must not end a run of days
-            log.exception("%s: failed", clip.path)
-            reports.append(Report(clip.name, "error", f"{type(error).__name__}: {error}"))
-            continue
+        images, report, cut = _cut(clip, original, detector, settings)
+        original = cut if leads else original
         if clip in todo:
-            _store(out, report, images, settings)
             reports.append(report)
+            if report.status != "error":
+                _store(out, report, images, settings)
     return reports
+
+
+def _cut(
+    clip: LabelledClip, original: CutClip | None, detector: FaceDetector, settings: CutSettings
+) -> tuple[dict[str, np.ndarray], Report, CutClip | None]:
+    """A clip's images by file name, what to say of it, and its faces where it has some: the one place that catches."""
+    try:
+        if settings.plain_frames:
+            return *_plain_frames(clip, settings), None
+        cut = cut_fake(clip.path, original, settings) if original else cut_clip(clip.path, detector, settings)
+        return *_describe(clip, cut, original, settings), cut if cut.cuts else None
+    except Misaligned as error:
+        return {}, Report(clip.name, "misaligned", str(error)), None
+    except VideoError as error:
+        return {}, Report(clip.name, "unreadable", str(error)), None
+    except Exception as error:  # one odd clip must not end a run of days
+        log.exception("%s: failed", clip.path)
+        return {}, Report(clip.name, "error", f"{type(error).__name__}: {error}"), None
 
 
 def cut_families(
@@ -295,10 +301,6 @@ def read_records(out: Path) -> Iterator[Report]:
     for path in sorted(out.glob(f"{IMAGES}/*/{RECORD}")):
         record = json.loads(path.read_text(encoding="utf-8"))
         yield Report(**{**record, "rows": tuple(tuple(row) for row in record["rows"])})
-
-
-def _positions(track: Track) -> Iterator[tuple[int, np.ndarray, bool]]:
-    return zip(track.frames, track.boxes, track.found, strict=True)
 
 
 def _landmarks(faces: Faces, box: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ def read_table(csv: Path) -> pd.DataFrame:
     Args:
         csv: columns path, video, label (REAL|FAKE), original (for fakes), split, and optionally shard (a zip beside
             the CSV that holds the image), frame and track (which of a video's crops it is; an original's and its
-            fakes' agree).
+            fakes' agree), difference (blank where a fake was not laid over its original).
 
     Raises:
         DataError: no such file, a column is missing, a label is neither REAL nor FAKE, or a split shares an original
@@ -124,7 +124,8 @@ def _find_originals(table: pd.DataFrame) -> list[int]:
     """Per row the index of the same face and moment in its original, -1 where there is none."""
     places = [table[name] for name in ("frame", "track") if name in table]
     index = {key: i for i, key in enumerate(zip(table.video, *places, strict=True))}
-    wanted = zip(table.original.where(table.label == "FAKE", ""), *places, strict=True)
+    aligned = (table.label == "FAKE") & (table.get("difference", "unknown") != "")
+    wanted = zip(table.original.where(aligned, ""), *places, strict=True)
     return [index.get(key, -1) for key in wanted]
 
 

@@ -1,0 +1,203 @@
+"""tools/evaluate.py: labelled crops and clips become numbers with intervals, and pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from inspect import signature
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+
+from dfdc.model import FrameModel, save_model
+from dfdc.prediction import Prediction
+from dfdc.training.dataset import DataError
+from dfdc.weights import Calibration, ModelSpec, sigmoid
+from dfdc.workers import predict_clips
+from tools import evaluate as tool
+from tools.evaluate import Scored, draw_pictures, evaluate, format_table, main, report_scores, score_crop_table
+
+SIDE = 32
+PICTURES = ("roc.png", "reliability.png", "histogram.png", "mistakes.png")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Nets this small wait for threads longer than they compute."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two nets from chance, each with a calibration of its own."""
+    folder = tmp_path_factory.mktemp("weights")
+    for seed, calibration in enumerate((Calibration(0.01, 0.3, 0.02, 0.9), Calibration(0.02, -0.5, 0.04, 0.98))):
+        torch.manual_seed(seed)
+        spec = ModelSpec("mobilenet-v2", SIDE, calibration=calibration)
+        save_model(FrameModel(spec), folder, name=f"net{seed}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight videos of three crops each in the split val, and one crop in train."""
+    folder = tmp_path_factory.mktemp("crops")
+    generator = np.random.default_rng(0)
+    rows = []
+    for video in range(8):
+        for frame in range(3):
+            path = f"{video}-{frame}.png"
+            cv2.imwrite(str(folder / path), generator.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
+            label, manipulation = ("FAKE", "swap" if video > 5 else "lips") if video >= 4 else ("REAL", "")
+            rows.append((path, f"{video}.mp4", label, "", "val", manipulation))
+    rows.append(("0-0.png", "train.mp4", "REAL", "", "train", ""))
+    with open(folder / "crops.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("path", "video", "label", "original", "split", "manipulation"), *rows])
+    return folder / "crops.csv"
+
+
+@pytest.fixture
+def scored() -> Scored:
+    """20 reals and 20 fakes of two kinds, with some mistakes on both sides."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 20)
+    names = [f"{i}.mp4" for i in range(40)]
+    kinds = np.array([""] * 20 + ["swap"] * 12 + ["lips"] * 8)
+    probabilities = sigmoid(generator.normal(2.0 * labels - 1, 1))
+    return Scored(names, labels, probabilities, kinds, np.array(names), lambda index: None)
+
+
+def test_ensemble_scores_crops_with_the_mean_of_calibrated_logits(weights: Path, table: Path) -> None:
+    alone = [score_crop_table(table, path, device="cpu").probabilities for path in sorted(weights.iterdir())]
+    both = score_crop_table(table, weights, device="cpu")
+    logits = [np.log(p / (1 - p)) for p in alone]
+    inside = np.all([(p > 0.04) & (p < 0.9) for p in alone], 0)  # a member's own bounds hide its logit
+    assert inside.sum() >= 8
+    assert both.probabilities[inside] == pytest.approx(sigmoid(np.mean(logits, 0))[inside], abs=1e-6)
+    assert both.probabilities.min() >= 0.03 and both.probabilities.max() <= 0.94  # means of the members' bounds
+    assert both.names[4] == "1-1.png" and both.videos[4] == "1.mp4" and both.manipulations[-1] == "swap"
+    assert both.labels.tolist() == [0] * 12 + [1] * 12
+    written = cv2.cvtColor(cv2.imread(str(table.with_name("1-1.png"))), cv2.COLOR_BGR2RGB)
+    assert np.array_equal(both.picture(4), written)
+
+
+def test_crops_give_a_json_a_table_and_pictures(
+    weights: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "new/scores.json"
+    command = ["--crops", str(table), "--weights", str(weights), "--device", "cpu", "--samples", "20"]
+    assert main([*command, "--json", str(out), "--pictures", str(tmp_path / "pictures")]) == 0
+    scores = json.loads(out.read_text())
+    expected = score_crop_table(table, weights, device="cpu")
+    assert set(scores) == {"overall", "by_manipulation"} and set(scores["by_manipulation"]) == {"lips", "swap"}
+    for group in (scores["overall"], *scores["by_manipulation"].values()):
+        assert set(group) == {*tool.HEADINGS, "n"}
+        assert all(set(group[name]) == {"value", "low", "high"} for name in tool.HEADINGS)
+    assert scores["overall"]["n"] == 24 and scores["by_manipulation"]["lips"]["n"] == 12 + 6
+    assert scores["overall"]["auc"]["value"] == pytest.approx(roc_auc_score(expected.labels, expected.probabilities))
+    assert "overall" in capsys.readouterr().out
+    for name in PICTURES:
+        assert cv2.imread(str(tmp_path / "pictures" / name)).std() > 5, name
+
+
+def test_a_manipulations_fakes_are_measured_against_all_reals(scored: Scored) -> None:
+    scores = report_scores(scored, samples=10)
+    part = (scored.labels == 0) | (scored.manipulations == "lips")
+    lips = scores["by_manipulation"]["lips"]
+    assert lips["n"] == 28
+    assert lips["auc"]["value"] == pytest.approx(roc_auc_score(scored.labels[part], scored.probabilities[part]))
+    assert lips["log_loss"]["value"] == pytest.approx(log_loss(scored.labels[part], scored.probabilities[part]))
+
+
+def test_same_seed_gives_the_same_intervals(scored: Scored) -> None:
+    first, again, other = (report_scores(scored, samples=10, seed=seed) for seed in (3, 3, 4))
+    assert first == again != other
+
+
+def test_table_has_a_row_for_every_group(scored: Scored) -> None:
+    scores = report_scores(scored, samples=10)
+    lines = format_table(scores).splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["overall", "40"], ["lips", "28"], ["swap", "32"]]
+    auc = scores["overall"]["auc"]
+    assert f"{auc['value']:.3f} ({auc['low']:.3f}-{auc['high']:.3f})" in lines[1]
+
+
+def test_contact_sheet_shows_the_worst_of_both_kinds(scored: Scored, tmp_path: Path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(tool, "draw_contact_sheet", lambda path, tiles, title: drawn.append((tiles, title)))
+    draw_pictures(scored, report_scores(scored, samples=5), tmp_path)
+    ((tiles, title),) = drawn
+    missed = sorted(p for p, label in zip(scored.probabilities, scored.labels, strict=True) if label and p < 0.5)
+    accused = sorted((p for p, y in zip(scored.probabilities, scored.labels, strict=True) if not y and p > 0.5))
+    assert [tile.probability for tile in tiles] == missed + accused[::-1]
+    assert [tile.fake for tile in tiles] == [True] * len(missed) + [False] * len(accused)
+    assert f"{len(missed)} of 20 fakes missed, {len(accused)} of 20 reals" in title
+
+
+def test_pictures_without_a_mistake_or_a_face_are_drawn_all_the_same(scored: Scored, tmp_path: Path) -> None:
+    right = np.where(scored.labels == 1, 0.9, 0.1)
+    scored = Scored(scored.names, scored.labels, right, scored.manipulations, scored.videos, scored.picture)
+    draw_pictures(scored, report_scores(scored, samples=5), tmp_path)
+    assert all((tmp_path / name).stat().st_size > 1000 for name in PICTURES)
+
+
+def test_one_class_alone_is_refused(scored: Scored) -> None:
+    reals = Scored(scored.names[:20], np.zeros(20, int), scored.probabilities[:20], *[np.array([""] * 20)] * 2, None)
+    with pytest.raises(DataError, match="20 reals and 0 fakes; scores need both"):
+        evaluate(reals)
+
+
+def test_clips_are_scored_by_the_kernels_workers(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    metadata = {
+        "a.mp4": {"label": "REAL"},
+        "b.mp4": {"label": "FAKE", "manipulation": "swap"},
+        "gone.mp4": {"label": "FAKE"},
+    }
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(b"no video")
+    given = {}
+
+    def predict(*args: object, **how: object) -> Iterator[Prediction]:
+        given.update(signature(predict_clips).bind(*args, **how).arguments)
+        yield Prediction("b.mp4", label=0.8)
+        yield Prediction("a.mp4", status="unreadable", reason="not a video")
+
+    monkeypatch.setattr(tool, "predict_clips", predict)
+    out = tmp_path / "scores.json"
+    command = ["--videos", str(tmp_path), "--weights", str(weights), "--frames", "5", "--workers", "2"]
+    assert main([*command, "--samples", "5", "--json", str(out), "--pictures", str(tmp_path / "pictures")]) == 0
+    said = capsys.readouterr().err
+    assert "1 of 3 listed clips are absent and left out" in said and "a.mp4: unreadable, not a video" in said
+    assert given["clips"] == {name: tmp_path / name for name in ("a.mp4", "b.mp4")}
+    assert given["settings"].n_frames == 5 and len(given["settings"].weights) == 2 and given["n_workers"] == 2
+    scores = json.loads(out.read_text())
+    assert scores["overall"]["n"] == 2
+    assert scores["overall"]["log_loss"]["value"] == pytest.approx(-(np.log(0.8) + np.log(0.5)) / 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--crops", "{}/none.csv"], "not a readable CSV file"),
+        (["--videos", "{}"], "metadata.json: cannot be read"),
+        (["--crops", "{}/none.csv", "--weights", "{}/none"], "no such weights file or folder"),
+    ],
+)
+def test_mistakes_end_with_one_line(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], said: str
+) -> None:
+    arguments = [argument.format(tmp_path) for argument in arguments]
+    assert main(["--weights", str(weights), "--device", "cpu", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1

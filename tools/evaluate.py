@@ -1,0 +1,291 @@
+"""Measure weights on labelled crops, or the whole kernel on labelled clips.
+
+python tools/evaluate.py --crops crops/crops.csv --split val --weights weights --json scores.json --pictures pictures
+python tools/evaluate.py --videos dfdc_train_part_49 --json scores.json --pictures pictures
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dfdc.crop import CropGeometry, crop_face
+from dfdc.deadline import NEVER
+from dfdc.detect import FaceDetector
+from dfdc.inputs import InputError
+from dfdc.model import load_model
+from dfdc.run import count_cores
+from dfdc.runtime import DeviceError, choose_device
+from dfdc.training.charts import Curve, Tile, draw_contact_sheet, draw_histogram, draw_reliability, draw_roc
+from dfdc.training.clips import read_metadata
+from dfdc.training.dataset import DataError, load_crops, read_split
+from dfdc.training.loop import score_crops
+from dfdc.training.metrics import measure_intervals
+from dfdc.video import VideoError, read_frames
+from dfdc.weights import WeightsError, find_weights, sigmoid
+from dfdc.workers import WorkerSettings, predict_clips
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+# Of each class so many of the worst mistakes are shown.
+MAX_MISTAKES = 12
+HEADINGS = {
+    "auc": "AUC",
+    "log_loss": "log loss",
+    "balanced_log_loss": "balanced",
+    "brier": "Brier",
+    "accuracy": "accuracy",
+    "calibration_error": "cal. error",
+}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Labelled predictions, N of them.
+
+    Attributes:
+        names: of the crops or clips.
+        labels: (N,) int, 1 = fake.
+        probabilities: (N,) float64 in (0, 1).
+        manipulations: how each fake was made; empty where that is not told.
+        videos: (N,) the clip that each is from.
+        picture: a square RGB picture of one of them by its index; None where there is none.
+    """
+
+    names: list[str]
+    labels: np.ndarray
+    probabilities: np.ndarray
+    manipulations: np.ndarray
+    videos: np.ndarray
+    picture: Callable[[int], np.ndarray | None]
+
+
+def score_crop_table(
+    csv: Path, weights: Path, *, split: str = "val", device: str = "auto", limit: int | None = None
+) -> Scored:
+    """Score the crops of one split with the mean of the nets' calibrated logits, as the kernel does a frame's.
+
+    Raises:
+        DataError, WeightsError, DeviceError: the table, an image, the weights or the device cannot be used.
+    """
+    chosen = choose_device(device)
+    models = [load_model(file, device=chosen, half=chosen.type == "cuda") for file in find_weights(weights)]
+    rows = read_split(csv, split=split, limit=limit)
+    crops = load_crops(csv, split=split, limit=limit)
+    calibrations = [model.spec.calibration for model in models]
+    logits = [c.logits(score_crops(model, crops.images)) for c, model in zip(calibrations, models, strict=True)]
+    low, high = np.mean([(c.low, c.high) for c in calibrations], 0)
+    return Scored(
+        list(rows.path),
+        crops.labels.numpy().astype(int),
+        np.clip(sigmoid(np.mean(logits, 0)), low, high),
+        np.array(rows.get("manipulation", [""] * len(rows)), str),
+        np.array(rows.video, str),
+        lambda index: crops.images[index].permute(1, 2, 0).numpy(),
+    )
+
+
+def score_clips(
+    folder: Path, weights: Path, *, device: str = "auto", n_frames: int | None = None, n_workers: int = 1
+) -> Scored:
+    """Score the clips of a folder as the kernel does; what it cannot score has the prior here too.
+
+    Raises:
+        DataError: metadata.json cannot be used, or lists no clip that is there.
+        WeightsError, InputError: the weights cannot be used, or workers cannot start.
+    """
+    listed = read_metadata(folder)
+    clips = [clip for clip in listed if clip.path.is_file()]
+    if not clips:
+        raise DataError(f"{folder}: none of the {len(listed)} clips that its metadata.json lists is there")
+    if len(clips) < len(listed):
+        print(f"{len(listed) - len(clips)} of {len(listed)} listed clips are absent and left out", file=sys.stderr)
+    files = tuple(find_weights(weights))
+    settings = WorkerSettings(files, device=device, n_frames=n_frames, threads=max(count_cores() // n_workers, 1))
+    paths = {clip.name: clip.path for clip in clips}
+    predictions = {}
+    for prediction in tqdm(
+        predict_clips(paths, settings, n_workers=n_workers, deadline=NEVER),
+        total=len(paths),
+        desc="scoring",
+        unit="clip",
+    ):
+        predictions[prediction.filename] = prediction.label
+        if prediction.status != "ok":
+            tqdm.write(f"{prediction.filename}: {prediction.status}, {prediction.reason}", file=sys.stderr)
+    return Scored(
+        list(paths),
+        np.array([clip.label == "FAKE" for clip in clips], int),
+        np.array([predictions[name] for name in paths]),
+        np.array([clip.manipulation for clip in clips]),
+        np.array(list(paths)),
+        lambda index: _middle_face(clips[index].path, files[0].spec.crop),
+    )
+
+
+def _middle_face(path: Path, geometry: CropGeometry) -> np.ndarray | None:
+    """The surest face of a clip's middle frame; the whole frame where there is none."""
+    try:
+        frame = read_frames(path, 1)[0].pixels
+    except VideoError:
+        return None
+    (faces,) = _load_detector().detect([frame])
+    return crop_face(frame, faces.boxes[0], geometry) if len(faces) else frame
+
+
+@cache
+def _load_detector() -> FaceDetector:
+    return FaceDetector()
+
+
+def report_scores(scored: Scored, *, samples: int = 1000, seed: int = 0) -> dict[str, dict]:
+    """Measure predictions.
+
+    Args:
+        scored: with reals and fakes.
+        samples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        "overall" and "by_manipulation": the scores of `measure_intervals`, of everything and of each manipulation's
+        fakes against all reals.
+
+    Raises:
+        DataError: one of the classes is absent.
+    """
+    n_fakes = int(scored.labels.sum())
+    if not 0 < n_fakes < len(scored.labels):
+        raise DataError(f"{len(scored.labels) - n_fakes} reals and {n_fakes} fakes; scores need both")
+
+    def measure_part(part: np.ndarray) -> dict:
+        generator = np.random.default_rng(seed)
+        values = scored.labels[part], scored.probabilities[part]
+        return measure_intervals(*values, generator, groups=scored.videos[part], samples=samples)
+
+    parts = _parts(scored)
+    return {
+        "overall": measure_part(np.ones(len(scored.labels), bool)),
+        "by_manipulation": {name: measure_part(part) for name, part in parts.items()},
+    }
+
+
+def _parts(scored: Scored) -> dict[str, np.ndarray]:
+    """Per manipulation a mask (N,): its fakes and all reals."""
+    names = sorted({str(name) for name in scored.manipulations[scored.labels == 1]} - {""})
+    return {name: (scored.labels == 0) | (scored.manipulations == name) for name in names}
+
+
+def draw_pictures(scored: Scored, scores: dict[str, dict], folder: Path) -> None:
+    """Write roc.png, reliability.png, histogram.png and mistakes.png into a folder, which is made if absent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"overall": np.ones(len(scored.labels), bool), **_parts(scored)}
+    aucs = {"overall": scores["overall"], **scores["by_manipulation"]}
+    curves = [
+        Curve(f"{name}: AUC {_interval(aucs[name]['auc'])}", scored.labels[part], scored.probabilities[part])
+        for name, part in parts.items()
+    ]
+    draw_roc(folder / "roc.png", curves)
+    draw_reliability(folder / "reliability.png", scored.labels, scored.probabilities)
+    draw_histogram(folder / "histogram.png", scored.labels, scored.probabilities)
+    _draw_mistakes(scored, folder / "mistakes.png")
+
+
+def _draw_mistakes(scored: Scored, path: Path) -> None:
+    given = np.where(scored.labels == 1, scored.probabilities, 1 - scored.probabilities)
+    mistakes = np.array([i for i in np.argsort(given, kind="stable") if given[i] < 0.5], int)
+    missed, accused = (mistakes[scored.labels[mistakes] == label] for label in (1, 0))
+    tiles = [
+        Tile(scored.picture(i), scored.names[i], bool(scored.labels[i]), float(scored.probabilities[i]))
+        for i in (*missed[:MAX_MISTAKES], *accused[:MAX_MISTAKES])
+    ]
+    counts = (
+        f"{len(missed)} of {scored.labels.sum()} fakes missed, {len(accused)} of {(scored.labels == 0).sum()} reals"
+    )
+    draw_contact_sheet(path, tiles, title=f"The worst mistakes: {counts} taken for fakes")
+
+
+def _interval(score: dict[str, float]) -> str:
+    return "{value:.3f} ({low:.3f}-{high:.3f})".format(**score)
+
+
+def format_table(scores: dict[str, dict]) -> str:
+    """Scores as lines of text: a row each for everything and for every manipulation."""
+    groups = {"overall": scores["overall"], **scores["by_manipulation"]}
+    width = max(map(len, groups))
+    lines = [f"{'':<{width}} {'n':>6}  " + "  ".join(f"{heading:<19}" for heading in HEADINGS.values())]
+    for name, group in groups.items():
+        cells = "  ".join(f"{_interval(group[key]):<19}" for key in HEADINGS)
+        lines.append(f"{name:<{width}} {group['n']:>6}  {cells}")
+    return "\n".join(lines)
+
+
+def evaluate(
+    scored: Scored, *, json_path: Path | None = None, pictures: Path | None = None, samples: int = 1000, seed: int = 0
+) -> dict[str, dict]:
+    """Measure predictions, print the table, and write what is asked for.
+
+    Args:
+        scored: from `score_crop_table` or `score_clips`.
+        json_path: gets the scores; None writes none.
+        pictures: folder for pictures; None draws none.
+        samples, seed: of the bootstrap.
+
+    Returns:
+        The scores; see `report_scores`.
+    """
+    scores = report_scores(scored, samples=samples, seed=seed)
+    print(format_table(scores))
+    if json_path is not None:
+        draft = json_path.with_name(f".{json_path.name}.{os.getpid()}.tmp")
+        draft.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+        draft.replace(json_path)
+    if pictures is not None:
+        draw_pictures(scored, scores, pictures)
+    return scores
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--crops", type=Path, metavar="CSV", help="crop table, images beside it or in its zips")
+    what.add_argument("--videos", type=Path, metavar="FOLDER", help="folder of clips with metadata.json")
+    add("--split", default="val", help="of the crop table (default: %(default)s)")
+    add("--weights", type=Path, default=WEIGHTS, help="weights file or folder (default: weights/)")
+    add("--json", type=Path, metavar="FILE", help="write the scores to it")
+    add("--pictures", type=Path, metavar="FOLDER", help="draw ROC, reliability, histogram and worst mistakes into it")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
+    add("--limit", type=int, help="use only so many crops (default: all)")
+    add("--frames", type=int, help="frames looked at per clip (default: the kernel's)")
+    add("--workers", type=int, default=count_cores(), help="clips at once (default: one a core, %(default)s)")
+    add("--samples", type=int, default=1000, help="of the bootstrap (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        if args.json:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+        if args.crops:
+            scored = score_crop_table(args.crops, args.weights, split=args.split, device=args.device, limit=args.limit)
+        else:
+            scored = score_clips(
+                args.videos, args.weights, device=args.device, n_frames=args.frames, n_workers=args.workers
+            )
+        evaluate(scored, json_path=args.json, pictures=args.pictures, samples=args.samples, seed=args.seed)
+    except (DataError, WeightsError, InputError, DeviceError, OSError) as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
