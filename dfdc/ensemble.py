@@ -8,7 +8,7 @@ import torch
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.model import load_model
 from dfdc.runtime import Net, compile_net
-from dfdc.weights import WeightsFile
+from dfdc.weights import WeightsError, WeightsFile
 
 # Crops go through a net in groups of so many: on two cores larger groups are no faster, only larger.
 BATCH_CROPS = {"cpu": 16, "cuda": 256}
@@ -48,12 +48,34 @@ class Ensemble:
             (N,) float64: the mean over the nets of their calibrated logits; above 0 means fake.
         """
         crops: dict[CropGeometry, torch.Tensor] = {}
-        logits = np.zeros(len(faces))
-        for spec, net in zip(self.specs, self.nets, strict=True):
+        for spec in self.specs:
             if spec.crop not in crops:
                 crops[spec.crop] = cut_crops(faces, spec.crop)
-            logits += spec.calibration.logits(self._run(net, crops[spec.crop]))
-        return logits / len(self.nets)
+        return self._mean_logits([crops[spec.crop] for spec in self.specs])
+
+    def score_crops(self, crops: torch.Tensor) -> np.ndarray:
+        """Score crops that have been cut already, the same for every net.
+
+        Args:
+            crops: (N, 3, S, S) uint8 RGB, S the crop size of every net's geometry.
+
+        Returns:
+            As `score`.
+
+        Raises:
+            WeightsError: the crops have another size.
+        """
+        for spec in self.specs:
+            if crops.shape[2:] != (spec.crop.size, spec.crop.size):
+                raise WeightsError(
+                    f"crops of {crops.shape[3]}x{crops.shape[2]} px; {spec.architecture} was trained on crops of "
+                    f"{spec.crop.size} px: cut them anew with tools/make_crops.py, or name other weights"
+                )
+        return self._mean_logits([crops] * len(self.nets))
+
+    def _mean_logits(self, crops: list[torch.Tensor]) -> np.ndarray:
+        runs = zip(self.specs, self.nets, crops, strict=True)
+        return np.mean([spec.calibration.logits(self._run(net, seen)) for spec, net, seen in runs], axis=0)
 
     def _run(self, net: Net, crops: torch.Tensor) -> np.ndarray:
         batches = crops.split(BATCH_CROPS[self.device.type]) if len(crops) else ()

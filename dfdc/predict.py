@@ -12,7 +12,7 @@ import torch
 
 from dfdc.aggregate import clip_probability
 from dfdc.deadline import NEVER, Deadline
-from dfdc.detect import HARD, FaceDetector, Faces
+from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
 from dfdc.prediction import Prediction
 from dfdc.tracks import Track, link_tracks
@@ -21,8 +21,6 @@ from dfdc.weights import WeightsFile
 
 log = logging.getLogger(__name__)
 
-# Looking hard costs some twenty times as much a frame, so it is done on so many of them.
-HARD_FRAMES = 8
 # Persons beyond these are left out: a crowd's clip must not cost more than its share. The longest tracks go first.
 MAX_TRACKS = 8
 
@@ -71,7 +69,7 @@ class Predictor:
         seen = replace(blank, frames=len(frames), decode_s=decoded - started)
         if deadline.expired():
             return replace(seen, status="timeout", reason="out of time after decoding")
-        faces = self.find_faces(frames)
+        faces = self.detector.search([frame.pixels for frame in frames])
         tracks = link_tracks(faces)[:MAX_TRACKS]
         detected = clock()
         n_faces = sum(len(found) > 0 for found in faces)
@@ -82,15 +80,6 @@ class Predictor:
             return replace(seen, status="timeout", reason="out of time after detection")
         label = clip_probability(self.score_tracks(frames, tracks), low=self.ensemble.low, high=self.ensemble.high)
         return replace(seen, label=label, score_s=clock() - detected)
-
-    def find_faces(self, frames: list[Frame]) -> list[Faces]:
-        """The faces of each frame; where a quick look at all finds none, a hard look at some."""
-        faces = self.detector.detect([frame.pixels for frame in frames])
-        if any(len(found) for found in faces):
-            return faces
-        for index in np.unique(np.linspace(0, len(frames) - 1, HARD_FRAMES).round().astype(int)):
-            (faces[index],) = self.detector.detect([frames[index].pixels], HARD)
-        return faces
 
     def score_tracks(self, frames: list[Frame], tracks: list[Track]) -> list[np.ndarray]:
         """The calibrated logits (T,) of each track's frames."""

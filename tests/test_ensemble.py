@@ -14,7 +14,7 @@ from dfdc.crop import CropGeometry
 from dfdc.ensemble import Ensemble, cut_crops
 from dfdc.model import FrameModel, load_model, save_model
 from dfdc.runtime import DeviceError, choose_device, compile_net
-from dfdc.weights import Calibration, ModelSpec, WeightsFile, find_weights
+from dfdc.weights import Calibration, ModelSpec, WeightsError, WeightsFile, find_weights
 
 CPU = torch.device("cpu")
 SPEC = ModelSpec(architecture="efficientnet-lite0", input_size=32, crop=CropGeometry(size=48))
@@ -91,6 +91,11 @@ def test_batched_equals_one_by_one(files: list[WeightsFile], faces: list) -> Non
     ensemble = Ensemble(files, CPU)
     one_by_one = np.concatenate([ensemble.score([face]) for face in faces])
     assert ensemble.score(faces) == pytest.approx(one_by_one, abs=1e-3)
+
+
+def test_crops_of_another_size_are_refused_with_the_cure(files: list[WeightsFile]) -> None:
+    with pytest.raises(WeightsError, match=r"crops of 32x32 px.*crops of 48 px: cut them anew"):
+        Ensemble(files, CPU).score_crops(torch.zeros((2, 3, 32, 32), dtype=torch.uint8))
 
 
 def test_no_faces_give_no_logits(files: list[WeightsFile]) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
+from dfdc.crop import CropGeometry
 from dfdc.model import FrameModel, save_model
 from dfdc.prediction import Prediction
 from dfdc.training.dataset import DataError
@@ -41,7 +42,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     for seed, calibration in enumerate((Calibration(0.01, 0.3, 0.02, 0.9), Calibration(0.02, -0.5, 0.04, 0.98))):
         torch.manual_seed(seed)
-        spec = ModelSpec("mobilenet-v2", SIDE, calibration=calibration)
+        spec = ModelSpec("mobilenet-v2", SIDE, crop=CropGeometry(size=SIDE), calibration=calibration)
         save_model(FrameModel(spec), folder, name=f"net{seed}")
     return folder
 

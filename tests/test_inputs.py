@@ -58,7 +58,9 @@ def test_a_folder_without_videos_is_refused_with_its_path_and_a_cure(tmp_path):
     touch(tmp_path / "notes.txt")
     with pytest.raises(InputError) as caught:
         collect([tmp_path])
-    known = ".3g2, .3gp, .avi, .flv, .m2ts, .m4v, .mkv, .mov, .mp4, .mpeg, .mpg, .mts, .mxf, .ogv, .ts, .vob, .webm, .wmv"
+    known = (
+        ".3g2, .3gp, .avi, .flv, .m2ts, .m4v, .mkv, .mov, .mp4, .mpeg, .mpg, .mts, .mxf, .ogv, .ts, .vob, .webm, .wmv"
+    )
     assert str(caught.value) == f"{tmp_path}: holds no video ({known}); name another folder"
 
 

@@ -100,14 +100,14 @@ def test_calibration_recovers_temperature_and_bias(temperature: float, bias: flo
     assert after <= metrics.log_loss(labels, sigmoid(logits))
 
 
-def test_bounds_are_a_quarter_of_laplaces_rule() -> None:
-    """200 predictions: of the lowest 20 one is fake, of the highest 20 none is real: (1 + 1) / 22 / 4, 1 / 22 / 4."""
+def test_bounds_are_laplaces_rule() -> None:
+    """200 predictions: of the lowest 20 one is fake, of the highest 20 none is real: (1 + 1) / 22, 1 / 22."""
     logits = np.linspace(-4, 4, 200)
     labels = (logits > 0).astype(int)
     labels[5] = 1
     calibration = fit_calibration(labels, logits)
-    assert calibration.low == pytest.approx(2 / 22 / 4)
-    assert calibration.high == pytest.approx(1 - 1 / 22 / 4)
+    assert calibration.low == pytest.approx(2 / 22)
+    assert calibration.high == pytest.approx(1 - 1 / 22)
 
 
 def test_separable_logits_give_a_finite_calibration() -> None:

@@ -1,7 +1,7 @@
 """Measure weights on labelled crops, or the whole kernel on labelled clips.
 
 python tools/evaluate.py --crops crops/crops.csv --split val --weights weights --json scores.json --pictures pictures
-python tools/evaluate.py --videos dfdc_train_part_49 --json scores.json --pictures pictures
+python tools/evaluate.py --videos dfdc_train_part_35 --json scores.json --pictures pictures
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.deadline import NEVER
 from dfdc.detect import FaceDetector
+from dfdc.ensemble import Ensemble
 from dfdc.inputs import InputError
-from dfdc.model import load_model
 from dfdc.run import count_cores
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.charts import Curve, Tile, draw_contact_sheet, draw_histogram, draw_reliability, draw_roc
 from dfdc.training.clips import read_metadata
 from dfdc.training.dataset import DataError, load_crops, read_split
-from dfdc.training.loop import score_crops
 from dfdc.training.metrics import measure_intervals
 from dfdc.video import VideoError, read_frames
 from dfdc.weights import WeightsError, find_weights, sigmoid
@@ -78,17 +77,13 @@ def score_crop_table(
     Raises:
         DataError, WeightsError, DeviceError: the table, an image, the weights or the device cannot be used.
     """
-    chosen = choose_device(device)
-    models = [load_model(file, device=chosen, half=chosen.type == "cuda") for file in find_weights(weights)]
+    ensemble = Ensemble(find_weights(weights), choose_device(device))
     rows = read_split(csv, split=split, limit=limit)
     crops = load_crops(csv, split=split, limit=limit)
-    calibrations = [model.spec.calibration for model in models]
-    logits = [c.logits(score_crops(model, crops.images)) for c, model in zip(calibrations, models, strict=True)]
-    low, high = np.mean([(c.low, c.high) for c in calibrations], 0)
     return Scored(
         list(rows.path),
         crops.labels.numpy().astype(int),
-        np.clip(sigmoid(np.mean(logits, 0)), low, high),
+        np.clip(sigmoid(ensemble.score_crops(crops.images)), ensemble.low, ensemble.high),
         np.array(rows.get("manipulation", [""] * len(rows)), str),
         np.array(rows.video, str),
         lambda index: crops.images[index].permute(1, 2, 0).numpy(),

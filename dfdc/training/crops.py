@@ -22,12 +22,11 @@ import torch
 from skimage.metrics import structural_similarity
 
 from dfdc.crop import CropGeometry, crop_face
-from dfdc.deadline import NEVER
 from dfdc.detect import FaceDetector, Faces
 from dfdc.predict import MAX_TRACKS
 from dfdc.tracks import link_tracks
 from dfdc.training.clips import LabelledClip
-from dfdc.video import Frame, VideoError, _decode, _index, read_frames
+from dfdc.video import VideoError, read_frames, read_frames_at
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +135,7 @@ def cut_clip(path: Path, detector: FaceDetector, settings: CutSettings) -> CutCl
         VideoError: it gives no frame.
     """
     frames = read_frames(path, settings.n_frames)
-    faces = detector.detect([frame.pixels for frame in frames])
+    faces = detector.search([frame.pixels for frame in frames])
     tracks = link_tracks(faces)[:MAX_TRACKS]
     cuts = [
         Cut(
@@ -166,7 +165,7 @@ def cut_fake(path: Path, original: CutClip, settings: CutSettings) -> CutClip:
         VideoError: it gives no frame.
     """
     times = {cut.time_s for cut in original.cuts}
-    frames = _read_moments(path, sorted(times))
+    frames = read_frames_at(path, sorted(times))
     if not frames:
         raise VideoError("no frame of it decodes at its original's times")
     size = frames[0].pixels.shape[:2]
@@ -305,16 +304,6 @@ def read_records(out: Path) -> Iterator[Report]:
 
 def _landmarks(faces: Faces, box: np.ndarray) -> np.ndarray:
     return faces.landmarks[np.abs(faces.boxes - box).sum(1).argmin()]
-
-
-def _read_moments(path: Path, times_s: list[float]) -> list[Frame]:
-    """The frames nearest to some moments, in seconds from the first frame.
-
-    Every frame is decoded. `read_frames` skips those that no other refers to, which are others in every encoding: on
-    FaceForensics++ a third of a fake's frames were one off its original's.
-    """
-    index = _index(path, NEVER)
-    return _decode(path, index, [index.times[0] + time for time in times_s], "DEFAULT", NEVER)
 
 
 def _describe(

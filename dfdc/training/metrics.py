@@ -89,7 +89,8 @@ def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> Calibration:
 
     The bounds are the error that the most confident predictions are known to make: of the tenth with the lowest
     probabilities k are fakes, and Laplace's rule (k + 1) / (n + 2) is the least that can honestly be bet; likewise
-    above. A quarter of it is allowed, for a clip's score averages many frames where these are of one.
+    above. A clip's score averages many frames where these are of one, and would bear bolder bounds; clips of other
+    makers than the validation's would bear less.
 
     Args:
         labels: (N,) 0 or 1, both occur.
@@ -106,6 +107,6 @@ def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> Calibration:
     probabilities = calibration.probabilities(logits)
     tenth = max(len(labels) // 10, 1)
     order = np.argsort(probabilities)
-    low = (labels[order[:tenth]].sum() + 1) / (tenth + 2) / 4
-    high = ((1 - labels[order[-tenth:]]).sum() + 1) / (tenth + 2) / 4
+    low = (labels[order[:tenth]].sum() + 1) / (tenth + 2)
+    high = ((1 - labels[order[-tenth:]]).sum() + 1) / (tenth + 2)
     return replace(calibration, low=float(min(low, 0.5)), high=float(max(1 - high, 0.5)))
