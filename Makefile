@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: submission test lint timing clean
 
 submission: .venv/installed
-	$(BIN)/python kernel.py $(VIDEOS) --out submission.csv
+	$(BIN)/python kernel.py "$(VIDEOS)" --out submission.csv
 
 test: lint
 	$(BIN)/python -m pytest
@@ -17,7 +17,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 timing: .venv/installed
-	$(BIN)/python tools/time_kernel.py $(VIDEOS)
+	$(BIN)/python tools/time_kernel.py "$(VIDEOS)"
 
 .venv/installed: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make PYTHON=python3.11")'

@@ -7,9 +7,12 @@ python kernel.py PATH... --out submission.csv      # elsewhere: clips, or folder
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import math
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 KAGGLE_INPUT = Path("/kaggle/input")
@@ -19,12 +22,9 @@ TIME_LIMIT_S = 8.5 * 3600
 
 def find_package(kaggle_input: Path = KAGGLE_INPUT) -> Path:
     """The folder that holds the dfdc package: this file's, else the first of Kaggle's inputs that has one."""
-    here = Path(__file__).resolve().parent
-    inits = [here / "dfdc/__init__.py"]
-    for depth in range(1, 6):
-        inits += sorted(kaggle_input.glob("*/" * depth + "dfdc/__init__.py"))
-    for init in inits:
-        if init.is_file():
+    here = Path(globals().get("__file__", "kernel.py")).resolve().parent
+    for pattern in ("*/" * depth + "dfdc/__init__.py" for depth in range(6)):
+        for init in sorted((kaggle_input if pattern.startswith("*") else here).glob(pattern)):
             return init.parent.parent
     sys.exit(f"kernel: no package dfdc in {here} or below {kaggle_input}; attach the dataset that holds it")
 
@@ -34,7 +34,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from dfdc.deadline import Deadline  # noqa: E402
-from dfdc.inputs import InputError, collect, find_competition  # noqa: E402
+from dfdc.inputs import InputError, collect, find_competition, find_weights_folder  # noqa: E402
 from dfdc.run import count_cores, score_job, summarize  # noqa: E402
 from dfdc.weights import WeightsError, find_weights  # noqa: E402
 from dfdc.workers import DEFAULT_FRAMES, WorkerSettings  # noqa: E402
@@ -50,48 +50,57 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--weights",
         type=Path,
-        default=ROOT / "weights",
-        help="weights file or folder; several files form an ensemble (default: weights/ beside the package)",
+        help="weights file or folder; several files form an ensemble "
+        "(default: weights/ beside the package, else the first of Kaggle's inputs' folders of that name)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
-    add("--frames", type=_positive(int), help=f"frames looked at per clip (default: {frames})")
+    add("--frames", type=_number(int, 256), help=f"frames looked at per clip (default: {frames})")
     add(
         "--time-limit",
-        type=_positive(float),
+        type=_number(float, math.inf),
         default=TIME_LIMIT_S,
         metavar="SECONDS",
         help="the file is complete before it ends (default: %(default).0f)",
     )
     add(
-        "--workers", type=_positive(int), default=count_cores(), help="clips at once (default: one a core, %(default)s)"
+        "--workers",
+        type=_number(int, 256),
+        default=count_cores(),
+        help="clips at once (default: one a core, %(default)s)",
     )
     return parser
 
 
-def _positive(kind: type) -> object:
-    def parse(text: str) -> float:
+def _number(kind: type, most: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
         value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"is {text}; allowed are numbers above 0")
+        if not 0 < value <= most:
+            raise argparse.ArgumentTypeError(f"is {text}; allowed are numbers above 0, at most {most}")
         return value
 
-    return parse
+    return number
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     deadline = Deadline.after(args.time_limit)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a notebook's streams take every name
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="kernel: %(message)s")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
+        if args.sample_submission and not args.paths:
+            raise InputError("--sample-submission: names rows of clips, and no PATH says where they lie; name one")
         job = collect(args.paths, args.sample_submission) if args.paths else find_competition(KAGGLE_INPUT)
+        n_workers = min(args.workers, len(job.names))
         settings = WorkerSettings(
-            weights=tuple(find_weights(args.weights)),
+            weights=tuple(find_weights(args.weights or find_weights_folder(ROOT, KAGGLE_INPUT))),
             device=args.device,
             n_frames=args.frames,
-            threads=max(count_cores() // args.workers, 1),
+            threads=max(count_cores() // n_workers, 1),
         )
-        result = score_job(job, args.out, settings, n_workers=args.workers, deadline=deadline)
+        result = score_job(job, args.out, settings, n_workers=n_workers, deadline=deadline)
     except (InputError, WeightsError) as error:
         print(f"kernel: {error}", file=sys.stderr)
         return 1

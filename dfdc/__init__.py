@@ -1,0 +1,1 @@
+"""Real or fake: a DeepFake Detection Challenge submission, one module per station of a clip's way."""

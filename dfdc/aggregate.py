@@ -16,8 +16,8 @@ def clip_probability(tracks: list[np.ndarray], *, low: float, high: float) -> fl
     A track's logit is the mean of its frames' logits: averaging many frames is what tells a fake from one bad frame.
     A clip is fake if any of its persons is. Among K persons each is fake with the prior 1 - (1 - PRIOR)^(1/K), so
     that the clip's prior stays `PRIOR` however many faces are found; then the chances that a person is real are
-    multiplied. A certain fake beside real bystanders stays a fake, where a mean would halve it; and a doubtful face
-    in the background does not turn a certain real into a doubtful clip, as a maximum would.
+    multiplied. A fake at .98 beside a certain real bystander is .96, where a mean would say .5; a certain real beside
+    a face that says nothing is .30, where a maximum would say .5.
 
     Args:
         tracks: per person the calibrated logits (T,) of the frames, T at least 1 each.

@@ -29,7 +29,7 @@ class CropGeometry:
             raise ValueError(f"side_ratio is {self.side_ratio}; allowed: 0.1 to 10")
         if not -1 <= self.shift_ratio <= 1:
             raise ValueError(f"shift_ratio is {self.shift_ratio}; allowed: -1 to 1")
-        if not 16 <= self.size <= 1024:
+        if type(self.size) is not int or not 16 <= self.size <= 1024:
             raise ValueError(f"crop size is {self.size} px; allowed: 16 to 1024")
 
     def square(self, box: np.ndarray) -> tuple[int, int, int]:

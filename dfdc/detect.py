@@ -103,21 +103,20 @@ class FaceDetector:
             start = stop
         return found
 
-    def search(self, frames: list[np.ndarray]) -> list[Faces]:
+    def search(self, frames: list[np.ndarray]) -> tuple[list[int], list[Faces]]:
         """Find the faces of a clip's frames: a quick look at all; where that finds none, a hard look at some.
 
         Args:
             frames: (H, W, 3) uint8 RGB each, in order of time.
 
         Returns:
-            One `Faces` per frame.
+            The indices of the frames that were searched, rising, and one `Faces` for each of them.
         """
         found = self.detect(frames)
         if any(len(faces) for faces in found):
-            return found
-        for index in np.unique(np.linspace(0, len(frames) - 1, HARD_FRAMES).round().astype(int)):
-            (found[index],) = self.detect([frames[index]], HARD)
-        return found
+            return list(range(len(frames))), found
+        some = np.unique(np.linspace(0, len(frames) - 1, HARD_FRAMES).round().astype(int)).tolist()
+        return some, [self.detect([frames[index]], HARD)[0] for index in some]
 
     @torch.inference_mode()
     def _detect_batch(self, frames: list[np.ndarray], settings: DetectorSettings) -> list[Faces]:

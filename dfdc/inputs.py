@@ -13,7 +13,7 @@ SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
     | {".3gp", ".3g2", ".flv", ".wmv", ".ogv", ".mxf", ".vob"}
 )
-# Folders that hold one row's worth of clips by the thousand: never walked through in search of something else.
+# Folders that hold clips by the thousand: never walked through in search of something else.
 CLIP_FOLDERS = ("test_videos", "train_sample_videos")
 SEARCH_DEPTH = 5
 
@@ -99,7 +99,7 @@ def find_below(root: Path, name: str) -> Path | None:
 
     Args:
         root: where to look, `SEARCH_DEPTH` levels deep; it may be absent.
-        name: a file name, or several parts, such as "dfdc/__init__.py".
+        name: of one file or folder.
     """
     level = [root] if root.is_dir() else []
     for _ in range(SEARCH_DEPTH + 1):
@@ -132,3 +132,16 @@ def find_competition(kaggle_input: Path) -> Job:
     # Only beside the clips: other competitions' data may be attached too, each with its own.
     sample = find_below(videos.parent, "sample_submission.csv")
     return collect([videos], sample)
+
+
+def find_weights_folder(package_root: Path, kaggle_input: Path) -> Path:
+    """The folder of weights: the package's own if it holds any, else the first named weights among Kaggle's inputs.
+
+    Args:
+        package_root: the folder that holds the package dfdc.
+        kaggle_input: usually /kaggle/input.
+    """
+    own = package_root / "weights"
+    if any(own.glob("*.safetensors")):
+        return own
+    return find_below(kaggle_input, "weights") or own

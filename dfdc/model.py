@@ -132,8 +132,9 @@ class FrameModel(nn.Module):
         Returns:
             (N,) float logits before calibration; above 0 means fake.
         """
-        pixels = resize_crops(crops.to(self.mean.dtype), self.spec.input_size)
-        return self.net((pixels - self.mean) / self.std).squeeze(1)
+        pixels = resize_crops(crops.float(), self.spec.input_size)
+        normalized = (pixels - self.mean.float()) / self.std.float()
+        return self.net(normalized.to(self.mean.dtype)).squeeze(1)
 
 
 def save_model(model: FrameModel, folder: Path, *, name: str, spec: ModelSpec | None = None) -> Path:
@@ -173,8 +174,8 @@ def load_model(file: WeightsFile, *, device: torch.device | str = "cpu", half: b
     model = FrameModel(file.spec)
     try:
         model.load_state_dict(load_file(file.path))
-    except (RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
         raise WeightsError(
             f"{file.path}: its tensors do not fit {file.spec.architecture} ({reason}); train it again or name another"
         ) from error

@@ -36,6 +36,7 @@ class Predictor:
             device: where everything but decoding runs.
             n_frames: how many frames of a clip are looked at.
         """
+        self.device = device
         self.n_frames = n_frames
         self.detector = FaceDetector(device)
         self.ensemble = Ensemble(files, device)
@@ -46,7 +47,7 @@ class Predictor:
         Args:
             path: of the clip, whatever it is.
             name: of its row; None for the file's own.
-            deadline: after it nothing new is begun for this clip.
+            deadline: after it decoding ends, and what was decoded is scored.
         """
         started = time.monotonic()
         blank = Prediction(name or path.name)
@@ -58,7 +59,7 @@ class Predictor:
             prediction = replace(blank, status="unreadable", reason=str(error))
         except Exception as error:  # a bug or a broken device: the clip gets its row, the log its traceback
             log.exception("%s: failed", path)
-            prediction = replace(blank, status="error", reason=f"{type(error).__name__}: {error}")
+            prediction = replace(blank, status="error", reason=_describe(error))
         return replace(prediction, seconds=time.monotonic() - started)
 
     def _predict(self, path: Path, blank: Prediction, deadline: Deadline) -> Prediction:
@@ -67,18 +68,15 @@ class Predictor:
         frames = read_frames(path, self.n_frames, deadline=deadline)
         decoded = clock()
         seen = replace(blank, frames=len(frames), decode_s=decoded - started)
-        if deadline.expired():
-            return replace(seen, status="timeout", reason="out of time after decoding")
-        faces = self.detector.search([frame.pixels for frame in frames])
+        searched, faces = self.detector.search([frame.pixels for frame in frames])
         tracks = link_tracks(faces)[:MAX_TRACKS]
         detected = clock()
         n_faces = sum(len(found) > 0 for found in faces)
         seen = replace(seen, faces=n_faces, tracks=len(tracks), detect_s=detected - decoded)
         if not tracks:
             return replace(seen, status="no_face", reason=f"no face in {len(frames)} frames")
-        if deadline.expired():
-            return replace(seen, status="timeout", reason="out of time after detection")
-        label = clip_probability(self.score_tracks(frames, tracks), low=self.ensemble.low, high=self.ensemble.high)
+        logits = self.score_tracks([frames[index] for index in searched], tracks)
+        label = clip_probability(logits, low=self.ensemble.low, high=self.ensemble.high)
         return replace(seen, label=label, score_s=clock() - detected)
 
     def score_tracks(self, frames: list[Frame], tracks: list[Track]) -> list[np.ndarray]:
@@ -90,3 +88,8 @@ class Predictor:
         ]
         logits = self.ensemble.score(faces)
         return np.split(logits, np.cumsum([len(track) for track in tracks])[:-1])
+
+
+def _describe(error: Exception) -> str:
+    """An error in one line; torch's run over many."""
+    return " ".join([type(error).__name__, *str(error).splitlines()[:1]])

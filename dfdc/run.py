@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dfdc.deadline import Deadline
-from dfdc.inputs import Job
+from dfdc.inputs import InputError, Job
 from dfdc.prediction import STATUSES, Prediction
 from dfdc.submission import Submission
 from dfdc.workers import WorkerSettings, predict_clips
@@ -40,9 +40,7 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def score_job(
-    job: Job, out: Path, settings: WorkerSettings, *, n_workers: int, deadline: Deadline, progress: bool | None = None
-) -> Result:
+def score_job(job: Job, out: Path, settings: WorkerSettings, *, n_workers: int, deadline: Deadline) -> Result:
     """Score every clip of a job and keep the submission complete all the while.
 
     Args:
@@ -51,15 +49,15 @@ def score_job(
         settings: of the workers.
         n_workers: how many run at once.
         deadline: of the whole run.
-        progress: whether to draw a progress bar; None draws one on a terminal only.
 
     Raises:
-        InputError: the output cannot be written, or workers cannot start.
+        InputError: the output cannot be written, at the start or at the end, or workers cannot start.
     """
     started = time.monotonic()
     submission = Submission(out, job.names)
     clips = {name: job.paths[name] for name in job.names}
-    bar = tqdm(total=len(clips), desc="scoring", unit="clip", disable=None if progress is None else not progress)
+    bar = tqdm(total=len(clips), desc="scoring", unit="clip", disable=None)
+    saved = False
     try:
         with bar:
             for prediction in predict_clips(clips, settings, n_workers=n_workers, deadline=deadline):
@@ -67,7 +65,9 @@ def score_job(
                 bar.update()
                 bar.set_postfix_str(f"{(time.monotonic() - started) / max(bar.n, 1):.2f} s/clip")
     finally:
-        submission.save()
+        saved = submission.save()
+    if not saved:
+        raise InputError(f"{out}: the last results could not be written; see above, make room and run again")
     predictions = [prediction for prediction in submission.predictions.values() if prediction]
     return Result(out, predictions, time.monotonic() - started)
 

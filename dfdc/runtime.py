@@ -13,7 +13,7 @@ try:
     import openvino
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-except ImportError:
+except Exception:  # absent, or installed for another machine: torch serves
     openvino = None
 
 log = logging.getLogger(__name__)
@@ -29,14 +29,27 @@ def choose_device(wanted: str) -> torch.device:
     """The device to run on.
 
     Args:
-        wanted: "cpu", "cuda", or "auto" for CUDA where there is one.
+        wanted: "cpu", "cuda", or "auto" for CUDA where there is one that works.
 
     Raises:
-        DeviceError: CUDA is wanted and there is none.
+        DeviceError: CUDA is wanted and does not serve.
     """
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("--device cuda: no CUDA device is visible; use --device cpu or auto, or turn the GPU on")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    cpu = torch.device("cpu")
+    if wanted == "cpu":
+        return cpu
+    if not torch.cuda.is_available():
+        reason = "no CUDA device is visible"
+    else:
+        try:
+            # A visible device may be too old for this torch: a P100 is for those built with CUDA 12.8 and later.
+            torch.ones(1, device="cuda").add(1).item()
+            return torch.device("cuda")
+        except RuntimeError as error:
+            reason = f"{torch.cuda.get_device_name(0)} does not run this torch ({str(error).splitlines()[0]})"
+            log.warning("%s", reason)
+    if wanted == "cuda":
+        raise DeviceError(f"--device cuda: {reason}; use --device cpu or auto, or turn on a GPU that serves")
+    return cpu
 
 
 def describe_runtime(device: torch.device) -> str:

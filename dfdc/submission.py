@@ -69,7 +69,10 @@ class Submission:
         try:
             self._write()
         except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror}); name another with --out") from error
+            raise InputError(
+                f"{error.filename2 or error.filename or path}: cannot be written ({error.strerror}); "
+                "name another file with --out"
+            ) from error
 
     def record(self, prediction: Prediction) -> None:
         """Take over one clip's prediction; its row must be among the names."""

@@ -11,7 +11,7 @@ from dfdc.detect import Faces
 
 # Sampled frames lie about half a second apart: a head that turns or nods keeps this much overlap with itself.
 MIN_OVERLAP = 0.15
-# A person who was not found for so many frames in a row starts a new track on return.
+# A person who was not found for more than so many frames in a row starts a new track on return.
 MAX_GAP = 4
 # A track that is found in less than this share of the longest track's frames, or only once, is taken for a false hit,
 # and so is one whose hits the detector doubts on average: on ten clips, patterned cloth scored .89, persons .97 up.
@@ -76,8 +76,9 @@ def link_tracks(faces: list[Faces]) -> list[Track]:
         recent = [track for track in linked if index - track[-1].frame <= MAX_GAP + 1]
         if recent and hits:
             shares = overlap(np.stack([track[-1].box for track in recent]), found.boxes)
+            shares[shares < MIN_OVERLAP] = 0
             for row, column in zip(*linear_sum_assignment(-shares), strict=True):
-                if shares[row, column] >= MIN_OVERLAP:
+                if shares[row, column] > 0:
                     recent[row].append(hits[column])
                     hits[column] = None
         linked += [[hit] for hit in hits if hit]

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import re
-import struct
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -97,9 +96,10 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"architecture is {self.architecture!r}; allowed: {', '.join(ARCHITECTURES)}")
-        if not 32 <= self.input_size <= 1024:
+        if type(self.input_size) is not int or not 32 <= self.input_size <= 1024:
             raise ValueError(f"input_size is {self.input_size} px; allowed: 32 to 1024")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std}: allowed are three numbers each, std > 0")
 
     def to_json(self) -> str:
@@ -170,11 +170,11 @@ def _read_spec(path: Path) -> ModelSpec:
     """The specification in a safetensors header: 8 bytes of length (little endian), then JSON."""
     try:
         with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
+            length = int.from_bytes(file.read(8), "little")
             if length > MAX_HEADER_BYTES:
                 raise ValueError(f"a header of {length} bytes")
             return ModelSpec.from_json(json.loads(file.read(length))["__metadata__"]["spec"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise WeightsError(
             f"{path}: no valid model specification in its header ({error!r}); "
             "allowed are safetensors files written by tools/train.py"

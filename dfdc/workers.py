@@ -17,11 +17,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dfdc.deadline import Deadline
 from dfdc.inputs import InputError
 from dfdc.prediction import Prediction
-from dfdc.weights import WeightsFile
+from dfdc.weights import WeightsError, WeightsFile
+
+if TYPE_CHECKING:
+    from dfdc.predict import Predictor
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +35,8 @@ START_LIMIT_S = 300.0
 GRACE_S = 10.0
 # A clip during which a worker died is given to one more worker: the fault may have been another's.
 MAX_TRIES = 2
+# After so many workers that died while they loaded, no more are started.
+MAX_FAILED_STARTS = 2
 # Big buffers go back to the system after each use by default, and fetching them anew costs torch up to seven times
 # the work. These keep them; they must be there before a process starts.
 ALLOCATOR = {
@@ -76,6 +82,13 @@ class Refusal:
     """A worker's only word, where it cannot load by the user's mistake."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class LastWord:
+    """A prediction after which a worker ends of itself, so that no clip is lost on it."""
+
+    prediction: Prediction
 
 
 Work = Callable[[Connection, WorkerSettings], None]
@@ -144,13 +157,20 @@ class _Pool:
         self.tries = dict.fromkeys(clips, 0)
         self.workers: list[_Worker] = []
         self.failed_starts = 0
+        self.started = False
 
     def unfinished(self) -> list[str]:
         """The clips that are being scored or wait."""
         return [worker.name for worker in self.workers if worker.name is not None] + list(self.waiting)
 
     def staff(self) -> None:
-        """Start workers until there is one for each clip, but no more than wanted."""
+        """Start workers until there is one for each clip, but no more than wanted.
+
+        Where workers die while they load, for want of memory perhaps, the run goes on with one fewer.
+        """
+        if self.failed_starts >= MAX_FAILED_STARTS and self.workers:
+            self.n_workers, self.failed_starts = len(self.workers), 0
+            log.warning("goes on with %d workers", self.n_workers)
         while len(self.workers) < min(self.n_workers, len(self.unfinished())):
             self.workers.append(_start(self.settings, self.work))
 
@@ -173,26 +193,28 @@ class _Pool:
                 if isinstance(message, Prediction):
                     worker.name, worker.due_s = None, float("inf")
                     yield message
+                elif isinstance(message, LastWord):
+                    self._remove(worker)
+                    yield message.prediction
                 elif isinstance(message, Ready):
-                    if self.failed_starts == 0 and not any(other.ready for other in self.workers):
+                    if not self.started:
                         log.info("nets run on %s", message.runtime)
-                    worker.ready, worker.due_s, self.failed_starts = True, float("inf"), 0
-                elif isinstance(message, Refusal):
+                    worker.ready, worker.due_s, self.started = True, float("inf"), True
+                elif isinstance(message, Refusal) and not self.started:
                     raise InputError(message.reason)
                 else:
-                    yield from self._replace(worker, _epitaph(worker), "error")
-            elif worker.due_s < time.monotonic():
-                yield from self._replace(worker, "hung and was ended", "timeout")
+                    yield from self._bury(worker, _epitaph(worker), "error")
+            elif worker.due_s < time.monotonic() and not worker.connection.poll():
+                yield from self._bury(worker, "hung and was ended", "timeout")
 
-    def _replace(self, worker: _Worker, fault: str, status: str) -> Iterator[Prediction]:
-        """Bury a worker; its clip waits for another one or gets its row."""
-        _stop(worker)
-        self.workers.remove(worker)
+    def _bury(self, worker: _Worker, fault: str, status: str) -> Iterator[Prediction]:
+        """End a worker; its clip waits for another one or gets its row."""
+        self._remove(worker)
         if not worker.ready:
             self.failed_starts += 1
             log.warning("a worker %s while it loaded", fault)
-            if self.failed_starts >= MAX_TRIES and not any(other.ready for other in self.workers):
-                raise InputError(f"workers do not start: the last {fault}; try --workers 1 or --device cpu")
+            if self.failed_starts >= MAX_FAILED_STARTS and not self.workers:
+                yield from self._give_up(f"workers no longer start: the last {fault}")
         elif worker.name is not None:
             self.tries[worker.name] += 1
             log.warning("%s: its worker %s", worker.name, fault)
@@ -200,6 +222,18 @@ class _Pool:
                 self.waiting.append(worker.name)
             else:
                 yield Prediction(worker.name, status=status, reason=f"its worker {fault}")
+
+    def _remove(self, worker: _Worker) -> None:
+        _stop(worker)
+        self.workers.remove(worker)
+
+    def _give_up(self, reason: str) -> Iterator[Prediction]:
+        """What is left gets its rows; a run that has not begun ends instead."""
+        if not self.started:
+            raise InputError(f"{reason}; try --workers 1 or --device cpu")
+        log.error("%s", reason)
+        while self.waiting:
+            yield Prediction(self.waiting.popleft(), status="error", reason=reason)
 
     def close(self) -> None:
         """End every worker."""
@@ -239,7 +273,7 @@ def _give(worker: _Worker, name: str, path: Path, limit_s: float) -> None:
         worker.connection.send((path, name, limit_s))
 
 
-def _receive(worker: _Worker) -> Prediction | Ready | Refusal | None:
+def _receive(worker: _Worker) -> Prediction | LastWord | Ready | Refusal | None:
     """A worker's message; None if it died."""
     try:
         return worker.connection.recv()
@@ -251,41 +285,53 @@ def _epitaph(worker: _Worker) -> str:
     worker.process.join(timeout=5)
     code = worker.process.exitcode
     if code is not None and code < 0:
-        return f"died of {signal.Signals(-code).name}" + (", perhaps out of memory" if code == -9 else "")
+        return f"died: {signal.strsignal(-code)}" + (", perhaps out of memory" if code == -signal.SIGKILL else "")
     return f"ended with exit code {code}"
 
 
 def _stop(worker: _Worker) -> None:
     worker.connection.close()
     worker.process.kill()
-    worker.process.join()
-    worker.process.close()
+    worker.process.join(timeout=5)  # longer for none: one that a dead disk or driver holds cannot be killed
 
 
 def score_clips(connection: Connection, settings: WorkerSettings) -> None:
     """A worker's life: load once, then one clip after another until the supervisor hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        predictor, runtime = _load(settings)
+    except ImportError as error:
+        connection.send(Refusal(f"{error}; install what requirements.txt names"))
+        return
+    except (InputError, WeightsError) as error:
+        connection.send(Refusal(str(error)))
+        return
+    connection.send(Ready(runtime))
+    with contextlib.suppress(EOFError, OSError):  # the supervisor hung up
+        while True:
+            path, name, limit_s = connection.recv()
+            prediction = predictor.predict(path, name=name, deadline=Deadline.after(limit_s))
+            # A CUDA context does not recover from a fault: the next clip gets a new process.
+            broken = prediction.status == "error" and predictor.device.type == "cuda"
+            connection.send(LastWord(prediction) if broken else prediction)
+            if broken:
+                return
+
+
+def _load(settings: WorkerSettings) -> tuple[Predictor, str]:
+    """The predictor, and what runs its nets; everything heavy is imported here, never by the supervisor."""
     import cv2
     import torch
 
     from dfdc.predict import Predictor
     from dfdc.runtime import DeviceError, choose_device, describe_runtime
-    from dfdc.weights import WeightsError
 
     cv2.setNumThreads(settings.threads)
     torch.set_num_threads(settings.threads)
     try:
         device = choose_device(settings.device)
-        n_frames = settings.n_frames or DEFAULT_FRAMES[device.type]
-        predictor = Predictor(list(settings.weights), device=device, n_frames=n_frames)
-    except (DeviceError, WeightsError) as error:
-        connection.send(Refusal(str(error)))
-        return
-    connection.send(Ready(describe_runtime(device)))
-    while True:
-        try:
-            path, name, limit_s = connection.recv()
-        except (EOFError, OSError):
-            return
-        connection.send(predictor.predict(path, name=name, deadline=Deadline.after(limit_s)))
+    except DeviceError as error:
+        raise InputError(str(error)) from error
+    n_frames = settings.n_frames or DEFAULT_FRAMES[device.type]
+    return Predictor(list(settings.weights), device=device, n_frames=n_frames), describe_runtime(device)

@@ -27,17 +27,17 @@ def test_faces_that_say_nothing_leave_the_prior(persons: int) -> None:
     assert clip_probability([np.zeros(4)] * persons, **BOUNDS) == pytest.approx(0.5)
 
 
-def test_real_bystander_does_not_dilute_a_fake() -> None:
-    fake, real = np.full(16, 4.0), np.full(16, -4.0)
-    alone, beside = (clip_probability(tracks, **BOUNDS) for tracks in ([fake], [fake, real]))
+@pytest.mark.parametrize(("logit", "alone", "beside"), [(2.2, 0.90, 0.80), (3.0, 0.95, 0.89), (4.0, 0.98, 0.96)])
+def test_fake_beside_a_real_bystander_stays_a_fake(logit: float, alone: float, beside: float) -> None:
     # The mean of the two would say one half.
-    assert beside > 0.95
-    assert alone - beside < 0.03
+    fake, real = np.full(16, logit), np.full(16, -logit)
+    assert clip_probability([fake], **BOUNDS) == pytest.approx(alone, abs=0.01)
+    assert clip_probability([fake, real], **BOUNDS) == pytest.approx(beside, abs=0.01)
 
 
-def test_doubtful_background_face_does_not_hide_a_certain_real() -> None:
-    # The maximum of the two would say one half.
-    assert clip_probability([np.full(16, -4.0), np.zeros(16)], **BOUNDS) < 0.32
+def test_doubtful_background_face_leaves_a_certain_real_more_real_than_fake() -> None:
+    # The maximum of the two would say one half; nothing is known of the second, so its prior .293 is what remains.
+    assert clip_probability([np.full(16, -4.0), np.zeros(16)], **BOUNDS) == pytest.approx(0.298, abs=0.001)
 
 
 def test_raising_one_frame_never_lowers_the_clip() -> None:

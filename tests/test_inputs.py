@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from dfdc.inputs import SEARCH_DEPTH, InputError, collect, find_below, find_competition, read_sample_submission
+from dfdc.inputs import (
+    SEARCH_DEPTH,
+    InputError,
+    collect,
+    find_below,
+    find_competition,
+    find_weights_folder,
+    read_sample_submission,
+)
 
 ODD_NAMES = ["a b.mp4", "a,b.mp4", 'say "hi".mp4', "it's.mp4", "ünï-日本.mp4", "100%.mp4", "a\nb.mp4", "-i.mp4"]
 
@@ -239,8 +247,8 @@ def test_mounts_are_found_as_deep_as_promised_and_no_deeper(tmp_path):
 
 
 def test_names_of_several_parts_are_found(tmp_path):
-    touch(tmp_path / "mount/dfdc/__init__.py", tmp_path / "another/__init__.py")
-    assert find_below(tmp_path, "dfdc/__init__.py") == tmp_path / "mount/dfdc/__init__.py"
+    touch(tmp_path / "mount/weights/a", tmp_path / "another/b")
+    assert find_below(tmp_path, "weights") == tmp_path / "mount/weights"
 
 
 def test_an_absent_root_holds_nothing(tmp_path):
@@ -317,3 +325,12 @@ def test_a_competition_without_clips_or_list_is_refused(tmp_path):
     (tmp_path / "test_videos").mkdir()
     with pytest.raises(InputError, match="holds no video"):
         find_competition(tmp_path)
+
+
+def test_weights_are_the_packages_own_else_the_inputs(tmp_path):
+    package, mounts = tmp_path / "package", tmp_path / "input"
+    touch(mounts / "deep/er/weights/x.safetensors")
+    assert find_weights_folder(package, mounts) == mounts / "deep/er/weights"
+    touch(package / "weights/y.safetensors")
+    assert find_weights_folder(package, mounts) == package / "weights"
+    assert find_weights_folder(tmp_path / "none", tmp_path / "nowhere") == tmp_path / "none/weights"

@@ -8,12 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from clips import write_audio, write_clip
 
+from dfdc.model import load_model, save_model
+from dfdc.weights import find_weights
 from dfdc.workers import DEFAULT_FRAMES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +53,9 @@ def start(arguments: list[object], folder: Path, *, kernel: Path = ROOT / "kerne
     return subprocess.Popen(
         [sys.executable, str(kernel), *map(str, arguments)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(site)},
+        env={**os.environ, "PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": ""},
+        # A test run in the background has Ctrl-C switched off, and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -73,7 +78,8 @@ def run(arguments: list[object], folder: Path, **options: object) -> Run:
     return Run(process.returncode, text, labels, details)
 
 
-ODD_NAMES = ("with space.mp4", 'comma, and "quotes".mp4', "Übung 視頻.mp4", "100%.mp4", "#1?.mp4")
+INDEX_FIRST = {"n_frames": 60, "container_options": {"movflags": "faststart"}}
+ODD_NAMES = ("with space.mp4", 'comma, and "quotes".mp4', "Übung 視頻.mp4", "100%.mp4", "#1?.mp4", "latin\udce9.mp4")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +93,13 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
     whole = (ROOT / "samples/real.mp4").read_bytes()
     (clips / "empty.mp4").touch()
     (clips / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
-    (clips / "corrupt.mp4").write_bytes(whole[:200] + os.urandom(len(whole) - 200))
+    noise = np.random.default_rng(0).bytes(len(whole))
+    (clips / "corrupt.mp4").write_bytes(whole[:200] + noise[200:])
+    # Its index is whole and in front, and a tenth of its pictures are noise.
+    damaged = bytearray(write_clip(folder / "index_first.mp4", **INDEX_FIRST).read_bytes())
+    damaged[-len(damaged) // 2 : -len(damaged) // 2 + len(damaged) // 10] = noise[: len(damaged) // 10]
+    (clips / "damaged.mp4").write_bytes(damaged)
+    write_clip(clips / "zero_frames.mp4", n_frames=0)
     (clips / "text.mp4").write_text("this is no video\n" * 100)
     (clips / "folder.mp4").mkdir()
     write_audio(clips / "audio.mp4")
@@ -95,7 +107,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
     for name in ODD_NAMES:
         write_clip(clips / name, n_frames=1)
     names = ["missing.mp4", *sorted(path.name for path in clips.iterdir()), "../outside.mp4"]
-    with open(folder / "sample.csv", "w", newline="", encoding="utf-8") as file:
+    with open(folder / "sample.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file).writerows([("filename", "label"), *((name, 0.5) for name in names)])
     return run([clips, "--sample-submission", folder / "sample.csv"], folder)
 
@@ -106,7 +118,7 @@ def test_every_listed_name_has_its_row_in_order(hostile: Run) -> None:
     assert names[0] == "missing.mp4"
     assert names[-1] == "../outside.mp4"
     assert names[1:-1] == sorted(names[1:-1])
-    assert len(names) == 2 + 7 + 2 + len(ODD_NAMES)
+    assert len(names) == 2 + 9 + 2 + len(ODD_NAMES)
     assert list(hostile.details) == names
 
 
@@ -121,7 +133,9 @@ def test_every_listed_name_has_its_row_in_order(hostile: Run) -> None:
         ("text.mp4", "unreadable", "not a video"),
         ("folder.mp4", "unreadable", ""),
         ("audio.mp4", "unreadable", "no video stream"),
+        ("zero_frames.mp4", "unreadable", ""),
         ("no_face.mp4", "no_face", "no face in 4 frames"),
+        ("damaged.mp4", "no_face", "no face in"),
     ],
 )
 def test_bad_clip_has_its_status_its_reason_and_the_prior(hostile: Run, name: str, status: str, reason: str) -> None:
@@ -146,7 +160,7 @@ def test_sample_clip_scores_as_the_shipped_weights_should(hostile: Run, name: st
 
 
 def test_summary_counts_what_happened(hostile: Run) -> None:
-    assert "16 clips (2 ok, 6 no_face, 8 unreadable)" in hostile.text
+    assert "19 clips (2 ok, 8 no_face, 9 unreadable)" in hostile.text
     assert "label is the probability that the clip is fake" in hostile.text
     assert "NETWORK" not in hostile.text
 
@@ -182,18 +196,43 @@ def test_kaggle_needs_no_flag(tmp_path: Path) -> None:
         (["."], "holds no video"),
         (["SAMPLES", "--weights", "nowhere"], "nowhere: no such weights"),
         (["SAMPLES", "--weights", "."], "holds no .safetensors file"),
+        (["SAMPLES", "--weights", "DAMAGED"], "the file is damaged or changed: copy it again"),
+        (["SAMPLES", "--weights", "MISFIT"], "its tensors do not fit efficientnet-b0"),
+        (["SAMPLES", "--device", "cuda"], "no CUDA device is visible; use --device cpu"),
+        (["--sample-submission", "x.csv"], "no PATH says where they lie"),
+        (["SAMPLES", "--out", "/proc/submission.csv"], "cannot be written"),
         (["SAMPLES", "--out", "nowhere/submission.csv"], "its folder does not exist"),
         (["SAMPLES", "--out", "."], "is a folder"),
         (["SAMPLES", "--sample-submission", "nowhere.csv"], "not a readable sample submission"),
         ([], "holds no folder test_videos"),
     ],
 )
-def test_users_mistake_ends_at_once_with_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
-    found = run([ROOT / "samples" if a == "SAMPLES" else a for a in arguments], tmp_path)
+def test_users_mistake_ends_with_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    (shipped,) = find_weights(ROOT / "weights")
+    places = {"SAMPLES": ROOT / "samples"}
+    if "DAMAGED" in arguments:
+        places["DAMAGED"] = tmp_path / shipped.path.name
+        places["DAMAGED"].write_bytes(shipped.path.read_bytes()[:-1] + b"!")
+    if "MISFIT" in arguments:
+        spec = replace(shipped.spec, architecture="efficientnet-b0")
+        places["MISFIT"] = save_model(load_model(shipped), tmp_path, name="misfit", spec=spec)
+    found = run([places.get(argument, argument) for argument in arguments], tmp_path)
     assert found.code == 1
     assert message in found.text
     assert found.text.startswith("kernel: ")
     assert found.text.count("\n") == 1
+
+
+def test_output_folder_that_vanishes_is_no_success(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    process = start([ROOT / "samples", "--out", "out/submission.csv"], tmp_path)
+    while not (tmp_path / "out/predictions.csv").exists():
+        assert process.poll() is None
+    shutil.rmtree(tmp_path / "out")
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "the last results could not be written" in text
+    assert "Traceback" not in text
 
 
 def test_time_limit_that_is_too_short_still_gives_every_row(tmp_path: Path) -> None:

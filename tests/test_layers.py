@@ -61,4 +61,6 @@ def test_supervisor_loads_neither_torch_nor_decoders() -> None:
             modules = (
                 [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
             )
-            assert not {str(m).split(".")[0] for m in modules} & {"torch", "av", "openvino"}, f"{name}: {modules}"
+            assert not {str(m).split(".")[0] for m in modules} & {"torch", "torchvision", "av", "openvino"}, (
+                f"{name}: {modules}"
+            )

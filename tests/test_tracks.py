@@ -40,6 +40,15 @@ def test_two_persons_are_two_tracks_whatever_order_they_are_found_in() -> None:
     assert firsts == [[box[0] for box in left], [box[0] for box in right]]
 
 
+def test_weak_overlaps_never_outweigh_a_valid_one() -> None:
+    # Overlaps .205, .143 / .149, 0: the cross pairs sum to more, and both are below the limit.
+    before = [at(0), at(0, 75)]
+    after = [at(66), at(75, 0)]
+    assert overlap(np.array(before), np.array(after))[0] == pytest.approx([0.205, 0.143], abs=1e-3)
+    tracks = link_tracks([faces(*before), faces(*after)])
+    assert [len(track) for track in tracks] == [2]
+
+
 def test_gap_is_filled_on_a_straight_line() -> None:
     (track,) = link_tracks([faces(at(0)), faces(), faces(), faces(at(30, 60))])
     assert track.frames.tolist() == [0, 1, 2, 3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import threading
@@ -14,7 +15,7 @@ import pytest
 from dfdc.deadline import NEVER, Deadline
 from dfdc.inputs import InputError
 from dfdc.prediction import Prediction
-from dfdc.workers import Ready, Refusal, WorkerSettings, predict_clips
+from dfdc.workers import LastWord, Ready, Refusal, WorkerSettings, predict_clips
 
 SETTINGS = WorkerSettings(weights=())
 
@@ -47,6 +48,43 @@ def die_at_once(connection: Connection, settings: WorkerSettings) -> None:
     os._exit(3)
 
 
+def load_once(connection: Connection, settings: WorkerSettings) -> None:
+    """The first worker scores a clip and dies; no other one loads. What is there says who was first."""
+    flag = Path(settings.device)
+    if flag.exists():
+        os._exit(4)
+    flag.touch()
+    connection.send(Ready("a fake"))
+    _, name, _ = connection.recv()
+    connection.send(Prediction(name, 0.25))
+    connection.recv()
+    os._exit(5)
+
+
+def load_first_only(connection: Connection, settings: WorkerSettings) -> None:
+    """The first worker works, slowly enough for others to try; all others die while they load."""
+    flag = Path(settings.device)
+    first = not flag.exists()
+    with open(flag, "a") as file:
+        file.write("x")
+    if not first:
+        os._exit(4)
+    connection.send(Ready("a fake"))
+    while True:
+        try:
+            _, name, _ = connection.recv()
+        except EOFError:
+            return
+        threading.Event().wait(1.0)
+        connection.send(Prediction(name, 0.25))
+
+
+def leave_after_one(connection: Connection, settings: WorkerSettings) -> None:
+    connection.send(Ready("a fake"))
+    _, name, _ = connection.recv()
+    connection.send(LastWord(Prediction(name, 0.25)))
+
+
 def report_environment(connection: Connection, settings: WorkerSettings) -> None:
     connection.send(Ready("a fake"))
     _, name, _ = connection.recv()
@@ -68,7 +106,9 @@ def test_every_clip_gets_one_prediction() -> None:
     assert sorted(done) == names
 
 
-@pytest.mark.parametrize(("name", "cause"), [("segfault.mp4", "SIGSEGV"), ("killed.mp4", "SIGKILL")])
+@pytest.mark.parametrize(
+    ("name", "cause"), [("segfault.mp4", "died: Segmentation fault"), ("killed.mp4", "died: Killed")]
+)
 def test_clip_that_kills_its_worker_twice_gets_a_row_and_the_others_are_scored(name: str, cause: str) -> None:
     found = run(["a.mp4", name, "b.mp4", "c.mp4"])
     assert found[name].status == "error"
@@ -85,7 +125,7 @@ def test_clip_whose_worker_died_once_is_tried_again(tmp_path: Path) -> None:
 
 def test_hanging_worker_is_ended_and_its_clip_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfdc.workers.GRACE_S", 0.2)
-    settings = WorkerSettings(weights=(), clip_limit_s=0.2)
+    settings = WorkerSettings(weights=(), clip_limit_s=2.0)
     found = run(["hang.mp4", "a.mp4"], settings=settings, n_workers=1)
     assert found["hang.mp4"].status == "timeout"
     assert found["a.mp4"].status == "ok"
@@ -107,8 +147,38 @@ def test_worker_that_refuses_ends_the_run_with_its_reason() -> None:
 
 
 def test_workers_that_never_load_end_the_run() -> None:
-    with pytest.raises(InputError, match=r"workers do not start.*exit code 3"):
+    with pytest.raises(InputError, match=r"workers no longer start: the last ended with exit code 3; try"):
         run(["a.mp4"], work=die_at_once)
+
+
+def test_run_that_has_begun_ends_with_rows_when_no_worker_loads_any_more(tmp_path: Path) -> None:
+    settings = WorkerSettings(weights=(), device=str(tmp_path / "first was here"))
+    found = run(["a.mp4", "b.mp4", "c.mp4"], work=load_once, settings=settings, n_workers=1)
+    assert found["a.mp4"].status == "ok"
+    assert {found[name].status for name in ("b.mp4", "c.mp4")} == {"error"}
+    assert "workers no longer start" in found["b.mp4"].reason
+
+
+def test_slot_whose_workers_never_load_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = WorkerSettings(weights=(), device=str(tmp_path / "starts"))
+    names = [f"{i}.mp4" for i in range(6)]
+    found = run(names, work=load_first_only, settings=settings, n_workers=2)
+    assert {p.status for p in found.values()} == {"ok"}
+    assert (tmp_path / "starts").read_text().count("x") <= 4
+    assert "goes on with 1 workers" in caplog.text
+
+
+def test_worker_that_leaves_costs_no_clip() -> None:
+    names = [f"{i}.mp4" for i in range(4)]
+    assert {p.status for p in run(names, work=leave_after_one).values()} == {"ok"}
+
+
+def test_no_process_is_left_when_the_consumer_stops_in_the_middle() -> None:
+    clips = {name: Path(name) for name in ("a.mp4", "hang.mp4", "hang2.mp4")}
+    predictions = predict_clips(clips, SETTINGS, n_workers=2, deadline=NEVER, work=misbehave)
+    next(predictions)
+    predictions.close()
+    assert multiprocessing.active_children() == []
 
 
 def test_workers_keep_their_buffers_and_their_thread_number() -> None:

@@ -135,7 +135,8 @@ def cut_clip(path: Path, detector: FaceDetector, settings: CutSettings) -> CutCl
         VideoError: it gives no frame.
     """
     frames = read_frames(path, settings.n_frames)
-    faces = detector.search([frame.pixels for frame in frames])
+    searched, faces = detector.search([frame.pixels for frame in frames])
+    frames = [frames[index] for index in searched]
     tracks = link_tracks(faces)[:MAX_TRACKS]
     cuts = [
         Cut(
