@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from dfdc.crop import CropGeometry, crop_face
-from dfdc.model import load_model
+from dfdc.model import MirroredModel, load_model
 from dfdc.runtime import Net, compile_net
 from dfdc.weights import WeightsError, WeightsFile
 
@@ -36,7 +36,9 @@ class Ensemble:
     def _load(self, file: WeightsFile) -> Net:
         model = load_model(file, device=self.device, half=self.device.type == "cuda")
         size = file.spec.crop.size
-        return compile_net(model, torch.zeros((1, 3, size, size), dtype=torch.uint8, device=self.device))
+        return compile_net(
+            MirroredModel(model).eval(), torch.zeros((1, 3, size, size), dtype=torch.uint8, device=self.device)
+        )
 
     def score(self, faces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Score faces, each cut as each net wants it.

@@ -137,6 +137,21 @@ class FrameModel(nn.Module):
         return self.net(normalized.to(self.mean.dtype)).squeeze(1)
 
 
+class MirroredModel(nn.Module):
+    """A frame model that looks at each crop and at its mirror image and answers with the mean of both logits.
+
+    It is what is evaluated, calibrated and shipped; training sees one of the two at a time.
+    """
+
+    def __init__(self, model: FrameModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """As `FrameModel.forward`."""
+        return (self.model(crops) + self.model(crops.flip(3))) / 2
+
+
 def save_model(model: FrameModel, folder: Path, *, name: str, spec: ModelSpec | None = None) -> Path:
     """Write a model in half precision, its specification in the header and its digest in the name.
 
@@ -155,6 +170,7 @@ def save_model(model: FrameModel, folder: Path, *, name: str, spec: ModelSpec | 
     }
     draft = folder / f".{name}.{os.getpid()}.tmp"
     save_file(tensors, draft, metadata={"spec": (spec or model.spec).to_json()})
+    draft.chmod(0o644)  # safetensors keeps it from other users
     path = folder / f"{name}-{file_digest(draft)[:DIGEST_DIGITS]}.safetensors"
     draft.replace(path)
     return path

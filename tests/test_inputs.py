@@ -246,7 +246,7 @@ def test_mounts_are_found_as_deep_as_promised_and_no_deeper(tmp_path):
     assert find_below(tmp_path, "y.csv") is None
 
 
-def test_names_of_several_parts_are_found(tmp_path):
+def test_folders_are_found(tmp_path):
     touch(tmp_path / "mount/weights/a", tmp_path / "another/b")
     assert find_below(tmp_path, "weights") == tmp_path / "mount/weights"
 

@@ -110,6 +110,11 @@ def test_bounds_are_laplaces_rule() -> None:
     assert calibration.high == pytest.approx(1 - 1 / 22)
 
 
+def test_bounds_stay_within_one_in_a_hundred_however_many_are_right() -> None:
+    calibration = fit_calibration(np.repeat([0, 1], 2000), np.repeat([-1.0, 1.0], 2000))
+    assert (calibration.low, calibration.high) == pytest.approx((0.01, 0.99))
+
+
 def test_separable_logits_give_a_finite_calibration() -> None:
     calibration = fit_calibration(np.repeat([0, 1], 16), np.repeat([-1.0, 1.0], 16))
     assert np.isfinite([calibration.temperature, calibration.bias]).all()

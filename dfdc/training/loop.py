@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from dfdc.model import FrameModel, resize_crops
+from dfdc.model import FrameModel, MirroredModel, resize_crops
 from dfdc.submission import write_csv
 from dfdc.training.augment import augment, mix_pairs
 from dfdc.training.dataset import CropSet, DataError, pair_epoch
@@ -96,26 +96,20 @@ def revive_batch_norms(model: FrameModel, crops: Tensor) -> None:
 
 
 @torch.inference_mode()
-def score_crops(model: FrameModel, images: Tensor, *, batch_size: int = 128, mirrored: bool = False) -> np.ndarray:
-    """Logits of many crops.
+def score_crops(model: FrameModel, images: Tensor, *, batch_size: int = 128) -> np.ndarray:
+    """Logits of many crops, each the mean of a crop's and its mirror image's.
 
     Args:
         model: in evaluation mode.
         images: (N, 3, H, W) uint8, on the CPU or the model's device.
         batch_size: crops per step.
-        mirrored: average with the mirrored crop's logit.
 
     Returns:
         (N,) float32.
     """
     device = model.mean.device
-    logits = []
-    for batch in images.split(batch_size):
-        batch = batch.to(device)
-        logit = model(batch)
-        if mirrored:
-            logit = (logit + model(batch.flip(3))) / 2
-        logits.append(logit.float().cpu())
+    answer = MirroredModel(model)
+    logits = [answer(batch.to(device)).float().cpu() for batch in images.split(batch_size)]
     return torch.cat(logits).numpy()
 
 
