@@ -20,7 +20,7 @@ from torchvision.ops import batched_nms
 from dfdc.runtime import Net, compile_net
 
 # Frames go through the first net in groups of so many, which bounds memory; candidates likewise.
-BATCH_FRAMES = 16
+BATCH_FRAMES = 4
 BATCH_CANDIDATES = 256
 # The side in pixels of what each net sees.
 PNET_SIDE, RNET_SIDE, ONET_SIDE = 12, 24, 48

@@ -11,7 +11,7 @@ from dfdc.runtime import Net, compile_net
 from dfdc.weights import WeightsError, WeightsFile
 
 # Crops go through a net in groups of so many: on two cores larger groups are no faster, only larger.
-BATCH_CROPS = {"cpu": 16, "cuda": 256}
+BATCH_CROPS = {"cpu": 8, "cuda": 256}
 
 
 class Ensemble:

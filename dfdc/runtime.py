@@ -100,7 +100,12 @@ def _compile_openvino(net: nn.Module, example: Tensor, any_size: bool) -> Net:
     parameter.set_element_type(openvino.Type(example.numpy().dtype))
     parameter.set_partial_shape(openvino.PartialShape([-1, channels, *((-1, -1) if any_size else size)]))
     model.validate_nodes_and_infer_types()
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    # Pinned, the nets of two workers share one core and leave the other idle.
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,
+    }
     compiled = openvino.Core().compile_model(model, "CPU", options)
 
     def run(inputs: Tensor) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ one worker; its clip gets a row with the reason, and another worker takes its pl
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -37,14 +38,27 @@ GRACE_S = 10.0
 MAX_TRIES = 2
 # After so many workers that died while they loaded, no more are started.
 MAX_FAILED_STARTS = 2
+# Workers are forked from a server process that has imported these: a worker then starts in a moment, and shares some
+# 400 MB of imports with the others. Nothing in them may start threads or touch CUDA when it is imported.
+PRELOADED = [
+    "torch",
+    "torchvision",
+    "cv2",
+    "av",
+    "openvino",
+    "scipy.optimize",
+    "facenet_pytorch",
+    "efficientnet_pytorch",
+]
 # Big buffers go back to the system after each use by default, and fetching them anew costs torch up to seven times
-# the work. These keep them; they must be there before a process starts.
-ALLOCATOR = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**34),
-    "MALLOC_TOP_PAD_": str(2**26),
+# the work. These keep all but the biggest; like the libraries' numbers of threads (clips run side by side instead;
+# torch and OpenCV are told theirs by the worker) they must be there before a process starts.
+ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**27),
+    "MALLOC_TOP_PAD_": str(2**24),
+    **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")},
 }
-THREAD_LIBRARIES = ("OMP", "OPENBLAS", "MKL")
 
 
 @dataclass(frozen=True)
@@ -242,10 +256,11 @@ class _Pool:
 
 
 def _start(settings: WorkerSettings, work: Work) -> _Worker:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs, settings), daemon=True)
-    with _environment({**ALLOCATOR, **{f"{name}_NUM_THREADS": str(settings.threads) for name in THREAD_LIBRARIES}}):
+    with _environment(ENVIRONMENT):  # the first start starts the server, whose environment all workers have
         process.start()
     theirs.close()
     return _Worker(process, ours, time.monotonic() + START_LIMIT_S)
@@ -312,11 +327,18 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
         while True:
             path, name, limit_s = connection.recv()
             prediction = predictor.predict(path, name=name, deadline=Deadline.after(limit_s))
+            release_memory()
             # A CUDA context does not recover from a fault: the next clip gets a new process.
             broken = prediction.status == "error" and predictor.device.type == "cuda"
             connection.send(LastWord(prediction) if broken else prediction)
             if broken:
                 return
+
+
+def release_memory() -> None:
+    """Give what a clip left behind back to the system, so that clips of many sizes do not add up."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _load(settings: WorkerSettings) -> tuple[Predictor, str]:

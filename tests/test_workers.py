@@ -88,7 +88,7 @@ def leave_after_one(connection: Connection, settings: WorkerSettings) -> None:
 def report_environment(connection: Connection, settings: WorkerSettings) -> None:
     connection.send(Ready("a fake"))
     _, name, _ = connection.recv()
-    connection.send(Prediction(name, reason=os.environ["MALLOC_MMAP_MAX_"] + os.environ["OMP_NUM_THREADS"]))
+    connection.send(Prediction(name, reason=os.environ["MALLOC_TOP_PAD_"] + " " + os.environ["OMP_NUM_THREADS"]))
 
 
 def run(names: list[str], *, work: object = misbehave, settings: WorkerSettings = SETTINGS, **options: object) -> dict:
@@ -181,7 +181,7 @@ def test_no_process_is_left_when_the_consumer_stops_in_the_middle() -> None:
     assert multiprocessing.active_children() == []
 
 
-def test_workers_keep_their_buffers_and_their_thread_number() -> None:
-    found = run(["a.mp4"], work=report_environment, settings=WorkerSettings(weights=(), threads=3), n_workers=1)
-    assert found["a.mp4"].reason == "03"
-    assert "MALLOC_MMAP_MAX_" not in os.environ
+def test_workers_keep_their_buffers_and_leave_other_cores_alone() -> None:
+    found = run(["a.mp4"], work=report_environment, n_workers=1)
+    assert found["a.mp4"].reason == f"{2**24} 1"
+    assert "MALLOC_TOP_PAD_" not in os.environ

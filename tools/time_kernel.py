@@ -36,8 +36,8 @@ from dfdc.prediction import Prediction
 from dfdc.video import read_frames
 
 KERNEL = str(Path(__file__).resolve().parent.parent / "kernel.py")
-# How often memory is looked at: a look takes 1.4 ms, 1.4 % of two cores.
-SAMPLE_S = 0.05
+# How often memory is looked at: a look takes some 25 ms, during which the process looked at may wait.
+SAMPLE_S = 1.0
 START_LIMIT_S = 60.0
 # Before a command: a network of its own without any device, for a user who need not be root.
 OFFLINE = ["unshare", "-rn"]
@@ -187,21 +187,20 @@ def read_predictions(details: Path) -> list[Prediction]:
 def measure_tree(pid: int) -> tuple[float, int]:
     """What a process and its descendants use: core-seconds so far, and bytes of resident memory now.
 
-    Pages that processes share are taken to be those of the process that has most of them: libraries count once.
+    A page that several processes share counts in equal parts for each of them (PSS): once in all.
     """
-    cpu_s, own, shared, members = 0.0, 0, [0], [pid]
+    cpu_s, kilobytes, members = 0.0, 0, [pid]
     for member in members:
         folder = Path(f"/proc/{member}")
         with suppress(OSError):  # it has ended
             # proc(5): behind the name in brackets the third field is the first; 14 to 17 count core time.
             fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
             cpu_s += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-            _, resident, common, *_ = map(int, (folder / "statm").read_text().split())
-            own += resident - common
-            shared.append(common)
+            rollup = (folder / "smaps_rollup").read_text()
+            kilobytes += int(re.search(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[1])
             for task in (folder / "task").iterdir():
                 members += map(int, (task / "children").read_text().split())
-    return cpu_s, (own + max(shared)) * os.sysconf("SC_PAGE_SIZE")
+    return cpu_s, kilobytes * 1024
 
 
 def time_reading(reads: list[tuple[Path, int]], cores: list[int]) -> float:
