@@ -59,11 +59,11 @@ class Submission:
         self.path = path
         self.predictions: dict[str, Prediction | None] = dict.fromkeys(names)
         self._written_s = float("-inf")
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; --out names a file, such as {path / 'submission.csv'}")
         self.details = path.with_name("predictions.csv")
         if path.name == self.details.name:
             raise InputError(f"{path}: this name is taken by the details beside the submission; choose another")
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder; --out names a file, such as {path / 'submission.csv'}")
         if not path.absolute().parent.is_dir():
             raise InputError(f"{path}: its folder does not exist; make it or name another with --out")
         try:

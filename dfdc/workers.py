@@ -152,6 +152,10 @@ def predict_clips(
     try:
         while pool.unfinished() and not deadline.expired():
             pool.staff()
+            if not pool.workers:
+                if pool.failed_starts >= MAX_FAILED_STARTS:
+                    yield from pool.give_up("workers cannot be started")
+                continue
             pool.assign()
             yield from pool.collect()
         for name in pool.unfinished():
@@ -186,7 +190,12 @@ class _Pool:
             self.n_workers, self.failed_starts = len(self.workers), 0
             log.warning("goes on with %d workers", self.n_workers)
         while len(self.workers) < min(self.n_workers, len(self.unfinished())):
-            self.workers.append(_start(self.settings, self.work))
+            try:
+                self.workers.append(_start(self.settings, self.work))
+            except OSError as error:  # no more processes or descriptors, or the server that forks them has died
+                self.failed_starts += 1
+                log.warning("a worker cannot be started (%s)", error)
+                break
 
     def assign(self) -> None:
         """Give each idle worker a clip."""
@@ -228,7 +237,7 @@ class _Pool:
             self.failed_starts += 1
             log.warning("a worker %s while it loaded", fault)
             if self.failed_starts >= MAX_FAILED_STARTS and not self.workers:
-                yield from self._give_up(f"workers no longer start: the last {fault}")
+                yield from self.give_up(f"workers no longer start: the last {fault}")
         elif worker.name is not None:
             self.tries[worker.name] += 1
             log.warning("%s: its worker %s", worker.name, fault)
@@ -241,7 +250,7 @@ class _Pool:
         _stop(worker)
         self.workers.remove(worker)
 
-    def _give_up(self, reason: str) -> Iterator[Prediction]:
+    def give_up(self, reason: str) -> Iterator[Prediction]:
         """What is left gets its rows; a run that has not begun ends instead."""
         if not self.started:
             raise InputError(f"{reason}; try --workers 1 or --device cpu")

@@ -28,11 +28,15 @@ GOLDEN_TOLERANCE = 0.03
 # Loaded by every Python process that the kernel starts: the first try to reach the network ends it.
 NO_NETWORK = """
 import os, socket
-def refuse(self, address):
-    if self.family != socket.AF_UNIX:
-        os.write(2, f"NETWORK {address}".encode())
-        os._exit(97)
-socket.socket.connect = socket.socket.connect_ex = refuse
+def guarded(real):
+    def connect(self, address):
+        if self.family != socket.AF_UNIX:
+            os.write(2, f"NETWORK {address}".encode())
+            os._exit(97)
+        return real(self, address)
+    return connect
+socket.socket.connect = guarded(socket.socket.connect)
+socket.socket.connect_ex = guarded(socket.socket.connect_ex)
 """
 
 

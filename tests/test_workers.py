@@ -159,6 +159,15 @@ def test_run_that_has_begun_ends_with_rows_when_no_worker_loads_any_more(tmp_pat
     assert "workers no longer start" in found["b.mp4"].reason
 
 
+def test_machine_that_starts_no_process_ends_the_run_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse_to_start(*_: object) -> None:
+        raise OSError("Resource temporarily unavailable")
+
+    monkeypatch.setattr("dfdc.workers._start", refuse_to_start)
+    with pytest.raises(InputError, match="workers cannot be started"):
+        run(["a.mp4"])
+
+
 def test_slot_whose_workers_never_load_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = WorkerSettings(weights=(), device=str(tmp_path / "starts"))
     names = [f"{i}.mp4" for i in range(6)]

@@ -37,7 +37,7 @@ from dfdc.video import read_frames
 
 KERNEL = str(Path(__file__).resolve().parent.parent / "kernel.py")
 # How often memory is looked at: a look takes some 25 ms, during which the process looked at may wait.
-SAMPLE_S = 1.0
+SAMPLE_S = 0.25
 START_LIMIT_S = 60.0
 # Before a command: a network of its own without any device, for a user who need not be root.
 OFFLINE = ["unshare", "-rn"]
