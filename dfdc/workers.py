@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 # Loading torch and the nets; minutes on a cold disk.
 START_LIMIT_S = 300.0
-# A worker checks its clip's deadline between steps; one that is so much later is taken to hang.
+# Decoding ends at a clip's deadline, and what was decoded is scored; a worker that is so much later is taken to hang.
 GRACE_S = 10.0
 # A clip during which a worker died is given to one more worker: the fault may have been another's.
 MAX_TRIES = 2

@@ -27,13 +27,7 @@ SIDE = 32
 PICTURES = ("roc.png", "reliability.png", "histogram.png", "mistakes.png")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Nets this small wait for threads longer than they compute."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

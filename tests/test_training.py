@@ -22,13 +22,7 @@ SIDE = 32
 TINY = TrainSettings(epochs=3, batch_size=8, ema_decay=0.5)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Nets this small wait for threads longer than they compute: ten times as long beside another busy process."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def row(name: str, label: str, *, original: str = "", split: str = "train", **more: object) -> dict[str, object]:
