@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
+from urllib.error import URLError
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from efficientnet_pytorch import EfficientNet
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dfdc.model import FrameModel
 from dfdc.training import loop
 from dfdc.training.dataset import CropSet, DataError, load_crops, pair_epoch
-from dfdc.training.loop import TrainSettings, has_folded_norms, revive_batch_norms, score_crops, train
-from dfdc.weights import ModelSpec, find_weights
+from dfdc.training.loop import TrainSettings, score_crops, train
+from dfdc.training.parallel import Rank
+from dfdc.training.start import download_imagenet, has_folded_norms, revive_batch_norms
+from dfdc.weights import ModelSpec, WeightsError, find_weights
+from tools import time_training as time_tool
 from tools import train as train_tool
 
 SIDE = 32
+B0 = "efficientnet-b0"
 TINY = TrainSettings(epochs=3, batch_size=8, ema_decay=0.5)
 
 
@@ -201,7 +213,7 @@ def test_tiny_run_overfits_32_crops(tmp_path: Path) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.5  # 56 steps are too few for averages made for thousands
-    settings = TrainSettings(epochs=14, batch_size=8, learning_rate=5e-4, ema_decay=0.8, mixup=0)
+    settings = TrainSettings(epochs=14, batch_size=8, learning_rate=5e-4, ema_decay=0.8, mixup=0, self_blend=0)
     final, scores, calibration = train(model, crops, crops, tmp_path, settings, progress=False)
     assert scores["auc"] > 0.95 and scores["accuracy"] > 0.85
     assert not final.training and np.isfinite([calibration.temperature, calibration.bias]).all()
@@ -218,7 +230,7 @@ def test_killed_run_goes_on_with_the_same_losses_and_weights(tmp_path: Path, mon
     killed.mkdir()
     expected, scores, _ = train(tiny_model(), crops, crops, whole, TINY, progress=False)
 
-    save, saved = loop._save_state, []
+    save, saved = loop.save_state, []
 
     def die_before_the_second_save(*args: object) -> None:
         if saved:
@@ -226,7 +238,7 @@ def test_killed_run_goes_on_with_the_same_losses_and_weights(tmp_path: Path, mon
         saved.append(save(*args))
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "_save_state", die_before_the_second_save)
+        patch.setattr(loop, "save_state", die_before_the_second_save)
         train(tiny_model(), crops, crops, killed, TINY, progress=False)
     # Another seed shows that everything comes from the state.
     resumed, resumed_scores, _ = train(tiny_model(seed=5), crops, crops, killed, TINY, progress=False)
@@ -261,8 +273,8 @@ def test_too_few_crops_for_a_batch_are_refused(tmp_path: Path) -> None:
 def test_only_aligned_pairs_are_mixed(tmp_path: Path) -> None:
     images = torch.zeros((4, 3, SIDE, SIDE), dtype=torch.uint8)
     crops = CropSet(images, torch.tensor([0.0, 0, 1, 1]), torch.tensor([-1, -1, 0, -1]), ["a", "b", "c", "d"])
-    settings = TrainSettings(mixup=1.0, label_smoothing=0.0)
-    _, targets = loop._make_batch(
+    settings = TrainSettings(mixup=1.0, label_smoothing=0.0, self_blend=0.0)
+    _, targets = loop.make_batch(
         images, crops, torch.tensor([[0, 2], [1, 3]]), tiny_model(), settings, torch.Generator().manual_seed(0)
     )
     assert targets[:2].tolist() == [0, 0] and 0 < targets[2] < 1 and targets[3] == 1
@@ -282,3 +294,76 @@ def test_train_tool_writes_weights_that_open(tmp_path: Path) -> None:
     assert file.spec.architecture == "mobilenet-v2" and file.spec.input_size == 32
     assert file.spec.trained_on == f"8 crops of {tmp_path.name}/crops.csv, split train"
     assert file.spec.validation["n"] == 6 and 0 <= file.spec.validation["auc"] <= 1
+
+
+def test_two_processes_train_one_model_together(tmp_path: Path) -> None:
+    table = write_table(tmp_path, pairs(8) + pairs(3, split="val"))
+    root = Path(__file__).resolve().parent.parent
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"),
+        *("--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"),
+        *("--", str(root / "tools/train.py"), "--crops", str(table), "--run", str(tmp_path / "run")),
+        *("--out", str(tmp_path / "weights"), "--input-size", "32", "--epochs", "2", "--batch-size", "8"),
+        *("--device", "cpu"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (file,) = find_weights(tmp_path / "weights")
+    assert file.spec.validation["n"] == 6
+    with open(tmp_path / "run/log.csv", newline="") as log:
+        assert [line["epoch"] for line in csv.DictReader(log)] == ["1", "2"]
+    state = torch.load(tmp_path / "run/state.pt", weights_only=True)
+    assert state["schedule"]["last_epoch"] == 4  # two steps an epoch: each batch of 8 was split, not doubled
+
+
+def test_ranks_split_a_batch_without_overlap() -> None:
+    batch = torch.arange(12).view(6, 2)
+    parts = [Rank(index, 3, torch.device("cpu")).share(batch) for index in range(3)]
+    assert all(len(part) == 2 for part in parts)
+    assert sorted(torch.cat(parts).flatten().tolist()) == list(range(12))
+
+
+def test_ranks_that_cannot_split_a_batch_are_refused(tmp_path: Path) -> None:
+    crops = load_crops(write_table(tmp_path, pairs(8)), split="train", progress=False)
+    with pytest.raises(ValueError, match="its 4 pairs cannot be split among 3 ranks"):
+        train(tiny_model(), crops, crops, tmp_path, TINY, rank=Rank(0, 3, torch.device("cpu")), progress=False)
+
+
+def test_downloaded_imagenet_weights_fit_and_bring_their_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = {key: torch.full_like(value, 0.25) for key, value in EfficientNet.from_name(B0).state_dict().items()}
+    monkeypatch.setattr("torch.utils.model_zoo.load_url", lambda *_, **__: dict(published))
+    model = download_imagenet(ModelSpec(B0, SIDE))
+    assert (model.net._conv_stem.weight == 0.25).all() and not (model.net._fc.weight == 0.25).all()
+    assert model.spec.mean == pytest.approx((0.485 * 255, 0.456 * 255, 0.406 * 255))
+
+
+def test_imagenet_weights_without_network_or_without_source_name_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("torch.utils.model_zoo.load_url", offline)
+    with pytest.raises(WeightsError, match=r"cannot be fetched .*no network.*--init"):
+        download_imagenet(ModelSpec(B0, SIDE))
+    with pytest.raises(WeightsError, match="efficientnet-lite0: has no weights to download; name a file with --init"):
+        download_imagenet(ModelSpec("efficientnet-lite0", SIDE))
+
+
+def test_run_leaves_curves_and_tensorboard_events(tmp_path: Path) -> None:
+    crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
+    train(tiny_model(), crops, crops, tmp_path, TINY, progress=False)
+    assert Image.open(tmp_path / "curves.png").size[0] > 500
+    events = EventAccumulator(str(tmp_path)).Reload()
+    with open(tmp_path / "log.csv", newline="") as file:
+        logged = [float(line["train_loss"]) for line in csv.DictReader(file)]
+    assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3]
+    assert [event.value for event in events.Scalars("train_loss")] == pytest.approx(logged)
+
+
+def test_training_speed_is_told_for_the_whole_step_and_for_the_net(capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--architecture", "mobilenet-v2", "--input-size", "32", "--batch-size", "4", "--steps", "2"]
+    assert time_tool.main([*arguments, "--device", "cpu"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    speed = json.loads(said[-1])
+    assert 0 < speed["images_per_s"] and 0 < speed["net_images_per_s"] and 0 <= speed["augmentation_share"] < 1
+    assert speed["waiting_share"] is None and f"{speed['images_per_s']:.0f} images/s" in said[1]

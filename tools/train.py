@@ -1,6 +1,8 @@
 """Train a frame model on face crops and write it as weights that the kernel loads.
 
 python tools/train.py --crops crops/crops.csv --init imagenet.safetensors --run runs/lite0 --out weights
+torchrun --nproc-per-node 2 -- tools/train.py --crops crops/crops.csv ...             # on several GPUs
+python tools/train.py --crops crops/crops.csv ... --frame-labels frame_labels.csv     # from tools/label_frames.py
 """
 
 from __future__ import annotations
@@ -16,8 +18,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.model import FrameModel, load_initial, save_model
-from dfdc.training.dataset import DataError, load_crops
-from dfdc.training.loop import TrainSettings, has_folded_norms, revive_batch_norms, train
+from dfdc.training.dataset import DataError, load_crops, read_split
+from dfdc.training.labels import describe_counts, read_labels, weigh_crops
+from dfdc.training.loop import TrainSettings, train
+from dfdc.training.parallel import Rank, join_ranks
+from dfdc.training.start import download_imagenet, has_folded_norms, revive_batch_norms
 from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError
 
 # Folded batch norms are revived on so many crops.
@@ -32,11 +37,14 @@ def train_weights(
     architecture: str = "efficientnet-lite0",
     input_size: int = 224,
     init: Path | None = None,
+    imagenet: bool = False,
     settings: TrainSettings | None = None,
-    device: str = "cpu",
+    rank: Rank | None = None,
     limit: int | None = None,
+    frame_labels: Path | None = None,
+    labelled_only: bool = False,
     progress: bool = True,
-) -> Path:
+) -> Path | None:
     """Train, calibrate and write one model.
 
     Args:
@@ -46,28 +54,41 @@ def train_weights(
         architecture: one of `dfdc.weights.ARCHITECTURES`.
         input_size: side in pixels that the net sees.
         init: safetensors file to start from; None starts from scratch.
+        imagenet: start from ImageNet weights, fetched over the network.
         settings: of the loop; None for the defaults.
-        device: "cpu" or "cuda".
+        rank: which of several processes this is, and its device; None for one alone on the CPU.
         limit: use only so many crops of each split.
+        frame_labels: CSV of tools/label_frames.py; its frames count in training as `weigh_crops` says.
+        labelled_only: of the training fakes, use those alone that are labelled visible.
         progress: draw progress bars.
 
     Returns:
-        The path of the weights file.
+        The path of the weights file; None in every rank but the first, which writes it.
     """
     settings = settings or TrainSettings()
+    progress = progress and (rank is None or rank.first)
     run.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     model = FrameModel(ModelSpec(architecture=architecture, input_size=input_size))
+    if imagenet:
+        model = download_imagenet(model.spec)
     if init is not None:
         taken, total = load_initial(model, init)
         print(f"{init.name}: {taken} of {total} tensors taken over")
-    training = load_crops(crops, split="train", limit=limit, progress=progress)
+    weights = None
+    if frame_labels is not None:
+        table = read_split(crops, split="train", limit=limit)
+        weights, counts = weigh_crops(table, read_labels(frame_labels), labelled_only=labelled_only)
+        print(f"{frame_labels}: {describe_counts(counts)}")
+    training = replace(load_crops(crops, split="train", limit=limit, progress=progress), weights=weights)
     validation = load_crops(crops, split="val", limit=limit, progress=progress)
     if init is not None and has_folded_norms(model):
         revive_batch_norms(model, training.images[:REVIVAL_CROPS])
         print(f"batch norms revived on {min(REVIVAL_CROPS, len(training))} crops")
-    final, scores, calibration = train(model, training, validation, run, settings, device=device, progress=progress)
+    final, scores, calibration = train(model, training, validation, run, settings, rank=rank, progress=progress)
+    if rank is not None and not rank.first:
+        return None
     spec = replace(
         final.spec,
         calibration=calibration,
@@ -98,7 +119,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("weights"), help="folder that gets the weights file")
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="efficientnet-lite0", help="the net")
     parser.add_argument("--input-size", type=int, default=224, help="side in pixels that the net sees")
-    parser.add_argument("--init", type=Path, help="safetensors file to start from (default: from scratch)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--init", type=Path, help="safetensors file to start from (default: from scratch)")
+    start.add_argument("--imagenet", action="store_true", help="fetch ImageNet weights over the network to start from")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit", type=int, help="use only so many crops of each split (default: all)")
     parser.add_argument("--epochs", type=int, default=defaults.epochs, help="passes over the real crops")
@@ -106,28 +129,38 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate, help="at its peak")
     parser.add_argument("--ema-decay", type=float, default=defaults.ema_decay, help="of the averaged weights, per step")
     parser.add_argument("--mixup", type=float, default=defaults.mixup, help="probability of mixing an aligned pair")
+    parser.add_argument("--self-blend", type=float, default=defaults.self_blend, help="probability of a made fake")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of everything random")
+    parser.add_argument("--frame-labels", type=Path, metavar="FILE", help="labels of frames: not visible is left out")
+    parser.add_argument("--labelled-only", action="store_true", help="of the fakes, train on visible frames alone")
     args = parser.parse_args(argv)
+    if args.labelled_only and args.frame_labels is None:
+        parser.error("--labelled-only: says what to do with --frame-labels; name its file")
     settings = TrainSettings(
         epochs=args.epochs,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
         ema_decay=args.ema_decay,
         mixup=args.mixup,
+        self_blend=args.self_blend,
         seed=args.seed,
     )
     try:
-        train_weights(
-            args.crops,
-            args.run,
-            args.out,
-            architecture=args.architecture,
-            input_size=args.input_size,
-            init=args.init,
-            settings=settings,
-            device=args.device,
-            limit=args.limit,
-        )
+        with join_ranks(args.device) as rank:
+            train_weights(
+                args.crops,
+                args.run,
+                args.out,
+                architecture=args.architecture,
+                input_size=args.input_size,
+                init=args.init,
+                imagenet=args.imagenet,
+                settings=settings,
+                rank=rank,
+                limit=args.limit,
+                frame_labels=args.frame_labels,
+                labelled_only=args.labelled_only,
+            )
     except (DataError, WeightsError, ValueError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 1

@@ -33,11 +33,13 @@ FACE_PARTS = (
 )
 
 
-def _uniform(n: int, low: float, high: float, like: Tensor, generator: Generator) -> Tensor:
+def uniform(n: int, low: float, high: float, like: Tensor, generator: Generator) -> Tensor:
+    """(n,) numbers between low and high, of the other tensor's dtype and on its device."""
     return (torch.rand(n, generator=generator) * (high - low) + low).to(like)
 
 
-def _pick(n: int, probability: float, generator: Generator) -> Tensor:
+def pick(n: int, probability: float, generator: Generator) -> Tensor:
+    """Which of n are chosen, each with the same probability: int64 indices on the CPU."""
     return torch.nonzero(torch.rand(n, generator=generator) < probability).squeeze(1)
 
 
@@ -49,10 +51,10 @@ def flip(images: Tensor, generator: Generator) -> Tensor:
 def shift_scale_rotate(images: Tensor, generator: Generator) -> Tensor:
     """Move by up to 6 %, scale by up to 12 %, turn by up to 10 degrees: more than the geometry's uncertainty."""
     n = len(images)
-    scale = _uniform(n, 0.88, 1.12, images, generator)
-    angle = _uniform(n, -math.radians(10), math.radians(10), images, generator)
-    shift_x = _uniform(n, -0.12, 0.12, images, generator)
-    shift_y = _uniform(n, -0.12, 0.12, images, generator)
+    scale = uniform(n, 0.88, 1.12, images, generator)
+    angle = uniform(n, -math.radians(10), math.radians(10), images, generator)
+    shift_x = uniform(n, -0.12, 0.12, images, generator)
+    shift_y = uniform(n, -0.12, 0.12, images, generator)
     cos, sin = scale * angle.cos(), scale * angle.sin()
     theta = torch.stack([cos, -sin, shift_x, sin, cos, shift_y], 1).view(n, 2, 3)
     grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
@@ -71,10 +73,10 @@ def rescale(images: Tensor, generator: Generator) -> Tensor:
 def colour(images: Tensor, generator: Generator) -> Tensor:
     """Brightness, contrast, saturation and white balance."""
     n = len(images)
-    contrast = _uniform(n, 0.75, 1.25, images, generator).view(n, 1, 1, 1)
-    brightness = _uniform(n, -30, 30, images, generator).view(n, 1, 1, 1)
-    saturation = _uniform(n, 0.6, 1.4, images, generator).view(n, 1, 1, 1)
-    balance = _uniform(3 * n, 0.92, 1.08, images, generator).view(n, 3, 1, 1)
+    contrast = uniform(n, 0.75, 1.25, images, generator).view(n, 1, 1, 1)
+    brightness = uniform(n, -30, 30, images, generator).view(n, 1, 1, 1)
+    saturation = uniform(n, 0.6, 1.4, images, generator).view(n, 1, 1, 1)
+    balance = uniform(3 * n, 0.92, 1.08, images, generator).view(n, 3, 1, 1)
     grey = images.mean(1, keepdim=True)
     mean = grey.mean((2, 3), keepdim=True)
     return ((grey + (images - grey) * saturation - mean) * contrast + mean + brightness) * balance
@@ -88,7 +90,7 @@ def to_grey(images: Tensor, generator: Generator) -> Tensor:
 
 def noise(images: Tensor, generator: Generator) -> Tensor:
     """Gaussian noise of up to 9 levels, its own strength for each image."""
-    strength = _uniform(len(images), 1, 9, images, generator).view(-1, 1, 1, 1)
+    strength = uniform(len(images), 1, 9, images, generator).view(-1, 1, 1, 1)
     return images + torch.randn(images.shape, generator=generator).to(images) * strength
 
 
@@ -176,7 +178,7 @@ def augment(images: Tensor, generator: Generator) -> Tensor:
     """
     images = images.clone()
     for step, probability in RECIPE:
-        chosen = _pick(len(images), probability, generator)
+        chosen = pick(len(images), probability, generator)
         if len(chosen):
             chosen = chosen.to(images.device)
             images[chosen] = step(images[chosen], generator).clamp(0, 255)

@@ -1,8 +1,8 @@
-"""Labels and probabilities -> pictures: ROC, reliability, histogram, and a sheet of the worst mistakes."""
+"""Labels and probabilities -> pictures: ROC, reliability, histogram, worst mistakes, and a training run's curves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +95,27 @@ def draw_histogram(path: Path, labels: np.ndarray, probabilities: np.ndarray) ->
     axes.axvline(0.5, color=GREY, lw=1, ls=":")
     axes.set(xlim=(0, 1))
     axes.legend(loc="upper center", fontsize=9, frameon=False)
+    _save(figure, path)
+
+
+def draw_training(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Write losses and AUC over the epochs of a run.
+
+    Args:
+        path: of the PNG.
+        rows: per epoch "epoch", "train_loss", "log_loss" and "auc".
+    """
+    figure, losses = _start("Training", "", "loss", size=(7.2, 6.0), rows=(1, 1))
+    auc = figure.add_subplot(figure.axes[0].get_gridspec()[1], sharex=losses)
+    epochs = [row["epoch"] for row in rows]
+    losses.plot(epochs, [row["train_loss"] for row in rows], color=GREY, marker=".", label="training, augmented")
+    losses.plot(epochs, [row["log_loss"] for row in rows], color=FAKE, marker=".", label="validation, calibrated")
+    losses.legend(loc="upper right", fontsize=9, frameon=False)
+    losses.tick_params(labelbottom=False)
+    auc.plot(epochs, [row["auc"] for row in rows], color=REAL, marker=".")
+    auc.set(xlabel="epoch", ylabel="validation AUC")
+    auc.xaxis.get_major_locator().set_params(integer=True)
+    _plain(auc)
     _save(figure, path)
 
 

@@ -54,7 +54,8 @@ def read_metadata(folder: Path) -> list[LabelledClip]:
     path = folder / METADATA
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        json.dumps(entries, ensure_ascii=False).encode("utf-8")  # JSON can spell halves of characters: no file's name
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error}); a folder of clips needs it, in DFDC's form") from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise DataError(

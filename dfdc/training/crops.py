@@ -26,6 +26,7 @@ from dfdc.detect import FaceDetector, Faces
 from dfdc.predict import MAX_TRACKS
 from dfdc.tracks import link_tracks
 from dfdc.training.clips import LabelledClip
+from dfdc.training.dataset import DataError
 from dfdc.video import VideoError, read_frames, read_frames_at
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,25 @@ class Report:
     status: str = "ok"
     reason: str = ""
     rows: tuple[tuple[object, ...], ...] = ()
+
+
+def prepare_folder(out: Path, settings: CutSettings, *, overwrite: bool = False) -> None:
+    """Make an output folder ready, and see that what lies there was cut alike.
+
+    Raises:
+        DataError: it holds crops that were cut with other settings.
+        OSError: it cannot be written.
+    """
+    if overwrite:
+        for name in (IMAGES, DRAFTS):
+            shutil.rmtree(out / name, ignore_errors=True)
+        (out / "settings.json").unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    path, text = out / "settings.json", json.dumps(asdict(settings), indent=1) + "\n"
+    if not path.exists():
+        path.write_text(text, encoding="utf-8")
+    elif path.read_text(encoding="utf-8") != text:
+        raise DataError(f"{path}: these crops were cut with other settings; use them, --overwrite, or another folder")
 
 
 def cut_clip(path: Path, detector: FaceDetector, settings: CutSettings) -> CutClip:
@@ -299,8 +319,18 @@ def _cut_in_worker(family: list[LabelledClip], out: Path, settings: CutSettings,
 def read_records(out: Path) -> Iterator[Report]:
     """The reports of the clips that are done, by name."""
     for path in sorted(out.glob(f"{IMAGES}/*/{RECORD}")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        yield Report(**{**record, "rows": tuple(tuple(row) for row in record["rows"])})
+        yield _read_record(path)
+
+
+def find_record(out: Path, video: str) -> Report | None:
+    """The report of one clip; None where it is not done."""
+    path = out / IMAGES / video / RECORD
+    return _read_record(path) if path.exists() else None
+
+
+def _read_record(path: Path) -> Report:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return Report(**{**record, "rows": tuple(tuple(row) for row in record["rows"])})
 
 
 def _landmarks(faces: Faces, box: np.ndarray) -> np.ndarray:

@@ -31,12 +31,14 @@ class CropSet:
         originals: (N,) int64, the index of the same face and moment in a fake's original; -1 where that is absent or
             the crop is real.
         videos: the video that each crop is from.
+        weights: (N,) float32, how much a fake counts, where 0 leaves it out; reals have 1. None where all count alike.
     """
 
     images: Tensor
     labels: Tensor
     originals: Tensor
     videos: list[str]
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -137,7 +139,7 @@ def _read_image(folder: Path, name: str, shard: str, shards: dict[str, zipfile.Z
             data = shards[shard].read(name)
         else:
             data = (folder / name).read_bytes()
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{folder / shard / name}: cannot be read ({error}); make the crops again") from error
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if pixels is None:
@@ -148,14 +150,17 @@ def _read_image(folder: Path, name: str, shard: str, shards: dict[str, zipfile.Z
 def pair_epoch(crops: CropSet, generator: torch.Generator) -> Tensor:
     """One epoch: every real once, beside a fake of it where there is one, else beside one that is left over.
 
+    Those that are left over come once each before any fake comes again.
+
     Args:
-        crops: holds reals and fakes.
+        crops: holds reals and fakes; fakes of weight 0 are passed over.
         generator: on the CPU; the only source of chance.
 
     Returns:
         (R, 2) int64 indices (real, fake), in random order.
     """
-    fakes = torch.nonzero(crops.labels == 1).squeeze(1)
+    counting = torch.ones(len(crops)) if crops.weights is None else crops.weights
+    fakes = torch.nonzero((crops.labels == 1) & (counting > 0)).squeeze(1)
     reals = torch.nonzero(crops.labels == 0).squeeze(1)
     if not len(fakes) or not len(reals):
         raise DataError(f"{len(reals)} reals and {len(fakes)} fakes; training needs both")
@@ -167,6 +172,6 @@ def pair_epoch(crops: CropSet, generator: torch.Generator) -> Tensor:
     spare = fakes[~torch.isin(fakes, fake_of)]
     chosen = fake_of[reals]
     lonely = torch.nonzero(chosen < 0).squeeze(1)
-    pool = spare if len(spare) else fakes
-    chosen[lonely] = pool[torch.randint(len(pool), (len(lonely),), generator=generator)]
+    again = fakes[torch.randint(len(fakes), (max(len(lonely) - len(spare), 0),), generator=generator)]
+    chosen[lonely] = torch.cat([spare, again])[: len(lonely)]
     return torch.stack([reals, chosen], 1)[torch.randperm(len(reals), generator=generator)]

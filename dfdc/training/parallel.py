@@ -1,0 +1,71 @@
+"""One process or several (torchrun): who this one is, and what only the first one does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among those that train together.
+
+    Attributes:
+        index: 0 up; the first one evaluates, writes and talks.
+        count: how many there are.
+        device: where this one's nets and crops are.
+    """
+
+    index: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.index == 0
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This rank's part (n, ...) of a batch (N, ...) whose length `count` divides."""
+        return batch[self.index :: self.count]
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model, its gradients averaged over all ranks; batch norms share their statistics on CUDA."""
+        if self.count == 1:
+            return model
+        if self.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            return DistributedDataParallel(model, device_ids=[self.device.index])
+        return DistributedDataParallel(model)
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.count > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def join_ranks(device: str) -> Iterator[Rank]:
+    """Meet the other ranks, where torchrun started this process; alone otherwise.
+
+    Args:
+        device: "cpu", "cuda", or one of several such as "cuda:1"; "cuda" under torchrun is this rank's own.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Rank(0, 1, torch.device(device))
+        return
+    cuda = device.startswith("cuda")
+    place = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device(device)
+    if cuda:
+        torch.cuda.set_device(place)
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Rank(distributed.get_rank(), count, place)
+    finally:
+        distributed.destroy_process_group()

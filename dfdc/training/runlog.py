@@ -1,0 +1,49 @@
+"""A run's epochs -> its log: a CSV, a picture of the curves, TensorBoard's events, and a line on the screen."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from dfdc.submission import write_csv
+from dfdc.training.charts import draw_training
+
+
+def report_epoch(folder: Path, row: dict[str, float], *, progress: bool = True) -> None:
+    """Log one epoch.
+
+    Args:
+        folder: gets log.csv, curves.png and TensorBoard's events.
+        row: column -> value, "epoch" (1 up), "train_loss", "log_loss" and "auc" among them.
+        progress: print it, too.
+    """
+    rows = write_row(folder / "log.csv", row)
+    draw_training(folder / "curves.png", rows)
+    # A run that goes on does its last epoch again: what was logged of it before is dropped.
+    with SummaryWriter(str(folder), purge_step=int(row["epoch"])) as writer:
+        for name, value in row.items():
+            if name != "epoch":
+                writer.add_scalar(name, value, int(row["epoch"]))
+    if progress:
+        print(" ".join(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+
+
+def write_row(path: Path, row: dict[str, float]) -> list[dict[str, float]]:
+    """Add an epoch to the log; what a killed run wrote of it, and had to do again, goes.
+
+    Args:
+        path: of the CSV log.
+        row: column -> value, "epoch" among them.
+
+    Returns:
+        All rows of the log.
+    """
+    rows: list[dict[str, object]] = []
+    if path.exists():
+        with open(path, newline="") as file:
+            rows = [line for line in csv.DictReader(file) if int(line["epoch"]) < row["epoch"]]
+    rows.append(row)
+    write_csv(path, list(row), [list(line.values()) for line in rows])
+    return [{name: float(value) for name, value in line.items()} for line in rows]

@@ -1,0 +1,83 @@
+"""Where training starts: ImageNet weights, from the network if the user asks, with real batch norms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from dfdc.model import FrameModel
+from dfdc.weights import ModelSpec, WeightsError
+
+# Of pixels in 0..255: what the published nets that can be downloaded were trained with.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def download_imagenet(spec: ModelSpec) -> FrameModel:
+    """A model that starts from published ImageNet weights, fetched over the network into torch's cache.
+
+    Args:
+        spec: of the model; its mean and std are replaced by those that the weights were trained with.
+
+    Raises:
+        WeightsError: there are none to download, or the network cannot be reached.
+    """
+    model = FrameModel(replace(spec, mean=IMAGENET_MEAN, std=IMAGENET_STD))
+    try:
+        if spec.architecture == "mobilenet-v2":
+            from torchvision.models import MobileNet_V2_Weights
+
+            tensors = MobileNet_V2_Weights.IMAGENET1K_V2.get_state_dict(progress=False)
+            fitting = {key: value for key, value in tensors.items() if not key.startswith("classifier.")}
+            model.net.load_state_dict(fitting, strict=False)
+        elif spec.architecture.startswith("efficientnet-b"):
+            from efficientnet_pytorch.utils import load_pretrained_weights
+
+            load_pretrained_weights(model.net, spec.architecture, load_fc=False, verbose=False)
+        else:
+            raise WeightsError(f"{spec.architecture}: has no weights to download; name a file with --init")
+    except OSError as error:
+        raise WeightsError(
+            f"{spec.architecture}: ImageNet weights cannot be fetched ({error}); go online, or name a file with --init"
+        ) from error
+    return model
+
+
+def has_folded_norms(model: FrameModel) -> bool:
+    """Whether every batch norm still has the statistics of a fresh or folded one, mean 0 and variance 1."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    return all(
+        (n.running_mean == 0).all() and torch.allclose(n.running_var, n.running_mean + 1, atol=0.01) for n in norms
+    )
+
+
+def revive_batch_norms(model: FrameModel, crops: Tensor) -> None:
+    """Make folded batch norms real again, without changing the function.
+
+    Published half-precision ImageNet weights have their norms folded into the convolutions. One pass over real crops
+    sets each norm's running mean and variance from its input, and its scale and bias to undo them.
+
+    Args:
+        model: whose norms are the identity plus a bias.
+        crops: (N, 3, H, W) uint8, at least some dozens.
+    """
+
+    def revive(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        variance, mean = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
+        slope = norm.weight / (norm.running_var + norm.eps).sqrt()
+        norm.bias.copy_(norm.bias + (mean - norm.running_mean) * slope)
+        norm.weight.copy_(slope * (variance + norm.eps).sqrt())
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    handles = [norm.register_forward_pre_hook(revive) for norm in norms]
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        model(crops)
+    model.train(training)
+    for handle in handles:
+        handle.remove()

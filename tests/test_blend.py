@@ -1,0 +1,55 @@
+"""dfdc.training.blend: made fakes that differ from their reals inside a hull and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from skimage.data import astronaut
+from torch import Generator, Tensor
+
+from dfdc.training.blend import blend, draw_masks, self_blend
+
+SIDE = 96
+
+
+def seeded(seed: int = 0) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def crops() -> Tensor:
+    """(24, 3, 96, 96) float: neighbouring cuts of a portrait."""
+    face = torch.from_numpy(astronaut()[20:200, 140:320].copy()).permute(2, 0, 1).float()
+    return torch.stack([face[:, i : i + SIDE, 2 * i : 2 * i + SIDE] for i in range(24)])
+
+
+def test_blending_leaves_the_picture_outside_the_mask_untouched(crops: Tensor) -> None:
+    masks = draw_masks(crops, seeded())
+    blended = blend(255 - crops, crops, masks)
+    outside = (masks == 0).expand_as(crops)
+    assert 0.2 < outside.float().mean() < 0.95
+    assert torch.equal(blended[outside], crops[outside])
+    whole = (masks == 1).expand_as(crops)
+    assert whole.any() and torch.equal(blended[whole], (255 - crops)[whole])
+
+
+def test_masks_are_soft_hulls_of_several_kinds_on_the_face(crops: Tensor) -> None:
+    masks = draw_masks(crops.repeat(10, 1, 1, 1), seeded())
+    assert masks.shape == (240, 1, SIDE, SIDE) and masks.min() == 0 and masks.max() == 1
+    areas = (masks > 0).float().mean((1, 2, 3))
+    assert areas.min() > 0.03 and areas.max() < 0.95 and areas.max() > 3 * areas.min()
+    opacities = {round(value, 2) for value in masks.amax((1, 2, 3)).tolist()}
+    assert {0.25, 0.5, 0.75, 1.0} <= opacities
+    assert ((masks > 0.02) & (masks < 0.2)).flatten(1).any(1).all()  # no mask ends in a step
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_self_blends_stay_crops_and_follow_their_generator(seed: int, crops: Tensor) -> None:
+    before = crops.clone()
+    made = self_blend(crops, seeded(seed))
+    assert made.shape == crops.shape and made.dtype == crops.dtype
+    assert made.min() >= 0 and made.max() <= 255 and torch.equal(crops, before)
+    assert torch.equal(made, self_blend(crops, seeded(seed)))
+    assert not torch.equal(made, self_blend(crops, seeded(seed + 1)))
+    changed = (made - crops).abs().flatten(1).mean(1)
+    assert (changed > 0).all() and changed.mean() < 60

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# The whole chain on a few clips: videos -> crops -> weights -> evaluation -> submission. A rehearsal of the real
+# training, which differs in the folders and the number of epochs only.
+#
+# tools/recipe.sh VIDEOS OUT [INIT]     VIDEOS holds clips and metadata.json; INIT is a safetensors file to start from
+set -euo pipefail
+videos=$1 out=$2 init=${3:-}
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-python}
+mkdir -p "$out"
+
+"$python" "$root/tools/make_crops.py" "$videos" --out "$out/crops" --frames 8 --val-share 0.3
+"$python" "$root/tools/train.py" --crops "$out/crops/crops.csv" --run "$out/run" --out "$out/weights" \
+  --input-size 128 --epochs "${EPOCHS:-2}" --batch-size 16 ${init:+--init "$init"}
+"$python" "$root/tools/evaluate.py" --crops "$out/crops/crops.csv" --weights "$out/weights" \
+  --json "$out/crops.json" --pictures "$out/pictures"
+"$python" "$root/kernel.py" "$videos" --weights "$out/weights" --frames 8 --out "$out/submission.csv"
