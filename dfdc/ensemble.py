@@ -2,43 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 
 from dfdc.crop import CropGeometry, crop_face
-from dfdc.model import MirroredModel, load_model
-from dfdc.runtime import Net, compile_net
+from dfdc.runtime import Net, compile_net, run_batches
 from dfdc.weights import WeightsError, WeightsFile
 
-# Crops go through a net in groups of so many: on two cores larger groups are no faster, only larger.
-BATCH_CROPS = {"cpu": 8, "cuda": 256}
+if TYPE_CHECKING:
+    from torch import nn
+
+# Crops go through a net in groups of so many: on one core groups of 8 are no faster, and take 25 MB more a worker.
+BATCH_CROPS = {"cpu": 4, "cuda": 256}
+
+
+def build_crop_nets(files: list[WeightsFile], device: str) -> list[tuple[nn.Module, int]]:
+    """Each file's net, and the side of the crops that it takes; half precision on CUDA, single on the CPU.
+
+    Raises:
+        WeightsError: a file's tensors do not fit its architecture.
+    """
+    from dfdc.model import CropNet, load_model
+
+    loaded = [load_model(file, device=device, half=device == "cuda") for file in files]
+    return [(CropNet(model).eval(), model.spec.crop.size) for model in loaded]
 
 
 class Ensemble:
-    """Nets that answer together; half precision on CUDA, single on the CPU.
+    """Nets that answer together.
 
     Attributes:
         low, high: bounds of the ensemble's probabilities, the means of its members'.
     """
 
-    def __init__(self, files: list[WeightsFile], device: torch.device) -> None:
+    def __init__(self, files: list[WeightsFile], device: str = "cpu", *, nets: Sequence[Net] | None = None) -> None:
         """Load every file.
+
+        Args:
+            files: checked weights.
+            device: "cpu" or "cuda".
+            nets: the files' nets where they are at hand; None builds them, by torch.
 
         Raises:
             WeightsError: a file's tensors do not fit its architecture.
         """
-        self.device = device
+        device = str(device)
         self.specs = [file.spec for file in files]
-        self.nets = [self._load(file) for file in files]
+        self.batch_size = BATCH_CROPS[device]
+        self.nets = nets or [compile_net(net, device, side=side) for net, side in build_crop_nets(files, device)]
         self.low = float(np.mean([spec.calibration.low for spec in self.specs]))
         self.high = float(np.mean([spec.calibration.high for spec in self.specs]))
-
-    def _load(self, file: WeightsFile) -> Net:
-        model = load_model(file, device=self.device, half=self.device.type == "cuda")
-        size = file.spec.crop.size
-        return compile_net(
-            MirroredModel(model).eval(), torch.zeros((1, 3, size, size), dtype=torch.uint8, device=self.device)
-        )
 
     def score(self, faces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Score faces, each cut as each net wants it.
@@ -49,17 +64,17 @@ class Ensemble:
         Returns:
             (N,) float64: the mean over the nets of their calibrated logits; above 0 means fake.
         """
-        crops: dict[CropGeometry, torch.Tensor] = {}
+        crops: dict[CropGeometry, np.ndarray] = {}
         for spec in self.specs:
             if spec.crop not in crops:
                 crops[spec.crop] = cut_crops(faces, spec.crop)
         return self._mean_logits([crops[spec.crop] for spec in self.specs])
 
-    def score_crops(self, crops: torch.Tensor) -> np.ndarray:
+    def score_crops(self, crops: np.ndarray) -> np.ndarray:
         """Score crops that have been cut already, the same for every net.
 
         Args:
-            crops: (N, 3, S, S) uint8 RGB, S the crop size of every net's geometry.
+            crops: (N, 3, S, S) uint8 RGB, an array or a tensor on the CPU; S the crop size of every net's geometry.
 
         Returns:
             As `score`.
@@ -67,24 +82,25 @@ class Ensemble:
         Raises:
             WeightsError: the crops have another size.
         """
+        images = np.asarray(crops).transpose(0, 2, 3, 1)
         for spec in self.specs:
-            if crops.shape[2:] != (spec.crop.size, spec.crop.size):
+            if images.shape[1:3] != (spec.crop.size, spec.crop.size):
                 raise WeightsError(
-                    f"crops of {crops.shape[3]}x{crops.shape[2]} px; {spec.architecture} was trained on crops of "
+                    f"crops of {images.shape[2]}x{images.shape[1]} px; {spec.architecture} was trained on crops of "
                     f"{spec.crop.size} px: cut them anew with tools/make_crops.py, or name other weights"
                 )
-        return self._mean_logits([crops] * len(self.nets))
+        return self._mean_logits([images] * len(self.nets))
 
-    def _mean_logits(self, crops: list[torch.Tensor]) -> np.ndarray:
+    def _mean_logits(self, crops: list[np.ndarray]) -> np.ndarray:
         runs = zip(self.specs, self.nets, crops, strict=True)
         return np.mean([spec.calibration.logits(self._run(net, seen)) for spec, net, seen in runs], axis=0)
 
-    def _run(self, net: Net, crops: torch.Tensor) -> np.ndarray:
-        batches = crops.split(BATCH_CROPS[self.device.type]) if len(crops) else ()
-        return np.concatenate([np.zeros(0), *(net(batch.to(self.device))[0].float().cpu() for batch in batches)])
+    def _run(self, net: Net, crops: np.ndarray) -> np.ndarray:
+        answers = run_batches(net, crops, self.batch_size)
+        return np.concatenate([np.zeros(0), *(logits for (logits,) in answers)])
 
 
-def cut_crops(faces: list[tuple[np.ndarray, np.ndarray]], geometry: CropGeometry) -> torch.Tensor:
+def cut_crops(faces: list[tuple[np.ndarray, np.ndarray]], geometry: CropGeometry) -> np.ndarray:
     """Crops of faces as one batch.
 
     Args:
@@ -92,9 +108,9 @@ def cut_crops(faces: list[tuple[np.ndarray, np.ndarray]], geometry: CropGeometry
         geometry: how they are cut.
 
     Returns:
-        (N, 3, size, size) uint8 RGB, channels last in memory.
+        (N, size, size, 3) uint8 RGB.
     """
     crops = np.empty((len(faces), geometry.size, geometry.size, 3), np.uint8)
     for crop, (frame, box) in zip(crops, faces, strict=True):
         crop[:] = crop_face(frame, box, geometry)
-    return torch.from_numpy(crops).permute(0, 3, 1, 2)
+    return crops

@@ -149,7 +149,22 @@ class MirroredModel(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         """As `FrameModel.forward`."""
-        return (self.model(crops) + self.model(crops.flip(3))) / 2
+        # Resized once, and both in one batch: two calls would double an exported net's weights.
+        crops = resize_crops(crops.float(), self.model.spec.input_size)
+        plain, mirrored = self.model(torch.cat([crops, crops.flip(3)])).chunk(2)
+        return (plain + mirrored) / 2
+
+
+class CropNet(nn.Module):
+    """A mirrored model that takes crops as arrays hold them: what the kernel runs."""
+
+    def __init__(self, model: FrameModel) -> None:
+        super().__init__()
+        self.model = MirroredModel(model)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Logits (N,) of crops (N, H, W, 3) uint8 RGB."""
+        return self.model(crops.permute(0, 3, 1, 2))
 
 
 def save_model(model: FrameModel, folder: Path, *, name: str, spec: ModelSpec | None = None) -> Path:

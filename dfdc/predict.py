@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dfdc.aggregate import clip_probability
 from dfdc.deadline import NEVER, Deadline
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
+from dfdc.export import Programs
 from dfdc.prediction import Prediction
+from dfdc.runtime import open_net
 from dfdc.tracks import Track, link_tracks
 from dfdc.video import Frame, VideoError, VideoTimeout, read_frames
 from dfdc.weights import WeightsFile
@@ -28,29 +29,37 @@ MAX_TRACKS = 8
 class Predictor:
     """Scores clips with an ensemble on a device."""
 
-    def __init__(self, files: list[WeightsFile], *, device: torch.device, n_frames: int) -> None:
+    def __init__(
+        self, files: list[WeightsFile], *, device: str = "cpu", programs: Programs | None = None, threads: int = 1
+    ) -> None:
         """Load nets.
 
         Args:
             files: checked weights, at least one.
-            device: where everything but decoding runs.
-            n_frames: how many frames of a clip are looked at.
+            device: "cpu" or "cuda", where everything but decoding runs.
+            programs: the nets as OpenVINO's programs, for the CPU; None builds them, by torch.
+            threads: of a program.
         """
         self.device = device
-        self.n_frames = n_frames
-        self.detector = FaceDetector(device)
-        self.ensemble = Ensemble(files, device)
+        detector = crops = None
+        if programs:
+            detector, crops = (
+                [open_net(program, threads=threads) for program in part] for part in (programs.detector, programs.crops)
+            )
+        self.detector = FaceDetector(device, nets=detector)
+        self.ensemble = Ensemble(files, device, nets=crops)
 
-    def predict(self, path: Path, *, name: str | None = None, deadline: Deadline = NEVER) -> Prediction:
+    def predict(self, path: Path, n_frames: int, *, name: str | None = None, deadline: Deadline = NEVER) -> Prediction:
         """Score one clip; bad ones get the prior and a reason.
 
         Args:
             path: of the clip, whatever it is.
+            n_frames: how many of its frames are looked at.
             name: of its row; None for the file's own.
             deadline: after it decoding ends, and what was decoded is scored.
         """
         started = time.monotonic()
-        blank = Prediction(name or path.name)
+        blank = Prediction(name or path.name, wanted=n_frames)
         try:
             prediction = self._predict(path, blank, deadline)
         except VideoTimeout as error:
@@ -65,7 +74,7 @@ class Predictor:
     def _predict(self, path: Path, blank: Prediction, deadline: Deadline) -> Prediction:
         clock = time.process_time
         started = clock()
-        frames = read_frames(path, self.n_frames, deadline=deadline)
+        frames = read_frames(path, blank.wanted, deadline=deadline)
         decoded = clock()
         seen = replace(blank, frames=len(frames), decode_s=decoded - started)
         searched, faces = self.detector.search([frame.pixels for frame in frames])

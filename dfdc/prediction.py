@@ -19,6 +19,7 @@ class Prediction:
         label: P(fake), in (0, 1).
         status: one of `STATUSES`; all but "ok" carry the prior.
         reason: why it is not "ok"; empty if it is.
+        wanted: how many frames were asked for; 0 if the clip was not looked at.
         frames: how many frames were read.
         faces: in how many of them a face was found.
         tracks: how many persons were scored.
@@ -30,6 +31,7 @@ class Prediction:
     label: float = PRIOR
     status: str = "ok"
     reason: str = ""
+    wanted: int = 0
     frames: int = 0
     faces: int = 0
     tracks: int = 0

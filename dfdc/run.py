@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +14,16 @@ from tqdm import tqdm
 
 from dfdc.deadline import Deadline
 from dfdc.inputs import InputError, Job
+from dfdc.journal import Journal, Past, identify, journal_path, read_journal, scoring_key
 from dfdc.prediction import STATUSES, Prediction
 from dfdc.submission import Submission
 from dfdc.workers import WorkerSettings, predict_clips
 
+log = logging.getLogger(__name__)
+
+# What ending workers and writing files may take at the end, in seconds and as a share of a short run.
+CLOSING_S = 3.0
+CLOSING_SHARE = 0.1
 # A summary lists each clip up to so many; beyond, predictions.csv does.
 LISTED_CLIPS = 40
 
@@ -40,30 +48,45 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def score_job(job: Job, out: Path, settings: WorkerSettings, *, n_workers: int, deadline: Deadline) -> Result:
+def score_job(
+    job: Job, out: Path, settings: WorkerSettings, *, n_workers: int, deadline: Deadline, fresh: bool = False
+) -> Result:
     """Score every clip of a job and keep the submission complete all the while.
 
     Args:
         job: rows and clips.
-        out: the submission to write; predictions.csv is written beside it.
+        out: the submission to write; predictions.csv and a journal are written beside it.
         settings: of the workers.
         n_workers: how many run at once.
         deadline: of the whole run.
+        fresh: whether clips that an earlier run has scored are scored again.
 
     Raises:
         InputError: the output cannot be written, at the start or at the end, or workers cannot start.
     """
     started = time.monotonic()
-    submission = Submission(out, job.names)
+    path, files = journal_path(out), {name: identify(job.paths[name]) for name in job.names}
+    key = scoring_key(settings.weights, device=settings.device, n_frames=settings.n_frames)
+    past = Past() if fresh else read_journal(path, key, files)
+    submission = Submission(out, job.names, past.done)
     clips = {name: job.paths[name] for name in job.names}
-    bar = tqdm(total=len(clips), desc="scoring", unit="clip", disable=None)
+    # Clips are given up a little earlier than the run, for the last version of the files to be there in time.
+    closing_s = min(CLOSING_S, CLOSING_SHARE * deadline.remaining_s())
+    looks_end = Deadline(deadline.end_s - closing_s, deadline.clock)
+    if past.done:
+        log.info(
+            "%d of %d clips have their score from an earlier run; --fresh scores them anew",
+            len(past.done),
+            len(job.names),
+        )
+    bar = tqdm(total=len(job.names), initial=len(past.done), desc="scoring", unit="clip", disable=None)
     saved = False
     try:
-        with bar:
-            for prediction in predict_clips(clips, settings, n_workers=n_workers, deadline=deadline):
+        with bar, closing(Journal(path, key, files, end=past.end)) as journal:
+            for prediction in predict_clips(clips, settings, n_workers=n_workers, deadline=looks_end, known=past.done):
+                bar.update(submission.predictions[prediction.filename] is None)
+                journal.record(prediction)
                 submission.record(prediction)
-                bar.update()
-                bar.set_postfix_str(f"{(time.monotonic() - started) / max(bar.n, 1):.2f} s/clip")
     finally:
         saved = submission.save()
     if not saved:

@@ -1,115 +1,193 @@
-"""A net on a device: CUDA by torch, the CPU by OpenVINO where it is installed, else by torch."""
+"""A net on a device: CUDA by torch, the CPU by OpenVINO where it is installed, else by torch.
+
+Nets take and give arrays, so that whoever uses one need not import torch (four seconds and 350 MB). Where OpenVINO
+serves, torch is needed once, to build nets and to export them: see `dfdc.export`.
+"""
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 try:
     import openvino
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 except Exception:  # absent, or installed for another machine: torch serves
     openvino = None
+if TYPE_CHECKING:
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
-Net = Callable[[Tensor], tuple[Tensor, ...]]
+# From images (N, H, W, 3) uint8 RGB to a net's answers, float32 each.
+Net = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
 
 class DeviceError(Exception):
     """A device that is asked for and not there; the message names the cure."""
 
 
-def choose_device(wanted: str) -> torch.device:
+def choose_device(wanted: str) -> str:
     """The device to run on.
 
     Args:
         wanted: "cpu", "cuda", or "auto" for CUDA where there is one that works.
 
+    Returns:
+        "cpu" or "cuda".
+
     Raises:
         DeviceError: CUDA is wanted and does not serve.
     """
-    cpu = torch.device("cpu")
     if wanted == "cpu":
-        return cpu
+        return "cpu"
+    import torch
+
     if not torch.cuda.is_available():
         reason = "no CUDA device is visible"
     else:
         try:
             # A visible device may be too old for this torch: a P100 is for those built with CUDA 12.8 and later.
             torch.ones(1, device="cuda").add(1).item()
-            return torch.device("cuda")
+            return "cuda"
         except RuntimeError as error:
             reason = f"{torch.cuda.get_device_name(0)} does not run this torch ({str(error).splitlines()[0]})"
             log.warning("%s", reason)
     if wanted == "cuda":
         raise DeviceError(f"--device cuda: {reason}; use --device cpu or auto, or turn on a GPU that serves")
-    return cpu
+    return "cpu"
 
 
-def describe_runtime(device: torch.device) -> str:
+def describe_runtime(device: str) -> str:
     """What runs the nets, in words."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    if openvino is None:
+    if device == "cpu" and openvino is not None:
+        return f"CPU, OpenVINO {openvino.get_version().split('-')[0]}"
+    import torch
+
+    if device == "cpu":
         return f"CPU, torch {torch.__version__} (OpenVINO is not installed: nets take about twice the time)"
-    return f"CPU, OpenVINO {openvino.get_version().split('-')[0]}"
+    return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
 
 
-def compile_net(net: nn.Module, example: Tensor, *, any_size: bool = False) -> Net:
+def run_batches(net: Net, images: np.ndarray, size: int) -> list[tuple[np.ndarray, ...]]:
+    """Run images through a net in batches; where the device runs out of memory, in ever smaller ones.
+
+    Args:
+        net: from images to answers.
+        images: (N, H, W, 3) uint8 RGB, N may be 0.
+        size: of a batch at first.
+
+    Returns:
+        The answers of each batch, in order.
+
+    Raises:
+        MemoryError: even a batch of one does not fit.
+    """
+    answers, start, size = [], 0, max(min(size, len(images)), 1)
+    while start < len(images):
+        try:
+            answers.append(net(np.ascontiguousarray(images[start : start + size])))
+            start += size
+        except MemoryError:
+            if size == 1:
+                raise
+            size //= 2
+            log.warning("the nets' device is out of memory; batches of %d go on", size)
+    return answers
+
+
+def compile_net(net: nn.Module, device: str, *, side: int | None) -> Net:
     """Make a net as fast as its device allows.
 
     Args:
-        net: in evaluation mode; takes one (N, C, H, W) tensor, answers with one tensor or several.
-        example: an input on the net's device; its type and, unless any_size, its C, H and W are fixed.
-        any_size: whether H and W vary.
+        net: in evaluation mode, on any device; takes (N, H, W, 3) uint8, answers with one tensor or several.
+        device: "cpu" or "cuda".
+        side: H and W of its images in pixels; None where they vary.
 
     Returns:
-        A function from an input to a tuple of outputs on the same device; N is free.
+        The net; N is free. It raises MemoryError where CUDA has too little memory for so many images.
     """
-    if example.device.type == "cpu" and openvino is not None:
+    import torch
+
+    if device == "cpu" and openvino is not None:
         try:
-            return _compile_openvino(net, example, any_size)
+            return _wrap(_compile(_convert(net, side), torch.get_num_threads()))
         except Exception as error:  # whatever an OpenVINO of another version takes offence at, torch can do
             log.warning("OpenVINO cannot take %s (%s); torch runs it", type(net).__name__, error)
+    net = net.to(device)
 
     @torch.inference_mode()
-    def run(inputs: Tensor) -> tuple[Tensor, ...]:
-        outputs = net(inputs)
-        return outputs if isinstance(outputs, tuple) else (outputs,)
+    def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
+        try:
+            outputs = net(torch.from_numpy(images).to(device))
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            return tuple(output.float().cpu().numpy() for output in outputs)
+        except torch.cuda.OutOfMemoryError as error:
+            reason = str(error)
+        # Outside the except clause: the error there keeps the batch's tensors alive.
+        torch.cuda.empty_cache()
+        raise MemoryError(reason)
 
     return run
 
 
-def _compile_openvino(net: nn.Module, example: Tensor, any_size: bool) -> Net:
+def export_net(net: nn.Module, *, side: int | None) -> bytes:
+    """A net as a program that `open_net` runs without torch, in this version of OpenVINO and on this kind of CPU.
+
+    Args:
+        net, side: as `compile_net`.
+
+    Raises:
+        Exception: of any kind, where OpenVINO cannot take the net.
+    """
+    program = io.BytesIO()
+    _compile(_convert(net, side), 1).export_model(program)
+    return program.getvalue()
+
+
+def open_net(program: bytes, *, threads: int) -> Net:
+    """A net from what `export_net` made of it, run by so many threads."""
+    return _wrap(openvino.Core().import_model(program, "CPU", _options(threads)))
+
+
+def _convert(net: nn.Module, side: int | None) -> openvino.Model:
+    import torch
+
     # The frontend is called by hand, for openvino.convert_model reports its use over the network and takes a second
     # longer for it.
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    example = torch.zeros((1, side or 48, side or 48, 3), dtype=torch.uint8)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated, yet what OpenVINO's frontend reads; sizes are fixed
         traced = torch.jit.freeze(torch.jit.trace(net, example, check_trace=False))
     frontend = FrontEndManager().load_by_framework("pytorch")
     decoder = TorchScriptPythonDecoder(traced)
     model = frontend.convert(frontend.load(decoder))
-    channels, *size = example.shape[1:]
     (parameter,) = model.get_parameters()
-    parameter.set_element_type(openvino.Type(example.numpy().dtype))
-    parameter.set_partial_shape(openvino.PartialShape([-1, channels, *((-1, -1) if any_size else size)]))
+    parameter.set_element_type(openvino.Type.u8)
+    parameter.set_partial_shape(openvino.PartialShape([-1, side or -1, side or -1, 3]))
     model.validate_nodes_and_infer_types()
-    # Pinned, the nets of two workers share one core and leave the other idle.
-    options = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "ENABLE_CPU_PINNING": False,
-    }
-    compiled = openvino.Core().compile_model(model, "CPU", options)
+    return model
 
-    def run(inputs: Tensor) -> tuple[Tensor, ...]:
-        outputs = compiled(inputs.contiguous().numpy())
-        return tuple(torch.from_numpy(outputs[i]) for i in range(len(compiled.outputs)))
+
+def _compile(model: openvino.Model, threads: int) -> openvino.CompiledModel:
+    return openvino.Core().compile_model(model, "CPU", _options(threads))
+
+
+def _options(threads: int) -> dict[str, str | int | bool]:
+    # Pinned, the nets of two workers share one core and leave the other idle.
+    return {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
+
+
+def _wrap(compiled: openvino.CompiledModel) -> Net:
+    def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
+        outputs = compiled(images)
+        return tuple(outputs[i] for i in range(len(compiled.outputs)))
 
     return run

@@ -6,8 +6,9 @@ import csv
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
+from itertools import chain
 from pathlib import Path
 
 from dfdc.inputs import InputError
@@ -25,12 +26,14 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
     Raises:
         OSError: the folder cannot be written or the disk is full; the old file is left as it was.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.tmp")  # always the same: what a killed run leaves, the next one takes up
     try:
         with open(draft, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(rows)
+            plain = csv.writer(file, lineterminator="\n")
+            # Python's writer leaves a carriage return bare beside this line end, and readers take it for a row's end.
+            quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+            for row in chain([header], rows):
+                (quoting if any("\r" in str(cell) for cell in row) else plain).writerow(row)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
@@ -46,18 +49,19 @@ class Submission:
     recorded. The predictions hold the clips that are done.
     """
 
-    def __init__(self, path: Path, names: Sequence[str]) -> None:
+    def __init__(self, path: Path, names: Sequence[str], known: Mapping[str, Prediction] | None = None) -> None:
         """Write the first version.
 
         Args:
             path: of the submission; its folder exists.
             names: of the rows, in order.
+            known: what an earlier run found of some of them; None for nothing.
 
         Raises:
             InputError: the folder does not exist or cannot be written.
         """
         self.path = path
-        self.predictions: dict[str, Prediction | None] = dict.fromkeys(names)
+        self.predictions: dict[str, Prediction | None] = {name: (known or {}).get(name) for name in names}
         self._written_s = float("-inf")
         if path.is_dir():
             raise InputError(f"{path}: is a folder; --out names a file, such as {path / 'submission.csv'}")

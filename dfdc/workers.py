@@ -1,7 +1,8 @@
 """Many clips -> many predictions: worker processes under a supervisor that outlives each of them.
 
 Decoders and nets are native code that meets untrusted files. A crash, a hang or the out-of-memory killer takes down
-one worker; its clip gets a row with the reason, and another worker takes its place.
+one worker; its clip gets a row with the reason, and another worker takes its place. A CUDA device that fails for good
+is left for the CPU. What is looked at next is the plan's affair.
 """
 
 from __future__ import annotations
@@ -11,45 +12,44 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfdc.deadline import Deadline
 from dfdc.inputs import InputError
+from dfdc.plan import GRACE_S, Plan, Task
 from dfdc.prediction import Prediction
 from dfdc.weights import WeightsError, WeightsFile
 
 if TYPE_CHECKING:
+    from dfdc.export import Programs
     from dfdc.predict import Predictor
 
 log = logging.getLogger(__name__)
 
 # Loading torch and the nets; minutes on a cold disk.
 START_LIMIT_S = 300.0
-# Decoding ends at a clip's deadline, and what was decoded is scored; a worker that is so much later is taken to hang.
-GRACE_S = 10.0
 # A clip during which a worker died is given to one more worker: the fault may have been another's.
 MAX_TRIES = 2
-# After so many workers that died while they loaded, no more are started.
+# After so many workers in succession that died while they loaded, no more are started.
 MAX_FAILED_STARTS = 2
-# Workers are forked from a server process that has imported these: a worker then starts in a moment, and shares some
-# 400 MB of imports with the others. Nothing in them may start threads or touch CUDA when it is imported.
-PRELOADED = [
-    "torch",
-    "torchvision",
-    "cv2",
-    "av",
-    "openvino",
-    "scipy.optimize",
-    "facenet_pytorch",
-    "efficientnet_pytorch",
-]
+# A server that dies refuses workers for a moment before its death shows; then another one is started.
+START_PAUSE_S = 0.5
+# After so many looks in succession that failed on CUDA, the rest is done on the CPU. A worker's death or hang may be
+# its clip's fault, and a clip is tried twice.
+MAX_CUDA_FAULTS = {"errors": 2, "dead workers": 4}
+CUDA_FAULT = re.compile("cuda|cudnn|cublas|OutOfMemoryError|AcceleratorError", re.IGNORECASE)
+# Workers are forked from a server process that has imported these: a worker then starts in a moment, and shares them
+# with the others. Nothing in them may start threads or touch CUDA when it is imported.
+PRELOADED = ["cv2", "av", "openvino", "scipy.optimize"]
 # Big buffers go back to the system after each use by default, and fetching them anew costs torch up to seven times
 # the work. These keep all but the biggest; like the libraries' numbers of threads (clips run side by side instead;
 # torch and OpenCV are told theirs by the worker) they must be there before a process starts.
@@ -68,9 +68,10 @@ class WorkerSettings:
     Attributes:
         weights: checked files.
         device: "auto", "cpu" or "cuda".
-        n_frames: frames per clip; None for the device's own number.
+        n_frames: frames per clip; None for as many as time allows.
         threads: native threads per worker.
         clip_limit_s: wall seconds that one clip may take.
+        programs: the nets as OpenVINO's programs; None where each worker is to build them, by torch.
     """
 
     weights: tuple[WeightsFile, ...]
@@ -78,17 +79,15 @@ class WorkerSettings:
     n_frames: int | None = None
     threads: int = 1
     clip_limit_s: float = 60.0
-
-
-# Frames per clip where nothing is asked for: what two cores, or a GPU, have time for.
-DEFAULT_FRAMES = {"cpu": 16, "cuda": 32}
+    programs: Programs | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker's first word: it has loaded, and this is what runs its nets."""
+    """A worker's first word: it has loaded, this is what runs its nets, in words, and the kind of device."""
 
     runtime: str
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,14 @@ class Refusal:
 
 @dataclass(frozen=True)
 class LastWord:
-    """A prediction after which a worker ends of itself, so that no clip is lost on it."""
+    """A prediction after which a worker ends of itself, so that no clip is lost on it.
+
+    Attributes:
+        cuda_fault: whether it is CUDA that failed.
+    """
 
     prediction: Prediction
+    cuda_fault: bool = False
 
 
 Work = Callable[[Connection, WorkerSettings], None]
@@ -115,14 +119,14 @@ class _Worker:
     Attributes:
         due_s: on the monotonic clock, when it counts as hung; infinity while it waits.
         name: the row that it works on; None while it loads or waits.
-        ready: whether it has loaded.
+        device: "cpu" or "cuda"; None while it loads.
     """
 
     process: multiprocessing.Process
     connection: Connection
     due_s: float
     name: str | None = None
-    ready: bool = False
+    device: str | None = None
 
 
 def predict_clips(
@@ -131,6 +135,7 @@ def predict_clips(
     *,
     n_workers: int,
     deadline: Deadline,
+    known: Mapping[str, Prediction] | None = None,
     work: Work | None = None,
 ) -> Iterator[Prediction]:
     """Score clips in worker processes.
@@ -140,17 +145,29 @@ def predict_clips(
         settings: of the workers.
         n_workers: how many run at once.
         deadline: after it no clip is begun, and those begun are given up.
+        known: what an earlier run found of some of the clips; None for nothing.
         work: what a worker process runs; `score_clips` unless a test brings its own.
 
     Yields:
-        One prediction per clip, as they are done; where the deadline passes first, with the status "timeout".
+        One prediction for each clip that is not known, as they are done; where the deadline passes first, with the
+        status "timeout". A clip that gets a further look comes again.
 
     Raises:
         InputError: workers cannot start.
     """
-    pool = _Pool(clips, settings, n_workers, deadline, work or score_clips)
+    plan = Plan(
+        clips,
+        n_frames=settings.n_frames,
+        n_workers=n_workers,
+        clip_limit_s=settings.clip_limit_s,
+        deadline=deadline,
+        known=known,
+    )
+    if work is None and plan.n_open():
+        settings = replace(settings, programs=_make_programs(settings, deadline))
+    pool = _Pool(clips, plan, settings, n_workers, deadline, work or score_clips)
     try:
-        while pool.unfinished() and not deadline.expired():
+        while plan.n_open() and not pool.given_up and not deadline.expired():
             pool.staff()
             if not pool.workers:
                 if pool.failed_starts >= MAX_FAILED_STARTS:
@@ -158,52 +175,72 @@ def predict_clips(
                 continue
             pool.assign()
             yield from pool.collect()
-        for name in pool.unfinished():
-            yield Prediction(name, status="timeout", reason="the run's time limit came first")
+        if not pool.given_up:
+            for name in plan.unscored():
+                yield Prediction(name, status="timeout", reason="the run's time limit came first")
     finally:
         pool.close()
 
 
 class _Pool:
-    """The workers and the clips that wait for them."""
+    """The workers, and what has befallen them.
+
+    Attributes:
+        held: clips that CUDA failed; the CPU is to score them.
+        cuda_faults: how many in succession, by kind.
+        given_up: whether no worker can be had any more.
+    """
 
     def __init__(
-        self, clips: dict[str, Path], settings: WorkerSettings, n_workers: int, deadline: Deadline, work: Work
+        self,
+        clips: dict[str, Path],
+        plan: Plan,
+        settings: WorkerSettings,
+        n_workers: int,
+        deadline: Deadline,
+        work: Work,
     ) -> None:
-        self.clips, self.settings, self.n_workers, self.deadline, self.work = clips, settings, n_workers, deadline, work
-        self.waiting = deque(clips)
-        self.tries = dict.fromkeys(clips, 0)
+        self.clips, self.plan, self.settings = clips, plan, settings
+        self.n_workers, self.deadline, self.work = n_workers, deadline, work
         self.workers: list[_Worker] = []
+        self.deaths: Counter[str] = Counter()
         self.failed_starts = 0
-        self.started = False
-
-    def unfinished(self) -> list[str]:
-        """The clips that are being scored or wait."""
-        return [worker.name for worker in self.workers if worker.name is not None] + list(self.waiting)
+        self.device: str | None = None
+        self.held: list[str] = []
+        self.cuda_faults: Counter[str] = Counter()
+        self.given_up = False
 
     def staff(self) -> None:
-        """Start workers until there is one for each clip, but no more than wanted.
+        """Start workers until there is one for each look to take, but no more than wanted.
 
         Where workers die while they load, for want of memory perhaps, the run goes on with one fewer.
         """
+        if self.held and self.plan.n_open() == len(self.held):
+            self._leave_cuda(f"CUDA failed {len(self.held)} clips")
+        if self.settings.device == "cpu":
+            for worker in [w for w in self.workers if w.device == "cuda" and w.name is None]:
+                self._remove(worker)
         if self.failed_starts >= MAX_FAILED_STARTS and self.workers:
             self.n_workers, self.failed_starts = len(self.workers), 0
             log.warning("goes on with %d workers", self.n_workers)
-        while len(self.workers) < min(self.n_workers, len(self.unfinished())):
+        while len(self.workers) < min(self.n_workers, self.plan.n_open() - len(self.held)):
             try:
                 self.workers.append(_start(self.settings, self.work))
-            except OSError as error:  # no more processes or descriptors, or the server that forks them has died
+            # no more processes or descriptors, or the server that forks them has died (EOFError: in the middle of it)
+            except (OSError, EOFError) as error:
                 self.failed_starts += 1
                 log.warning("a worker cannot be started (%s)", error)
+                time.sleep(START_PAUSE_S)
                 break
 
     def assign(self) -> None:
-        """Give each idle worker a clip."""
+        """Give each idle worker a look to take."""
         for worker in self.workers:
-            if worker.ready and worker.name is None and self.waiting:
-                name = self.waiting.popleft()
-                limit_s = min(self.settings.clip_limit_s, self.deadline.remaining_s())
-                _give(worker, name, self.clips[name], limit_s)
+            if worker.device and worker.name is None:
+                task = self.plan.next()
+                if task is None:
+                    return
+                _give(worker, task, self.clips[task.name])
 
     def collect(self) -> Iterator[Prediction]:
         """Wait until a worker answers, dies or is overdue, and deal with it."""
@@ -215,15 +252,17 @@ class _Pool:
                 message = _receive(worker)
                 if isinstance(message, Prediction):
                     worker.name, worker.due_s = None, float("inf")
-                    yield message
+                    self.cuda_faults.clear()
+                    yield self.plan.record(message)
                 elif isinstance(message, LastWord):
                     self._remove(worker)
-                    yield message.prediction
+                    yield from self._take_last_word(message, worker.device)
                 elif isinstance(message, Ready):
-                    if not self.started:
+                    if message.device != self.device:
                         log.info("nets run on %s", message.runtime)
-                    worker.ready, worker.due_s, self.started = True, float("inf"), True
-                elif isinstance(message, Refusal) and not self.started:
+                    worker.device, worker.due_s, self.device = message.device, float("inf"), message.device
+                    self.failed_starts = 0
+                elif isinstance(message, Refusal) and self.device is None:
                     raise InputError(message.reason)
                 else:
                     yield from self._bury(worker, _epitaph(worker), "error")
@@ -233,35 +272,117 @@ class _Pool:
     def _bury(self, worker: _Worker, fault: str, status: str) -> Iterator[Prediction]:
         """End a worker; its clip waits for another one or gets its row."""
         self._remove(worker)
-        if not worker.ready:
+        if worker.device is None:
             self.failed_starts += 1
             log.warning("a worker %s while it loaded", fault)
             if self.failed_starts >= MAX_FAILED_STARTS and not self.workers:
                 yield from self.give_up(f"workers no longer start: the last {fault}")
         elif worker.name is not None:
-            self.tries[worker.name] += 1
+            self.deaths[worker.name] += 1
             log.warning("%s: its worker %s", worker.name, fault)
-            if status == "error" and self.tries[worker.name] < MAX_TRIES:
-                self.waiting.append(worker.name)
+            if status == "error" and self.deaths[worker.name] < MAX_TRIES and worker.name not in self.plan.known:
+                self.plan.retry(worker.name)
             else:
-                yield Prediction(worker.name, status=status, reason=f"its worker {fault}")
+                yield self.plan.record(Prediction(worker.name, status=status, reason=f"its worker {fault}"))
+            if worker.device == "cuda":
+                self._count_cuda_fault("dead workers")
+
+    def _take_last_word(self, message: LastWord, device: str | None) -> Iterator[Prediction]:
+        """Take over a prediction, unless CUDA is to blame for it: then the clip is held for the CPU."""
+        prediction = message.prediction
+        if not (message.cuda_fault and device == "cuda"):
+            yield self.plan.record(prediction)
+            return
+        log.warning("%s: %s", prediction.filename, prediction.reason)
+        if prediction.filename in self.plan.known:
+            yield self.plan.record(prediction)
+        elif self.settings.device == "cpu":
+            self.plan.retry(prediction.filename)
+        else:
+            self.held.append(prediction.filename)
+        self._count_cuda_fault("errors")
+
+    def _count_cuda_fault(self, kind: str) -> None:
+        self.cuda_faults[kind] += 1
+        if self.cuda_faults[kind] >= MAX_CUDA_FAULTS[kind] and self.settings.device != "cpu":
+            self._leave_cuda(f"CUDA fails: {self.cuda_faults[kind]} {kind} in succession")
+
+    def _leave_cuda(self, reason: str) -> None:
+        """From now on workers start on the CPU, and what CUDA failed is looked at again there."""
+        log.warning("%s; the CPU goes on", reason)
+        self.settings = replace(self.settings, device="cpu")
+        self.failed_starts = 0
+        while self.held:
+            self.plan.retry(self.held.pop(0))
 
     def _remove(self, worker: _Worker) -> None:
         _stop(worker)
         self.workers.remove(worker)
 
     def give_up(self, reason: str) -> Iterator[Prediction]:
-        """What is left gets its rows; a run that has not begun ends instead."""
-        if not self.started:
+        """Try the CPU where CUDA may be the cause; else what is left gets its rows, and a run not begun ends."""
+        cuda_may_be_the_cause = self.device == "cuda" or (self.device is None and self.settings.device == "auto")
+        if cuda_may_be_the_cause and self.settings.device != "cpu":
+            self._leave_cuda(reason)
+            return
+        if self.device is None:
             raise InputError(f"{reason}; try --workers 1 or --device cpu")
         log.error("%s", reason)
-        while self.waiting:
-            yield Prediction(self.waiting.popleft(), status="error", reason=reason)
+        self.given_up = True
+        for name in self.plan.unscored():
+            yield Prediction(name, status="error", reason=reason)
 
     def close(self) -> None:
         """End every worker."""
         while self.workers:
             _stop(self.workers.pop())
+
+
+def _make_programs(settings: WorkerSettings, deadline: Deadline) -> Programs | None:
+    """What `dfdc.export` makes, in a process that then ends; the server that forks workers starts beside it.
+
+    Raises:
+        InputError: the device, the weights or the installation do not serve.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=send_programs, args=(theirs, settings), daemon=True)
+    message = None
+    try:
+        process.start()
+        theirs.close()
+        with _environment(ENVIRONMENT):
+            forkserver.ensure_running()
+        if ours.poll(min(START_LIMIT_S, deadline.remaining_s())):
+            message = ours.recv()
+    except (EOFError, OSError) as error:  # it died, or cannot be started: workers may still do without it
+        log.warning("nets could not be exported (%s); each worker builds them", str(error) or "the process died")
+    finally:
+        ours.close()
+        if process.pid:
+            process.kill()
+            process.join(timeout=5)
+    if isinstance(message, Refusal):
+        raise InputError(message.reason)
+    return message
+
+
+def send_programs(connection: Connection, settings: WorkerSettings) -> None:
+    """The life of the process that makes programs; a refusal where the user is at fault."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        from dfdc.export import export_programs
+        from dfdc.runtime import DeviceError
+    except ImportError as error:
+        connection.send(Refusal(_describe_missing(error)))
+        return
+    try:
+        connection.send(export_programs(settings.weights, settings.device))
+    except ImportError as error:
+        connection.send(Refusal(_describe_missing(error)))
+    except (DeviceError, WeightsError) as error:
+        connection.send(Refusal(str(error)))
 
 
 def _start(settings: WorkerSettings, work: Work) -> _Worker:
@@ -290,11 +411,11 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _give(worker: _Worker, name: str, path: Path, limit_s: float) -> None:
-    worker.name = name
-    worker.due_s = time.monotonic() + limit_s + GRACE_S
+def _give(worker: _Worker, task: Task, path: Path) -> None:
+    worker.name = task.name
+    worker.due_s = time.monotonic() + task.limit_s + GRACE_S
     with contextlib.suppress(OSError):  # it died while idle: its closed connection is noticed at the next wait
-        worker.connection.send((path, name, limit_s))
+        worker.connection.send((path, task))
 
 
 def _receive(worker: _Worker) -> Prediction | LastWord | Ready | Refusal | None:
@@ -326,20 +447,22 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
     try:
         predictor, runtime = _load(settings)
     except ImportError as error:
-        connection.send(Refusal(f"{error}; install what requirements.txt names"))
+        connection.send(Refusal(_describe_missing(error)))
         return
     except (InputError, WeightsError) as error:
         connection.send(Refusal(str(error)))
         return
-    connection.send(Ready(runtime))
+    connection.send(Ready(runtime, predictor.device))
     with contextlib.suppress(EOFError, OSError):  # the supervisor hung up
         while True:
-            path, name, limit_s = connection.recv()
-            prediction = predictor.predict(path, name=name, deadline=Deadline.after(limit_s))
+            path, task = connection.recv()
+            deadline = Deadline.after(task.limit_s)
+            prediction = predictor.predict(path, task.n_frames, name=task.name, deadline=deadline)
             release_memory()
             # A CUDA context does not recover from a fault: the next clip gets a new process.
-            broken = prediction.status == "error" and predictor.device.type == "cuda"
-            connection.send(LastWord(prediction) if broken else prediction)
+            broken = prediction.status == "error" and predictor.device == "cuda"
+            fault = broken and CUDA_FAULT.search(prediction.reason) is not None
+            connection.send(LastWord(prediction, cuda_fault=fault) if broken else prediction)
             if broken:
                 return
 
@@ -350,19 +473,26 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def _describe_missing(error: ImportError) -> str:
+    return f"{error}; install what requirements.txt names"
+
+
 def _load(settings: WorkerSettings) -> tuple[Predictor, str]:
     """The predictor, and what runs its nets; everything heavy is imported here, never by the supervisor."""
     import cv2
-    import torch
 
     from dfdc.predict import Predictor
     from dfdc.runtime import DeviceError, choose_device, describe_runtime
 
     cv2.setNumThreads(settings.threads)
-    torch.set_num_threads(settings.threads)
-    try:
-        device = choose_device(settings.device)
-    except DeviceError as error:
-        raise InputError(str(error)) from error
-    n_frames = settings.n_frames or DEFAULT_FRAMES[device.type]
-    return Predictor(list(settings.weights), device=device, n_frames=n_frames), describe_runtime(device)
+    device, programs = "cpu", settings.programs
+    if programs is None:
+        import torch
+
+        torch.set_num_threads(settings.threads)
+        try:
+            device = choose_device(settings.device)
+        except DeviceError as error:
+            raise InputError(str(error)) from error
+    files = list(settings.weights)
+    return Predictor(files, device=device, programs=programs, threads=settings.threads), describe_runtime(device)

@@ -12,7 +12,8 @@ from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
 from facenet_pytorch.models.utils.detect_face import detect_face
 from skimage.data import astronaut
 
-from dfdc.detect import HARD, QUICK, FaceDetector
+from dfdc.detect import HARD, QUICK, FaceDetector, Faces
+from dfdc.mtcnn import load_mtcnn
 from dfdc.tracks import link_tracks, overlap
 from dfdc.video import read_frames
 
@@ -25,6 +26,37 @@ def detector() -> FaceDetector:
 @pytest.fixture(scope="module")
 def portrait() -> np.ndarray:
     return astronaut()
+
+
+@pytest.fixture
+def whole(detector: FaceDetector, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """The frames that are searched whole, as they are searched."""
+    searched, detect = [], detector.detect
+
+    def listed(frames: list[np.ndarray], *settings: object) -> list[Faces]:
+        searched.extend(frames)
+        return detect(frames, *settings)
+
+    monkeypatch.setattr(detector, "detect", listed)
+    return searched
+
+
+def scene(portrait: np.ndarray, *places: tuple[int, int]) -> np.ndarray:
+    """A gray frame of 640x360 with heads of 110 px, their left upper corners at x, y."""
+    head = cv2.resize(portrait[:224, 112:336], (110, 110), interpolation=cv2.INTER_AREA)
+    frame = np.full((360, 640, 3), 128, np.uint8)
+    for x, y in places:
+        frame[y : y + 110, x : x + 110] = head
+    return frame
+
+
+@pytest.mark.parametrize(("number", "package_net"), [(0, PNet), (1, RNet), (2, ONet)])
+def test_nets_are_the_packages_own(number: int, package_net: type) -> None:
+    images = torch.randint(0, 256, (3, 48, 48, 3), dtype=torch.uint8)[:, : (48, 24, 48)[number], : (48, 24, 48)[number]]
+    with torch.inference_mode():
+        expected = package_net().eval()((images.permute(0, 3, 1, 2).float() - 127.5) / 128)
+        for ours, theirs in zip(load_mtcnn()[number](images), expected, strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_boxes_and_landmarks_equal_the_packages_own(detector: FaceDetector, portrait: np.ndarray) -> None:
@@ -94,9 +126,53 @@ def test_looking_hard_finds_small_dark_faces_that_a_quick_look_misses(
     assert np.abs(centres - [900 + 56, 400 + 30]).max(1).min() < 12
 
 
+def test_moving_face_is_followed_without_searching_every_frame(
+    detector: FaceDetector, portrait: np.ndarray, whole: list[np.ndarray]
+) -> None:
+    frames = [scene(portrait, (20 + 25 * i, 60 + 8 * i)) for i in range(16)]
+    followed = detector.follow(frames)
+    assert [np.array_equal(frame, frames[4 * i]) for i, frame in enumerate(whole)] == [True] * 4
+    for faces, alone in zip(followed, detector.detect(frames), strict=True):
+        # Candidates come from another scale and place, and the nets refine them to nearly the same box.
+        assert overlap(faces.boxes, alone.boxes).shape == (1, 1)
+        assert overlap(faces.boxes, alone.boxes)[0, 0] > 0.75
+
+
+def test_face_that_jumps_is_searched_for(detector: FaceDetector, portrait: np.ndarray) -> None:
+    places = [((37 * i * i) % 500, (53 * i) % 240) for i in range(16)]
+    for (x, y), faces in zip(places, detector.follow([scene(portrait, place) for place in places]), strict=True):
+        centre = (faces.boxes[0, :2] + faces.boxes[0, 2:]) / 2
+        assert np.abs(centre - [x + 55, y + 60]).max() < 20
+
+
+def test_person_who_comes_later_is_found_from_the_first_frame_on(detector: FaceDetector, portrait: np.ndarray) -> None:
+    frames = [scene(portrait, (50, 100), *([(400, 150)] if i >= 6 else [])) for i in range(16)]
+    assert [len(faces) for faces in detector.follow(frames)] == [1] * 6 + [2] * 10
+
+
+def test_face_between_frames_without_any_is_found(detector: FaceDetector, portrait: np.ndarray) -> None:
+    frames = [scene(portrait, *([(200, 100)] if i in (5, 6, 7) else [])) for i in range(16)]
+    assert [len(faces) for faces in detector.follow(frames)] == [int(i in (5, 6, 7)) for i in range(16)]
+
+
+def test_few_frames_lie_far_apart_and_are_all_searched(
+    detector: FaceDetector, portrait: np.ndarray, whole: list[np.ndarray]
+) -> None:
+    assert [len(faces) for faces in detector.follow([scene(portrait, (200, 100))] * 6)] == [1] * 6
+    assert len(whole) == 6
+
+
+def test_frames_may_change_their_size_within_a_clip(detector: FaceDetector, portrait: np.ndarray) -> None:
+    large = scene(portrait, (200, 100))
+    small = cv2.resize(large, (480, 270), interpolation=cv2.INTER_AREA)
+    for size, faces in zip((640, 480) * 8, detector.follow([large, small] * 8), strict=True):
+        centre = (faces.boxes[0, :2] + faces.boxes[0, 2:]) / 2
+        assert np.abs(centre - np.array([255, 160]) * size / 640).max() < 20
+
+
 def test_two_faces_give_two_tracks(detector: FaceDetector, shared_videos: Path) -> None:
     frames = read_frames(shared_videos / "two_faces.mp4", 16)
-    tracks = link_tracks(detector.detect([frame.pixels for frame in frames]))
+    tracks = link_tracks(detector.follow([frame.pixels for frame in frames]))
     assert [len(track) for track in tracks] == [16, 16]
 
 
@@ -105,5 +181,5 @@ def test_faces_are_found_in_nearly_every_frame_of_dfdc_clips(
     detector: FaceDetector, shared_videos: Path, name: str
 ) -> None:
     frames = read_frames(shared_videos / f"{name}.mp4", 20)
-    found = detector.detect([frame.pixels for frame in frames])
+    found = detector.follow([frame.pixels for frame in frames])
     assert sum(len(faces) > 0 for faces in found) >= 0.95 * len(frames)

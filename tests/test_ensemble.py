@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +15,12 @@ import torch
 from dfdc import runtime
 from dfdc.crop import CropGeometry
 from dfdc.ensemble import Ensemble, cut_crops
-from dfdc.model import FrameModel, load_model, save_model
-from dfdc.runtime import DeviceError, choose_device, compile_net
+from dfdc.export import export_programs
+from dfdc.model import CropNet, FrameModel, load_model, save_model
+from dfdc.runtime import DeviceError, choose_device, compile_net, export_net, open_net
 from dfdc.weights import Calibration, ModelSpec, WeightsError, WeightsFile, find_weights
 
-CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parent.parent
 SPEC = ModelSpec(architecture="efficientnet-lite0", input_size=32, crop=CropGeometry(size=48))
 
 
@@ -37,30 +41,66 @@ def faces() -> list[tuple[np.ndarray, np.ndarray]]:
     return [(frame, np.array([x, 20, x + 40, 70], np.float32)) for x in range(0, 60, 3)]
 
 
-def test_openvino_answers_like_torch(files: list[WeightsFile]) -> None:
+@pytest.fixture(scope="module")
+def net(files: list[WeightsFile]) -> CropNet:
+    return CropNet(load_model(files[0])).eval()
+
+
+@pytest.fixture(scope="module")
+def crops() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), dtype=np.uint8)
+
+
+def test_openvino_answers_like_torch(net: CropNet, crops: np.ndarray) -> None:
     pytest.importorskip("openvino")
-    model = load_model(files[0])
-    crops = torch.randint(0, 256, (5, 3, 48, 48), dtype=torch.uint8)
-    fast = compile_net(model, crops[:1])
+    (fast,) = compile_net(net, "cpu", side=48)(crops)
     with torch.inference_mode():
         # Both compute in float32; sums are ordered differently.
-        assert torch.allclose(fast(crops)[0], model(crops), atol=1e-3)
+        assert fast == pytest.approx(net(torch.from_numpy(crops)).numpy(), abs=1e-3)
 
 
-def test_any_size_takes_any_size() -> None:
-    net = torch.nn.Conv2d(3, 2, 3).eval()
-    fast = compile_net(net, torch.zeros(1, 3, 20, 20), any_size=True)
-    for shape in ((1, 3, 8, 9), (4, 3, 30, 17)):
-        images = torch.rand(shape)
+def test_exported_net_answers_like_the_compiled_one(net: CropNet, crops: np.ndarray) -> None:
+    pytest.importorskip("openvino")
+    (opened,) = open_net(export_net(net, side=48), threads=1)(crops)
+    (compiled,) = compile_net(net, "cpu", side=48)(crops)
+    assert opened == pytest.approx(compiled, abs=1e-5)
+
+
+def test_crop_and_mirror_image_count_the_same(net: CropNet, crops: np.ndarray) -> None:
+    model, images = net.model.model, torch.from_numpy(crops).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        by_hand = (model(images) + model(images.flip(3))) / 2
+        assert torch.allclose(net(torch.from_numpy(crops)), by_hand, atol=1e-3)
+
+
+class Edges(torch.nn.Module):
+    """A small net over images of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 2, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layer(images.permute(0, 3, 1, 2).float() / 255)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_any_size_takes_any_size(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not fast:
+        monkeypatch.setattr(runtime, "openvino", None)
+    net = Edges().eval()
+    run = compile_net(net, "cpu", side=None)
+    for shape in ((1, 8, 9, 3), (4, 30, 17, 3)):
+        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         with torch.inference_mode():
-            assert torch.allclose(fast(images)[0], net(images), atol=1e-5)
+            assert run(images)[0] == pytest.approx(net(torch.from_numpy(images)).numpy(), abs=1e-5)
 
 
 def test_without_openvino_torch_serves(files: list[WeightsFile], monkeypatch: pytest.MonkeyPatch, faces: list) -> None:
-    fast = Ensemble(files, CPU).score(faces)
+    fast = Ensemble(files).score(faces)
     monkeypatch.setattr(runtime, "openvino", None)
-    assert "OpenVINO is not installed" in runtime.describe_runtime(CPU)
-    assert Ensemble(files, CPU).score(faces) == pytest.approx(fast, abs=1e-3)
+    assert "OpenVINO is not installed" in runtime.describe_runtime("cpu")
+    assert Ensemble(files).score(faces) == pytest.approx(fast, abs=1e-3)
 
 
 def test_net_that_openvino_cannot_take_is_run_by_torch(caplog: pytest.LogCaptureFixture) -> None:
@@ -68,11 +108,47 @@ def test_net_that_openvino_cannot_take_is_run_by_torch(caplog: pytest.LogCapture
 
     class Odd(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.special.zeta(images + 2, images + 2)
+            return torch.special.zeta(images.float() + 2, images.float() + 2)
 
-    fast = compile_net(Odd().eval(), torch.zeros(1, 1, 2, 2))
+    run = compile_net(Odd().eval(), "cpu", side=2)
     assert "torch runs it" in caplog.text
-    assert fast(torch.zeros(1, 1, 2, 2))[0][0, 0, 0, 0].item() == pytest.approx(np.pi**2 / 6 - 1, abs=1e-5)
+    assert run(np.zeros((1, 2, 2, 3), np.uint8))[0][0, 0, 0, 0] == pytest.approx(np.pi**2 / 6 - 1, abs=1e-5)
+
+
+def test_programs_answer_like_the_nets_that_torch_built(files: list[WeightsFile], faces: list) -> None:
+    pytest.importorskip("openvino")
+    programs = export_programs(files, "cpu")
+    assert len(programs.detector) == 3
+    opened = [open_net(program, threads=1) for program in programs.crops]
+    assert Ensemble(files, nets=opened).score(faces) == pytest.approx(Ensemble(files).score(faces), abs=1e-4)
+
+
+def test_no_programs_without_openvino(files: list[WeightsFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "openvino", None)
+    assert export_programs(files, "cpu") is None
+
+
+def test_programs_are_refused_like_nets(files: list[WeightsFile], tmp_path: Path) -> None:
+    spec = replace(files[0].spec, architecture="efficientnet-b0")
+    save_model(load_model(files[0]), tmp_path, name="misfit", spec=spec)
+    with pytest.raises(WeightsError, match="do not fit efficientnet-b0"):
+        export_programs(find_weights(tmp_path), "cpu")
+
+
+def test_predictor_with_programs_needs_no_torch(files: list[WeightsFile], tmp_path: Path) -> None:
+    """In a process of its own, where torch cannot be imported."""
+    pytest.importorskip("openvino")
+    (tmp_path / "programs").write_bytes(pickle.dumps((files, export_programs(files, "cpu"))))
+    script = """
+import pickle, sys
+from pathlib import Path
+sys.modules["torch"] = sys.modules["torchvision"] = None
+from dfdc.predict import Predictor
+files, programs = pickle.loads(Path(sys.argv[1]).read_bytes())
+print(Predictor(files, programs=programs).predict(Path(sys.argv[2]), 4).status)
+"""
+    arguments = [sys.executable, "-c", script, tmp_path / "programs", ROOT / "samples/real.mp4"]
+    assert subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True).stdout == "ok\n"
 
 
 def test_ensemble_is_the_mean_of_calibrated_logits(files: list[WeightsFile], faces: list) -> None:
@@ -81,31 +157,32 @@ def test_ensemble_is_the_mean_of_calibrated_logits(files: list[WeightsFile], fac
         crops = cut_crops(faces, file.spec.crop)
         with torch.inference_mode():
             model = load_model(file)
+            crops = torch.from_numpy(crops).permute(0, 3, 1, 2)
             raw = ((model(crops) + model(crops.flip(3))) / 2).numpy()
         by_hand.append(raw / file.spec.calibration.temperature + file.spec.calibration.bias)
-    ensemble = Ensemble(files, CPU)
+    ensemble = Ensemble(files)
     assert ensemble.score(faces) == pytest.approx(np.mean(by_hand, axis=0), abs=1e-3)
     assert (ensemble.low, ensemble.high) == pytest.approx((0.03, 0.97))
 
 
 def test_batched_equals_one_by_one(files: list[WeightsFile], faces: list) -> None:
-    ensemble = Ensemble(files, CPU)
+    ensemble = Ensemble(files)
     one_by_one = np.concatenate([ensemble.score([face]) for face in faces])
     assert ensemble.score(faces) == pytest.approx(one_by_one, abs=1e-3)
 
 
 def test_crops_of_another_size_are_refused_with_the_cure(files: list[WeightsFile]) -> None:
     with pytest.raises(WeightsError, match=r"crops of 32x32 px.*crops of 48 px: cut them anew"):
-        Ensemble(files, CPU).score_crops(torch.zeros((2, 3, 32, 32), dtype=torch.uint8))
+        Ensemble(files).score_crops(torch.zeros((2, 3, 32, 32), dtype=torch.uint8))
 
 
 def test_no_faces_give_no_logits(files: list[WeightsFile]) -> None:
-    assert Ensemble(files, CPU).score([]).shape == (0,)
+    assert Ensemble(files).score([]).shape == (0,)
 
 
 def test_cuda_that_is_not_there_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto") == CPU
+    assert choose_device("auto") == "cpu"
     with pytest.raises(DeviceError, match="use --device cpu"):
         choose_device("cuda")
 
@@ -113,16 +190,14 @@ def test_cuda_that_is_not_there_is_refused_with_the_cure(monkeypatch: pytest.Mon
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_half_precision_on_cuda_answers_like_single_on_the_cpu(files: list[WeightsFile], faces: list) -> None:
     # Half precision keeps 11 bits through some fifty layers.
-    assert Ensemble(files, torch.device("cuda")).score(faces) == pytest.approx(
-        Ensemble(files, CPU).score(faces), abs=0.05
-    )
+    assert Ensemble(files, "cuda").score(faces) == pytest.approx(Ensemble(files).score(faces), abs=0.05)
 
 
 def test_shipped_weights_answer_alike_in_both_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino")
-    shipped = find_weights(Path(__file__).resolve().parent.parent / "weights")
+    shipped = find_weights(ROOT / "weights")
     frame = np.random.default_rng(1).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     faces = [(frame, np.array([20, 20, 200, 240], np.float32))]
-    fast = Ensemble(shipped, CPU).score(faces)
+    fast = Ensemble(shipped).score(faces)
     monkeypatch.setattr(runtime, "openvino", None)
-    assert Ensemble(shipped, CPU).score(faces) == pytest.approx(fast, abs=2e-3)
+    assert Ensemble(shipped).score(faces) == pytest.approx(fast, abs=2e-3)

@@ -17,7 +17,6 @@ from clips import write_audio, write_clip
 
 from dfdc.model import load_model, save_model
 from dfdc.weights import find_weights
-from dfdc.workers import DEFAULT_FRAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 # What the shipped weights answer for the sample clips, on the CPU with 16 frames. OpenVINO's and torch's sums differ by
@@ -113,7 +112,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
     names = ["missing.mp4", *sorted(path.name for path in clips.iterdir()), "../outside.mp4"]
     with open(folder / "sample.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file).writerows([("filename", "label"), *((name, 0.5) for name in names)])
-    return run([clips, "--sample-submission", folder / "sample.csv"], folder)
+    return run([clips, "--sample-submission", folder / "sample.csv", "--frames", "16"], folder)
 
 
 def test_every_listed_name_has_its_row_in_order(hostile: Run) -> None:
@@ -159,7 +158,7 @@ def test_odd_name_is_read_and_written_as_it_is(hostile: Run, name: str) -> None:
 def test_sample_clip_scores_as_the_shipped_weights_should(hostile: Run, name: str) -> None:
     assert hostile.details[name]["status"] == "ok"
     assert hostile.details[name]["tracks"] == "1"
-    assert hostile.details[name]["faces"] == hostile.details[name]["frames"] == str(DEFAULT_FRAMES["cpu"])
+    assert hostile.details[name]["faces"] == hostile.details[name]["frames"] == "16"
     assert hostile.labels[name] == pytest.approx(GOLDEN[name], abs=GOLDEN_TOLERANCE)
 
 
@@ -256,6 +255,25 @@ def test_signal_ends_the_run_with_the_file_complete(tmp_path: Path, number: sign
     process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert [row["filename"] for row in rows(submission)] == ["doctored.mp4", "real.mp4"]
+
+
+def test_killed_run_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    arguments = [ROOT / "samples", "--frames", "4", "--workers", "1"]
+    process = start(arguments, tmp_path)
+    journal = tmp_path / ".submission.csv.journal"
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 2:
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    found = run(arguments, tmp_path)
+    assert found.code == 0, found.text
+    assert "1 of 2 clips have their score from an earlier run" in found.text
+    assert {row["status"] for row in found.details.values()} == {"ok"}
+    assert journal.read_bytes().count(b"\n") == 3
+    assert run(arguments, tmp_path).labels == found.labels
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("submission.csv", "predictions.csv", ".submission.csv.journal", "site")
+    }
 
 
 def test_every_shared_clip_is_scored(tmp_path: Path, shared_videos: Path) -> None:

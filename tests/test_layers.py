@@ -8,9 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # The data path from the top: what a module may import stands before it.
 ORDER = (
-    *("deadline", "crop", "weights", "prediction", "video"),
-    *("runtime", "detect", "tracks", "model", "ensemble", "aggregate", "predict"),
-    *("inputs", "submission", "workers", "run"),
+    *("bundle", "rules", "deadline", "crop", "weights", "prediction", "video", "audio"),
+    *("runtime", "mtcnn", "detect", "tracks", "model", "ensemble", "export", "aggregate", "predict", "report"),
+    *("inputs", "submission", "journal", "plan", "workers", "run"),
 )
 
 
@@ -64,3 +64,13 @@ def test_supervisor_loads_neither_torch_nor_decoders() -> None:
             assert not {str(m).split(".")[0] for m in modules} & {"torch", "torchvision", "av", "openvino"}, (
                 f"{name}: {modules}"
             )
+
+
+def test_only_modules_that_build_nets_import_torch_at_once() -> None:
+    """Torch takes 4 core-seconds and 350 MB a process; elsewhere its import stands inside the functions that need it."""
+    for name in ORDER:
+        top = ast.parse((ROOT / f"dfdc/{name}.py").read_text()).body
+        modules = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+        modules |= {node.module for node in top if isinstance(node, ast.ImportFrom) and node.module}
+        heavy = {module for module in modules if module.split(".")[0] in {"torch", "torchvision", "facenet_pytorch"}}
+        assert not heavy or name in {"mtcnn", "model"}, f"{name}: {heavy}"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import itertools
 import os
 import random
@@ -11,6 +12,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av import VideoFrame
 from clips import claim_size, draw, number_of, rewrite_packets, turn_clip, write_audio, write_clip
 
 from dfdc import video
@@ -536,6 +538,20 @@ def test_a_deadline_amid_decoding_returns_the_frames_so_far(tmp_path):
     # 31 looks for the first pass, one a packet and one at the end; then 15, for the frames 0 to 14.
     frames = read_frames(path, 8, deadline=after_looks(31 + 15))
     assert numbers(frames) == [1, 5, 9, 13, 14]
+
+
+def test_decoded_frames_are_let_go_of_at_once(tmp_path: Path) -> None:
+    """They are three megabytes each at 1080p; the pictures that are returned are others."""
+    path = write_clip(tmp_path / "a.mp4")
+    gc.collect()
+    gc.disable()
+    try:
+        frames = read_frames(path, 8)
+        held = [thing.format.name for thing in gc.get_objects() if type(thing) is VideoFrame]
+    finally:
+        gc.enable()
+    assert len(frames) == 8
+    assert held.count("yuv420p") <= 1
 
 
 # Real clips

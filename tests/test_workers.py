@@ -15,7 +15,7 @@ import pytest
 from dfdc.deadline import NEVER, Deadline
 from dfdc.inputs import InputError
 from dfdc.prediction import Prediction
-from dfdc.workers import LastWord, Ready, Refusal, WorkerSettings, predict_clips
+from dfdc.workers import CUDA_FAULT, LastWord, Ready, Refusal, WorkerSettings, predict_clips
 
 SETTINGS = WorkerSettings(weights=())
 
@@ -25,9 +25,10 @@ def misbehave(connection: Connection, settings: WorkerSettings) -> None:
     connection.send(Ready("a fake"))
     while True:
         try:
-            path, name, _ = connection.recv()
+            path, task = connection.recv()
         except EOFError:
             return
+        name = task.name
         if name.startswith("segfault"):
             ctypes.string_at(0)
         if name.startswith("killed"):
@@ -37,7 +38,7 @@ def misbehave(connection: Connection, settings: WorkerSettings) -> None:
         if name.startswith("once") and not path.exists():
             path.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        connection.send(Prediction(name, 0.25))
+        connection.send(Prediction(task.name, 0.25))
 
 
 def refuse(connection: Connection, settings: WorkerSettings) -> None:
@@ -55,8 +56,8 @@ def load_once(connection: Connection, settings: WorkerSettings) -> None:
         os._exit(4)
     flag.touch()
     connection.send(Ready("a fake"))
-    _, name, _ = connection.recv()
-    connection.send(Prediction(name, 0.25))
+    _, task = connection.recv()
+    connection.send(Prediction(task.name, 0.25))
     connection.recv()
     os._exit(5)
 
@@ -72,23 +73,60 @@ def load_first_only(connection: Connection, settings: WorkerSettings) -> None:
     connection.send(Ready("a fake"))
     while True:
         try:
-            _, name, _ = connection.recv()
+            _, task = connection.recv()
         except EOFError:
             return
         threading.Event().wait(1.0)
-        connection.send(Prediction(name, 0.25))
+        connection.send(Prediction(task.name, 0.25))
 
 
 def leave_after_one(connection: Connection, settings: WorkerSettings) -> None:
     connection.send(Ready("a fake"))
-    _, name, _ = connection.recv()
-    connection.send(LastWord(Prediction(name, 0.25)))
+    _, task = connection.recv()
+    connection.send(LastWord(Prediction(task.name, 0.25)))
+
+
+def fail_on_cuda(connection: Connection, settings: WorkerSettings) -> None:
+    """Clips whose names say so fail on CUDA, which any other device than the CPU stands for here."""
+    device = "cpu" if settings.device == "cpu" else "cuda"
+    connection.send(Ready(f"a fake {device}", device))
+    while True:
+        try:
+            _, task = connection.recv()
+        except EOFError:
+            return
+        if task.name.startswith("fault") and device == "cuda":
+            error = Prediction(task.name, status="error", reason="RuntimeError CUDA error: unspecified launch failure")
+            connection.send(LastWord(error, cuda_fault=True))
+            return
+        if task.name.startswith("crash") and device == "cuda":
+            os._exit(6)
+        connection.send(Prediction(task.name, {"cuda": 0.25, "cpu": 0.75}[device]))
+
+
+def load_on_the_cpu_only(connection: Connection, settings: WorkerSettings) -> None:
+    if settings.device != "cpu":
+        os._exit(3)
+    fail_on_cuda(connection, settings)
+
+
+def echo_frames(connection: Connection, settings: WorkerSettings) -> None:
+    """Answers with what it was asked; of a clip whose name says so, its second look kills."""
+    connection.send(Ready("a fake"))
+    while True:
+        try:
+            _, task = connection.recv()
+        except EOFError:
+            return
+        if task.n_frames > 8 and task.name.startswith("lethal"):
+            os._exit(7)
+        connection.send(Prediction(task.name, 0.25, frames=task.n_frames))
 
 
 def report_environment(connection: Connection, settings: WorkerSettings) -> None:
     connection.send(Ready("a fake"))
-    _, name, _ = connection.recv()
-    connection.send(Prediction(name, reason=os.environ["MALLOC_TOP_PAD_"] + " " + os.environ["OMP_NUM_THREADS"]))
+    _, task = connection.recv()
+    connection.send(Prediction(task.name, reason=os.environ["MALLOC_TOP_PAD_"] + " " + os.environ["OMP_NUM_THREADS"]))
 
 
 def run(names: list[str], *, work: object = misbehave, settings: WorkerSettings = SETTINGS, **options: object) -> dict:
@@ -180,6 +218,75 @@ def test_slot_whose_workers_never_load_is_given_up(tmp_path: Path, caplog: pytes
 def test_worker_that_leaves_costs_no_clip() -> None:
     names = [f"{i}.mp4" for i in range(4)]
     assert {p.status for p in run(names, work=leave_after_one).values()} == {"ok"}
+
+
+def test_clip_that_cuda_failed_is_scored_on_the_cpu_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    found = run(["fault.mp4", *(f"{i}.mp4" for i in range(5))], work=fail_on_cuda, n_workers=1)
+    assert found["fault.mp4"].label == 0.75
+    assert {found[f"{i}.mp4"].label for i in range(5)} == {0.25}
+    assert "CUDA failed 1 clips; the CPU goes on" in caplog.text
+
+
+def test_cuda_device_that_fails_for_good_sends_the_rest_to_the_cpu(caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"fault{i}.mp4" for i in range(6)]
+    found = run(names, work=fail_on_cuda, settings=WorkerSettings(weights=(), device="cuda"))
+    assert {(p.label, p.status) for p in found.values()} == {(0.75, "ok")}
+    assert sorted(found) == names
+    assert caplog.text.count("the CPU goes on") == 1
+
+
+def test_cuda_device_that_takes_its_workers_down_sends_the_rest_to_the_cpu() -> None:
+    found = run([f"crash{i}.mp4" for i in range(6)], work=fail_on_cuda)
+    assert {(p.label, p.status) for p in found.values()} == {(0.75, "ok")}
+
+
+def test_one_clip_that_takes_cuda_workers_down_does_not_send_the_rest_to_the_cpu() -> None:
+    found = run(["crash.mp4", *(f"{i}.mp4" for i in range(5))], work=fail_on_cuda, n_workers=1)
+    assert found["crash.mp4"].status == "error"
+    assert {found[f"{i}.mp4"].label for i in range(5)} == {0.25}
+
+
+def test_workers_that_do_not_load_on_auto_are_tried_on_the_cpu(caplog: pytest.LogCaptureFixture) -> None:
+    assert run(["a.mp4"], work=load_on_the_cpu_only)["a.mp4"].label == 0.75
+    assert "the last ended with exit code 3; the CPU goes on" in caplog.text
+
+
+def test_workers_that_do_not_load_on_a_device_that_was_asked_for_end_the_run() -> None:
+    with pytest.raises(InputError, match="try --workers 1 or --device cpu"):
+        run(["a.mp4"], work=load_on_the_cpu_only, settings=WorkerSettings(weights=(), device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("reason", "fault"),
+    [
+        ("RuntimeError CUDA error: an illegal memory access was encountered", True),
+        ("OutOfMemoryError CUDA out of memory. Tried to allocate 2.00 GiB", True),
+        ("RuntimeError cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", True),
+        ("RuntimeError CUBLAS_STATUS_NOT_INITIALIZED", True),
+        ("AcceleratorError device-side assert triggered", True),
+        ("ValueError operands could not be broadcast together", False),
+    ],
+)
+def test_errors_that_are_cudas_are_told_from_others(reason: str, fault: bool) -> None:
+    assert (CUDA_FAULT.search(reason) is not None) is fault
+
+
+def test_fixed_frames_reach_the_worker_and_the_record() -> None:
+    found = run(["a.mp4"], work=echo_frames, settings=WorkerSettings(weights=(), n_frames=5))
+    assert (found["a.mp4"].frames, found["a.mp4"].wanted) == (5, 5)
+
+
+def test_known_clips_are_not_looked_at_again() -> None:
+    known = {"a.mp4": Prediction("a.mp4", 0.5, wanted=32, frames=32)}
+    assert list(run(["a.mp4", "b.mp4"], work=echo_frames, known=known)) == ["b.mp4"]
+    assert run(["a.mp4"], work=die_at_once, known=known) == {}
+
+
+def test_worker_that_dies_in_a_further_look_costs_no_score() -> None:
+    known = {"lethal.mp4": Prediction("lethal.mp4", 0.4, wanted=8, frames=8)}
+    found = run(["lethal.mp4", "a.mp4"], work=echo_frames, known=known)
+    assert found["lethal.mp4"] == Prediction("lethal.mp4", 0.4, wanted=32, frames=8)
+    assert found["a.mp4"].frames == 32
 
 
 def test_no_process_is_left_when_the_consumer_stops_in_the_middle() -> None:

@@ -275,14 +275,16 @@ def main(argv: list[str] | None = None) -> int:
     add("--cores", type=int, default=2, help="cores that are used (default: %(default)s)")
     add("--workers", type=int, help="clips at once (default: the kernel's, one a core)")
     add("--device", choices=("auto", "cpu", "cuda"), help="where nets run (default: the kernel's)")
-    add("--frames", type=int, help="frames looked at per clip (default: the kernel's)")
+    add(
+        "--frames", type=int, default=16, help="frames looked at per clip, so that work is fixed (default: %(default)s)"
+    )
     add("--weights", type=Path, help="weights file or folder (default: the kernel's)")
     add("--memory-gb", type=float, help="10^9 bytes that all processes may take together (default: any amount)")
     add("--clips", type=int, default=Plan.n_clips, help="clips of the planned run (default: %(default)s)")
     add("--limit", type=parse_duration, default="9h", help="how long it may take (default: %(default)s)")
     args = parser.parse_args(argv)
     names = [name for name in ("workers", "device", "frames", "weights") if getattr(args, name) is not None]
-    kernel = [sys.executable, KERNEL, *(f"--{name}={getattr(args, name)}" for name in names)]
+    kernel = [sys.executable, KERNEL, "--fresh", *(f"--{name}={getattr(args, name)}" for name in names)]
     try:
         plan, job = Plan(args.clips, args.limit, args.memory_gb), collect(args.paths)
         clips = [job.paths[name] for name in fnmatch.filter(job.names, args.match)]

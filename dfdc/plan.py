@@ -1,0 +1,261 @@
+"""How many frames of which clip next: the plan that turns the time there is into scores.
+
+Why it is as it is. Log loss falls most with the first frames and little beyond 32 (32 instead of one: -.22; polimi,
+ICPR 2020). Reading a clip costs as much as looking at 16 frames of it, so a second look is nearly as dear as a first
+one; and a clip without a score costs .69, more than any number of frames wins back. Therefore:
+
+- Where time allows it comfortably, every clip gets `TOP` frames in its only look; no quick pass is wasted.
+- "Comfortably" means: the time would also do for a pass at the rung below. A run that is given less starts there, and
+  climbs clip by clip, the most uncertain first, in an order that does not depend on the time. So more time never lowers
+  the frames of a clip: it only lets the same steps go further, and where it lets the run start a rung higher, it would
+  also have taken every clip up that rung.
+- What a clip costs is measured on the run's own first clips. Where the others turn out dearer and time gets short, they
+  get half the frames, and half of that, down to one, before any gets none. (Only then may a run with less time, which
+  was more careful from the start, have given a late clip more frames.)
+- A clip whose probability is outside `CERTAIN` stays as it is: its expected loss is at most .2, of which further frames
+  win a fraction. A clip that gave fewer frames than it was asked for has no more to give.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import fmean, stdev
+
+from dfdc.deadline import Deadline
+from dfdc.prediction import Prediction
+
+log = logging.getLogger(__name__)
+
+# Frames per clip on the way up.
+LOW, QUICK, TOP = 1, 8, 32
+RUNGS = (LOW, QUICK, TOP)
+CERTAIN = (0.05, 0.95)
+# Clips that are measured before the plan is made. Each worker's first clip is not among them: it warms caches up.
+PROBES = 16
+# What the last so many clips cost says what the next ones will: a machine may become slower on its way.
+WINDOW = 100
+# Until something is measured: worker-seconds of a clip at `QUICK` frames.
+PRIOR_COST_S = 2.5
+# Decoding ends at a look's limit, and what was decoded is scored; a worker that is so much later is taken to hang.
+GRACE_S = 10.0
+# First looks get fewer frames where those that are left would take more than this share of the time.
+FULL = 0.9
+# A first look may take so many times its fair share of the time left, and always so many seconds: a clip that never
+# ends must not eat the run, and a long one must not be cut short without need.
+SHARES = 8.0
+MIN_LIMIT_S = 5.0
+
+
+def relative_cost(n_frames: int) -> float:
+    """What a look at so many frames of a clip costs, in looks at `QUICK`.
+
+    Core-seconds on DFDC's clips (docs/experiments.md): 1.44 to decode the whole clip, of which n evenly spread frames
+    need 1 - 1/2n, for the last one is in the middle of the last n-th; and .09 a frame for faces, crops and scores.
+    """
+    return _core_s(n_frames) / _core_s(QUICK)
+
+
+def _core_s(n_frames: int) -> float:
+    return 1.44 * (1 - 0.5 / n_frames) + 0.09 * n_frames
+
+
+@dataclass(frozen=True)
+class Task:
+    """A look at a clip: its row, how many frames, and the wall seconds it may take."""
+
+    name: str
+    n_frames: int
+    limit_s: float
+
+
+class Plan:
+    """What to do next, from what was done and the time that is left; it starts nothing itself."""
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        *,
+        n_frames: int | None,
+        n_workers: int,
+        clip_limit_s: float,
+        deadline: Deadline,
+        known: Mapping[str, Prediction] | None = None,
+    ) -> None:
+        """Plan a run.
+
+        Args:
+            names: of the rows, in the order in which they get their first look.
+            n_frames: for one look of so many at each clip; None for as many as time allows.
+            n_workers: how many looks go on at once.
+            clip_limit_s: wall seconds that a look may take, at most.
+            deadline: of the run; its clock is the only one.
+            known: what an earlier run found, of rows among the names.
+        """
+        self.n_frames, self.n_workers, self.clip_limit_s, self.deadline = n_frames, n_workers, clip_limit_s, deadline
+        self.known = dict(known or {})
+        self.underway: dict[str, tuple[Task, float]] = {}
+        self._order = {name: rank for rank, name in enumerate(names)}
+        self._first = deque(name for name in self._order if name not in self.known)
+        self._further: list[tuple[int, float, int, str]] = []
+        self._costs_s: deque[float] = deque(maxlen=WINDOW)
+        self._n_measured = 0
+        self._rung = n_frames
+        self._lowest = n_frames or TOP
+        self._begun = self._climbing = False
+        for prediction in self.known.values():
+            self._consider(prediction)
+
+    def next(self) -> Task | None:
+        """The next look to begin; None while there is none worth its time."""
+        if self._first:
+            if self._rung is None and not self._begun:
+                self._begin()
+            n_frames, limit_s = self._first_frames(), self._first_limit_s()
+            task = Task(self._first.popleft(), n_frames, limit_s)
+        elif self._further_fits():
+            tried, _, _, name = heapq.heappop(self._further)
+            task = Task(name, _rung_above(tried), min(self.clip_limit_s, self.deadline.remaining_s()))
+            self._tell_climb()
+        else:
+            return None
+        self.underway[task.name] = (task, self.deadline.clock())
+        return task
+
+    def record(self, prediction: Prediction) -> Prediction:
+        """Take over what a look found.
+
+        Returns:
+            What is known of the clip from now on: a later look replaces an earlier one only if it succeeded.
+        """
+        task, began_s = self.underway.pop(prediction.filename)
+        self._measure((self.deadline.clock() - began_s) / relative_cost(task.n_frames))
+        prediction = replace(prediction, wanted=task.n_frames)
+        earlier = self.known.get(prediction.filename)
+        if earlier and not (prediction.status == "ok" and prediction.frames >= earlier.frames):
+            prediction = replace(earlier, wanted=task.n_frames)
+        self.known[prediction.filename] = prediction
+        self._consider(prediction)
+        return prediction
+
+    def retry(self, name: str) -> None:
+        """Put a clip whose first look was lost back, behind the others."""
+        del self.underway[name]
+        self._first.append(name)
+
+    def n_open(self) -> int:
+        """How many looks are going on or wait."""
+        return len(self.underway) + len(self._first) + (len(self._further) if self._further_fits() else 0)
+
+    def unscored(self) -> list[str]:
+        """The clips without any prediction yet, in order."""
+        return [name for name in self._order if name not in self.known]
+
+    def cost_s(self, n_frames: int) -> float:
+        """Worker-seconds that a look at so many frames is expected to take."""
+        return relative_cost(n_frames) * (fmean(self._costs_s) if self._costs_s else PRIOR_COST_S)
+
+    def _measure(self, cost_s: float) -> None:
+        self._n_measured += 1
+        if self._n_measured > self.n_workers:
+            self._costs_s.append(cost_s)
+        if self._rung is None and len(self._costs_s) >= PROBES:
+            self._choose_rung()
+
+    def _consider(self, prediction: Prediction) -> None:
+        """Queue a clip for a further look if that is worth it: fewest frames first, then the most uncertain."""
+        if self.n_frames is not None or prediction.wanted >= TOP or prediction.frames < prediction.wanted:
+            return
+        certain = prediction.wanted >= QUICK and not CERTAIN[0] <= prediction.label <= CERTAIN[1]
+        if prediction.status in ("ok", "no_face") and not certain:
+            rung = max(rung for rung in RUNGS if rung <= max(prediction.wanted, LOW))
+            rank = self._order[prediction.filename]
+            heapq.heappush(self._further, (rung, abs(prediction.label - 0.5), rank, prediction.filename))
+
+    def _rounds(self) -> int:
+        """How many clips each worker has yet to look at for the first time."""
+        return math.ceil(len(self._first) / self.n_workers)
+
+    def _begin(self) -> None:
+        """Choose the top rung at once where even the worst case allows it; else clips are measured first."""
+        self._begun = True
+        worst_s = self._rounds() * (self.clip_limit_s + GRACE_S)
+        n, left = len(self._first), _hours(self.deadline.remaining_s())
+        if worst_s <= self.deadline.remaining_s():
+            self._rung = TOP
+            log.info("plan: %d frames of each of %d clips: at worst %s, with %s left", TOP, n, _hours(worst_s), left)
+        else:
+            log.info("plan: %d clips in %s; the first, with %d frames each, tell what one costs", n, left, QUICK)
+
+    def _choose_rung(self) -> None:
+        """The highest rung that the time left would also let every clip reach from the rung below."""
+        left_s = self.deadline.remaining_s()
+        # The mean of few clips is a guess: two standard errors more than it.
+        mean_s = fmean(self._costs_s) or math.inf
+        doubt = 1 + 2 * stdev(self._costs_s) / mean_s / math.sqrt(len(self._costs_s))
+        rounds = self._rounds() * doubt
+        self._rung = LOW
+        for below, rung in pairwise(RUNGS):
+            if rounds * (self.cost_s(below) + self.cost_s(rung)) <= left_s:
+                self._rung = rung
+        log.info(
+            "plan: %d frames take %.2f s; %d of each of %d clips that are left, about %s of %s%s",
+            QUICK,
+            self.cost_s(QUICK),
+            self._rung,
+            len(self._first),
+            _hours(self._rounds() * self.cost_s(self._rung)),
+            _hours(left_s),
+            "" if self._rung == TOP else ", then more of the most uncertain",
+        )
+
+    def _first_frames(self) -> int:
+        """Frames of the next first look: the chosen rung's, halved until the clips left fit into the time left."""
+        if self.n_frames is not None:
+            return self.n_frames
+        n_frames, full_s = self._rung or QUICK, FULL * self.deadline.remaining_s()
+        while n_frames > 1 and self._rounds() * self.cost_s(n_frames) > full_s:
+            n_frames //= 2
+        if n_frames < self._lowest and n_frames < (self._rung or QUICK):
+            self._lowest = n_frames
+            left = _hours(self.deadline.remaining_s())
+            log.info("plan: short of time, %d frames a clip: %d clips in %s", n_frames, len(self._first), left)
+        return n_frames
+
+    def _first_limit_s(self) -> float:
+        remaining_s = self.deadline.remaining_s()
+        share_s = SHARES * remaining_s * self.n_workers / len(self._first)
+        return min(self.clip_limit_s, remaining_s, max(share_s, MIN_LIMIT_S))
+
+    def _further_fits(self) -> bool:
+        if not self._further:
+            return False
+        return self.cost_s(_rung_above(self._further[0][0])) <= self.deadline.remaining_s()
+
+    def _tell_climb(self) -> None:
+        if not self._climbing:
+            self._climbing = True
+            n, left = len(self._further) + 1, _hours(self.deadline.remaining_s())
+            log.info("plan: every clip has its score; more frames of %d uncertain ones, %s left", n, left)
+
+
+def _rung_above(n_frames: int) -> int:
+    return next(rung for rung in RUNGS if rung > n_frames)
+
+
+def _hours(seconds: float) -> str:
+    """A span in words."""
+    if seconds == math.inf:
+        return "any time"
+    return (
+        f"{seconds / 3600:.1f} h"
+        if seconds >= 3600
+        else f"{seconds / 60:.1f} min"
+        if seconds >= 60
+        else f"{seconds:.0f} s"
+    )

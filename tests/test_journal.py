@@ -1,0 +1,238 @@
+"""dfdc.journal: what was scored is known after a kill, and what is not ours is never believed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dfdc.journal import Journal, Past, identify, journal_path, read_journal, scoring_key
+from dfdc.prediction import Prediction
+from dfdc.weights import ModelSpec, WeightsFile
+
+KEY = {"weights": ["ab"], "--device": "auto", "--frames": None, "code": "cd"}
+ODD = 'comma, "quotes"\n視頻 latin\udce9.mp4'
+FIRST = Prediction("a.mp4", 0.125, wanted=16, frames=15, faces=14, tracks=1, seconds=1.5, decode_s=0.5)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, list[object]]:
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_text(name)
+    return {**{name: identify(tmp_path / name) for name in ("a.mp4", "b.mp4")}, ODD: identify(tmp_path / ODD)}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return journal_path(tmp_path / "submission.csv")
+
+
+def write(path: Path, files: dict[str, list[object]], *predictions: Prediction, end: int = 0) -> bytes:
+    journal = Journal(path, KEY, files, end=end)
+    for prediction in predictions:
+        journal.record(prediction)
+    journal.close()
+    return path.read_bytes()
+
+
+def test_what_was_recorded_is_read_back_exactly(path: Path, files: dict) -> None:
+    recorded = [FIRST, Prediction(ODD, status="unreadable", reason="says 'no',\n\"really\""), Prediction("b.mp4")]
+    write(path, files, *recorded)
+    past = read_journal(path, KEY, files)
+    assert past.done == {p.filename: p for p in recorded}
+    assert past.end == path.stat().st_size
+
+
+def test_lines_are_on_the_disk_before_the_next_clip(path: Path, files: dict) -> None:
+    journal = Journal(path, KEY, files)
+    journal.record(FIRST)
+    assert read_journal(path, KEY, files).done == {"a.mp4": FIRST}
+    journal.close()
+
+
+def test_absent_journal_is_an_empty_past(path: Path, files: dict, caplog: pytest.LogCaptureFixture) -> None:
+    assert read_journal(path, KEY, files) == Past()
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("status", ["timeout", "error"])
+def test_clip_that_failed_by_the_machine_is_tried_again(path: Path, files: dict, status: str) -> None:
+    write(path, files, Prediction("a.mp4", status=status, reason="x"), Prediction("b.mp4"))
+    assert list(read_journal(path, KEY, files).done) == ["b.mp4"]
+
+
+@pytest.mark.parametrize("status", ["ok", "no_face", "unreadable"])
+def test_clip_that_is_known_is_not_tried_again(path: Path, files: dict, status: str) -> None:
+    write(path, files, Prediction("a.mp4", status=status))
+    assert list(read_journal(path, KEY, files).done) == ["a.mp4"]
+
+
+def test_last_line_of_a_clip_holds(path: Path, files: dict) -> None:
+    better = replace(FIRST, label=0.75, wanted=32, frames=32)
+    write(path, files, FIRST, better)
+    assert read_journal(path, KEY, files).done == {"a.mp4": better}
+
+
+def test_every_torn_end_costs_its_own_line_alone(path: Path, files: dict) -> None:
+    one = write(path, files, FIRST)
+    whole = write(path, files, FIRST, Prediction("b.mp4"))
+    assert whole.startswith(one)
+    for length in range(len(one), len(whole)):
+        path.write_bytes(whole[:length])
+        assert read_journal(path, KEY, files) == Past({"a.mp4": FIRST}, len(one))
+
+
+def test_run_after_a_torn_line_goes_on_behind_the_last_whole_one(path: Path, files: dict) -> None:
+    whole = write(path, files, FIRST, Prediction("b.mp4"))
+    path.write_bytes(whole[:-9])
+    end = read_journal(path, KEY, files).end
+    assert write(path, files, Prediction("b.mp4"), end=end) == whole
+
+
+def test_damaged_line_in_the_middle_costs_its_own_clip_alone(
+    path: Path, files: dict, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = write(path, files, FIRST, Prediction("b.mp4", 0.25))
+    path.write_bytes(whole.replace(b"0.125", b"0.925"))
+    assert list(read_journal(path, KEY, files).done) == ["b.mp4"]
+    assert "passed over: 1" in caplog.text
+
+
+def test_no_flipped_bit_changes_a_score(path: Path, files: dict) -> None:
+    whole = write(path, files, FIRST, Prediction("b.mp4", 0.25))
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[generator.integers(len(damaged))] ^= 1 << generator.integers(8)
+        path.write_bytes(damaged)
+        for name, prediction in read_journal(path, KEY, files).done.items():
+            assert prediction == {"a.mp4": FIRST, "b.mp4": Prediction("b.mp4", 0.25)}[name]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"weights": ["other"]}, "weights"),
+        ({"--frames": 16}, "--frames"),
+        ({"--device": "cpu"}, "--device"),
+        ({"code": "x"}, "code"),
+        ({"new": 1}, "new"),
+    ],
+)
+def test_other_weights_or_settings_start_afresh_and_say_so(
+    path: Path, files: dict, caplog: pytest.LogCaptureFixture, changed: dict, named: str
+) -> None:
+    write(path, files, FIRST)
+    assert read_journal(path, {**KEY, **changed}, files) == Past()
+    assert f"was made with other {named}; starts afresh" in caplog.text
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"garbage\n", b"\0" * 100_000, b"[" * 60_000 + b"\n", b"{}\n", b'{"key": 1, "check": 0}\n', b"1" * 60_000 + b"\n"],
+)
+def test_garbage_starts_afresh_and_says_so(
+    path: Path, files: dict, caplog: pytest.LogCaptureFixture, text: bytes
+) -> None:
+    path.write_bytes(text)
+    assert read_journal(path, KEY, files) == Past()
+    assert "is no journal of this program; starts afresh" in caplog.text
+    assert write(path, files, FIRST).count(b"\n") == 2
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"label": 1.0},
+        {"label": float("nan")},
+        {"label": "0.5"},
+        {"label": True},
+        {"status": "fine"},
+        {"frames": -1},
+        {"frames": 1.5},
+        {"frames": 10**30},
+        {"seconds": float("inf")},
+        {"reason": None},
+        {"filename": ["a.mp4"]},
+        {"surplus": 1},
+    ],
+)
+def test_field_that_cannot_be_makes_its_line_no_line(path: Path, files: dict, values: dict) -> None:
+    from dfdc.journal import _seal
+
+    whole = write(path, files, FIRST)
+    fields = json.loads(whole.splitlines()[1])
+    del fields["check"]
+    path.write_bytes(whole.splitlines(keepends=True)[0] + _seal({**fields, **values}))
+    assert read_journal(path, KEY, files).done == {}
+
+
+@pytest.mark.parametrize("change", ["content", "time", "absent"])
+def test_other_file_under_the_same_name_is_scored_anew(tmp_path: Path, path: Path, files: dict, change: str) -> None:
+    write(path, files, FIRST, Prediction("b.mp4"))
+    clip = tmp_path / "a.mp4"
+    if change == "content":
+        clip.write_text("another")
+    elif change == "time":
+        os.utime(clip, ns=(0, 1))
+    else:
+        clip.unlink()
+    changed = {**files, "a.mp4": identify(clip)}
+    assert list(read_journal(path, KEY, changed).done) == ["b.mp4"]
+
+
+def test_clips_of_another_folder_are_others(tmp_path: Path, path: Path, files: dict) -> None:
+    write(path, files, FIRST)
+    (tmp_path / "other").mkdir()
+    os.link(tmp_path / "a.mp4", tmp_path / "other/a.mp4")
+    assert read_journal(path, KEY, {"a.mp4": identify(tmp_path / "other/a.mp4")}).done == {}
+
+
+def test_full_disk_costs_one_warning(
+    path: Path, files: dict, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(path, KEY, files)
+    journal.record(FIRST)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    journal.record(Prediction("b.mp4"))
+    journal.record(Prediction("b.mp4"))
+    assert [record.getMessage().count("No space left on device") for record in caplog.records] == [1]
+    journal.close()
+    assert read_journal(path, KEY, files).done == {"a.mp4": FIRST}
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_what_is_no_plain_file_is_left_alone(
+    tmp_path: Path, path: Path, files: dict, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    (tmp_path / "precious").write_text("kept")
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link": lambda: path.symlink_to("precious")}[kind]()
+    assert read_journal(path, KEY, files) == Past()
+    journal = Journal(path, KEY, files)
+    journal.record(FIRST)
+    journal.close()
+    assert (tmp_path / "precious").read_text() == "kept"
+    assert "cannot be written" in caplog.text
+
+
+def test_key_changes_with_weights_device_and_frames(tmp_path: Path) -> None:
+    spec = ModelSpec("efficientnet-b0", 224)
+    weights = [WeightsFile(tmp_path, digest, spec) for digest in ("ab", "cd")]
+    keys = [
+        scoring_key(weights, device="auto", n_frames=None),
+        scoring_key(weights[:1], device="auto", n_frames=None),
+        scoring_key(weights, device="cpu", n_frames=None),
+        scoring_key(weights, device="auto", n_frames=16),
+    ]
+    assert all(a != b for i, a in enumerate(keys) for b in keys[:i])
+    assert keys[0] == json.loads(json.dumps(scoring_key(weights, device="auto", n_frames=None)))

@@ -1,0 +1,304 @@
+"""dfdc.plan: the budget holds, every clip gets a score, and more time never takes frames away.
+
+Runs are simulated: a clock that jumps from one finished look to the next, workers that are numbers in a heap.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+import pytest
+
+from dfdc.deadline import NEVER, Deadline
+from dfdc.plan import CERTAIN, GRACE_S, LOW, PROBES, QUICK, TOP, Plan, Task, relative_cost
+from dfdc.prediction import Prediction
+
+CLIP_LIMIT_S = 60.0
+Cost = Callable[[Task], float]
+
+
+@dataclass
+class Simulation:
+    """What a simulated run did.
+
+    Attributes:
+        predictions: the last of each clip.
+        looks: the tasks in order.
+        end_s: when it stopped by itself or by its limit.
+    """
+
+    predictions: dict[str, Prediction] = field(default_factory=dict)
+    looks: list[Task] = field(default_factory=list)
+    end_s: float = 0.0
+
+    @property
+    def frames(self) -> dict[str, int]:
+        return {name: p.frames for name, p in self.predictions.items()}
+
+
+@cache
+def label_of(name: str) -> float:
+    """A clip's score, whatever its frames: two in five are certain."""
+    return 0.02 + 0.96 * np.random.default_rng(int(name)).beta(0.5, 0.5)
+
+
+def simulate(
+    names: list[str],
+    cost_s: Cost,
+    limit_s: float,
+    *,
+    n_workers: int = 2,
+    n_frames: int | None = None,
+    answer: Callable[[Task], Prediction] | None = None,
+    known: Mapping[str, Prediction] | None = None,
+) -> Simulation:
+    """Run a plan with workers that take so long for a task, or what hangs takes: its limit and a grace period."""
+    now = [0.0]
+    deadline = Deadline(limit_s, lambda: now[0])
+    plan = Plan(
+        names, n_frames=n_frames, n_workers=n_workers, clip_limit_s=CLIP_LIMIT_S, deadline=deadline, known=known
+    )
+    answer = answer or (lambda task: Prediction(task.name, label_of(task.name), frames=task.n_frames))
+    run, busy = Simulation(dict(known or {})), []
+    while not deadline.expired():
+        while len(busy) < n_workers and (task := plan.next()):
+            run.looks.append(task)
+            took_s = min(cost_s(task), task.limit_s + GRACE_S)
+            heapq.heappush(busy, (now[0] + took_s, len(run.looks), took_s, task))
+        assert plan.n_open() >= len(busy)
+        if not busy:
+            assert plan.n_open() == 0
+            break
+        now[0], _, took_s, task = heapq.heappop(busy)
+        if deadline.expired():
+            now[0] = limit_s
+            break
+        hung = took_s >= task.limit_s + GRACE_S
+        found = Prediction(task.name, status="timeout", reason="hung") if hung else answer(task)
+        run.predictions[task.name] = plan.record(found)
+    run.end_s = now[0]
+    assert sorted(plan.unscored() + list(run.predictions)) == sorted(names)
+    return run
+
+
+def numbered(n_clips: int) -> list[str]:
+    return [str(i) for i in range(n_clips)]
+
+
+def steady(seconds: float = 2.0) -> Cost:
+    """Every clip costs the same: so much at QUICK frames."""
+    return lambda task: seconds * relative_cost(task.n_frames)
+
+
+def uneven(seconds: float = 2.0, *, sigma: float, seed: int = 0) -> Cost:
+    """Clips differ by factors with a heavy tail (log-normal); a clip's own is the same at every look."""
+
+    factors = np.random.default_rng(seed).lognormal(-(sigma**2) / 2, sigma, 4000).tolist()
+    return lambda task: seconds * factors[int(task.name)] * relative_cost(task.n_frames)
+
+
+def pass_s(n_clips: int, n_frames: int, *, n_workers: int = 2, seconds: float = 2.0) -> float:
+    return n_clips / n_workers * seconds * relative_cost(n_frames)
+
+
+def test_few_clips_are_looked_at_once_and_the_run_ends() -> None:
+    run = simulate(numbered(28), steady(), 8.5 * 3600)
+    assert set(run.frames.values()) == {TOP}
+    assert len(run.looks) == 28
+    assert run.end_s == pytest.approx(pass_s(28, TOP))
+
+
+def test_no_limit_means_one_thorough_look() -> None:
+    plan = Plan(numbered(9), n_frames=None, n_workers=2, clip_limit_s=60.0, deadline=NEVER)
+    assert plan.next() == Task("0", TOP, 60.0)
+
+
+def test_kaggles_job_is_done_in_one_pass_but_for_the_clips_that_were_measured() -> None:
+    run = simulate(numbered(4000), uneven(sigma=1.0), 8.5 * 3600)
+    assert sum(task.n_frames == QUICK for task in run.looks) < 30
+    certain = {name for name in run.frames if not CERTAIN[0] <= label_of(name) <= CERTAIN[1]}
+    assert {name for name, frames in run.frames.items() if frames < TOP} <= certain
+    assert run.end_s < 8.5 * 3600
+
+
+def test_fixed_frames_are_one_pass_whatever_the_time() -> None:
+    for limit_s in (100.0, 1000.0, 1e6):
+        run = simulate(numbered(300), steady(), limit_s, n_frames=16)
+        assert {task.n_frames for task in run.looks} == {16}
+        assert [task.name for task in run.looks] == numbered(300)[: len(run.looks)]
+
+
+def test_too_little_for_thorough_looks_goes_to_quick_ones_and_then_to_the_most_uncertain() -> None:
+    names = numbered(400)
+    # Enough for quick looks at all and thorough ones at a quarter.
+    run = simulate(names, steady(), 1.02 * pass_s(400, QUICK) + pass_s(100, TOP))
+    assert [task.name for task in run.looks[:400]] == names
+    assert {task.n_frames for task in run.looks[:400]} == {QUICK}
+    further = [task.name for task in run.looks[400:]]
+    assert 95 <= len(further) <= 110
+    assert {task.n_frames for task in run.looks[400:]} == {TOP}
+    assert further == sorted(names, key=lambda name: abs(label_of(name) - 0.5))[: len(further)]
+
+
+def test_certain_clips_are_left_alone() -> None:
+    run = simulate(numbered(400), steady(), pass_s(400, QUICK) + pass_s(399, TOP))
+    for task in run.looks[400:]:
+        assert CERTAIN[0] <= label_of(task.name) <= CERTAIN[1]
+    assert run.end_s < 0.9 * (pass_s(400, QUICK) + pass_s(399, TOP))
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_more_time_never_lowers_the_frames_of_a_clip(sigma: float, n_workers: int) -> None:
+    names, cost = numbered(120), uneven(sigma=sigma)
+    before: dict[str, int] = {}
+    for limit_s in np.geomspace(20, 3 * pass_s(120, TOP, n_workers=1), 60):
+        frames = simulate(names, cost, limit_s, n_workers=n_workers).frames
+        lowered = {name: (n, frames.get(name, 0)) for name, n in before.items() if frames.get(name, 0) < n}
+        assert not lowered, f"{limit_s:.0f} s"
+        before = frames
+    assert min(before.values()) >= QUICK
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_more_time_never_lowers_the_frames_of_wildly_different_clips_unless_time_gets_short(seed: int) -> None:
+    names, cost = numbered(120), uneven(sigma=1.0, seed=seed)
+    before: dict[str, int] = {}
+    for limit_s in np.geomspace(100, 3 * pass_s(120, TOP, n_workers=1), 40):
+        run = simulate(names, cost, limit_s)
+        first_looks = [task.n_frames for task in run.looks[:120]]
+        if sorted(first_looks[PROBES + 2 :]) != first_looks[PROBES + 2 :]:
+            continue  # it was short of time at some moment: fewer frames than the clip before had
+        lowered = {name: (n, run.frames.get(name, 0)) for name, n in before.items() if run.frames.get(name, 0) < n}
+        assert not lowered, f"{limit_s:.0f} s"
+        before = run.frames
+    assert min(before.values()) >= QUICK
+
+
+def test_at_any_moment_more_time_means_no_fewer_frames() -> None:
+    def first(limit_s: float) -> int:
+        plan = Plan(
+            numbered(1000), n_frames=None, n_workers=2, clip_limit_s=60.0, deadline=Deadline(limit_s, lambda: 0.0)
+        )
+        return plan.next().n_frames
+
+    chosen = [first(limit_s) for limit_s in np.geomspace(1, 1e6, 200)]
+    assert chosen == sorted(chosen)
+    assert set(chosen) == {1, 2, 4, 8, TOP}
+
+
+def test_later_clips_get_fewer_frames_before_any_gets_none(caplog: pytest.LogCaptureFixture) -> None:
+    """The machine becomes two and a half times slower after a third of the clips."""
+    names = numbered(600)
+
+    def cost_s(task: Task) -> float:
+        return (5.0 if int(task.name) >= 200 else 2.0) * relative_cost(task.n_frames)
+
+    with caplog.at_level(logging.INFO):
+        run = simulate(names, cost_s, 1.5 * pass_s(600, QUICK))
+    assert len(run.predictions) == 600
+    first_looks = [task.n_frames for task in run.looks[:600]]
+    assert first_looks[:200] == [QUICK] * 200
+    assert set(first_looks) >= {QUICK, 4, LOW}
+    assert "short of time, 4 frames a clip" in caplog.text
+    assert len(caplog.records) < 10
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("limit_h", [1.0, 2.5, 8.5])
+def test_heavy_tails_neither_break_the_budget_nor_leave_a_clip_without_a_score(seed: int, limit_h: float) -> None:
+    """4,000 clips; one in a hundred takes from 10 to 600 s."""
+    usual, generator = uneven(1.2, sigma=0.6, seed=seed), np.random.default_rng(seed)
+    monsters = {str(i): generator.uniform(10, 600) for i in generator.choice(4000, 40, replace=False)}
+    run = simulate(numbered(4000), lambda task: monsters.get(task.name) or usual(task), limit_h * 3600)
+    assert len(run.predictions) == 4000
+    assert run.end_s <= limit_h * 3600
+    assert sum(p.status == "timeout" for p in run.predictions.values()) < 60
+
+
+def test_run_with_a_minute_left_scores_as_many_clips_as_it_can() -> None:
+    run = simulate(numbered(4000), steady(1.0), 60.0)
+    # At one frame 120 worker-seconds are enough for so many:
+    assert len(run.predictions) >= 0.95 * 120 / relative_cost(LOW)
+    assert {task.n_frames for task in run.looks} == {LOW}
+
+
+def test_minute_is_enough_for_every_clip_of_a_small_folder() -> None:
+    run = simulate(numbered(40), steady(1.0), 60.0)
+    assert len(run.predictions) == 40
+    assert min(run.frames.values()) >= QUICK
+
+
+@pytest.mark.parametrize("limit_s", [60.0, 600.0])
+def test_clip_that_never_ends_costs_the_others_no_score(limit_s: float) -> None:
+    usual = steady(1.0)
+    run = simulate(numbered(50), lambda task: 1e9 if task.name == "3" else usual(task), limit_s)
+    assert len(run.predictions) == 50
+    assert run.predictions["3"].status == "timeout"
+    assert sum(task.name == "3" for task in run.looks) == 1
+    assert {p.status for name, p in run.predictions.items() if name != "3"} == {"ok"}
+
+
+@pytest.mark.parametrize("later", ["timeout", "error", "unreadable", "no_face"])
+def test_later_look_that_fails_never_loses_a_score(later: str) -> None:
+    seen: set[str] = set()
+
+    def answer(task: Task) -> Prediction:
+        if task.name in seen:
+            return Prediction(task.name, status=later, reason="x")
+        seen.add(task.name)
+        return Prediction(task.name, 0.3, frames=task.n_frames)
+
+    run = simulate(numbered(16), steady(10.0), 290.0, answer=answer)
+    assert len(run.looks) > 16
+    assert {(p.label, p.status, p.frames) for p in run.predictions.values()} == {(0.3, "ok", QUICK)}
+    again = [task.name for task in run.looks[16:]]
+    assert len(again) == len(set(again))
+
+
+def test_later_look_that_was_cut_short_never_loses_frames() -> None:
+    def answer(task: Task) -> Prediction:
+        return Prediction(task.name, 0.3, frames=task.n_frames if task.n_frames == QUICK else 2)
+
+    run = simulate(numbered(16), steady(10.0), 290.0, answer=answer)
+    assert len(run.looks) > 16
+    assert set(run.frames.values()) == {QUICK}
+
+
+@pytest.mark.parametrize("frames", [0, 5])
+def test_clip_that_has_no_more_frames_is_not_looked_at_again(frames: int) -> None:
+    run = simulate(numbered(20), steady(4.0), 300.0, answer=lambda task: Prediction(task.name, frames=frames))
+    assert len(run.looks) == 20
+
+
+def test_known_clips_go_on_from_where_they_were() -> None:
+    known = {
+        "0": Prediction("0", 0.4, wanted=QUICK, frames=QUICK),
+        "1": Prediction("1", 0.5, wanted=TOP, frames=TOP),
+        "2": Prediction("2", 0.99, wanted=QUICK, frames=QUICK),
+        "3": Prediction("3", status="unreadable", wanted=QUICK),
+        "4": Prediction("4", 0.97, wanted=LOW, frames=LOW),
+        "5": Prediction("5", status="no_face", wanted=QUICK, frames=QUICK),
+    }
+    run = simulate([*known, "6"], steady(), 3600.0, known=known)
+    looks = [(task.name, task.n_frames) for task in run.looks]
+    assert looks == [("6", TOP), ("4", QUICK), ("5", TOP), ("0", TOP)]
+
+
+def test_run_that_was_done_has_nothing_to_do() -> None:
+    first = simulate(numbered(28), steady(), 3600.0)
+    assert simulate(numbered(28), steady(), 3600.0, known=first.predictions).looks == []
+
+
+def test_clip_whose_worker_died_comes_behind_the_others() -> None:
+    plan = Plan(numbered(3), n_frames=16, n_workers=1, clip_limit_s=60.0, deadline=NEVER)
+    assert plan.next().name == "0"
+    plan.retry("0")
+    assert [plan.next().name for _ in range(3)] == ["1", "2", "0"]
+    assert plan.next() is None
+    assert plan.n_open() == 3

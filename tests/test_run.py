@@ -1,0 +1,161 @@
+"""dfdc.run: a job becomes a submission, and the same command goes on where a killed run ended."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from dfdc.deadline import NEVER, Deadline
+from dfdc.inputs import Job
+from dfdc.prediction import Prediction
+from dfdc.run import Result, score_job, summarize
+from dfdc.workers import WorkerSettings
+
+NAMES = ("a.mp4", "b.mp4", "c.mp4", "d.mp4")
+LABELS = {"a.mp4": 0.25, "b.mp4": 0.75, "c.mp4": 0.5, "d.mp4": 0.125}
+
+
+class Killed(BaseException):
+    """The end of a run that cleans nothing up."""
+
+
+class FakeWorkers:
+    """Scores what is not known, notes what that was, and dies before a clip if told to."""
+
+    def __init__(self) -> None:
+        self.scored: list[str] = []
+        self.deadline = NEVER
+        self.dies_before: str | None = None
+        self.statuses: dict[str, str] = {}
+
+    def __call__(
+        self, clips: dict[str, Path], settings: WorkerSettings, *, deadline: Deadline, known: Mapping, n_workers: int
+    ) -> Iterator[Prediction]:
+        self.scored, self.deadline = [], deadline
+        for name in clips:
+            if name not in known:
+                if name == self.dies_before:
+                    raise Killed
+                self.scored.append(name)
+                yield Prediction(name, LABELS[name], status=self.statuses.get(name, "ok"), wanted=8, frames=8)
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> FakeWorkers:
+    fake = FakeWorkers()
+    monkeypatch.setattr("dfdc.run.predict_clips", fake)
+    return fake
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    for name in NAMES:
+        (tmp_path / name).write_text(name)
+    return Job(NAMES, {name: tmp_path / name for name in NAMES})
+
+
+@pytest.fixture
+def score(tmp_path: Path, job: Job) -> Callable[..., Result]:
+    def run(*, fresh: bool = False, deadline: Deadline = NEVER, **settings: object) -> Result:
+        settings = WorkerSettings(weights=(), **settings)
+        return score_job(job, tmp_path / "submission.csv", settings, n_workers=2, deadline=deadline, fresh=fresh)
+
+    return run
+
+
+def labels(folder: Path) -> dict[str, float]:
+    with open(folder / "submission.csv", newline="") as file:
+        return {row["filename"]: float(row["label"]) for row in csv.DictReader(file)}
+
+
+def kill_before(name: str, workers: FakeWorkers, score: Callable[..., Result]) -> None:
+    workers.dies_before = name
+    with pytest.raises(Killed):
+        score()
+    workers.dies_before = None
+
+
+def test_same_command_goes_on_after_a_kill(
+    tmp_path: Path, workers: FakeWorkers, score: Callable[..., Result], caplog: pytest.LogCaptureFixture
+) -> None:
+    kill_before("c.mp4", workers, score)
+    with caplog.at_level(logging.INFO):
+        result = score()
+    assert workers.scored == ["c.mp4", "d.mp4"]
+    assert labels(tmp_path) == LABELS
+    assert [p.filename for p in result.predictions] == list(NAMES)
+    assert "2 of 4 clips have their score from an earlier run; --fresh" in caplog.text
+
+
+def test_earlier_scores_are_in_the_file_from_the_first_second(
+    tmp_path: Path, workers: FakeWorkers, score: Callable[..., Result]
+) -> None:
+    kill_before("c.mp4", workers, score)
+    (tmp_path / "submission.csv").unlink()
+    workers.dies_before = "c.mp4"
+    with pytest.raises(Killed):
+        score()
+    assert labels(tmp_path) == {**LABELS, "c.mp4": 0.5, "d.mp4": 0.5}
+
+
+def test_fresh_scores_everything_anew(workers: FakeWorkers, score: Callable[..., Result]) -> None:
+    kill_before("c.mp4", workers, score)
+    score(fresh=True)
+    assert workers.scored == list(NAMES)
+    score()
+    assert workers.scored == []
+
+
+@pytest.mark.parametrize("settings", [{"n_frames": 16}, {"device": "cpu"}])
+def test_other_settings_score_everything_anew(
+    workers: FakeWorkers, score: Callable[..., Result], settings: dict[str, object]
+) -> None:
+    score()
+    score(**settings)
+    assert workers.scored == list(NAMES)
+
+
+def test_run_that_was_complete_is_written_again(
+    tmp_path: Path, workers: FakeWorkers, score: Callable[..., Result]
+) -> None:
+    score()
+    (tmp_path / "submission.csv").unlink()
+    (tmp_path / "predictions.csv").unlink()
+    assert "4 clips (4 ok)" in summarize(score())
+    assert workers.scored == []
+    assert labels(tmp_path) == LABELS
+    assert (tmp_path / "predictions.csv").exists()
+
+
+def test_changed_clip_is_scored_anew(job: Job, workers: FakeWorkers, score: Callable[..., Result]) -> None:
+    score()
+    job.paths["b.mp4"].write_text("another")
+    score()
+    assert workers.scored == ["b.mp4"]
+
+
+def test_clip_that_failed_by_the_machine_is_tried_again(workers: FakeWorkers, score: Callable[..., Result]) -> None:
+    workers.statuses = {"a.mp4": "timeout", "b.mp4": "unreadable", "c.mp4": "error", "d.mp4": "no_face"}
+    score()
+    score()
+    assert workers.scored == ["a.mp4", "c.mp4"]
+
+
+def test_journal_that_cannot_be_written_costs_one_warning(
+    tmp_path: Path, workers: FakeWorkers, score: Callable[..., Result], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".submission.csv.journal").mkdir()
+    score(fresh=True)
+    assert labels(tmp_path) == LABELS
+    assert [record.levelname for record in caplog.records if "journal" in record.getMessage()] == ["WARNING"]
+
+
+def test_looks_end_before_the_run_does(workers: FakeWorkers, score: Callable[..., Result]) -> None:
+    score(deadline=Deadline(1000.0, lambda: 0.0))
+    assert workers.deadline.end_s == 997.0
+    score(deadline=Deadline(10.0, lambda: 0.0), fresh=True)
+    assert workers.deadline.end_s == 9.0
