@@ -1,10 +1,14 @@
 # make submission   score the sample clips, or VIDEOS=folder, into submission.csv
 # make test         lint, format check and tests
+# make bundle       what is uploaded to Kaggle, for KAGGLE_USER=name
+# make faults       what breaks machines and clips, done to the kernel: docs/faults.md; soak: 2,000 clips, docs/soak.png
+# make rehearsal    the bundle on a copy of Kaggle's file system, without network, on VIDEOS=folder
 PYTHON ?= python3
 VIDEOS ?= samples
+KAGGLE_USER ?=
 BIN := .venv/bin
 
-.PHONY: submission test lint timing clean
+.PHONY: submission test lint timing clean bundle rehearsal faults soak
 
 submission: .venv/installed
 	$(BIN)/python kernel.py "$(VIDEOS)" --out submission.csv
@@ -19,6 +23,19 @@ lint: .venv/installed
 timing: .venv/installed
 	$(BIN)/python tools/time_kernel.py "$(VIDEOS)"
 
+faults: .venv/installed
+	$(BIN)/python -m tests.faults --out docs
+
+soak: .venv/installed
+	$(BIN)/python -m tests.faults --out docs --only soak
+
+bundle: .venv/installed
+	$(BIN)/python tools/make_bundle.py --user "$(KAGGLE_USER)" --out bundle
+
+rehearsal: .venv/installed
+	$(BIN)/python tools/make_bundle.py --user rehearsal --out .rehearsal/bundle
+	$(BIN)/python tools/rehearse.py "$(VIDEOS)" --bundle .rehearsal/bundle
+
 .venv/installed: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
@@ -26,4 +43,4 @@ timing: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv submission.csv predictions.csv
+	rm -rf .venv .wheels .rehearsal bundle submission.csv predictions.csv .submission.csv.journal

@@ -33,15 +33,23 @@ ROOT = find_package()
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from dfdc.bundle import BundleError, prepare  # noqa: E402
+
+if __name__ == "__main__":  # not in workers, which import this file too and inherit what is made importable here
+    try:
+        if prepared := prepare(ROOT):
+            print(f"kernel: {prepared}", file=sys.stderr)
+    except BundleError as error:
+        sys.exit(f"kernel: {error}")
+
 from dfdc.deadline import Deadline  # noqa: E402
 from dfdc.inputs import InputError, collect, find_competition, find_weights_folder  # noqa: E402
 from dfdc.run import count_cores, score_job, summarize  # noqa: E402
 from dfdc.weights import WeightsError, find_weights  # noqa: E402
-from dfdc.workers import DEFAULT_FRAMES, WorkerSettings  # noqa: E402
+from dfdc.workers import WorkerSettings  # noqa: E402
 
 
 def build_parser() -> argparse.ArgumentParser:
-    frames = ", ".join(f"{n} on {device}" for device, n in DEFAULT_FRAMES.items())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("paths", nargs="*", type=Path, metavar="PATH", help="clip or folder of clips (default: Kaggle's test_videos)")
@@ -54,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: weights/ beside the package, else the first of Kaggle's inputs' folders of that name)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
-    add("--frames", type=_number(int, 256), help=f"frames looked at per clip (default: {frames})")
+    add("--frames", type=_number(int, 256), help="frames looked at per clip (default: what time allows)")
     add(
         "--time-limit",
         type=_number(float, math.inf),
@@ -67,6 +75,11 @@ def build_parser() -> argparse.ArgumentParser:
         type=_number(int, 256),
         default=count_cores(),
         help="clips at once (default: one a core, %(default)s)",
+    )
+    add(
+        "--fresh",
+        action="store_true",
+        help="score all clips anew (default: go on where an earlier run with the same weights and settings ended)",
     )
     return parser
 
@@ -100,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
             n_frames=args.frames,
             threads=max(count_cores() // n_workers, 1),
         )
-        result = score_job(job, args.out, settings, n_workers=n_workers, deadline=deadline)
+        result = score_job(job, args.out, settings, n_workers=n_workers, deadline=deadline, fresh=args.fresh)
     except (InputError, WeightsError) as error:
         print(f"kernel: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,134 @@
+"""Predictions -> a picture: how the scores are spread, and the faces of the least and the most likely fakes.
+
+python -m dfdc.report predictions.csv --clips FOLDER --out report.png
+
+The kernel's notebook runs it as a process of its own, so that nothing a clip does to it touches the submission.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dfdc.crop import CropGeometry, crop_face
+from dfdc.deadline import Deadline
+from dfdc.detect import FaceDetector
+from dfdc.prediction import STATUSES
+from dfdc.tracks import link_tracks
+from dfdc.video import VideoError, read_frames
+
+# Wider than the nets' crops, so that a person sees a person.
+PORTRAIT = CropGeometry(side_ratio=1.5, shift_ratio=0.0, size=160)
+# Frames in which a portrait is looked for, and the seconds that reading them may take.
+PORTRAIT_FRAMES = 3
+PORTRAIT_LIMIT_S = 20.0
+COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of a line of predictions.csv what the picture shows."""
+
+    filename: str
+    label: float
+    status: str
+
+
+def read_rows(details: Path) -> list[Row]:
+    """The clips of a predictions.csv.
+
+    Raises:
+        OSError, KeyError, ValueError: it cannot be read or is none.
+    """
+    with open(details, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return [Row(row["filename"], float(row["label"]), row["status"]) for row in csv.DictReader(file)]
+
+
+def find_portrait(path: Path, detector: FaceDetector) -> np.ndarray | None:
+    """The face that is seen most in a clip, (160, 160, 3) uint8 RGB; None where there is none or no frame decodes."""
+    try:
+        frames = read_frames(path, PORTRAIT_FRAMES, deadline=Deadline.after(PORTRAIT_LIMIT_S))
+    except VideoError:
+        return None
+    searched, faces = detector.search([frame.pixels for frame in frames])
+    tracks = link_tracks(faces)
+    if not tracks:
+        return None
+    return crop_face(frames[searched[tracks[0].frames[0]]].pixels, tracks[0].boxes[0], PORTRAIT)
+
+
+def draw_report(rows: list[Row], clips: Path, out: Path) -> Path:
+    """Draw the picture of a run.
+
+    Args:
+        rows: of its predictions.csv.
+        clips: the folder that holds their clips; those that are gone are drawn without a face.
+        out: PNG file to write.
+
+    Returns:
+        out.
+    """
+    scored = sorted((row for row in rows if row.status == "ok"), key=lambda row: row.label)
+    detector = FaceDetector("cpu")
+    n_least = min(COLUMNS, len(scored) // 2)  # of few clips each is shown once
+    chosen = {"most likely fakes": scored[n_least:][::-1][:COLUMNS], "least likely fakes": scored[:n_least]}
+    figure = Figure(figsize=(2 * COLUMNS, 8.2), layout="constrained")
+    grid = figure.add_gridspec(3, COLUMNS, height_ratios=(1.1, 1, 1))
+    _draw_scores(figure.add_subplot(grid[0, :]), rows)
+    for line, (title, some) in enumerate(chosen.items(), start=1):
+        for column in range(COLUMNS):
+            axes = figure.add_subplot(grid[line, column])
+            axes.axis("off")
+            if column < len(some):
+                _draw_face(axes, some[column], find_portrait(clips / some[column].filename, detector))
+            if column == 0:
+                axes.text(-0.06, 0.5, title, rotation=90, va="center", ha="right", transform=axes.transAxes)
+    figure.savefig(out, dpi=80)
+    return out
+
+
+def _draw_scores(axes: Axes, rows: list[Row]) -> None:
+    """How many clips got which probability."""
+    counts = Counter(row.status for row in rows)
+    scored = [row.label for row in rows if row.status == "ok"]
+    axes.hist(scored, bins=np.linspace(0, 1, 21), color="#4c72b0", edgecolor="white")
+    described = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+    axes.set(xlim=(0, 1), xlabel="P(fake) of scored clips", ylabel="clips", title=f"{len(rows)} clips: {described}")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_face(axes: Axes, row: Row, portrait: np.ndarray | None) -> None:
+    if portrait is None:
+        axes.text(0.5, 0.5, "no face read", ha="center", va="center", color="grey")
+    else:
+        axes.imshow(portrait)
+    name = row.filename if len(row.filename) <= 22 else f"{row.filename[:10]}…{row.filename[-11:]}"
+    printable = name.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
+    axes.set_title(f"{row.label:.1%}\n{printable}", fontsize=8)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("details", type=Path, metavar="PREDICTIONS", help="predictions.csv of a run")
+    parser.add_argument("--clips", type=Path, required=True, help="folder of the clips")
+    parser.add_argument("--out", type=Path, default=Path("report.png"), help="picture to write (default: %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        print(draw_report(read_rows(args.details), args.clips, args.out))
+    except (OSError, KeyError, ValueError) as error:
+        print(f"report: {args.details}: {error!r}; name the predictions.csv that kernel.py wrote", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

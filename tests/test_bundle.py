@@ -1,0 +1,338 @@
+"""The Kaggle bundle: made the same twice, checked at its start, and its packages importable without an installation."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from dfdc.bundle import MANIFEST, BundleError, prepare, version_in, wheel_serves
+from dfdc.rules import find_faults
+from tools.make_bundle import BUNDLED, BundleFault, Names, main, make_bundle
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = Names("somebody")
+
+
+def make_wheel(folder: Path, name: str, version: str, *, tag: str = "py3-none-any") -> Path:
+    """A wheel with one module, and another that lies in its data folder."""
+    module = name.replace("-", "_")
+    path = folder / f"{module}-{version}-{tag}.whl"
+    info = f"{module}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, text in {
+            f"{module}/__init__.py": f"where = 'the wheel of {name}'\n",
+            f"{module}-{version}.data/purelib/{module}_extra.py": "",
+            f"{module}-{version}.data/scripts/{module}_script": "#!python\n",
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nLicense: MIT\n",
+            f"{info}/LICENSE": "do what you like\n",
+            f"{info}/RECORD": "",
+        }.items():
+            archive.writestr(zipfile.ZipInfo(member, (2000, 1, 1, 0, 0, 0)), text)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project whose requirements no installed package meets but those of its own tiny wheels."""
+    root = tmp_path / "project"
+    (root / "weights").mkdir(parents=True)
+    (root / "weights" / "net-000000000000.safetensors").write_bytes(b"weights")
+    shutil.copytree(ROOT / "dfdc", root / "dfdc", ignore=shutil.ignore_patterns("__pycache__", "training"))
+    shutil.copy(ROOT / "kernel.py", root)
+    image = ("numpy", "opencv-python-headless", "scipy", "torch", "torchvision", "tqdm")
+    lines = [*(f"{name}>=0" for name in image), *(f"{name}>=900,<901" for name in BUNDLED)]
+    (root / "requirements.txt").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture
+def wheels(tmp_path: Path) -> list[Path]:
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    return [make_wheel(folder, name, "900.1") for name in BUNDLED]
+
+
+@pytest.fixture
+def bundle(project: Path, wheels: list[Path], tmp_path: Path) -> Path:
+    return make_bundle(tmp_path / "bundle", NAMES, wheels=wheels, root=project, commit="abc")
+
+
+# A process that prepares a bundle, then says where a package comes from, here and in each kind of process it starts.
+LOOK = """
+import multiprocessing, subprocess, sys
+from importlib import import_module
+
+def look(pipe):
+    import av, av_extra
+    pipe.send(av.where)
+
+if __name__ == "__main__":
+    sys.path.insert(0, sys.argv[1])
+    prepare = import_module("dfdc.bundle").prepare
+    from pathlib import Path
+    prepared = prepare(Path(sys.argv[1]))
+    heavy = {"torch", "numpy", "av", "openvino"} & set(sys.modules)
+    print(prepared)
+    print("heavy:", sorted(heavy))
+    import av
+    print(av.where)
+    sys.stdout.flush()
+    subprocess.run([sys.executable, "-c", "import av, dfdc; print(av.where)"])
+    for kind in ("fork", "spawn", "forkserver"):
+        context = multiprocessing.get_context(kind)
+        context.set_forkserver_preload(["av"])
+        ours, theirs = context.Pipe()
+        process = context.Process(target=look, args=(theirs,))
+        process.start()
+        print(kind, ours.recv())
+        process.join()
+    print(av.__path__[0])
+"""
+
+
+def test_packages_come_from_wheels_in_every_kind_of_process(bundle: Path, tmp_path: Path) -> None:
+    script = tmp_path / "look.py"
+    script.write_text(LOOK)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, str(script), str(bundle / "dataset")]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+    assert run.returncode == 0, run.stderr
+    said, heavy, *places, folder = run.stdout.splitlines()
+    assert "abc is whole" in said and all(f"{name} 900.1" in said for name in BUNDLED)
+    assert heavy == "heavy: []"
+    here = "the wheel of av"
+    assert places == [here, here, f"fork {here}", f"spawn {here}", f"forkserver {here}"]
+    assert not Path(folder).parent.exists(), "the unpacked packages outlive the process"
+
+
+def test_kernel_starts_from_a_bundle_and_says_so(bundle: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(bundle / "dataset" / "kernel.py"), "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "kernel: bundle of commit abc is whole; from its wheels: av 900.1" in run.stderr
+
+
+def test_kernel_ends_with_one_line_where_a_file_is_missing(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "dataset" / "dfdc" / "video.py").unlink()
+    command = [sys.executable, str(bundle / "dataset" / "kernel.py")]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert "dfdc/video.py is missing; upload the bundle again: kaggle datasets version" in line
+
+
+@pytest.mark.parametrize(
+    "name", ["dfdc/video.py", "weights/net-000000000000.safetensors", "wheels/av-900.1-py3-none-any.whl"]
+)
+def test_changed_file_is_named(bundle: Path, name: str) -> None:
+    path = bundle / "dataset" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=f"{name} is changed or damaged"):
+        prepare(bundle / "dataset")
+
+
+def test_missing_folders_are_named_with_the_flag_that_uploads_them(bundle: Path) -> None:
+    """`kaggle datasets create` leaves folders out unless it is told otherwise."""
+    shutil.rmtree(bundle / "dataset" / "weights")
+    shutil.rmtree(bundle / "dataset" / "wheels")
+    with pytest.raises(BundleError, match=r"is missing.*--dir-mode zip"):
+        prepare(bundle / "dataset")
+
+
+def test_wheel_of_another_python_is_named(project: Path, wheels: list[Path], tmp_path: Path) -> None:
+    wheels[0].unlink()
+    other = make_wheel(wheels[0].parent, "av", "900.1", tag="cp36-cp36m-manylinux_2_28_x86_64")
+    bundle = make_bundle(tmp_path / "bundle", NAMES, wheels=[other, *wheels[1:]], root=project, commit="abc")
+    with pytest.raises(
+        BundleError, match=rf"av: .*no wheel of the bundle serves Python .*it has {other.name}.*--python"
+    ):
+        prepare(bundle / "dataset")
+
+
+def test_missing_wheel_is_named(project: Path, wheels: list[Path], tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", NAMES, wheels=wheels[1:], root=project, commit="abc")
+    with pytest.raises(BundleError, match=r"av: .*it has no wheel at all"):
+        prepare(bundle / "dataset")
+
+
+def test_image_that_is_too_old_is_named(project: Path, wheels: list[Path], tmp_path: Path) -> None:
+    requirements = project / "requirements.txt"
+    requirements.write_text(requirements.read_text().replace("torch>=0\n", "torch>=900\n"))
+    bundle = make_bundle(tmp_path / "bundle", NAMES, wheels=wheels, root=project, commit="abc")
+    with pytest.raises(
+        BundleError, match=r"torch: version [\d.]+\S* is installed, needed is >=900; choose a newer image"
+    ):
+        prepare(bundle / "dataset")
+
+
+def test_opencv_counts_under_each_of_its_names_and_without_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"opencv-contrib-python": "4.10.0.84"}
+
+    def version(name: str) -> str:
+        if name not in known:
+            raise metadata.PackageNotFoundError(name)
+        return known[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    files = {"commit": "abc", "files": {}, "image": {"opencv-python-headless": ">=4.8"}, "packages": {}}
+    (tmp_path / MANIFEST).write_text(json.dumps(files))
+    monkeypatch.setattr("dfdc.bundle._make_importable", lambda paths: None)
+    assert prepare(tmp_path)
+    known.clear()
+    assert prepare(tmp_path), "cv2 can be imported"
+    known["opencv-python"] = "4.5.5.64"
+    with pytest.raises(BundleError, match=r"version 4\.5\.5\.64 is installed, needed is >=4\.8"):
+        prepare(tmp_path)
+
+
+def test_what_the_image_has_is_used(project: Path, tmp_path: Path) -> None:
+    """With this environment's own packages no wheel is needed at all."""
+    shutil.copy(ROOT / "requirements.txt", project)
+    bundle = make_bundle(tmp_path / "bundle", NAMES, wheels=[], root=project, commit="abc")
+    before, path = list(sys.path), os.environ.get("PYTHONPATH")
+    try:
+        prepared = prepare(bundle / "dataset")
+    finally:
+        sys.path[:] = before
+        os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
+    assert prepared.installed == ()
+
+
+def test_clone_without_a_manifest_is_left_alone() -> None:
+    assert prepare(ROOT) is None
+
+
+def test_same_inputs_give_the_same_bytes(project: Path, wheels: list[Path], tmp_path: Path) -> None:
+    first, second = (
+        make_bundle(tmp_path / name, NAMES, wheels=wheels, root=project, commit="abc") for name in ("first", "second")
+    )
+    contents = [
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (first, second)
+    ]
+    assert len(contents[0]) > 30 and contents[0] == contents[1]
+
+
+def test_manifest_lists_every_file_that_is_uploaded(bundle: Path) -> None:
+    dataset = bundle / "dataset"
+    listed = json.loads((dataset / MANIFEST).read_text())["files"]
+    there = {path.relative_to(dataset).as_posix() for path in dataset.rglob("*") if path.is_file()}
+    assert there - set(listed) == {MANIFEST, "dataset-metadata.json"}
+    assert set(listed) <= there and list(listed) == sorted(listed)
+
+
+def test_licence_of_every_wheel_is_there(bundle: Path) -> None:
+    for name in BUNDLED:
+        folder = bundle / "dataset" / "licences" / f"{name}-900.1"
+        assert (folder / "LICENSE").read_text() == "do what you like\n"
+        assert "License: MIT" in (folder / "LICENCE-METADATA.txt").read_text()
+
+
+def test_metadata_switch_the_internet_off_and_name_the_inputs(bundle: Path) -> None:
+    kernel = json.loads((bundle / "kernel" / "kernel-metadata.json").read_text())
+    dataset = json.loads((bundle / "dataset" / "dataset-metadata.json").read_text())
+    assert kernel["enable_internet"] is False and kernel["enable_gpu"] is True
+    assert kernel["dataset_sources"] == [dataset["id"]] == ["somebody/dfdc-bundle"]
+    assert kernel["competition_sources"] == ["deepfake-detection-challenge"]
+    assert kernel["id"].split("/")[1] == kernel["title"].lower().replace(" ", "-")
+    assert 6 <= len(dataset["title"]) <= 50 and 20 <= len(dataset["subtitle"]) <= 80
+    assert (bundle / "kernel" / kernel["code_file"]).is_file()
+
+
+def test_notebook_is_valid_and_its_cells_compile(bundle: Path) -> None:
+    notebook = nbformat.read(bundle / "kernel" / "kernel.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    for source in code:
+        compile(source, "cell", "exec")
+    assert "def main(" in code[0] and "sys.exit(main())" not in code[0] and "main([])" in code[1]
+
+
+def test_names_that_kaggle_refuses_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BundleFault, match="--user is 'Some Body'; allowed are 3 to 50 lower-case letters"):
+        Names("Some Body")
+    assert main(["--user", "somebody", "--dataset", "short"]) == 1
+    assert "--dataset is 'short'; allowed are 6 to 50" in capsys.readouterr().err
+
+
+def test_folder_that_is_no_bundle_is_left_alone(project: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious" / "file"
+    precious.parent.mkdir()
+    precious.touch()
+    with pytest.raises(BundleFault, match="is there and is no bundle"):
+        make_bundle(precious.parent, NAMES, wheels=[], root=project, commit="abc")
+    assert precious.exists()
+
+
+def test_bundle_above_the_limit_is_refused(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.make_bundle.MAX_BUNDLE_BYTES", 1000)
+    with pytest.raises(BundleFault, match="MB; allowed are"):
+        make_bundle(tmp_path / "bundle", NAMES, wheels=[], root=project, commit="abc")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "allowed", "serves"),
+    [
+        ("2.6.0+cu124", ">=2.1", True),
+        ("2.10.0", ">=2.9", True),
+        ("2.0.1", ">=2.1", False),
+        ("2.1", ">=2.1.0", True),
+        ("19.0.0", ">=14.0.1,<19", False),
+        ("18.9", "<19,>=14.0.1", True),
+        ("2.6.0", "==2.5.3", False),
+        ("2.5.3", "==2.5.3", True),
+        ("2026.4.1-22982", ">=2024.4", True),
+    ],
+)
+def test_versions_are_compared_by_their_numbers(version: str, allowed: str, serves: bool) -> None:
+    assert version_in(version, allowed) is serves
+
+
+def test_wheel_tags_are_judged_as_packaging_judges_them() -> None:
+    from packaging.tags import sys_tags
+    from packaging.utils import parse_wheel_filename
+
+    own = set(sys_tags())
+    pythons = ("py3-none", "py2.py3-none", "py2-none", *(f"cp3{m}-cp3{m}" for m in range(8, 16)))
+    pythons += tuple(f"cp3{minor}-abi3" for minor in range(8, 16))
+    platforms = ("any", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64.manylinux2014_x86_64", "manylinux_2_999_x86_64")
+    platforms += ("manylinux_2_28_aarch64", "win_amd64", "macosx_11_0_arm64")
+    for python in pythons:
+        for platform in platforms:
+            if "abi" in python and platform == "any":
+                continue  # no such wheels
+            name = f"some_name-1.0-{python}-{platform}.whl"
+            if python.startswith("cp") and platform == "any":
+                continue
+            assert wheel_serves(f"wheels/{name}") == bool(own & parse_wheel_filename(name)[3]), name
+
+
+def test_faults_of_a_submission_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "submission.csv"
+    path.write_text("filename,label\na.mp4,0.5\nb.mp4,1\n")
+    assert find_faults(path, ["b.mp4", "a.mp4"]) == []
+    path.write_text("filename,label\na.mp4,0.5\na.mp4,1.5\nc.mp4,nan\n")
+    assert find_faults(path, ["a.mp4", "b.mp4"]) == [
+        "it has no row for b.mp4",
+        "it has a row for c.mp4, which is no test video",
+        "it has 2 rows for a.mp4; allowed is one",
+        "its row ['a.mp4', '1.5'] holds no label from 0 to 1",
+        "its row ['c.mp4', 'nan'] holds no label from 0 to 1",
+    ]
+    path.write_text("name,label\n")
+    assert find_faults(path, []) == ["its columns are ['name', 'label']; allowed are ['filename', 'label']"]
+    assert "cannot be read" in find_faults(tmp_path / "other.csv", [])[1]

@@ -1,0 +1,189 @@
+"""The rehearsal: Kaggle's paths and limits hold in it, and what breaks the competition's rules is told."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tools import rehearse as tool
+from tools.make_bundle import Names, make_bundle
+from tools.rehearse import (
+    IMAGES,
+    Image,
+    Projection,
+    Rehearsal,
+    describe,
+    find_python,
+    lay_out,
+    project,
+    rehearse,
+    tree_bytes,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = Path(sys.executable)
+OLD, NEW = IMAGES["2024"], IMAGES["2026"]
+# What a stand-in for the kernel finds out about where it runs, written as JSON; then it answers as it should.
+KERNEL = """
+import csv, json, os, socket, sys
+from pathlib import Path
+
+inputs = Path("/kaggle/input")
+found = {"cwd": os.getcwd(), "cores": len(os.sched_getaffinity(0)), "cuda": os.environ["CUDA_VISIBLE_DEVICES"]}
+found["inputs"] = sorted(str(path.relative_to(inputs)) for path in inputs.rglob("test_videos"))
+try:
+    socket.create_connection(("192.0.2.1", 80), timeout=5)
+    found["network"] = "on"
+except OSError:
+    found["network"] = "off"
+try:
+    (inputs / "new").touch()
+    found["inputs_are"] = "writable"
+except OSError:
+    found["inputs_are"] = "read-only"
+Path("found.json").write_text(json.dumps(found))
+(sample,) = inputs.rglob("sample_submission.csv")
+rows = [(row["filename"], 0.5) for row in csv.DictReader(open(sample, newline=""))]
+with open("submission.csv", "w", newline="") as file:
+    csv.writer(file).writerows([("filename", "label"), *rows])
+"""
+
+
+def make_fake(folder: Path, kernel: str = KERNEL) -> Path:
+    """A bundle whose kernel is a script of the test's."""
+    for part in ("dataset", "kernel"):
+        (folder / part).mkdir(parents=True)
+    (folder / "dataset" / "kernel.py").write_text(kernel)
+    (folder / "dataset" / "dataset-metadata.json").write_text("{}")
+    (folder / "kernel" / "kernel.ipynb").write_text("{}")
+    metadata = {"code_file": "kernel.ipynb", "dataset_sources": ["somebody/some-data"]}
+    (folder / "kernel" / "kernel-metadata.json").write_text(json.dumps(metadata))
+    return folder
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"0123456789")
+    return path
+
+
+@pytest.mark.skipif(not tool.can_isolate(), reason="this user may make no namespaces here")
+def test_kernel_sees_what_kaggle_shows_it(tmp_path: Path, clip: Path) -> None:
+    keep = tmp_path / "keep"
+    run = rehearse(make_fake(tmp_path / "bundle"), [clip], NEW, PYTHON, form="script", keep=keep)
+    assert run.faults == ()
+    found = json.loads((keep / "found.json").read_text())
+    assert found == {
+        "cwd": "/kaggle/working",
+        "cores": min(2, len(os.sched_getaffinity(0))),
+        "cuda": "",
+        "inputs": ["competitions/deepfake-detection-challenge/test_videos"],
+        "network": "off",
+        "inputs_are": "read-only",
+    }
+    assert not Path("/kaggle/working/found.json").exists(), "the machine's own /kaggle was written to"
+
+
+def test_without_namespaces_sockets_are_blocked(
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tool, "can_isolate", lambda: False)
+    keep = tmp_path / "keep"
+    run = rehearse(make_fake(tmp_path / "bundle"), [clip], OLD, PYTHON, form="script", keep=keep)
+    assert run.faults == ()
+    found = json.loads((keep / "found.json").read_text())
+    assert found["network"] == "off" and found["inputs"] == ["deepfake-detection-challenge/test_videos"]
+    assert "sockets are blocked instead" in capsys.readouterr().err
+
+
+def test_kernel_that_fails_or_breaks_a_rule_is_told(tmp_path: Path, clip: Path) -> None:
+    kernel = "open('submission.csv', 'w').write('filename,label\\nclip.mp4,2\\n'); raise SystemExit(3)"
+    run = rehearse(make_fake(tmp_path / "b", kernel), [clip], OLD, PYTHON, form="script", keep=tmp_path / "keep")
+    assert "it ended with code 3" in run.faults
+    assert "it has no row for not_there.mp4" in run.faults
+    assert "its row ['clip.mp4', '2'] holds no label from 0 to 1" in run.faults
+    assert "  it has no row for not_there.mp4" in describe("2024", "script", run).splitlines()
+
+
+def test_kernel_that_takes_too_much_memory_is_ended(
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "MEMORY_BYTES", 10**8)
+    kernel = "import threading; taken = b'x' * 3 * 10**8; threading.Event().wait(60)"
+    run = rehearse(make_fake(tmp_path / "b", kernel), [clip], OLD, PYTHON, form="script", keep=tmp_path / "keep")
+    assert run.wall_s < 50 and any("GB of memory; allowed are 0" in fault for fault in run.faults)
+
+
+@pytest.mark.parametrize(
+    ("image", "dataset", "videos"),
+    [
+        (OLD, "some-data", "deepfake-detection-challenge/test_videos"),
+        (NEW, "datasets/somebody/some-data", "competitions/deepfake-detection-challenge/test_videos"),
+    ],
+)
+def test_inputs_lie_where_the_image_mounts_them(
+    tmp_path: Path, clip: Path, image: Image, dataset: str, videos: str
+) -> None:
+    names = lay_out(tmp_path / "kaggle", make_fake(tmp_path / "bundle"), [clip], image)
+    inputs = tmp_path / "kaggle" / "input"
+    assert (inputs / dataset / "kernel.py").is_file()
+    assert not (inputs / dataset / "dataset-metadata.json").exists(), "it is not uploaded"
+    there = {path.name for path in (inputs / videos).iterdir()}
+    assert there == {"clip.mp4", "truncated.mp4", "empty.mp4", "noise.mp4", "text.mp4"}
+    with open((inputs / videos).with_name("sample_submission.csv"), newline="") as file:
+        listed = [row["filename"] for row in csv.DictReader(file)]
+    assert tuple(listed) == names and set(listed) - there == {"not_there.mp4"}
+
+
+def test_shipped_package_passes_a_short_rehearsal(tmp_path: Path) -> None:
+    """The real package and weights with this environment's packages, from a bundle on Kaggle's paths."""
+    bundle = make_bundle(tmp_path / "bundle", Names("somebody"), wheels=[], commit="abc")
+    clips = [ROOT / "samples" / "real.mp4"]
+    run = rehearse(bundle, clips, NEW, PYTHON, form="script", keep=tmp_path / "keep")
+    assert run.faults == () and run.projection is not None
+    with open(tmp_path / "keep" / "predictions.csv", newline="") as file:
+        statuses = {row["filename"]: row["status"] for row in csv.DictReader(file)}
+    assert statuses.pop("real.mp4") == "ok" and set(statuses.values()) == {"unreadable"}
+
+
+def test_projection_counts_whole_clips_and_the_start_once(tmp_path: Path) -> None:
+    details = tmp_path / "predictions.csv"
+    header = "filename,status,seconds,decode_s,detect_s,score_s\n"
+    details.write_text(f"{header}a,ok,3,1,1,0\nb,no_face,5,1,0,1\nc,unreadable,2,0,0,0\n")
+    # Two workers: 5 of 25 s are spent on clips; a whole clip takes one of them 4 s, 2 s of which it computes.
+    assert project(details, 25.0) == Projection(wall_s=20 + 4000 * 4 / 2, idle_s=20 + 4000 * 2 / 2)
+    details.write_text(f"{header}c,unreadable,2,0,0,0\n")
+    assert project(details, 25.0) is None and project(tmp_path / "none.csv", 25.0) is None
+
+
+def test_description_says_how_long_a_whole_run_takes() -> None:
+    run = Rehearsal((), 60.0, 2 * 10**9, Projection(wall_s=4 * 3600.0, idle_s=2 * 3600.0))
+    assert describe("2026", "notebook", run) == (
+        "image 2026, notebook: 60 s, 2.0 GB, as the competition wants it; "
+        "4000 clips take 2.00 h of 9 on two idle cores, 4.00 h as busy as here"
+    )
+    assert describe("2026", "notebook", replace(run, projection=None)).endswith("; nothing was scored")
+
+
+def test_memory_of_a_process_counts_what_it_touched() -> None:
+    before = tree_bytes(os.getpid())
+    touched = bytearray(b"x" * 10**8)
+    assert 0.9e8 < tree_bytes(os.getpid()) - before < 1.5e8
+    assert touched
+
+
+def test_python_that_is_not_there_is_named() -> None:
+    with pytest.raises(tool.InputError, match=r"Python 3\.99: none here; install it"):
+        find_python("3.99")
+
+
+def test_folder_that_is_no_bundle_is_named(tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool.main([str(clip), "--bundle", str(tmp_path)]) == 2
+    assert "is no bundle; make it: python tools/make_bundle.py" in capsys.readouterr().err
