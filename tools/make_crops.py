@@ -9,12 +9,10 @@ It goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
 from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,7 +24,7 @@ from dfdc.run import count_cores
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.submission import write_csv
 from dfdc.training.clips import LabelledClip, group_families, is_held_out, read_metadata
-from dfdc.training.crops import DRAFTS, IMAGES, STATUSES, CutSettings, Report, cut_families, read_records
+from dfdc.training.crops import STATUSES, CutSettings, Report, cut_families, prepare_folder, read_records
 from dfdc.training.dataset import DataError, read_table
 
 
@@ -65,7 +63,7 @@ def make_crops(
     settings = settings or CutSettings()
     families = group_families(_label(videos, held_out or [], val_share))
     n_clips = sum(map(len, families))
-    _prepare(out, settings, overwrite=overwrite)
+    prepare_folder(out, settings, overwrite=overwrite)
     done = frozenset(report.video for report in read_records(out))
     wanted = [family for family in families if any(clip.name not in done for clip in family)]
     n_done = n_clips - sum(clip.name not in done for family in wanted for clip in family)
@@ -75,7 +73,7 @@ def make_crops(
     try:
         with bar:
             for reports in cut_families(
-                wanted, out, settings, n_workers=n_workers, device=choose_device(device).type, done=done
+                wanted, out, settings, n_workers=n_workers, device=choose_device(device), done=done
             ):
                 bar.update(len(reports))
                 failed += [report for report in reports if report.status == "error"]
@@ -101,20 +99,6 @@ def _label(videos: list[Path], held_out: list[Path], val_share: float) -> list[L
     clips = [clip for folder in videos for clip in read_metadata(folder)]
     clips = [replace(clip, split="val") if is_held_out(clip, val_share) else clip for clip in clips]
     return clips + [replace(clip, split="val") for folder in held_out for clip in read_metadata(folder)]
-
-
-def _prepare(out: Path, settings: CutSettings, *, overwrite: bool) -> None:
-    """Make the output folder ready, and see that what lies there was cut alike."""
-    if overwrite:
-        for name in (IMAGES, DRAFTS):
-            shutil.rmtree(out / name, ignore_errors=True)
-        (out / "settings.json").unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
-    path, text = out / "settings.json", json.dumps(asdict(settings), indent=1) + "\n"
-    if not path.exists():
-        path.write_text(text, encoding="utf-8")
-    elif path.read_text(encoding="utf-8") != text:
-        raise DataError(f"{path}: these crops were cut with other settings; use them, --overwrite, or another folder")
 
 
 def _summarize(reports: list[Report], n_images: int) -> None:
