@@ -1,0 +1,133 @@
+"""Media file -> mono waveform -> log-mel spectrogram: the only reader of sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain, islice
+from pathlib import Path
+
+import av
+import numpy as np
+from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from scipy.signal import stft
+
+from dfdc.video import MAX_PACKETS, open_container
+
+# Speech has little above 8 kHz, and every sound is brought to one rate so that no codec shows by its own.
+RATE = 16_000
+# Sound beyond this is not read: ten minutes are 38 MB.
+MAX_SOUND_S = 600.0
+# Fewer samples than this say nothing: a fiftieth of a second.
+MIN_SAMPLES = RATE // 50
+# Spectrogram: windows of 25 ms every 10 ms, 64 bands from 40 Hz to 7.6 kHz.
+WINDOW, HOP = RATE // 40, RATE // 100
+N_BANDS = 64
+BAND_EDGES_HZ = (40.0, 7600.0)
+# Under what anyone hears in a clip; bounds the logarithm.
+QUIETEST_DB = -80.0
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A clip's sound.
+
+    Attributes:
+        samples: (N,) float32 mono, full scale is 1; an average of the channels. Damaged parts are left out.
+        rate: samples a second.
+    """
+
+    samples: np.ndarray
+    rate: int
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.samples) / self.rate
+
+
+def read_sound(path: Path, *, rate: int = RATE, max_s: float = MAX_SOUND_S) -> Sound | None:
+    """Read the first sound track of a clip.
+
+    Args:
+        path: a media file.
+        rate: wanted samples a second, 1000 to 192000.
+        max_s: read at most so many seconds.
+
+    Returns:
+        The sound; None where the file has no sound track, or nothing of it decodes.
+
+    Raises:
+        VideoError: the file is empty, unreadable or of no known kind.
+    """
+    if not 1000 <= rate <= 192_000:
+        raise ValueError(f"rate is {rate}; allowed: 1000 to 192000 samples a second")
+    with open_container(path) as container:
+        streams = [stream for stream in container.streams.audio if stream.codec_context is not None]
+        if not streams:
+            return None
+        parts, n_samples = [], 0
+        for part in _decoded(container, streams[0], rate):
+            parts.append(part)
+            n_samples += len(part)
+            if n_samples >= max_s * rate:
+                break
+    samples = np.concatenate([np.zeros(0, np.float32), *parts])[: round(max_s * rate)]
+    samples = np.nan_to_num(samples, posinf=0, neginf=0)
+    return Sound(samples, rate) if len(samples) * RATE >= MIN_SAMPLES * rate else None
+
+
+def _decoded(container: InputContainer, stream: AudioStream, rate: int) -> Iterator[np.ndarray]:
+    """Mono samples (N,) float32 in order; a damaged packet costs only its own."""
+    stream.codec_context.thread_count = 1
+    resampler = AudioResampler(format="flt", layout="mono", rate=rate)
+    for packet in chain(_demux(container, stream), [None]):  # None: what the decoder still holds back
+        with suppress(av.FFmpegError, ValueError):  # ValueError: the format changes in the middle of a track
+            for frame in stream.codec_context.decode(packet):
+                frame.pts = None  # gaps and jumps of the clock are no sound
+                yield from (part.to_ndarray()[0] for part in resampler.resample(frame))
+    with suppress(av.FFmpegError, ValueError):
+        yield from (part.to_ndarray()[0] for part in resampler.resample(None))
+
+
+def _demux(container: InputContainer, stream: AudioStream) -> Iterator[av.Packet]:
+    with suppress(av.FFmpegError):
+        yield from (packet for packet in islice(container.demux(stream), MAX_PACKETS) if packet.size)
+
+
+def log_mel(samples: np.ndarray, *, rate: int = RATE) -> np.ndarray:
+    """How loud a sound is in each band of pitch over time.
+
+    Args:
+        samples: (N,) float mono at `RATE`.
+        rate: of the samples; only `RATE` is laid out for.
+
+    Returns:
+        (N_BANDS, T) float32 decibels of full scale, at least `QUIETEST_DB`; T is one for each hundredth of a second.
+
+    Raises:
+        ValueError: another rate, or not one-dimensional.
+    """
+    if rate != RATE or samples.ndim != 1:
+        raise ValueError(f"samples {samples.shape} at {rate} Hz; allowed: (N,) at {RATE} Hz")
+    padded = np.pad(samples, (0, max(WINDOW - len(samples), 0)))
+    _, _, spectrum = stft(padded, rate, nperseg=WINDOW, noverlap=WINDOW - HOP, nfft=512)
+    power = mel_filters() @ np.abs(spectrum) ** 2
+    return (10 * np.log10(np.maximum(power, 10 ** (QUIETEST_DB / 10)))).astype(np.float32)
+
+
+@cache
+def mel_filters() -> np.ndarray:
+    """Triangles (N_BANDS, 257) float32 over the frequencies of a 512-point spectrum, evenly spaced in mel.
+
+    Mel after O'Shaughnessy (Speech Communication, 1987): 2595 log10(1 + f / 700).
+    """
+    low, high = (2595 * np.log10(1 + hz / 700) for hz in BAND_EDGES_HZ)
+    corners = 700 * (10 ** (np.linspace(low, high, N_BANDS + 2) / 2595) - 1)
+    hz = np.linspace(0, RATE / 2, 257)
+    rising = (hz - corners[:-2, None]) / np.diff(corners)[:-1, None]
+    falling = (corners[2:, None] - hz) / np.diff(corners)[1:, None]
+    return np.clip(np.minimum(rising, falling), 0, None).astype(np.float32)

@@ -1,0 +1,115 @@
+"""Two sounds -> where in time they are the same recording, coded twice, and where not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.signal import correlate, correlation_lags
+
+from dfdc.audio import RATE, Sound
+
+# Sound is compared in windows of half a second, every quarter.
+WINDOW_S, STEP_S = 0.5, 0.25
+# Codecs and resampling move a sound by up to so much between windows; each window is laid over its own best place.
+SLACK_S = 0.008
+# Windows this far below the loud ones are pauses: what is left there is the codecs' own noise.
+PAUSE_DB = 25.0
+# A sound whose loudest window is below this is silence.
+SILENT_DB = -60.0
+# Lags beyond this are not looked for.
+MAX_LAG_S = 5.0
+
+
+@dataclass(frozen=True)
+class SoundComparison:
+    """How two sounds differ over time.
+
+    Attributes:
+        lag_s: the second plays at t + lag_s what the first plays at t.
+        times: (W,) float64, the middles of the windows in seconds of the first sound.
+        likeness: (W,) float64, 0 to 1: the correlation of the waveforms there, 1 for the same recording whatever its
+            volume; NaN where both pause.
+    """
+
+    lag_s: float
+    times: np.ndarray
+    likeness: np.ndarray
+
+    @property
+    def heard(self) -> np.ndarray:
+        """The likeness of the windows in which there is sound, (V,)."""
+        return self.likeness[~np.isnan(self.likeness)]
+
+
+def compare_sounds(first: Sound, second: Sound) -> SoundComparison:
+    """Lay two sounds over each other and correlate them window by window.
+
+    A codec, a filter for telephones or another volume leave the waveform; another voice, a vocoder or an edit do not.
+
+    Args:
+        first, second: at `RATE`.
+
+    Raises:
+        ValueError: another rate.
+    """
+    if {first.rate, second.rate} != {RATE}:
+        raise ValueError(f"rates are {first.rate} and {second.rate}; allowed: {RATE} Hz")
+    lag = find_lag(first.samples, second.samples)
+    window, step, slack = round(WINDOW_S * RATE), round(STEP_S * RATE), round(SLACK_S * RATE)
+    start, stop = max(0, -lag), min(len(first.samples), len(second.samples) - lag)
+    starts = np.arange(start, max(stop - window, start) + 1, step)
+    padded = np.pad(second.samples, slack + window)
+    levels, likeness = [], []
+    for begin in starts:
+        a = first.samples[begin : begin + window].astype(float)
+        b = padded[begin + lag + window : begin + lag + window + len(a) + 2 * slack].astype(float)
+        levels.append([_decibels(a), _decibels(b)])
+        likeness.append(_best_correlation(a, b))
+    levels, likeness = np.array(levels).reshape(-1, 2), np.array(likeness)
+    loud = np.percentile(levels, 95, axis=0) if len(levels) else np.full(2, -np.inf)
+    pauses = (levels < np.maximum(loud - PAUSE_DB, SILENT_DB)).all(1)
+    return SoundComparison(lag / RATE, (starts + window / 2) / RATE, np.where(pauses, np.nan, likeness))
+
+
+def find_lag(first: np.ndarray, second: np.ndarray) -> int:
+    """The shift in samples, second[i + lag] ~ first[i], at which two sounds (N,) and (M,) correlate best.
+
+    0 unless another is clearly better: two voices that say the same have many half-good places.
+    """
+    # The change from sample to sample: without it the bass, which hardly changes over a shift, decides.
+    a, b = np.diff(first.astype(float)), np.diff(second.astype(float))
+    products = correlate(b, a, method="fft")
+    lags = correlation_lags(len(b), len(a))
+    near = np.abs(lags) <= MAX_LAG_S * RATE
+    products, lags = products[near], lags[near]
+    norm = np.sqrt((a @ a) * (b @ b))
+    best = int(np.argmax(products))
+    if norm <= 0 or products[best] < 0.1 * norm:
+        return 0
+    return int(lags[best])
+
+
+def _best_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """The greatest correlation, 0 to 1, of a (N,) with N successive samples of b (N + 2 slack,)."""
+    a = a - a.mean()
+    products = correlate(b, a, mode="valid", method="fft")
+    sums = np.concatenate([[0], np.cumsum(b)])
+    squares = np.concatenate([[0], np.cumsum(b * b)])
+    n = len(a)
+    energies = squares[n:] - squares[:-n] - (sums[n:] - sums[:-n]) ** 2 / n
+    norm = np.sqrt(np.maximum(energies, 0) * (a @ a))
+    values = np.divide(products, norm, out=np.zeros_like(products), where=norm > 1e-9)
+    return float(np.clip(values.max(initial=0), 0, 1))
+
+
+def is_silent(sound: Sound) -> bool:
+    """Whether nothing in a sound is above `SILENT_DB` for half a second."""
+    window = round(WINDOW_S * RATE)
+    parts = np.array_split(sound.samples, max(len(sound.samples) // window, 1))
+    return max(_decibels(part.astype(float)) for part in parts) < SILENT_DB
+
+
+def _decibels(samples: np.ndarray) -> float:
+    """Root mean square in decibels of full scale."""
+    return 10 * float(np.log10(max(np.mean(samples**2), 1e-12)))

@@ -1,0 +1,218 @@
+"""A difference is found where and when it was made, and the page that shows it is safe to open."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from dfdc.training.compare import Comparison, Scores, compare_clips, difference_levels, mark_jumps
+from dfdc.training.difference import Pair, heat_picture, write_difference
+from tests.conftest import PROJECT
+from tests.pairs import RATE, SPOT, make_speech, paint, write_pair_clip
+from tests.test_separate import NoFace, OneFace
+from tools import compare_videos
+
+FLASH = 23
+
+
+def paint_from_ten_on(index, picture):
+    """The spot, with another shade in frame `FLASH` alone."""
+    if index < 10:
+        return picture
+    return paint(index, paint(index, picture)) if index == FLASH else paint(index, picture)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    speech = make_speech(1.6)
+    return (
+        write_pair_clip(folder / "original.mp4", sound=speech, crf=12),
+        write_pair_clip(folder / "fake.mp4", sound=speech, crf=12, change=paint_from_ten_on),
+    )
+
+
+@pytest.fixture(scope="module")
+def comparison(clips) -> Comparison:
+    return compare_clips(*clips, OneFace(), None, n_frames=8)
+
+
+def test_equal_clips_differ_by_zero(clips):
+    comparison = compare_clips(clips[0], clips[0], OneFace(), None, n_frames=4)
+    (person,) = comparison.people
+    for values in (person.levels, person.changes[1:], person.heat, comparison.outside, comparison.heat):
+        assert not values.any()
+    assert not person.jumped.any()
+    assert comparison.sound.comparison.heard.min() == pytest.approx(1)
+
+
+def test_change_is_found_in_time(comparison):
+    (person,) = comparison.people
+    # The spot is 24 of the crop's 86 px wide and brighter by 50, by less where levels end: some 3 of 255 on average.
+    assert person.levels[:10].max() < 1.5
+    assert person.levels[10:].min() > 2.5
+    # It appears at 10, its shade changes at 23 and changes back at 24.
+    assert set(np.flatnonzero(person.jumped)) == {10, FLASH, FLASH + 1}
+    assert {shot.index for pair in comparison.jumps for shot in pair} == {9, 10, FLASH - 1, FLASH, FLASH + 1}
+
+
+def test_change_is_found_in_space(comparison):
+    x, y, side = SPOT
+    inside = np.zeros(comparison.heat.shape, bool)
+    inside[y : y + side, x : x + side] = True
+    assert comparison.heat[inside].mean() > 20
+    # Smoothing smears the edge, and the codec does what it does.
+    far = cv2.dilate(inside.astype(np.uint8), np.ones((17, 17))) == 0
+    assert comparison.heat[far].mean() < 2
+    assert comparison.outside.max() < 2
+
+
+def test_smoothing_takes_less_than_a_tenth_of_a_flat_difference():
+    first = np.full((40, 40, 3), 50, np.uint8)
+    second = first.copy()
+    second[10:30, 10:30] += 30
+    levels = difference_levels(first, second)
+    assert levels[20, 20] == pytest.approx(30, abs=0.1)
+    assert levels[2, 2] == 0
+    np.testing.assert_allclose(levels.sum(), 30 * 400, rtol=0.1)
+
+
+def test_change_of_the_whole_picture_is_no_jump():
+    quiet = np.random.default_rng(0).normal(1, 0.05, 60)
+    key_frame = quiet.copy()
+    key_frame[30] += 5
+    assert not mark_jumps(key_frame, key_frame).any()
+    assert np.flatnonzero(mark_jumps(key_frame, quiet)).tolist() == [30]
+
+
+def test_unknown_frames_are_no_jumps():
+    changes = np.full(40, np.nan)
+    assert not mark_jumps(changes, changes).any()
+
+
+def test_heat_is_black_at_nothing_and_brightest_from_its_scale_on():
+    picture = heat_picture(np.array([[0.0, 10.0, 20.0, 99.0]]), 20)
+    assert picture[0, 0].max() < 8
+    assert (picture[0, 2] == picture[0, 3]).all()
+    sums = picture[0].astype(int).sum(-1)
+    assert sums[0] < sums[1] < sums[2]
+
+
+class Tags(HTMLParser):
+    """Collects a page's tags, its addresses and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "action", "srcset", "data")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_page_is_one_file_without_addresses_of_others(comparison, clips, tmp_path):
+    page = write_difference(tmp_path / "d.html", Pair(*clips, comparison)).read_text(encoding="utf-8")
+    tags = Tags(page)
+    assert tags.addresses
+    assert all(address.startswith("data:image/") for address in tags.addresses)
+    assert not {"script", "link", "iframe", "object"} & set(tags.tags)
+    assert not re.search(r"https?:|url\(|@import", page)
+    assert "viewport" in page
+
+
+def test_page_escapes_names(comparison, tmp_path):
+    name = "<script>alert('x')&\"\N{SNOWMAN}<img src=x>.mp4"
+    page = write_difference(tmp_path / "d.html", Pair(tmp_path / name, tmp_path / "b.mp4", comparison)).read_text(
+        encoding="utf-8"
+    )
+    tags = Tags(page)
+    assert "script" not in tags.tags
+    assert name in tags.text
+
+
+def test_names_that_are_no_text_are_written_out(comparison, tmp_path):
+    pair = Pair(tmp_path / "a\udcff.mp4", tmp_path / "$b$.mp4", comparison)
+    assert "a\\udcff.mp4 → $b$.mp4" in write_difference(tmp_path / "d.html", pair).read_text(encoding="utf-8")
+    assert write_difference(tmp_path / "d.png", pair).stat().st_size > 0
+
+
+def test_page_shows_scores_where_there_are_some(comparison, clips, tmp_path):
+    scores = Scores(0.125, np.full(8, 0.2)), Scores(0.97, np.full(8, np.nan))
+    scored = replace(comparison, scores=scores)
+    text = Tags(write_difference(tmp_path / "d.html", Pair(*clips, scored)).read_text(encoding="utf-8")).text
+    assert "12%" in text
+    assert "fake: no face, no opinion" in text
+
+
+def test_page_without_face_or_sound_says_so(tmp_path):
+    first = write_pair_clip(tmp_path / "a.mp4", n_frames=12)
+    second = write_pair_clip(tmp_path / "b.mp4", n_frames=12, change=paint)
+    comparison = compare_clips(first, second, NoFace(), None, n_frames=4)
+    text = Tags(write_difference(tmp_path / "d.html", Pair(first, second, comparison)).read_text(encoding="utf-8")).text
+    assert "None was found in the original" in text
+    assert "The original and the fake have no sound." in text
+
+
+def test_clip_shows_every_pair(comparison, clips, tmp_path):
+    path = write_difference(tmp_path / "d.mp4", Pair(*clips, comparison))
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == RATE
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 40
+    # The third panel is the heat: dark before the spot appears.
+    heat = [frame[30:400, 2 * frame.shape[1] // 3 :].mean() for frame in frames]
+    assert max(heat[:10]) < min(heat[10:])
+
+
+def test_picture_can_be_opened(comparison, clips, tmp_path):
+    picture = cv2.imread(str(write_difference(tmp_path / "d.png", Pair(*clips, comparison))))
+    assert min(picture.shape[:2]) > 600
+
+
+def test_failed_writing_leaves_the_old_file(comparison, clips, tmp_path, monkeypatch):
+    path = tmp_path / "d.png"
+    path.write_text("old")
+    monkeypatch.setattr("dfdc.training.difference.Figure", None)
+    with pytest.raises(TypeError):
+        write_difference(path, Pair(*clips, comparison))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["d.png"]
+    assert path.read_text() == "old"
+
+
+def test_other_endings_are_refused(comparison, clips, tmp_path, capsys):
+    with pytest.raises(ValueError, match="allowed"):
+        write_difference(tmp_path / "d.gif", Pair(*clips, comparison))
+    with pytest.raises(SystemExit):
+        compare_videos.main([*map(str, clips), "--out", "d.gif"])
+    assert "d.gif" in capsys.readouterr().err
+
+
+def test_foreign_pair_is_refused_with_its_reason(clips, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compare_videos, "FaceDetector", lambda device: OneFace())
+    other = write_pair_clip(tmp_path / "other.mp4", seed=4)
+    out = tmp_path / "d.html"
+    assert compare_videos.main([str(clips[0]), str(other), "--no-scores", "--device", "cpu", "--out", str(out)]) == 1
+    assert "does not belong to" in (error := capsys.readouterr().err)
+    assert "another scene" in error
+    assert not out.exists()
+
+
+def test_samples_are_compared_with_the_shipped_weights(tmp_path, capsys):
+    samples, out = PROJECT / "samples", tmp_path / "d.html"
+    arguments = [str(samples / "real.mp4"), str(samples / "doctored.mp4")]
+    assert compare_videos.main([*arguments, "--device", "cpu", "--frames", "4", "--out", str(out)]) == 0
+    text = Tags(out.read_text(encoding="utf-8")).text
+    assert "net's P(fake) of the original, 4 frames" in text
+    assert capsys.readouterr().out.strip() == str(out)

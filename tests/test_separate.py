@@ -1,0 +1,176 @@
+"""Which of picture and sound were changed is told apart, and coding anew is no change."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from scipy.signal import istft, stft
+
+from dfdc.audio import Sound
+from dfdc.detect import Faces
+from dfdc.training.separate import BLOCK, block_differences, judge_sound, separate
+from dfdc.training.sound import compare_sounds, find_lag, is_silent
+from tests.pairs import SPOT, make_speech, paint, write_pair_clip
+from tools import separate_fakes
+
+
+class OneFace:
+    """Finds the same face around the painted spot in every frame."""
+
+    def search(self, frames):
+        x, y, side = SPOT
+        box = np.array([[x - side, y - side, x + 2 * side, y + 2 * side]], np.float32)
+        faces = Faces(box, np.array([0.99], np.float32), np.zeros((1, 5, 2), np.float32))
+        return list(range(len(frames))), [faces] * len(frames)
+
+
+class NoFace:
+    def search(self, frames):
+        nothing = Faces(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, 5, 2), np.float32))
+        return list(range(len(frames))), [nothing] * len(frames)
+
+
+def resynthesize(speech: np.ndarray) -> np.ndarray:
+    """The same loudness in each band with other phases: what vocoders do."""
+    _, _, spectrum = stft(speech, 16_000, nperseg=512)
+    phases = np.exp(2j * np.pi * np.random.default_rng(0).random(spectrum.shape))
+    return istft(np.abs(spectrum) * phases, 16_000, nperseg=512)[1][: len(speech)].astype(np.float32)
+
+
+SPEECH = make_speech(3.0)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return write_pair_clip(tmp_path_factory.mktemp("separate") / "original.mp4", sound=SPEECH)
+
+
+@pytest.mark.parametrize(
+    ("change", "sound", "expected"),
+    [
+        (None, SPEECH, (False, False)),
+        (paint, SPEECH, (True, False)),
+        (None, resynthesize(SPEECH), (False, True)),
+        (paint, resynthesize(SPEECH), (True, True)),
+        (paint, None, (True, None)),
+    ],
+    ids=["coded anew", "picture", "sound", "both", "sound removed"],
+)
+def test_what_was_changed_is_recognised(original, tmp_path, change, sound, expected):
+    fake = write_pair_clip(tmp_path / "fake.mp4", change=change, sound=sound, crf=28, bit_rate=32_000)
+    found = separate(original, fake, OneFace(), n_frames=4)
+    assert (found.picture_changed, found.sound_changed) == expected
+    assert bool(found.note) == (sound is None)
+
+
+def test_same_file_is_neither(original):
+    found = separate(original, original, OneFace(), n_frames=4)
+    assert (found.picture_changed, found.sound_changed) == (False, False)
+    assert found.block_difference == found.difference == 0
+    assert (found.ssim, found.sound_likeness) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_without_a_face_whole_frames_are_compared(original, tmp_path):
+    fake = write_pair_clip(tmp_path / "fake.mp4", change=paint)
+    found = separate(original, fake, NoFace(), n_frames=4)
+    assert found.picture_changed
+    assert "no face" in found.note
+
+
+def test_foreign_picture_is_no_word_on_the_picture(original, tmp_path):
+    found = separate(original, write_pair_clip(tmp_path / "b.mp4", seed=1, sound=SPEECH), OneFace(), n_frames=4)
+    assert found.picture_changed is None
+    assert found.sound_changed is False
+    assert "another scene" in found.note
+
+
+def test_silence_is_no_word_on_the_sound(original, tmp_path):
+    fake = write_pair_clip(tmp_path / "b.mp4", sound=np.zeros(48_000, np.float32))
+    assert separate(original, fake, OneFace(), n_frames=4).sound_changed is None
+
+
+def test_blocks_differ_by_what_was_painted_and_detail_by_none_of_it():
+    first = np.full((112, 112, 3), 100, np.uint8)
+    second = first.copy()
+    second[: 2 * BLOCK, : 2 * BLOCK] = 130  # 4 of 49 blocks are more than 3 %
+    assert block_differences(first, second) == (30, 0)
+
+
+def test_shift_of_all_pixels_is_no_difference():
+    first = np.random.default_rng(0).integers(0, 200, (112, 112, 3)).astype(np.uint8)
+    assert block_differences(first, first + 9) == (0, 0)
+
+
+@pytest.mark.parametrize("lag", [-5000, -3, 0, 1024, 20_000])
+def test_lag_of_a_sound_is_found(lag):
+    later = np.roll(np.pad(SPEECH, 30_000), lag)
+    assert find_lag(np.pad(SPEECH, 30_000), 0.5 * later) == lag
+    comparison = compare_sounds(Sound(np.pad(SPEECH, 30_000), 16_000), Sound(0.5 * later, 16_000))
+    assert comparison.lag_s == lag / 16_000
+    assert comparison.heard.min() > 0.99
+
+
+def test_replaced_second_is_found_where_it_is():
+    changed = SPEECH.copy()
+    changed[16_000:32_000] = make_speech(1.0, seed=5)
+    comparison = compare_sounds(Sound(SPEECH, 16_000), Sound(changed, 16_000))
+    inside = (comparison.times > 1.25) & (comparison.times < 1.75)
+    outside = (comparison.times < 0.75) | (comparison.times > 2.25)
+    assert np.nanmax(comparison.likeness[inside]) < 0.6
+    assert np.nanmin(comparison.likeness[outside]) > 0.99
+    assert judge_sound(comparison)["sound_changed"]
+
+
+def test_silence_is_recognised():
+    assert is_silent(Sound(np.full(16_000, 1e-4, np.float32), 16_000))
+    assert not is_silent(Sound(SPEECH, 16_000))
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    (tmp_path / "original.mp4").write_bytes(original.read_bytes())
+    write_pair_clip(tmp_path / "picture.mp4", change=paint, sound=SPEECH)
+    (tmp_path / "broken.mp4").write_bytes(b"nothing")
+    fakes = {name: {"label": "FAKE", "original": "original.mp4"} for name in ("picture.mp4", "broken.mp4", "gone.mp4")}
+    fakes["orphan.mp4"] = {"label": "FAKE", "original": "elsewhere.mp4"}
+    (tmp_path / "metadata.json").write_text(json.dumps({"original.mp4": {"label": "REAL"}, **fakes}))
+    return tmp_path
+
+
+def test_table_has_a_row_for_each_fake_with_its_original(folder, monkeypatch):
+    monkeypatch.setattr(separate_fakes, "FaceDetector", lambda device: OneFace())
+    out = folder / "out" / "changes.csv"
+    assert separate_fakes.main([str(folder), "--out", str(out), "--frames", "4", "--workers", "1"]) == 0
+    with open(out, newline="") as file:
+        rows = {row["video"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["broken.mp4", "picture.mp4"]
+    assert (rows["picture.mp4"]["picture_changed"], rows["picture.mp4"]["sound_changed"]) == ("yes", "no")
+    assert rows["broken.mp4"]["picture_changed"] == rows["broken.mp4"]["sound_changed"] == ""
+    assert "not a video" in rows["broken.mp4"]["note"]
+
+
+def test_table_goes_on_where_it_was_stopped(folder, monkeypatch, capsys):
+    monkeypatch.setattr(separate_fakes, "FaceDetector", lambda device: OneFace())
+    out = folder / "changes.csv"
+    separate_fakes.separate_fakes([folder], out, n_frames=4, progress=False)
+    text = out.read_text().replace("picture.mp4,original.mp4,,yes", "picture.mp4,original.mp4,,kept")
+    out.write_text(text)
+    separate_fakes.separate_fakes([folder], out, n_frames=4, progress=False)
+    assert out.read_text() == text
+
+
+def test_folder_without_pairs_is_the_users_mistake(tmp_path, capsys):
+    (tmp_path / "metadata.json").write_text("{}")
+    assert separate_fakes.main([str(tmp_path), "--out", str(tmp_path / "c.csv")]) == 1
+    assert "no fake lies there together with its original" in capsys.readouterr().err
+
+
+def test_other_table_is_not_overwritten(folder, capsys):
+    out = folder / "changes.csv"
+    out.write_text("a,b\n1,2\n")
+    assert separate_fakes.main([str(folder), "--out", str(out)]) == 1
+    assert "other columns" in capsys.readouterr().err
+    assert out.read_text() == "a,b\n1,2\n"

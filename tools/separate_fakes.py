@@ -1,0 +1,202 @@
+"""Tell for each fake whether its picture, its sound or both were changed.
+
+python tools/separate_fakes.py dfdc_train_part_0 dfdc_train_part_1 --out changes.csv
+
+It goes on where it was stopped. Fakes whose original is not in their folder are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import multiprocessing
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import astuple, fields
+from pathlib import Path
+
+import cv2
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dfdc.detect import FaceDetector
+from dfdc.run import count_cores
+from dfdc.runtime import DeviceError, choose_device
+from dfdc.submission import write_csv
+from dfdc.training.clips import LabelledClip, read_metadata
+from dfdc.training.dataset import DataError
+from dfdc.training.separate import Change, separate
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("video", "original", "manipulation", *(field.name for field in fields(Change)))
+
+Row = tuple[str, ...]
+
+
+def separate_fakes(
+    folders: list[Path],
+    out: Path,
+    *,
+    n_frames: int = 16,
+    n_workers: int = 1,
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Compare the fakes of some folders with their originals and write a table.
+
+    Args:
+        folders: of clips, with metadata.json in DFDC's form.
+        out: CSV with the columns `COLUMNS`; "yes" and "no", empty where it cannot be told, and the note says why.
+        n_frames: compared per clip.
+        n_workers: pairs at once.
+        device: "auto", "cpu" or "cuda": where faces are looked for.
+        overwrite: start anew instead of going on.
+        progress: draw a progress bar.
+
+    Returns:
+        out.
+
+    Raises:
+        DataError: metadata that cannot be used, no fake with its original, or a table with other columns.
+        OSError: the table cannot be written.
+    """
+    pairs = [pair for folder in folders for pair in find_pairs(folder)]
+    if not pairs:
+        raise DataError(f"{', '.join(map(str, folders))}: no fake lies there together with its original")
+    done = {} if overwrite else _read_done(out)
+    todo = [pair for pair in pairs if pair[0].name not in done]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        bar = tqdm(
+            total=len(pairs), initial=len(pairs) - len(todo), desc="comparing", unit="clip", disable=not progress
+        )
+        with bar:
+            for row in _compare_all(todo, n_frames, n_workers, choose_device(device)):
+                done[row[0]] = row
+                bar.update()
+    finally:
+        write_csv(out, COLUMNS, [done[name] for name in sorted(done)])
+    _summarize(list(done.values()))
+    return out
+
+
+def find_pairs(folder: Path) -> list[tuple[LabelledClip, Path]]:
+    """The fakes of a folder that are there together with their originals, by name, and the originals' paths.
+
+    Raises:
+        DataError: metadata.json cannot be used.
+    """
+    fakes = [clip for clip in read_metadata(folder) if clip.label == "FAKE" and clip.original]
+    pairs = [(clip, folder / Path(clip.original).name) for clip in fakes]
+    return [(clip, original) for clip, original in pairs if clip.path.is_file() and original.is_file()]
+
+
+def _read_done(out: Path) -> dict[str, Row]:
+    if not out.exists():
+        return {}
+    with open(out, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = [tuple(row) for row in csv.reader(file)]
+    if not rows or rows[0] != COLUMNS:
+        raise DataError(f"{out}: has other columns than this tool writes; name another file or --overwrite")
+    return {row[0]: row for row in rows[1:] if len(row) == len(COLUMNS)}
+
+
+def _compare_all(pairs: list[tuple[LabelledClip, Path]], n_frames: int, n_workers: int, device: str) -> Iterator[Row]:
+    if n_workers == 1 or len(pairs) < 2:
+        _start_worker(device)
+        for clip, original in pairs:
+            yield compare_pair(clip, original, n_frames)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(n_workers, context, initializer=_start_worker, initargs=(device,))
+    try:
+        for future in as_completed([pool.submit(compare_pair, clip, original, n_frames) for clip, original in pairs]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_detectors: list[FaceDetector] = []
+
+
+def _start_worker(device: str) -> None:
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        cv2.setNumThreads(1)
+        torch.set_num_threads(1)
+    _detectors[:] = [FaceDetector(device)]
+
+
+def compare_pair(clip: LabelledClip, original: Path, n_frames: int) -> Row:
+    """One fake's row, whatever its clips are: the one place that catches."""
+    try:
+        change = separate(original, clip.path, _detectors[0], n_frames=n_frames)
+    except Exception as error:  # one odd clip must not end a run of days
+        log.exception("%s: failed", clip.path)
+        change = Change(note=f"{type(error).__name__}: {error}")
+    return clip.name, original.name, clip.manipulation, *map(_text, astuple(change))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "" if value is None else str(value)
+
+
+def _summarize(rows: list[Row]) -> None:
+    kinds = {
+        ("yes", "yes"): "both",
+        ("yes", "no"): "picture only",
+        ("no", "yes"): "sound only",
+        ("no", "no"): "neither",
+        ("yes", ""): "picture, no word on sound",
+        ("no", ""): "not the picture, no word on sound",
+    }
+    place = COLUMNS.index("picture_changed")
+    counts = Counter(kinds.get((row[place], row[place + 1]), "cannot be told") for row in rows)
+    print(f"{len(rows)} fakes: " + ", ".join(f"{n} {kind}" for kind, n in counts.most_common()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of clips with metadata.json")
+    add("--out", type=Path, default=Path("changes.csv"), help="the table to write (default: %(default)s)")
+    add("--frames", type=int, default=16, help="frames compared per clip (default: %(default)s)")
+    add("--workers", type=int, default=count_cores(), help="pairs at once (default: one a core, %(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="finds faces (default: CUDA if there)")
+    add("--overwrite", action="store_true", help="start anew instead of going on")
+    args = parser.parse_args(argv)
+    if args.frames < 1:
+        parser.error(f"--frames is {args.frames}; allowed: 1 and up")
+    try:
+        table = separate_fakes(
+            args.folders,
+            args.out,
+            n_frames=args.frames,
+            n_workers=max(args.workers, 1),
+            device=args.device,
+            overwrite=args.overwrite,
+        )
+    except (DataError, DeviceError, OSError) as error:
+        print(f"separate_fakes: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("separate_fakes: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
