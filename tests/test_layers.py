@@ -67,7 +67,7 @@ def test_supervisor_loads_neither_torch_nor_decoders() -> None:
 
 
 def test_only_modules_that_build_nets_import_torch_at_once() -> None:
-    """Torch takes 4 core-seconds and 350 MB a process; elsewhere its import stands inside the functions that need it."""
+    """Torch takes 4 core-seconds and 350 MB; elsewhere its import stands inside the functions that need it."""
     for name in ORDER:
         top = ast.parse((ROOT / f"dfdc/{name}.py").read_text()).body
         modules = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}

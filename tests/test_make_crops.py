@@ -11,7 +11,6 @@ import av
 import cv2
 import numpy as np
 import pytest
-import torch
 from skimage.data import astronaut
 from skimage.metrics import structural_similarity
 

@@ -366,5 +366,5 @@ def test_training_speed_is_told_for_the_whole_step_and_for_the_net(capsys: pytes
     assert time_tool.main([*arguments, "--device", "cpu"]) == 0
     said = capsys.readouterr().out.splitlines()
     speed = json.loads(said[-1])
-    assert 0 < speed["images_per_s"] and 0 < speed["net_images_per_s"] and 0 <= speed["augmentation_share"] < 1
+    assert speed["images_per_s"] > 0 and speed["net_images_per_s"] > 0 and 0 <= speed["augmentation_share"] < 1
     assert speed["waiting_share"] is None and f"{speed['images_per_s']:.0f} images/s" in said[1]

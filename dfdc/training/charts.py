@@ -119,6 +119,26 @@ def draw_training(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     _save(figure, path)
 
 
+def draw_budgets(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Write log loss and AUC against what a clip costs.
+
+    Args:
+        path: of the PNG.
+        rows: per setting "n_frames", "core_seconds", "log_loss" and "auc", cheapest first.
+    """
+    figure, losses = _start("More frames", "", "log loss", size=(7.2, 6.0), rows=(1, 1))
+    auc = figure.add_subplot(figure.axes[0].get_gridspec()[1], sharex=losses)
+    costs = [row["core_seconds"] for row in rows]
+    for axes, name, colour in ((losses, "log_loss", FAKE), (auc, "auc", REAL)):
+        axes.plot(costs, [row[name] for row in rows], color=colour, marker="o")
+        for row, cost in zip(rows, costs, strict=True):
+            axes.annotate(f"{row['n_frames']}", (cost, row[name]), (0, 7), textcoords="offset points", fontsize=8)
+    losses.tick_params(labelbottom=False)
+    auc.set(xlabel="core-seconds a clip; the numbers are frames", ylabel="AUC")
+    _plain(auc)
+    _save(figure, path)
+
+
 def draw_contact_sheet(path: Path, tiles: Sequence[Tile], *, title: str, columns: int = 6) -> None:
     """Write pictures in rows, each with its name, its label and the probability it was given."""
     rows = max(-(-len(tiles) // columns), 1)

@@ -1,0 +1,124 @@
+"""Harm the real kernel in every way that is at hand, and write down what came of it.
+
+python -m tests.faults --out docs                     # all parts: docs/faults.json and docs/faults.md
+python -m tests.faults --out docs --only signals      # one part; the others keep what they had
+python -m tests.faults --out docs --only soak         # docs/soak.json and docs/soak.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.faults import parts, soak
+from tests.faults.parts import Bench, Outcome
+
+PARTS: dict[str, Callable[[Bench], list[Outcome]]] = {
+    "clips": parts.damaged_clips,
+    "permission": parts.unreadable_clip,
+    "sabotage": parts.sabotaged_workers,
+    "workers": parts.killed_workers,
+    "trees": parts.killed_trees,
+    "supervisor": parts.lone_supervisor,
+    "signals": parts.signals,
+    "deadline": parts.time_limit,
+    "disk": parts.disk_faults,
+}
+
+
+def write_table(found: dict[str, dict], path: Path) -> None:
+    """The table of all parts, as Markdown; every number is from the parts' own results."""
+    lines = [
+        "# What was done to the kernel, and what came of it",
+        "",
+        "Made by `make faults`; the raw results are in [faults.json](faults.json). *Lost* rows are missing from",
+        "submission.csv. *Wrong* counts rows with what is no probability or with another label than the undisturbed",
+        "run's, looks at the file that found it broken, and runs that ended otherwise than they should. Where nets are",
+        "fake (see the end), all else is real: the kernel's processes, its reader of clips, signals, disks and files.",
+        "",
+        "| Fault | Times tried | Rows lost | Wrong | Longest delay, s | Delay of |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    outcomes = [outcome for part in PARTS if part in found for outcome in found[part]["outcomes"]]
+    for one in outcomes:
+        delay = "" if one["delay_s"] is None else f"{one['delay_s']:.1f}"
+        lines.append(
+            f"| {one['fault']} | {one['tried']} | {one['lost']} | {one['wrong']} | {delay} | {one['delay_of']} |"
+        )
+    totals = {key: sum(one[key] for one in outcomes) for key in ("tried", "lost", "wrong")}
+    lines.append(f"| **all** | **{totals['tried']}** | **{totals['lost']}** | **{totals['wrong']}** | | |")
+    reads = [reader for one in outcomes for reader in find_readers(one["details"])]
+    n_reads, n_versions = (sum(int(reader[key]) for reader in reads) for key in ("reads", "versions"))
+    lines += [
+        "",
+        f"Meanwhile another process read submission.csv {n_reads:,} times, in {n_versions:,} versions, "
+        f"and found it broken {sum(len(reader['faults']) for reader in reads)} times.",
+        "",
+    ]
+    for part, record in found.items():
+        lines.append(
+            f"- {part}: {record['date']}, {record['seconds']:.0f} s on {record['machine']}, {record['nets']} nets"
+        )
+    path.write_text("\n".join(lines) + "\n")
+
+
+def find_readers(details: object) -> list[dict]:
+    """What readers saw, wherever it stands in an outcome's details."""
+    if isinstance(details, dict):
+        if "versions" in details and "reads" in details:
+            return [details]
+        details = list(details.values())
+    return [reader for value in details for reader in find_readers(value)] if isinstance(details, list) else []
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the results (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=[*PARTS, "soak"], default=list(PARTS), help="parts to run")
+    parser.add_argument("--nets", choices=("real", "fake"), default="real", help="fake: reads clips, loads no nets")
+    parser.add_argument("--seed", type=int, default=0, help="of all chance (default: %(default)s)")
+    parser.add_argument("--keep", type=Path, help="work in this folder and leave it (default: a temporary one)")
+    args = parser.parse_args(argv)
+    folder = args.keep or Path(tempfile.mkdtemp(prefix="faults-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    results = args.out / "faults.json"
+    found = json.loads(results.read_text()) if results.exists() else {}
+    try:
+        if "soak" in args.only:
+            print(soak.soak(folder / "soak", args.out))
+        wanted = [part for part in PARTS if part in args.only]
+        bench = Bench(folder, seed=args.seed, nets=args.nets) if wanted else None
+        for part in wanted:
+            started = time.monotonic()
+            outcomes = PARTS[part](bench)
+            found[part] = {
+                "date": datetime.date.today().isoformat(),
+                "seconds": time.monotonic() - started,
+                "machine": f"{len(parts.os.sched_getaffinity(0))} cores, Python {platform.python_version()}",
+                "seed": args.seed,
+                "nets": args.nets,
+                "outcomes": [asdict(outcome) for outcome in outcomes],
+            }
+            results.write_text(json.dumps(found, indent=1) + "\n")
+            write_table(found, args.out / "faults.md")
+            for one in outcomes:
+                print(
+                    f"{one.fault}: {one.tried} tried, {one.lost} lost, {one.wrong} wrong, {one.delay_s} s", flush=True
+                )
+    finally:
+        if not args.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    return int(any(one["lost"] or one["wrong"] for part in found.values() for one in part["outcomes"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""The real kernel, whose workers do to themselves what a clip's name says and score all others; or without nets.
+
+A decoder's crash, hang or hunger cannot be ordered from real decoders; what is done here is the same to the supervisor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import kernel
+from dfdc import run, workers
+from dfdc.deadline import Deadline
+from dfdc.prediction import Prediction
+from dfdc.video import Frame, VideoError, VideoTimeout, read_frames
+from dfdc.workers import WorkerSettings
+
+# A clip's wall limit while sabotaged, and the grace beyond it: enough for an intact clip on a busy machine.
+LIMIT_S = 20.0
+GRACE_S = 4.0
+# Address space that a hungry worker may take beyond what it has; and where the out-of-memory killer would come.
+ROOM_BYTES = 512 * 2**20
+REAL_WORK = workers.score_clips
+
+
+def segfault() -> None:
+    """a segmentation fault (address 0 read in C)"""
+    ctypes.string_at(0)
+
+
+def hang() -> None:
+    """a hang in C that holds the interpreter's lock"""
+    ctypes.PyDLL(None).pause()
+
+
+def spin() -> None:
+    """a computation that never ends"""
+    while True:
+        pass
+
+
+def sleep() -> None:
+    """a wait that never ends"""
+    threading.Event().wait()
+
+
+def _limit_memory() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM_BYTES, resource.RLIM_INFINITY))
+
+
+def eat() -> None:
+    """memory eaten up to a limit (RLIMIT_AS), told as MemoryError"""
+    _limit_memory()
+    kept = []
+    try:
+        while True:
+            kept.append(bytearray(2**24))
+    finally:
+        kept.clear()
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def eat_in_c() -> None:
+    """memory eaten in C up to a limit, malloc's answer not looked at"""
+    _limit_memory()
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    while True:
+        ctypes.memset(libc.malloc(ctypes.c_size_t(2**24)), 1, 2**24)
+
+
+def be_killed() -> None:
+    """memory eaten until SIGKILL comes, as from the out-of-memory killer"""
+    kept = bytearray(ROOM_BYTES // 4)
+    kept[::4096] = b"\1" * len(kept[::4096])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def abort() -> None:
+    """abort(), as after a failed assertion in C"""
+    os.abort()
+
+
+def leave() -> None:
+    """exit(0) in the middle of a clip"""
+    os._exit(0)
+
+
+# By name; what the table calls each is its docstring.
+DEEDS = {deed.__name__: deed for deed in (segfault, hang, spin, sleep, eat, eat_in_c, be_killed, abort, leave)}
+
+
+def read_or_misbehave(path: Path, *args: object, **kwargs: object) -> list[Frame]:
+    """`read_frames`, but for clips whose names (`DEED!...`) order a deed instead."""
+    deed = DEEDS.get(path.name.partition("!")[0])
+    if deed:
+        deed()
+    return read_frames(path, *args, **kwargs)
+
+
+class FakePredictor:
+    """The real reader and no nets: a clip's label follows from its pixels' mean."""
+
+    device = "cpu"
+
+    def predict(self, path: Path, n_frames: int, *, name: str, deadline: Deadline) -> Prediction:
+        """One clip's prediction, as `dfdc.predict.Predictor` would give it."""
+        started, blank = time.monotonic(), Prediction(name, wanted=n_frames)
+        try:
+            frames = read_or_misbehave(path, n_frames, deadline=deadline)
+            label = 0.1 + 0.8 * sum(float(frame.pixels.mean()) for frame in frames) / len(frames) / 255
+            prediction = replace(blank, label=label, frames=len(frames))
+        except VideoTimeout as error:
+            prediction = replace(blank, status="timeout", reason=str(error))
+        except VideoError as error:
+            prediction = replace(blank, status="unreadable", reason=str(error))
+        except Exception as error:
+            prediction = replace(blank, status="error", reason=type(error).__name__)
+        return replace(prediction, seconds=time.monotonic() - started)
+
+
+def score_sabotaged(connection: Connection, settings: WorkerSettings) -> None:
+    """A real worker's life, with deeds for the clips that order them."""
+    import dfdc.predict
+
+    dfdc.predict.read_frames = read_or_misbehave
+    REAL_WORK(connection, settings)
+
+
+def score_faked(connection: Connection, settings: WorkerSettings) -> None:
+    """A worker's life without nets."""
+    workers._load = lambda _: (FakePredictor(), "nothing: nets are fakes")
+    REAL_WORK(connection, settings)
+
+
+def main() -> int:
+    """The kernel's command line; the environment's FAULTS_NETS says which nets, FAULTS_LIMIT_S a clip's wall limit."""
+    if os.environ.get("FAULTS_NETS") == "fake":
+        workers.PRELOADED = ["av", "numpy"]
+        run.predict_clips = partial(workers.predict_clips, work=score_faked)
+    else:
+        workers.score_clips = score_sabotaged
+    if limit_s := os.environ.get("FAULTS_LIMIT_S"):
+        workers.GRACE_S = GRACE_S
+        kernel.WorkerSettings = lambda **values: WorkerSettings(**{**values, "clip_limit_s": float(limit_s)})
+    return kernel.main(sys.argv[1:])

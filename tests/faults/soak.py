@@ -1,0 +1,100 @@
+"""Two thousand short clips through one run, its memory, descriptors, threads and processes looked at all the time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from tests.faults import kernels
+from tests.faults.damage import cut
+from tests.faults.kernels import Sample, sampled, start
+
+# What is looked at, and its unit in the plot.
+QUANTITIES = {
+    "own_mb": "memory, MB (allocated by all processes)",
+    "pss_mb": "memory, MB (with libraries' pages; PSS)",
+    "n_descriptors": "descriptors",
+    "n_threads": "threads",
+    "n_processes": "processes",
+}
+# The first clips fill caches.
+WARM_UP = 0.1
+
+
+def soak(folder: Path, out: Path, *, n_clips: int = 2000) -> str:
+    """Score one tiny clip under many names; writes soak.json and soak.png.
+
+    Args:
+        folder: to work in.
+        out: for the results.
+        n_clips: how many.
+
+    Returns:
+        What was found, in a sentence.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    clips = folder / "clips"
+    clips.mkdir(parents=True)
+    tiny = cut(folder / "tiny.mp4", size=160, n_frames=8)
+    for i in range(n_clips):
+        os.link(tiny, clips / f"{i:04d}.mp4")
+    kernel = start([clips, "--frames", 2], folder / "submission.csv")
+    with sampled(kernel, every_s=2.0) as samples:
+        code = kernel.wait()
+    known = kernels.details(kernel.out)
+    report = {
+        "clips": n_clips,
+        "exit code": code,
+        "statuses": dict(Counter(row["status"] for row in known.values())),
+        "labels": len({row["label"] for row in known.values()}),
+        "seconds": kernel.age_s(),
+        **{name: trend(samples, name) for name in QUANTITIES},
+        "samples": [asdict(sample) for sample in samples],
+    }
+    (out / "soak.json").write_text(json.dumps(report) + "\n")
+    plot(samples, out / "soak.png")
+    memory = report["own_mb"]
+    return (
+        f"soak: {n_clips} clips, exit code {code}, {report['statuses']}; memory {memory['mean']:.0f} MB, "
+        f"slope {memory['slope_per_1000']:+.1f} MB per 1,000 clips; "
+        + ", ".join(
+            f"{name} {report[name]['least']:.0f} to {report[name]['most']:.0f}" for name in list(QUANTITIES)[2:]
+        )
+    )
+
+
+def trend(samples: list[Sample], name: str) -> dict[str, float]:
+    """How a quantity runs over the clips once caches are full: its bounds, mean and slope (per 1,000 clips)."""
+    n_most = max(sample.n_done for sample in samples)
+    some = [sample for sample in samples if WARM_UP * n_most < sample.n_done < n_most]
+    values = np.array([getattr(sample, name) for sample in some], float)
+    slope = np.polyfit([sample.n_done for sample in some], values, 1)[0]
+    return {
+        "least": values.min(),
+        "most": values.max(),
+        "mean": values.mean(),
+        "slope_per_1000": slope * 1000,
+    }
+
+
+def plot(samples: list[Sample], path: Path) -> None:
+    """Each quantity over the clips that were done."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(len(QUANTITIES), 1, sharex=True, figsize=(8, 8), layout="constrained")
+    for axis, (name, words) in zip(axes, QUANTITIES.items(), strict=True):
+        axis.plot([sample.n_done for sample in samples], [getattr(sample, name) for sample in samples], color="black")
+        axis.set_ylim(bottom=0)
+        axis.set_title(words, loc="left", fontsize=10)
+    axes[-1].set_xlabel("clips done")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

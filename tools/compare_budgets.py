@@ -1,0 +1,126 @@
+"""Score labelled clips with more and more frames, and tell what each setting costs and brings.
+
+python tools/compare_budgets.py clips --json budgets.json --picture docs/budgets.png  # metadata.json has labels
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dfdc.training.charts import draw_budgets
+from dfdc.training.clips import LabelledClip, read_metadata
+from dfdc.training.dataset import DataError
+from dfdc.training.metrics import measure
+
+KERNEL = Path(__file__).resolve().parent.parent / "kernel.py"
+FRAMES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One setting: what a clip costs a worker, and how good the clips' probabilities are.
+
+    Attributes:
+        n_frames: looked at per clip.
+        seconds: of wall time that a clip keeps one worker busy, mean.
+        core_seconds: of decoding, finding faces and scoring, mean.
+        log_loss, auc: over all clips; those that cannot be scored count with the prior.
+    """
+
+    n_frames: int
+    seconds: float
+    core_seconds: float
+    log_loss: float
+    auc: float
+
+
+def compare_budgets(videos: Path, *, frames: Sequence[int] = FRAMES, options: Sequence[str] = ()) -> list[Budget]:
+    """Run the kernel once per number of frames.
+
+    Args:
+        videos: folder of clips with metadata.json.
+        frames: numbers of frames per clip.
+        options: further flags of the kernel.
+
+    Returns:
+        One setting per number of frames, in their order.
+
+    Raises:
+        DataError: the metadata is wrong, or the kernel failed.
+    """
+    clips = read_metadata(videos)
+    return [_measure(clips, _run_kernel(clips, n_frames, options), n_frames) for n_frames in frames]
+
+
+def _run_kernel(clips: list[LabelledClip], n_frames: int, options: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What predictions.csv says of each clip."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "submission.csv"
+        paths = [str(clip.path) for clip in clips]
+        command = [sys.executable, KERNEL, *paths, "--frames", str(n_frames), "--out", out, *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise DataError(f"kernel.py ended with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
+        with open(out.with_name("predictions.csv"), newline="") as file:
+            return {row["filename"]: row for row in csv.DictReader(file)}
+
+
+def _measure(clips: list[LabelledClip], rows: dict[str, dict[str, str]], n_frames: int) -> Budget:
+    rows_in_order = [rows[clip.name] for clip in clips]
+    scores = measure(
+        np.array([clip.label == "FAKE" for clip in clips], float),
+        np.array([float(row["label"]) for row in rows_in_order]),
+    )
+    stages = [sum(float(row[name]) for name in ("decode_s", "detect_s", "score_s")) for row in rows_in_order]
+    return Budget(
+        n_frames=n_frames,
+        seconds=float(np.mean([float(row["seconds"]) for row in rows_in_order])),
+        core_seconds=float(np.mean(stages)),
+        log_loss=scores["log_loss"],
+        auc=scores["auc"],
+    )
+
+
+def format_table(budgets: Sequence[Budget]) -> str:
+    """A table for people, in Markdown."""
+    lines = ["| frames | seconds a clip and worker | core-seconds | log loss | AUC |", "|---|---|---|---|---|"]
+    for b in budgets:
+        lines.append(f"| {b.n_frames} | {b.seconds:.2f} | {b.core_seconds:.2f} | {b.log_loss:.3f} | {b.auc:.3f} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of clips with metadata.json")
+    parser.add_argument("--frames", type=int, nargs="+", default=FRAMES, help="per clip (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="as the kernel's")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--picture", type=Path, help="draw them there, as PNG")
+    args = parser.parse_args(argv)
+    try:
+        budgets = compare_budgets(args.videos, frames=args.frames, options=("--device", args.device))
+    except DataError as error:
+        print(f"compare_budgets: {error}", file=sys.stderr)
+        return 1
+    print(format_table(budgets))
+    if args.json:
+        args.json.write_text(json.dumps([asdict(budget) for budget in budgets], indent=1) + "\n")
+    if args.picture:
+        draw_budgets(args.picture, [asdict(budget) for budget in budgets])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
