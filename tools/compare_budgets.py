@@ -1,6 +1,6 @@
 """Score labelled clips with more and more frames, and tell what each setting costs and brings.
 
-python tools/compare_budgets.py clips --json budgets.json --picture docs/budgets.png  # metadata.json has labels
+python tools/compare_budgets.py clips --json budgets.json --picture budgets.png     # labels in clips/metadata.json
 """
 
 from __future__ import annotations
