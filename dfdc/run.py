@@ -15,9 +15,10 @@ from tqdm import tqdm
 from dfdc.deadline import Deadline
 from dfdc.inputs import InputError, Job
 from dfdc.journal import Journal, Past, identify, journal_path, read_journal, scoring_key
+from dfdc.pool import predict_clips
 from dfdc.prediction import STATUSES, Prediction
 from dfdc.submission import Submission
-from dfdc.workers import WorkerSettings, predict_clips
+from dfdc.workers import WorkerSettings
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from dfdc.crop import CropGeometry
 from dfdc.model import FrameModel, save_model
+from dfdc.pool import predict_clips
 from dfdc.prediction import Prediction
 from dfdc.training.dataset import DataError
 from dfdc.weights import Calibration, ModelSpec, sigmoid
-from dfdc.workers import predict_clips
 from tools import evaluate as tool
 from tools.evaluate import Scored, draw_pictures, evaluate, format_table, main, report_scores, score_crop_table
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dfdc import workers
+from dfdc import pool
 from dfdc.deadline import NEVER
 from dfdc.inputs import InputError
 from dfdc.journal import Journal, read_journal
@@ -126,10 +126,10 @@ def test_server_that_dies_while_it_starts_a_worker_is_told(monkeypatch: pytest.M
     def die(*_: object) -> None:
         raise EOFError("unexpected EOF")
 
-    monkeypatch.setattr(workers, "_start", die)
-    monkeypatch.setattr(workers, "START_PAUSE_S", 0.0)
-    settings = workers.WorkerSettings(weights=())
-    run = workers.predict_clips({"a.mp4": Path("a.mp4")}, settings, n_workers=1, deadline=NEVER, work=print)
+    monkeypatch.setattr(pool, "_start", die)
+    monkeypatch.setattr(pool, "START_PAUSE_S", 0.0)
+    settings = pool.WorkerSettings(weights=())
+    run = pool.predict_clips({"a.mp4": Path("a.mp4")}, settings, n_workers=1, deadline=NEVER, work=print)
     with pytest.raises(InputError, match="workers cannot be started"):
         list(run)
 

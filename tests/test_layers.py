@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     *("bundle", "rules", "deadline", "crop", "weights", "prediction", "video", "audio"),
     *("runtime", "mtcnn", "detect", "tracks", "model", "ensemble", "export", "aggregate", "predict", "report"),
-    *("inputs", "submission", "journal", "plan", "workers", "run"),
+    *("inputs", "submission", "journal", "plan", "workers", "pool", "run"),
 )
 
 

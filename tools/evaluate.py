@@ -25,6 +25,7 @@ from dfdc.deadline import NEVER
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
 from dfdc.inputs import InputError
+from dfdc.pool import predict_clips
 from dfdc.run import count_cores
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.charts import Curve, Tile, draw_contact_sheet, draw_histogram, draw_reliability, draw_roc
@@ -33,7 +34,7 @@ from dfdc.training.dataset import DataError, load_crops, read_split
 from dfdc.training.metrics import measure_intervals
 from dfdc.video import VideoError, read_frames
 from dfdc.weights import WeightsError, find_weights, sigmoid
-from dfdc.workers import WorkerSettings, predict_clips
+from dfdc.workers import WorkerSettings
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 # Of each class so many of the worst mistakes are shown.

@@ -1,7 +1,8 @@
-"""dfdc.workers: a worker's death is its clip's row, never the run's end."""
+"""dfdc.pool and dfdc.workers: a worker's death is its clip's row, never the run's end."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -14,8 +15,9 @@ import pytest
 
 from dfdc.deadline import NEVER, Deadline
 from dfdc.inputs import InputError
+from dfdc.pool import predict_clips
 from dfdc.prediction import Prediction
-from dfdc.workers import CUDA_FAULT, LastWord, Ready, Refusal, WorkerSettings, predict_clips
+from dfdc.workers import CUDA_FAULT, LastWord, Ready, Refusal, WorkerSettings
 
 SETTINGS = WorkerSettings(weights=())
 
@@ -60,6 +62,24 @@ def load_once(connection: Connection, settings: WorkerSettings) -> None:
     connection.send(Prediction(task.name, 0.25))
     connection.recv()
     os._exit(5)
+
+
+def load_after_a_famine(connection: Connection, settings: WorkerSettings) -> None:
+    """The first worker scores a clip and dies, six others die while they load, then all is well."""
+    with open(settings.device, "a+") as flag:
+        flag.write("x")
+        flag.seek(0)
+        n_started = len(flag.read())
+    if 2 <= n_started <= 7:
+        os._exit(4)
+    connection.send(Ready("a fake"))
+    with contextlib.suppress(EOFError):
+        while True:
+            _, task = connection.recv()
+            connection.send(Prediction(task.name, 0.25))
+            if n_started == 1:
+                connection.recv()
+                os._exit(5)
 
 
 def load_first_only(connection: Connection, settings: WorkerSettings) -> None:
@@ -162,7 +182,7 @@ def test_clip_whose_worker_died_once_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_hanging_worker_is_ended_and_its_clip_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfdc.workers.GRACE_S", 0.2)
+    monkeypatch.setattr("dfdc.pool.GRACE_S", 0.2)
     settings = WorkerSettings(weights=(), clip_limit_s=2.0)
     found = run(["hang.mp4", "a.mp4"], settings=settings, n_workers=1)
     assert found["hang.mp4"].status == "timeout"
@@ -189,7 +209,18 @@ def test_workers_that_never_load_end_the_run() -> None:
         run(["a.mp4"], work=die_at_once)
 
 
-def test_run_that_has_begun_ends_with_rows_when_no_worker_loads_any_more(tmp_path: Path) -> None:
+def test_run_that_has_begun_waits_for_workers_that_load_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfdc.pool.START_PAUSE_S", 0.001)
+    settings = WorkerSettings(weights=(), device=str(tmp_path / "starts"))
+    found = run(["a.mp4", "b.mp4", "c.mp4"], work=load_after_a_famine, settings=settings, n_workers=1)
+    assert {p.status for p in found.values()} == {"ok"}
+    assert (tmp_path / "starts").read_text() == "x" * 8
+
+
+def test_run_that_has_begun_ends_with_rows_when_no_worker_loads_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfdc.pool.START_PAUSE_S", 0.001)
     settings = WorkerSettings(weights=(), device=str(tmp_path / "first was here"))
     found = run(["a.mp4", "b.mp4", "c.mp4"], work=load_once, settings=settings, n_workers=1)
     assert found["a.mp4"].status == "ok"
@@ -201,7 +232,7 @@ def test_machine_that_starts_no_process_ends_the_run_with_the_cause(monkeypatch:
     def refuse_to_start(*_: object) -> None:
         raise OSError("Resource temporarily unavailable")
 
-    monkeypatch.setattr("dfdc.workers._start", refuse_to_start)
+    monkeypatch.setattr("dfdc.pool._start", refuse_to_start)
     with pytest.raises(InputError, match="workers cannot be started"):
         run(["a.mp4"])
 

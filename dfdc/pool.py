@@ -1,0 +1,380 @@
+"""Many clips -> many predictions: worker processes under a supervisor that outlives each of them.
+
+A crash, a hang or the out-of-memory killer takes down one worker; its clip gets a row with the reason, and another
+worker takes its place. A CUDA device that fails for good is left for the CPU. What is looked at next is the plan's
+affair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfdc.deadline import Deadline
+from dfdc.inputs import InputError
+from dfdc.plan import GRACE_S, Plan, Task
+from dfdc.prediction import Prediction
+from dfdc.workers import LastWord, Ready, Refusal, WorkerSettings, score_clips, send_programs
+
+if TYPE_CHECKING:
+    from dfdc.export import Programs
+
+log = logging.getLogger(__name__)
+
+# Loading torch and the nets; minutes on a cold disk.
+START_LIMIT_S = 300.0
+# A clip during which a worker died is given to one more worker: the fault may have been another's.
+MAX_TRIES = 2
+# After so many workers in succession that died while they loaded, a run that has not begun ends; one that has begun
+# goes on with fewer, or on the CPU.
+MAX_FAILED_STARTS = 2
+# Where none is left by then, memory or processes may come back: so many are tried, after pauses that double each time.
+MAX_RESTARTS = 10
+START_PAUSE_S = 0.5
+MAX_PAUSE_S = 60.0
+# After so many looks in succession that failed on CUDA, the rest is done on the CPU. A worker's death or hang may be
+# its clip's fault, and a clip is tried twice.
+MAX_CUDA_FAULTS = {"errors": 2, "dead workers": 4}
+# Workers are forked from a server process that has imported these: a worker then starts in a moment, and shares them
+# with the others. Nothing in them may start threads or touch CUDA when it is imported.
+PRELOADED = ["cv2", "av", "openvino", "scipy.optimize"]
+# Big buffers go back to the system after each use by default, and fetching them anew costs torch up to seven times
+# the work. These keep all but the biggest; like the libraries' numbers of threads (clips run side by side instead;
+# torch and OpenCV are told theirs by the worker) they must be there before a process starts.
+ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**27),
+    "MALLOC_TOP_PAD_": str(2**24),
+    **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")},
+}
+
+Work = Callable[[Connection, WorkerSettings], None]
+
+
+@dataclass
+class _Worker:
+    """A process and what it is doing.
+
+    Attributes:
+        due_s: on the monotonic clock, when it counts as hung; infinity while it waits.
+        name: the row that it works on; None while it loads or waits.
+        device: "cpu" or "cuda"; None while it loads.
+    """
+
+    process: multiprocessing.Process
+    connection: Connection
+    due_s: float
+    name: str | None = None
+    device: str | None = None
+
+
+def predict_clips(
+    clips: dict[str, Path],
+    settings: WorkerSettings,
+    *,
+    n_workers: int,
+    deadline: Deadline,
+    known: Mapping[str, Prediction] | None = None,
+    work: Work | None = None,
+) -> Iterator[Prediction]:
+    """Score clips in worker processes.
+
+    Args:
+        clips: row name -> path.
+        settings: of the workers.
+        n_workers: how many run at once.
+        deadline: after it no clip is begun, and those begun are given up.
+        known: what an earlier run found of some of the clips; None for nothing.
+        work: what a worker process runs; `score_clips` unless a test brings its own.
+
+    Yields:
+        One prediction for each clip that is not known, as they are done; where the deadline passes first, with the
+        status "timeout". A clip that gets a further look comes again.
+
+    Raises:
+        InputError: workers cannot start.
+    """
+    plan = Plan(
+        clips,
+        n_frames=settings.n_frames,
+        n_workers=n_workers,
+        clip_limit_s=settings.clip_limit_s,
+        deadline=deadline,
+        known=known,
+    )
+    if work is None and plan.n_open():
+        settings = replace(settings, programs=_make_programs(settings, deadline))
+    pool = _Pool(clips, plan, settings, n_workers, deadline, work or score_clips)
+    try:
+        while plan.n_open() and not pool.given_up and not deadline.expired():
+            pool.staff()
+            if not pool.workers:
+                if pool.out_of_patience():
+                    yield from pool.give_up("workers cannot be started")
+                continue
+            pool.assign()
+            yield from pool.collect()
+        if not pool.given_up:
+            for name in plan.unscored():
+                yield Prediction(name, status="timeout", reason="the run's time limit came first")
+    finally:
+        pool.close()
+
+
+class _Pool:
+    """The workers, and what has befallen them.
+
+    Attributes:
+        held: clips that CUDA failed; the CPU is to score them.
+        cuda_faults: how many in succession, by kind.
+        given_up: whether no worker can be had any more.
+    """
+
+    def __init__(
+        self,
+        clips: dict[str, Path],
+        plan: Plan,
+        settings: WorkerSettings,
+        n_workers: int,
+        deadline: Deadline,
+        work: Work,
+    ) -> None:
+        self.clips, self.plan, self.settings = clips, plan, settings
+        self.n_workers, self.deadline, self.work = n_workers, deadline, work
+        self.workers: list[_Worker] = []
+        self.deaths: Counter[str] = Counter()
+        self.failed_starts = 0
+        self.device: str | None = None
+        self.held: list[str] = []
+        self.cuda_faults: Counter[str] = Counter()
+        self.given_up = False
+
+    def staff(self) -> None:
+        """Start workers until there is one for each look to take, but no more than wanted.
+
+        Where workers die while they load, for want of memory perhaps, the run goes on with one fewer.
+        """
+        if self.held and self.plan.n_open() == len(self.held):
+            self._leave_cuda(f"CUDA failed {len(self.held)} clips")
+        if self.settings.device == "cpu":
+            for worker in [w for w in self.workers if w.device == "cuda" and w.name is None]:
+                self._remove(worker)
+        if self.failed_starts >= MAX_FAILED_STARTS and self.workers:
+            self.n_workers, self.failed_starts = len(self.workers), 0
+            log.warning("goes on with %d workers", self.n_workers)
+        if self.failed_starts and not self.workers:
+            pause_s = START_PAUSE_S * 2 ** (self.failed_starts - 1)
+            time.sleep(max(min(pause_s, MAX_PAUSE_S, self.deadline.remaining_s()), 0))
+        while len(self.workers) < min(self.n_workers, self.plan.n_open() - len(self.held)):
+            try:
+                self.workers.append(_start(self.settings, self.work))
+            # no more processes or descriptors, or the server that forks them has died (EOFError: in the middle of it)
+            except (OSError, EOFError) as error:
+                self.failed_starts += 1
+                log.warning("a worker cannot be started (%s)", error)
+                break
+
+    def assign(self) -> None:
+        """Give each idle worker a look to take."""
+        for worker in self.workers:
+            if worker.device and worker.name is None:
+                task = self.plan.next()
+                if task is None:
+                    return
+                _give(worker, task, self.clips[task.name])
+
+    def collect(self) -> Iterator[Prediction]:
+        """Wait until a worker answers, dies or is overdue, and deal with it."""
+        due_s = min(worker.due_s for worker in self.workers)
+        patience_s = min(due_s - time.monotonic(), self.deadline.remaining_s(), 5.0)
+        answered = set(wait([worker.connection for worker in self.workers], timeout=max(patience_s, 0.01)))
+        for worker in list(self.workers):
+            if worker.connection in answered:
+                message = _receive(worker)
+                if isinstance(message, Prediction):
+                    worker.name, worker.due_s = None, float("inf")
+                    self.cuda_faults.clear()
+                    yield self.plan.record(message)
+                elif isinstance(message, LastWord):
+                    self._remove(worker)
+                    yield from self._take_last_word(message, worker.device)
+                elif isinstance(message, Ready):
+                    if message.device != self.device:
+                        log.info("nets run on %s", message.runtime)
+                    worker.device, worker.due_s, self.device = message.device, float("inf"), message.device
+                    self.failed_starts = 0
+                elif isinstance(message, Refusal) and self.device is None:
+                    raise InputError(message.reason)
+                else:
+                    yield from self._bury(worker, _epitaph(worker), "error")
+            elif worker.due_s < time.monotonic() and not worker.connection.poll():
+                yield from self._bury(worker, "hung and was ended", "timeout")
+
+    def _bury(self, worker: _Worker, fault: str, status: str) -> Iterator[Prediction]:
+        """End a worker; its clip waits for another one or gets its row."""
+        self._remove(worker)
+        if worker.device is None:
+            self.failed_starts += 1
+            log.warning("a worker %s while it loaded", fault)
+            if self.out_of_patience():
+                yield from self.give_up(f"workers no longer start: the last {fault}")
+        elif worker.name is not None:
+            self.deaths[worker.name] += 1
+            log.warning("%s: its worker %s", worker.name, fault)
+            if status == "error" and self.deaths[worker.name] < MAX_TRIES and worker.name not in self.plan.known:
+                self.plan.retry(worker.name)
+            else:
+                yield self.plan.record(Prediction(worker.name, status=status, reason=f"its worker {fault}"))
+            if worker.device == "cuda":
+                self._count_cuda_fault("dead workers")
+
+    def _take_last_word(self, message: LastWord, device: str | None) -> Iterator[Prediction]:
+        """Take over a prediction, unless CUDA is to blame for it: then the clip is held for the CPU."""
+        prediction = message.prediction
+        if not (message.cuda_fault and device == "cuda"):
+            yield self.plan.record(prediction)
+            return
+        log.warning("%s: %s", prediction.filename, prediction.reason)
+        if prediction.filename in self.plan.known:
+            yield self.plan.record(prediction)
+        elif self.settings.device == "cpu":
+            self.plan.retry(prediction.filename)
+        else:
+            self.held.append(prediction.filename)
+        self._count_cuda_fault("errors")
+
+    def _count_cuda_fault(self, kind: str) -> None:
+        self.cuda_faults[kind] += 1
+        if self.cuda_faults[kind] >= MAX_CUDA_FAULTS[kind] and self.settings.device != "cpu":
+            self._leave_cuda(f"CUDA fails: {self.cuda_faults[kind]} {kind} in succession")
+
+    def _leave_cuda(self, reason: str) -> None:
+        """From now on workers start on the CPU, and what CUDA failed is looked at again there."""
+        log.warning("%s; the CPU goes on", reason)
+        self.settings = replace(self.settings, device="cpu")
+        self.failed_starts = 0
+        while self.held:
+            self.plan.retry(self.held.pop(0))
+
+    def _remove(self, worker: _Worker) -> None:
+        _stop(worker)
+        self.workers.remove(worker)
+
+    def out_of_patience(self) -> bool:
+        """Whether no worker is left, and waiting for another one has no point."""
+        on_the_cpu_for_good = self.device == "cpu" or (self.device and self.settings.device == "cpu")
+        return not self.workers and self.failed_starts >= (MAX_RESTARTS if on_the_cpu_for_good else MAX_FAILED_STARTS)
+
+    def give_up(self, reason: str) -> Iterator[Prediction]:
+        """Try the CPU where CUDA may be the cause; else what is left gets its rows, and a run not begun ends."""
+        cuda_may_be_the_cause = self.device == "cuda" or (self.device is None and self.settings.device == "auto")
+        if cuda_may_be_the_cause and self.settings.device != "cpu":
+            self._leave_cuda(reason)
+            return
+        if self.device is None:
+            raise InputError(f"{reason}; try --workers 1 or --device cpu")
+        log.error("%s", reason)
+        self.given_up = True
+        for name in self.plan.unscored():
+            yield Prediction(name, status="error", reason=reason)
+
+    def close(self) -> None:
+        """End every worker."""
+        while self.workers:
+            _stop(self.workers.pop())
+
+
+def _make_programs(settings: WorkerSettings, deadline: Deadline) -> Programs | None:
+    """What `dfdc.export` makes, in a process that then ends; the server that forks workers starts beside it.
+
+    Raises:
+        InputError: the device, the weights or the installation do not serve.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=send_programs, args=(theirs, settings), daemon=True)
+    message = None
+    try:
+        process.start()
+        theirs.close()
+        with _environment(ENVIRONMENT):
+            forkserver.ensure_running()
+        if ours.poll(min(START_LIMIT_S, deadline.remaining_s())):
+            message = ours.recv()
+    except (EOFError, OSError) as error:  # it died, or cannot be started: workers may still do without it
+        log.warning("nets could not be exported (%s); each worker builds them", str(error) or "the process died")
+    finally:
+        ours.close()
+        if process.pid:
+            process.kill()
+            process.join(timeout=5)
+    if isinstance(message, Refusal):
+        raise InputError(message.reason)
+    return message
+
+
+def _start(settings: WorkerSettings, work: Work) -> _Worker:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, settings), daemon=True)
+    with _environment(ENVIRONMENT):  # the first start starts the server, whose environment all workers have
+        process.start()
+    theirs.close()
+    return _Worker(process, ours, time.monotonic() + START_LIMIT_S)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables that hold for processes started inside."""
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+def _give(worker: _Worker, task: Task, path: Path) -> None:
+    worker.name = task.name
+    worker.due_s = time.monotonic() + task.limit_s + GRACE_S
+    with contextlib.suppress(OSError):  # it died while idle: its closed connection is noticed at the next wait
+        worker.connection.send((path, task))
+
+
+def _receive(worker: _Worker) -> Prediction | LastWord | Ready | Refusal | None:
+    """A worker's message; None if it died."""
+    try:
+        return worker.connection.recv()
+    except (EOFError, OSError):
+        return None
+
+
+def _epitaph(worker: _Worker) -> str:
+    worker.process.join(timeout=5)
+    code = worker.process.exitcode
+    if code is not None and code < 0:
+        return f"died: {signal.strsignal(-code)}" + (", perhaps out of memory" if code == -signal.SIGKILL else "")
+    return f"ended with exit code {code}"
+
+
+def _stop(worker: _Worker) -> None:
+    worker.connection.close()
+    worker.process.kill()
+    worker.process.join(timeout=5)  # longer for none: one that a dead disk or driver holds cannot be killed
