@@ -31,6 +31,8 @@ UPLOAD = "kaggle datasets version -p bundle/dataset --dir-mode zip -m again"
 # How one package is called in each of its builds, and what it is imported as.
 OTHER_NAMES = {"opencv-python-headless": ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")}
 MODULES = {"opencv-python-headless": "cv2"}
+# Without these the nets are slower, and nothing else.
+DISPENSABLE = ("openvino",)
 
 
 class BundleError(Exception):
@@ -83,7 +85,7 @@ class Prepared:
     seconds: float
 
     def __str__(self) -> str:
-        taken = f"from its wheels: {', '.join(self.installed)}" if self.installed else "the image has all packages"
+        taken = f"from its wheels: {', '.join(self.installed)}" if self.installed else "the image has what is needed"
         return f"bundle of commit {self.manifest.commit} is whole; {taken} ({self.seconds:.1f} s)"
 
 
@@ -100,7 +102,8 @@ def prepare(root: Path) -> Prepared | None:
         What was done; None where there is no manifest, as in a clone.
 
     Raises:
-        BundleError: a file is missing or changed, or a package is neither there nor in a wheel that serves.
+        BundleError: a file that scoring reads is missing or changed, or a package that it needs is neither there nor
+            in a wheel that serves.
     """
     if not (root / MANIFEST).is_file():
         return None
@@ -110,21 +113,20 @@ def prepare(root: Path) -> Prepared | None:
         if not serves(name, allowed) and not _is_there_unversioned(name):
             raise BundleError(f"{name}: {_found(name)}, needed is {allowed}; choose a newer image in Kaggle's settings")
     lacking = [name for name, allowed in manifest.packages.items() if not serves(name, allowed)]
-    wheels = [find_wheel(manifest, name) for name in lacking]
-    own = [path for path in manifest.files if not path.startswith(f"{WHEELS}/")]
-    check_files(root, manifest, [*own, *wheels])
+    wheels = {name: wheel for name in lacking if (wheel := _choose_wheel(manifest, name))}
+    check_files(root, manifest, [*filter(_is_scored_with, manifest.files), *wheels.values()])
     paths = [str(root)]
     if wheels:
         folder = Path(tempfile.mkdtemp(prefix="dfdc-packages-"))
         atexit.register(_discard, folder, os.getpid())
-        for wheel in wheels:
+        for wheel in wheels.values():
             unpack_wheel(root / wheel, folder)
         paths.insert(0, str(folder))
     _make_importable(paths)
-    for name in lacking:
+    for name in wheels:
         if not serves(name, manifest.packages[name]):
             raise BundleError(f"{name}: {_found(name)} after its wheel was unpacked; make the bundle again")
-    installed = tuple(f"{name} {importlib.metadata.version(name)}" for name in lacking)
+    installed = tuple(f"{name} {importlib.metadata.version(name)}" for name in wheels)
     return Prepared(manifest, installed, time.monotonic() - began)
 
 
@@ -188,7 +190,7 @@ def _versions(name: str) -> list[str]:
     for candidate in (name, *OTHER_NAMES.get(name, ())):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(importlib.metadata.version(candidate))
-    return versions
+    return [version for version in versions if version]  # what an uninstallation left behind states none
 
 
 def _is_there_unversioned(name: str) -> bool:
@@ -242,6 +244,21 @@ def find_wheel(manifest: Manifest, name: str) -> str:
         f"{name}: {_found(name)}, and no wheel of the bundle serves Python {python} on {platform.system()} "
         f"{platform.machine()}: it has {there}; make it again: python tools/make_bundle.py --python {python} ..."
     )
+
+
+def _choose_wheel(manifest: Manifest, name: str) -> str | None:
+    """As `find_wheel`; None where a package that scoring can do without has no wheel that serves."""
+    try:
+        return find_wheel(manifest, name)
+    except BundleError:
+        if name not in DISPENSABLE:
+            raise
+        return None
+
+
+def _is_scored_with(path: str) -> bool:
+    """Whether a file, no wheel, is one that scoring reads: a licence that Kaggle leaves out is no reason to refuse."""
+    return not path.startswith((f"{WHEELS}/", "licences/")) and not path.endswith(".md")
 
 
 def wheel_serves(path: str) -> bool:

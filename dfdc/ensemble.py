@@ -50,7 +50,7 @@ class Ensemble:
         """
         device = str(device)
         self.specs = [file.spec for file in files]
-        self.batch_size = BATCH_CROPS[device]
+        self.device, self.batch_size = device, BATCH_CROPS[device]
         self.nets = nets or [compile_net(net, device, side=side) for net, side in build_crop_nets(files, device)]
         self.low = float(np.mean([spec.calibration.low for spec in self.specs]))
         self.high = float(np.mean([spec.calibration.high for spec in self.specs]))
@@ -63,6 +63,9 @@ class Ensemble:
 
         Returns:
             (N,) float64: the mean over the nets of their calibrated logits; above 0 means fake.
+
+        Raises:
+            FloatingPointError: a net's answer is not finite, as half precision may overflow.
         """
         crops: dict[CropGeometry, np.ndarray] = {}
         for spec in self.specs:
@@ -97,7 +100,10 @@ class Ensemble:
 
     def _run(self, net: Net, crops: np.ndarray) -> np.ndarray:
         answers = run_batches(net, crops, self.batch_size)
-        return np.concatenate([np.zeros(0), *(logits for (logits,) in answers)])
+        logits = np.concatenate([np.zeros(0), *(part for (part,) in answers)])
+        if not np.isfinite(logits).all():  # the device's name is there for the supervisor: the CPU may do better
+            raise FloatingPointError(f"{self.device}: a net answers with numbers that are not finite")
+        return logits
 
 
 def cut_crops(faces: list[tuple[np.ndarray, np.ndarray]], geometry: CropGeometry) -> np.ndarray:

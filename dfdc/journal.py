@@ -35,7 +35,7 @@ MAX_NUMBER = 2**31
 
 def journal_path(submission: Path) -> Path:
     """Where the journal of a submission lies."""
-    return submission.with_name(f".{submission.name}.journal")
+    return submission.parent / f".{submission.name}.journal"
 
 
 def scoring_key(weights: Sequence[WeightsFile], *, device: str, n_frames: int | None) -> dict[str, object]:

@@ -43,7 +43,7 @@ WINDOW = 100
 # Until something is measured: worker-seconds of a clip at `QUICK` frames.
 PRIOR_COST_S = 2.5
 # Decoding ends at a look's limit, and what was decoded is scored; a worker that is so much later is taken to hang.
-GRACE_S = 10.0
+GRACE_S = 20.0
 # First looks get fewer frames where those that are left would take more than this share of the time.
 FULL = 0.9
 # A first look may take so many times its fair share of the time left, and always so many seconds: a clip that never
@@ -151,6 +151,10 @@ class Plan:
     def n_open(self) -> int:
         """How many looks are going on or wait."""
         return len(self.underway) + len(self._first) + (len(self._further) if self._further_fits() else 0)
+
+    def n_unscored(self) -> int:
+        """How many first looks are going on or wait."""
+        return len(self._first) + sum(name not in self.known for name in self.underway)
 
     def unscored(self) -> list[str]:
         """The clips without any prediction yet, in order."""

@@ -165,7 +165,7 @@ class _Pool:
 
         Where workers die while they load, for want of memory perhaps, the run goes on with one fewer.
         """
-        if self.held and self.plan.n_open() == len(self.held):
+        if self.held and self.plan.n_unscored() == len(self.held):
             self._leave_cuda(f"CUDA failed {len(self.held)} clips")
         if self.settings.device == "cpu":
             for worker in [w for w in self.workers if w.device == "cuda" and w.name is None]:
@@ -242,7 +242,7 @@ class _Pool:
     def _take_last_word(self, message: LastWord, device: str | None) -> Iterator[Prediction]:
         """Take over a prediction, unless CUDA is to blame for it: then the clip is held for the CPU."""
         prediction = message.prediction
-        if not (message.cuda_fault and device == "cuda"):
+        if device != "cuda":
             yield self.plan.record(prediction)
             return
         log.warning("%s: %s", prediction.filename, prediction.reason)
@@ -262,7 +262,8 @@ class _Pool:
     def _leave_cuda(self, reason: str) -> None:
         """From now on workers start on the CPU, and what CUDA failed is looked at again there."""
         log.warning("%s; the CPU goes on", reason)
-        self.settings = replace(self.settings, device="cpu")
+        # Without programs, too: where those are what fails, torch builds the nets.
+        self.settings = replace(self.settings, device="cpu", programs=None)
         self.failed_starts = 0
         while self.held:
             self.plan.retry(self.held.pop(0))

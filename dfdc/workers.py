@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import re
 import signal
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -21,8 +20,6 @@ from dfdc.weights import WeightsError, WeightsFile
 if TYPE_CHECKING:
     from dfdc.export import Programs
     from dfdc.predict import Predictor
-
-CUDA_FAULT = re.compile("cuda|cudnn|cublas|OutOfMemoryError|AcceleratorError", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -63,14 +60,9 @@ class Refusal:
 
 @dataclass(frozen=True)
 class LastWord:
-    """A prediction after which a worker ends of itself, so that no clip is lost on it.
-
-    Attributes:
-        cuda_fault: whether it is CUDA that failed.
-    """
+    """A prediction after which a worker ends of itself, so that no clip is lost on it."""
 
     prediction: Prediction
-    cuda_fault: bool = False
 
 
 def score_clips(connection: Connection, settings: WorkerSettings) -> None:
@@ -92,10 +84,10 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
             deadline = Deadline.after(task.limit_s)
             prediction = predictor.predict(path, task.n_frames, name=task.name, deadline=deadline)
             release_memory()
-            # A CUDA context does not recover from a fault: the next clip gets a new process.
+            # A CUDA context does not recover from a fault, and not every fault's message names it (cuDNN's "unable to
+            # find an engine"): whatever fails beside CUDA is tried again without it.
             broken = prediction.status == "error" and predictor.device == "cuda"
-            fault = broken and CUDA_FAULT.search(prediction.reason) is not None
-            connection.send(LastWord(prediction, cuda_fault=fault) if broken else prediction)
+            connection.send(LastWord(prediction) if broken else prediction)
             if broken:
                 return
 

@@ -166,6 +166,39 @@ def test_missing_wheel_is_named(project: Path, wheels: list[Path], tmp_path: Pat
         prepare(bundle / "dataset")
 
 
+def test_python_that_openvino_has_no_wheel_for_is_scored_with_by_torch(
+    project: Path, wheels: list[Path], tmp_path: Path
+) -> None:
+    others = [wheel for wheel in wheels if not wheel.name.startswith("openvino")]
+    bundle = make_bundle(tmp_path / "bundle", NAMES, wheels=others, root=project, commit="abc")
+    command = [sys.executable, str(bundle / "dataset" / "kernel.py"), "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "av 900.1" in run.stderr and "openvino" not in run.stderr
+
+
+def test_what_people_read_may_be_missing(bundle: Path, tmp_path: Path) -> None:
+    dataset = bundle / "dataset"
+    shutil.rmtree(dataset / "licences")
+    (dataset / "README.md").write_text("changed")
+    run = subprocess.run(
+        [sys.executable, str(dataset / "kernel.py"), "--help"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+    )
+    assert run.returncode == 0 and "abc is whole" in run.stderr
+
+
+def test_package_that_states_no_version_counts_as_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: None)
+    files = {"commit": "abc", "files": {}, "image": {}, "packages": {"av": ">=14"}}
+    (tmp_path / MANIFEST).write_text(json.dumps(files))
+    with pytest.raises(BundleError, match="av: is not installed"):
+        prepare(tmp_path)
+
+
 def test_image_that_is_too_old_is_named(project: Path, wheels: list[Path], tmp_path: Path) -> None:
     requirements = project / "requirements.txt"
     requirements.write_text(requirements.read_text().replace("torch>=0\n", "torch>=900\n"))

@@ -103,6 +103,15 @@ def test_without_openvino_torch_serves(files: list[WeightsFile], monkeypatch: py
     assert Ensemble(files).score(faces) == pytest.approx(fast, abs=1e-3)
 
 
+def test_openvino_computes_in_single_precision_on_every_cpu(net: CropNet) -> None:
+    """Its own default is bfloat16 where the CPU has it."""
+    openvino = pytest.importorskip("openvino")
+    options = runtime._options(1)
+    assert options["INFERENCE_PRECISION_HINT"] == "f32"  # said, not left to this CPU
+    compiled = openvino.Core().compile_model(runtime._convert(net, 48), "CPU", options)
+    assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
+
+
 def test_net_that_openvino_cannot_take_is_run_by_torch(caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("openvino")
 
@@ -178,6 +187,13 @@ def test_crops_of_another_size_are_refused_with_the_cure(files: list[WeightsFile
 
 def test_no_faces_give_no_logits(files: list[WeightsFile]) -> None:
     assert Ensemble(files).score([]).shape == (0,)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_no_answer_and_name_the_device(files: list[WeightsFile], value: float) -> None:
+    ensemble = Ensemble(files[:1], "cuda", nets=[lambda images: (np.full(len(images), value),)])
+    with pytest.raises(FloatingPointError, match="cuda"):
+        ensemble.score_crops(np.zeros((2, 3, 48, 48), np.uint8))
 
 
 def test_cuda_that_is_not_there_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,7 +257,16 @@ def make_notebook(source: str, names: Names) -> str:
 
 
 RUN_CELL = """\
-if main([]):
+import traceback
+
+try:
+    failed = main([])
+except Exception:
+    traceback.print_exc()
+    failed = True
+# Kaggle takes nothing from a notebook that failed; one that scored clips has something to give.
+predictions = Path("predictions.csv")
+if failed and not (predictions.exists() and len(predictions.read_bytes().splitlines()) > 1):
     raise RuntimeError("no submission was made; the reason stands above")"""
 PICTURE_CELL = """\
 import subprocess
@@ -267,11 +276,10 @@ from IPython.display import Image, display
 from dfdc.inputs import find_below
 
 # A process of its own, and no reason to fail: the submission is there.
-clips = find_below(KAGGLE_INPUT, "test_videos")
-command = [sys.executable, "-m", "dfdc.report", "predictions.csv", "--clips", str(clips)]
-with contextlib.suppress(subprocess.TimeoutExpired):
-    print(subprocess.run(command, capture_output=True, text=True, timeout=600).stderr)
-if Path("report.png").exists():
+with contextlib.suppress(Exception):
+    clips = find_below(KAGGLE_INPUT, "test_videos")
+    command = [sys.executable, "-m", "dfdc.report", "predictions.csv", "--clips", str(clips)]
+    print(subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=600).stderr)
     display(Image("report.png"))"""
 
 

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import kernel
-from dfdc import run, workers
+from dfdc import pool, run, workers
 from dfdc.deadline import Deadline
 from dfdc.prediction import Prediction
 from dfdc.video import Frame, VideoError, VideoTimeout, read_frames
@@ -29,7 +29,7 @@ LIMIT_S = 20.0
 GRACE_S = 4.0
 # Address space that a hungry worker may take beyond what it has; and where the out-of-memory killer would come.
 ROOM_BYTES = 512 * 2**20
-REAL_WORK = workers.score_clips
+REAL_WORK = pool.score_clips
 
 
 def segfault() -> None:
@@ -146,11 +146,11 @@ def score_faked(connection: Connection, settings: WorkerSettings) -> None:
 def main() -> int:
     """The kernel's command line; the environment's FAULTS_NETS says which nets, FAULTS_LIMIT_S a clip's wall limit."""
     if os.environ.get("FAULTS_NETS") == "fake":
-        workers.PRELOADED = ["av", "numpy"]
-        run.predict_clips = partial(workers.predict_clips, work=score_faked)
+        pool.PRELOADED = ["av", "numpy"]
+        run.predict_clips = partial(pool.predict_clips, work=score_faked)
     else:
-        workers.score_clips = score_sabotaged
+        pool.score_clips = score_sabotaged
     if limit_s := os.environ.get("FAULTS_LIMIT_S"):
-        workers.GRACE_S = GRACE_S
+        pool.GRACE_S = GRACE_S
         kernel.WorkerSettings = lambda **values: WorkerSettings(**{**values, "clip_limit_s": float(limit_s)})
     return kernel.main(sys.argv[1:])
