@@ -1,7 +1,7 @@
 """How many frames of which clip next: the plan that turns the time there is into scores.
 
 Why it is as it is. Log loss falls most with the first frames and little beyond 32 (32 instead of one: -.22; polimi,
-ICPR 2020). Reading a clip costs as much as looking at 16 frames of it, so a second look is nearly as dear as a first
+ICPR 2020). Reading a clip costs as much as looking at 30 frames of it, so a second look is nearly as dear as a first
 one; and a clip without a score costs .69, more than any number of frames wins back. Therefore:
 
 - Where time allows it comfortably, every clip gets `TOP` frames in its only look; no quick pass is wasted.
@@ -55,14 +55,14 @@ MIN_LIMIT_S = 5.0
 def relative_cost(n_frames: int) -> float:
     """What a look at so many frames of a clip costs, in looks at `QUICK`.
 
-    Core-seconds on DFDC's clips (docs/experiments.md): 1.44 to decode the whole clip, of which n evenly spread frames
-    need 1 - 1/2n, for the last one is in the middle of the last n-th; and .09 a frame for faces, crops and scores.
+    Core-seconds on DFDC's clips (docs/experiments.md): 1.41 to decode the whole clip, of which n evenly spread frames
+    need 1 - 1/2n, for the last one is in the middle of the last n-th; and .047 a frame for faces, crops and scores.
     """
     return _core_s(n_frames) / _core_s(QUICK)
 
 
 def _core_s(n_frames: int) -> float:
-    return 1.44 * (1 - 0.5 / n_frames) + 0.09 * n_frames
+    return 1.41 * (1 - 0.5 / n_frames) + 0.047 * n_frames
 
 
 @dataclass(frozen=True)
