@@ -12,7 +12,7 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 KAGGLE_INPUT = Path("/kaggle/input")
@@ -94,6 +94,25 @@ def _number(kind: type, most: float) -> Callable[[str], float]:
     return number
 
 
+@contextlib.contextmanager
+def ending_once() -> Iterator[None]:
+    """SIGTERM and SIGINT end the run, once: a second one does not cut its last save short."""
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+@ending_once()
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     deadline = Deadline.after(args.time_limit)
@@ -101,7 +120,6 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.suppress(AttributeError):  # a notebook's streams take every name
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="kernel: %(message)s")
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         if args.sample_submission and not args.paths:
             raise InputError("--sample-submission: names rows of clips, and no PATH says where they lie; name one")

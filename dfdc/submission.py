@@ -37,7 +37,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-    except OSError:
+    except BaseException:  # a signal's SystemExit, too
         draft.unlink(missing_ok=True)
         raise
 
