@@ -71,6 +71,15 @@ def write_table(found: dict[str, dict], path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def without_places(text: str, folder: Path) -> str:
+    """A text in which the folders of this machine have names in place of paths."""
+    places = {str(folder): "BENCH", str(Path(__file__).resolve().parents[2]): "PROJECT"}
+    places |= {sys.prefix: "PYTHON", sys.base_prefix: "PYTHON"}
+    for place in sorted(places, key=len, reverse=True):
+        text = text.replace(place, places[place])
+    return text
+
+
 def find_readers(details: object) -> list[dict]:
     """What readers saw, wherever it stands in an outcome's details."""
     if isinstance(details, dict):
@@ -108,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
                 "nets": args.nets,
                 "outcomes": [asdict(outcome) for outcome in outcomes],
             }
-            results.write_text(json.dumps(found, indent=1) + "\n")
+            results.write_text(without_places(json.dumps(found, indent=1), folder) + "\n")
             write_table(found, args.out / "faults.md")
             for one in outcomes:
                 print(
