@@ -84,11 +84,11 @@ def load_after_a_famine(connection: Connection, settings: WorkerSettings) -> Non
 
 def load_first_only(connection: Connection, settings: WorkerSettings) -> None:
     """The first worker works, slowly enough for others to try; all others die while they load."""
-    flag = Path(settings.device)
-    first = not flag.exists()
-    with open(flag, "a") as file:
+    with open(settings.device, "a") as file:
         file.write("x")
-    if not first:
+    try:
+        Path(settings.device).with_suffix(".first").touch(exist_ok=False)  # two may start in the same moment
+    except FileExistsError:
         os._exit(4)
     connection.send(Ready("a fake"))
     while True:
