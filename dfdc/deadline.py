@@ -30,9 +30,5 @@ class Deadline:
     def expired(self) -> bool:
         return self.clock() >= self.end_s
 
-    def at_most(self, seconds: float) -> Deadline:
-        """The earlier of this deadline and one so many seconds from now."""
-        return Deadline(min(self.end_s, self.clock() + seconds), self.clock)
-
 
 NEVER = Deadline(float("inf"))

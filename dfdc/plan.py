@@ -152,10 +152,6 @@ class Plan:
         """How many looks are going on or wait."""
         return len(self.underway) + len(self._first) + (len(self._further) if self._further_fits() else 0)
 
-    def n_unscored(self) -> int:
-        """How many first looks are going on or wait."""
-        return len(self._first) + sum(name not in self.known for name in self.underway)
-
     def unscored(self) -> list[str]:
         """The clips without any prediction yet, in order."""
         return [name for name in self._order if name not in self.known]

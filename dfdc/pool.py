@@ -165,7 +165,7 @@ class _Pool:
 
         Where workers die while they load, for want of memory perhaps, the run goes on with one fewer.
         """
-        if self.held and self.plan.n_unscored() == len(self.held):
+        if self.held and len(self.plan.unscored()) == len(self.held):
             self._leave_cuda(f"CUDA failed {len(self.held)} clips")
         if self.settings.device == "cpu":
             for worker in [w for w in self.workers if w.device == "cuda" and w.name is None]:
