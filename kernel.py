@@ -61,6 +61,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="weights file or folder; several files form an ensemble "
         "(default: weights/ beside the package, else the first of Kaggle's inputs' folders of that name)",
     )
+    add(
+        "--with",
+        dest="extras",
+        nargs="+",
+        choices=("motion", "sound"),
+        default=[],
+        help="nets that are off by default: what moves between neighbouring frames, and the voice "
+        "(from the folder optional/ in the weights)",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
     add("--frames", type=_number(int, 256), help="frames looked at per clip (default: what time allows)")
     add(
@@ -126,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
         job = collect(args.paths, args.sample_submission) if args.paths else find_competition(KAGGLE_INPUT)
         n_workers = min(args.workers, len(job.names))
         settings = WorkerSettings(
-            weights=tuple(find_weights(args.weights or find_weights_folder(ROOT, KAGGLE_INPUT))),
+            weights=tuple(find_weights(args.weights or find_weights_folder(ROOT, KAGGLE_INPUT), extras=args.extras)),
             device=args.device,
             n_frames=args.frames,
             threads=max(count_cores() // n_workers, 1),

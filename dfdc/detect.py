@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from dfdc.crop import CropGeometry, crop_face
-from dfdc.runtime import Net, compile_net, run_batches
+from dfdc.runtime import Input, Net, compile_net, run_batches
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,11 +89,11 @@ Candidates = tuple[np.ndarray, np.ndarray]
 Pyramid = list[np.ndarray]
 
 
-def build_detector_nets() -> list[tuple[nn.Module, int | None]]:
-    """P-Net, R-Net and O-Net, and the sides of their images; None for any."""
+def build_detector_nets() -> list[tuple[nn.Module, Input]]:
+    """P-Net, R-Net and O-Net, and the images that they take."""
     from dfdc.mtcnn import load_mtcnn
 
-    return list(zip(load_mtcnn(), (None, RNET_SIDE, ONET_SIDE), strict=True))
+    return list(zip(load_mtcnn(), map(Input.images, (None, RNET_SIDE, ONET_SIDE)), strict=True))
 
 
 class FaceDetector:
@@ -107,7 +107,7 @@ class FaceDetector:
             nets: those of `build_detector_nets` where they are at hand; None builds them, by torch.
         """
         self.pnet, self.rnet, self.onet = nets or [
-            compile_net(net, str(device), side=side) for net, side in build_detector_nets()
+            compile_net(net, str(device), takes) for net, takes in build_detector_nets()
         ]
 
     def search(self, frames: list[np.ndarray]) -> tuple[list[int], list[Faces]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfdc.crop import CropGeometry, crop_face
-from dfdc.runtime import Net, compile_net, run_batches
+from dfdc.runtime import Input, Net, compile_net, run_batches
 from dfdc.weights import WeightsError, WeightsFile
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 BATCH_CROPS = {"cpu": 4, "cuda": 256}
 
 
-def build_crop_nets(files: list[WeightsFile], device: str) -> list[tuple[nn.Module, int]]:
-    """Each file's net, and the side of the crops that it takes; half precision on CUDA, single on the CPU.
+def build_crop_nets(files: list[WeightsFile], device: str) -> list[tuple[nn.Module, Input]]:
+    """Each file's net, and the crops that it takes; half precision on CUDA, single on the CPU.
 
     Raises:
         WeightsError: a file's tensors do not fit its architecture.
@@ -27,7 +27,7 @@ def build_crop_nets(files: list[WeightsFile], device: str) -> list[tuple[nn.Modu
     from dfdc.model import CropNet, load_model
 
     loaded = [load_model(file, device=device, half=device == "cuda") for file in files]
-    return [(CropNet(model).eval(), model.spec.crop.size) for model in loaded]
+    return [(CropNet(model).eval(), Input.images(model.spec.crop.size)) for model in loaded]
 
 
 class Ensemble:
@@ -51,7 +51,7 @@ class Ensemble:
         device = str(device)
         self.specs = [file.spec for file in files]
         self.device, self.batch_size = device, BATCH_CROPS[device]
-        self.nets = nets or [compile_net(net, device, side=side) for net, side in build_crop_nets(files, device)]
+        self.nets = nets or [compile_net(net, device, takes) for net, takes in build_crop_nets(files, device)]
         self.low = float(np.mean([spec.calibration.low for spec in self.specs]))
         self.high = float(np.mean([spec.calibration.high for spec in self.specs]))
 

@@ -13,7 +13,7 @@ from dfdc import runtime
 from dfdc.detect import build_detector_nets
 from dfdc.ensemble import build_crop_nets
 from dfdc.runtime import choose_device, export_net
-from dfdc.weights import WeightsFile
+from dfdc.weights import WeightsFile, that_see
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class Programs:
 
     Attributes:
         detector: of the face detector's three nets.
-        crops: one for each weights file, in their order.
+        crops: one for each weights file that sees faces, in their order.
     """
 
     detector: tuple[bytes, ...]
@@ -47,9 +47,9 @@ def export_programs(files: Sequence[WeightsFile], device: str) -> Programs | Non
     """
     if choose_device(device) != "cpu" or runtime.openvino is None:
         return None
-    detector, crops = build_detector_nets(), build_crop_nets(list(files), "cpu")
+    detector, crops = build_detector_nets(), build_crop_nets(that_see("face", files), "cpu")
     try:
-        return Programs(*(tuple(export_net(net, side=side) for net, side in nets) for nets in (detector, crops)))
+        return Programs(*(tuple(export_net(net, takes) for net, takes in nets) for nets in (detector, crops)))
     except Exception as error:  # whatever an OpenVINO of another version takes offence at, torch can do
         log.warning("OpenVINO cannot take the nets (%s); torch is tried", error)
         return None

@@ -44,12 +44,13 @@ def resize_crops(crops: Tensor, size: int) -> Tensor:
     return functional.interpolate(crops, (size, size), mode="bilinear", antialias=True).round()
 
 
-def build_network(architecture: str, input_size: int) -> nn.Module:
+def build_network(architecture: str, input_size: int, *, channels: int = 3) -> nn.Module:
     """A net with one output and fresh weights; nothing is ever downloaded.
 
     Args:
         architecture: one of `dfdc.weights.ARCHITECTURES`.
         input_size: side in pixels that its padding is laid out for.
+        channels: of its input; 3 for MobileNetV2.
     """
     if architecture == "mobilenet-v2":
         from torchvision.models import mobilenet_v2
@@ -59,6 +60,8 @@ def build_network(architecture: str, input_size: int) -> nn.Module:
         net = _build_lite0(input_size)
     else:
         net = EfficientNet.from_name(architecture, image_size=input_size, num_classes=1)
+    if channels != 3:
+        net._change_in_channels(channels)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             # efficientnet-pytorch's .01 lags behind on runs as short as ours: evaluation trailed by two epochs.
@@ -119,9 +122,9 @@ class FrameModel(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.net = build_network(spec.architecture, spec.input_size)
-        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+        self.net = build_network(spec.architecture, spec.input_size, channels=spec.channels)
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, crops: Tensor) -> Tensor:
         """Score crops.

@@ -18,7 +18,7 @@ from dfdc.prediction import Prediction
 from dfdc.runtime import open_net
 from dfdc.tracks import Track, link_tracks
 from dfdc.video import Frame, VideoError, VideoTimeout, read_frames
-from dfdc.weights import WeightsFile
+from dfdc.weights import WeightsFile, that_see
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Predictor:
         """Load nets.
 
         Args:
-            files: checked weights, at least one.
+            files: checked weights; at least one sees faces.
             device: "cpu" or "cuda", where everything but decoding runs.
             programs: the nets as OpenVINO's programs, for the CPU; None builds them, by torch.
             threads: of a program.
@@ -47,7 +47,7 @@ class Predictor:
                 [open_net(program, threads=threads) for program in part] for part in (programs.detector, programs.crops)
             )
         self.detector = FaceDetector(device, nets=detector)
-        self.ensemble = Ensemble(files, device, nets=crops)
+        self.ensemble = Ensemble(that_see("face", files), device, nets=crops)
 
     def predict(self, path: Path, n_frames: int, *, name: str | None = None, deadline: Deadline = NEVER) -> Prediction:
         """Score one clip; bad ones get the prior and a reason.

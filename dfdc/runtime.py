@@ -10,6 +10,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +24,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# From images (N, H, W, 3) uint8 RGB to a net's answers, float32 each.
+# From arrays (N, ...) of a net's `Input` to its answers, float32 each.
 Net = Callable[[np.ndarray], tuple[np.ndarray, ...]]
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a net takes: arrays (N, *shape), N free.
+
+    Attributes:
+        shape: of one of them; None where a side varies.
+        dtype: NumPy's name of it.
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: str = "uint8"
+
+    @classmethod
+    def images(cls, side: int | None) -> Input:
+        """Square images (side, side, 3) uint8 RGB; images of any size where that is None."""
+        return cls((side, side, 3))
 
 
 class DeviceError(Exception):
@@ -73,12 +92,12 @@ def describe_runtime(device: str) -> str:
     return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
 
 
-def run_batches(net: Net, images: np.ndarray, size: int) -> list[tuple[np.ndarray, ...]]:
-    """Run images through a net in batches; where the device runs out of memory, in ever smaller ones.
+def run_batches(net: Net, items: np.ndarray, size: int) -> list[tuple[np.ndarray, ...]]:
+    """Run what a net takes through it in batches; where the device runs out of memory, in ever smaller ones.
 
     Args:
-        net: from images to answers.
-        images: (N, H, W, 3) uint8 RGB, N may be 0.
+        net: from items to answers.
+        items: (N, ...) images or whatever else the net takes, N may be 0.
         size: of a batch at first.
 
     Returns:
@@ -87,10 +106,10 @@ def run_batches(net: Net, images: np.ndarray, size: int) -> list[tuple[np.ndarra
     Raises:
         MemoryError: even a batch of one does not fit.
     """
-    answers, start, size = [], 0, max(min(size, len(images)), 1)
-    while start < len(images):
+    answers, start, size = [], 0, max(min(size, len(items)), 1)
+    while start < len(items):
         try:
-            answers.append(net(np.ascontiguousarray(images[start : start + size])))
+            answers.append(net(np.ascontiguousarray(items[start : start + size])))
             start += size
         except MemoryError:
             if size == 1:
@@ -100,30 +119,30 @@ def run_batches(net: Net, images: np.ndarray, size: int) -> list[tuple[np.ndarra
     return answers
 
 
-def compile_net(net: nn.Module, device: str, *, side: int | None) -> Net:
+def compile_net(net: nn.Module, device: str, takes: Input) -> Net:
     """Make a net as fast as its device allows.
 
     Args:
-        net: in evaluation mode, on any device; takes (N, H, W, 3) uint8, answers with one tensor or several.
+        net: in evaluation mode, on any device; answers with one tensor or several.
         device: "cpu" or "cuda".
-        side: H and W of its images in pixels; None where they vary.
+        takes: its input.
 
     Returns:
-        The net; N is free. It raises MemoryError where CUDA has too little memory for so many images.
+        The net. It raises MemoryError where CUDA has too little memory for so large a batch.
     """
     import torch
 
     if device == "cpu" and openvino is not None:
         try:
-            return _wrap(_compile(_convert(net, side), torch.get_num_threads()))
+            return _wrap(_compile(_convert(net, takes), torch.get_num_threads()))
         except Exception as error:  # whatever an OpenVINO of another version takes offence at, torch can do
             log.warning("OpenVINO cannot take %s (%s); torch runs it", type(net).__name__, error)
     net = net.to(device)
 
     @torch.inference_mode()
-    def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
+    def run(items: np.ndarray) -> tuple[np.ndarray, ...]:
         try:
-            outputs = net(torch.from_numpy(images).to(device))
+            outputs = net(torch.from_numpy(items).to(device))
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             return tuple(output.float().cpu().numpy() for output in outputs)
         except torch.cuda.OutOfMemoryError as error:
@@ -135,17 +154,17 @@ def compile_net(net: nn.Module, device: str, *, side: int | None) -> Net:
     return run
 
 
-def export_net(net: nn.Module, *, side: int | None) -> bytes:
+def export_net(net: nn.Module, takes: Input) -> bytes:
     """A net as a program that `open_net` runs without torch, in this version of OpenVINO and on this kind of CPU.
 
     Args:
-        net, side: as `compile_net`.
+        net, takes: as `compile_net`.
 
     Raises:
         Exception: of any kind, where OpenVINO cannot take the net.
     """
     program = io.BytesIO()
-    _compile(_convert(net, side), 1).export_model(program)
+    _compile(_convert(net, takes), 1).export_model(program)
     return program.getvalue()
 
 
@@ -154,7 +173,7 @@ def open_net(program: bytes, *, threads: int) -> Net:
     return _wrap(openvino.Core().import_model(program, "CPU", _options(threads)))
 
 
-def _convert(net: nn.Module, side: int | None) -> openvino.Model:
+def _convert(net: nn.Module, takes: Input) -> openvino.Model:
     import torch
 
     # The frontend is called by hand, for openvino.convert_model reports its use over the network and takes a second
@@ -162,7 +181,7 @@ def _convert(net: nn.Module, side: int | None) -> openvino.Model:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    example = torch.zeros((1, side or 48, side or 48, 3), dtype=torch.uint8)
+    example = torch.zeros((1, *(side or 48 for side in takes.shape)), dtype=getattr(torch, takes.dtype))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated, yet what OpenVINO's frontend reads; sizes are fixed
         traced = torch.jit.freeze(torch.jit.trace(net, example, check_trace=False))
@@ -170,8 +189,8 @@ def _convert(net: nn.Module, side: int | None) -> openvino.Model:
     decoder = TorchScriptPythonDecoder(traced)
     model = frontend.convert(frontend.load(decoder))
     (parameter,) = model.get_parameters()
-    parameter.set_element_type(openvino.Type.u8)
-    parameter.set_partial_shape(openvino.PartialShape([-1, side or -1, side or -1, 3]))
+    parameter.set_element_type(openvino.Type(np.dtype(takes.dtype)))
+    parameter.set_partial_shape(openvino.PartialShape([-1, *(side or -1 for side in takes.shape)]))
     model.validate_nodes_and_infer_types()
     return model
 
@@ -192,8 +211,8 @@ def _options(threads: int) -> dict[str, str | int | bool]:
 
 
 def _wrap(compiled: openvino.CompiledModel) -> Net:
-    def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
-        outputs = compiled(images)
+    def run(items: np.ndarray) -> tuple[np.ndarray, ...]:
+        outputs = compiled(items)
         return tuple(outputs[i] for i in range(len(compiled.outputs)))
 
     return run

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,10 @@ ARCHITECTURES = (
     *(f"efficientnet-b{i}" for i in range(8)),
     "mobilenet-v2",
 )
+# What nets look at, and the channels of it: a face crop; a face crop and its change to the next frame; a spectrogram.
+CHANNELS = {"face": 3, "motion": 6, "sound": 1}
+# Below a folder of weights, those that the kernel uses only when told.
+OPTIONAL = "optional"
 
 
 class WeightsError(Exception):
@@ -72,10 +77,13 @@ class ModelSpec:
 
     Attributes:
         architecture: one of `ARCHITECTURES`.
-        input_size: side in pixels of the square that the net sees; crops of another size are resized inside it.
-        mean, std: per channel (RGB), of pixel values in 0..255: the net sees (pixel - mean) / std.
+        input_size: side in pixels of the square that the net sees; crops of another size are resized inside it. Of a
+            net for sound, the columns of the spectrogram that it sees, each a hundredth of a second.
+        sees: one of `CHANNELS`.
+        mean, std: per channel (RGB for faces), of the values that reach the net: it sees (value - mean) / std.
         crop: how a crop is cut for this net.
         calibration: from its logit to P(fake).
+        weight: how much its calibrated logit counts where it joins other nets' (`dfdc.aggregate`), >= 0.
         trained_on: data, in words.
         command: the command that made the file.
         validation: what it scores there, by name ("auc", "log_loss", ...).
@@ -84,10 +92,12 @@ class ModelSpec:
 
     architecture: str
     input_size: int
-    mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
-    std: tuple[float, float, float] = (128.0, 128.0, 128.0)
+    sees: str = "face"
+    mean: tuple[float, ...] = (127.0, 127.0, 127.0)
+    std: tuple[float, ...] = (128.0, 128.0, 128.0)
     crop: CropGeometry = field(default_factory=CropGeometry)
     calibration: Calibration = field(default_factory=Calibration)
+    weight: float = 1.0
     trained_on: str = ""
     command: str = ""
     validation: dict[str, float] = field(default_factory=dict)
@@ -98,9 +108,18 @@ class ModelSpec:
             raise ValueError(f"architecture is {self.architecture!r}; allowed: {', '.join(ARCHITECTURES)}")
         if type(self.input_size) is not int or not 32 <= self.input_size <= 1024:
             raise ValueError(f"input_size is {self.input_size} px; allowed: 32 to 1024")
+        if self.sees not in CHANNELS:
+            raise ValueError(f"sees is {self.sees!r}; allowed: {', '.join(CHANNELS)}")
         finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
-        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
-            raise ValueError(f"mean {self.mean} and std {self.std}: allowed are three numbers each, std > 0")
+        if not len(self.mean) == len(self.std) == self.channels or not finite or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std}: allowed are {self.channels} numbers each, std > 0")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"weight is {self.weight}; allowed are finite numbers from 0 up")
+
+    @property
+    def channels(self) -> int:
+        """Of the net's input."""
+        return CHANNELS[self.sees]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -181,14 +200,15 @@ def _read_spec(path: Path) -> ModelSpec:
         ) from error
 
 
-def find_weights(path: Path) -> list[WeightsFile]:
+def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]:
     """Open a weights file, or every weights file of a folder; several form an ensemble.
 
     Args:
         path: a .safetensors file or a folder that holds some.
+        extras: what nets of the folder's `OPTIONAL` are opened too, by what they see.
 
     Returns:
-        The files by name, at least one.
+        The files by name, at least one, and then the optional ones.
 
     Raises:
         WeightsError: nothing there, or a file that does not check.
@@ -201,4 +221,18 @@ def find_weights(path: Path) -> list[WeightsFile]:
         files = [path]
     else:
         raise WeightsError(f"{path}: no such weights file or folder; name one with --weights")
-    return [open_weights(file) for file in files]
+    opened = [open_weights(file) for file in files]
+    if not that_see("face", opened):
+        raise WeightsError(f"{path}: none of its weights sees faces, and without these no clip is scored; name others")
+    optional = [open_weights(file) for file in sorted((path / OPTIONAL).glob("*.safetensors"))] if extras else []
+    for wanted in extras:
+        fitting = that_see(wanted, optional)
+        if not fitting:
+            raise WeightsError(f"{path / OPTIONAL}: holds no weights that see {wanted}; leave --with {wanted} out")
+        opened += fitting
+    return opened
+
+
+def that_see(what: str, files: Iterable[WeightsFile]) -> list[WeightsFile]:
+    """Of weights files those whose nets see one of `CHANNELS`, in their order."""
+    return [file for file in files if file.spec.sees == what]

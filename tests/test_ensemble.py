@@ -17,7 +17,7 @@ from dfdc.crop import CropGeometry
 from dfdc.ensemble import Ensemble, cut_crops
 from dfdc.export import export_programs
 from dfdc.model import CropNet, FrameModel, load_model, save_model
-from dfdc.runtime import DeviceError, choose_device, compile_net, export_net, open_net
+from dfdc.runtime import DeviceError, Input, choose_device, compile_net, export_net, open_net
 from dfdc.weights import Calibration, ModelSpec, WeightsError, WeightsFile, find_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +53,7 @@ def crops() -> np.ndarray:
 
 def test_openvino_answers_like_torch(net: CropNet, crops: np.ndarray) -> None:
     pytest.importorskip("openvino")
-    (fast,) = compile_net(net, "cpu", side=48)(crops)
+    (fast,) = compile_net(net, "cpu", Input.images(48))(crops)
     with torch.inference_mode():
         # Both compute in float32; sums are ordered differently.
         assert fast == pytest.approx(net(torch.from_numpy(crops)).numpy(), abs=1e-3)
@@ -61,8 +61,8 @@ def test_openvino_answers_like_torch(net: CropNet, crops: np.ndarray) -> None:
 
 def test_exported_net_answers_like_the_compiled_one(net: CropNet, crops: np.ndarray) -> None:
     pytest.importorskip("openvino")
-    (opened,) = open_net(export_net(net, side=48), threads=1)(crops)
-    (compiled,) = compile_net(net, "cpu", side=48)(crops)
+    (opened,) = open_net(export_net(net, Input.images(48)), threads=1)(crops)
+    (compiled,) = compile_net(net, "cpu", Input.images(48))(crops)
     assert opened == pytest.approx(compiled, abs=1e-5)
 
 
@@ -89,7 +89,7 @@ def test_any_size_takes_any_size(fast: bool, monkeypatch: pytest.MonkeyPatch) ->
     if not fast:
         monkeypatch.setattr(runtime, "openvino", None)
     net = Edges().eval()
-    run = compile_net(net, "cpu", side=None)
+    run = compile_net(net, "cpu", Input.images(None))
     for shape in ((1, 8, 9, 3), (4, 30, 17, 3)):
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         with torch.inference_mode():
@@ -108,7 +108,7 @@ def test_openvino_computes_in_single_precision_on_every_cpu(net: CropNet) -> Non
     openvino = pytest.importorskip("openvino")
     options = runtime._options(1)
     assert options["INFERENCE_PRECISION_HINT"] == "f32"  # said, not left to this CPU
-    compiled = openvino.Core().compile_model(runtime._convert(net, 48), "CPU", options)
+    compiled = openvino.Core().compile_model(runtime._convert(net, Input.images(48)), "CPU", options)
     assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
 
 
@@ -119,7 +119,7 @@ def test_net_that_openvino_cannot_take_is_run_by_torch(caplog: pytest.LogCapture
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.special.zeta(images.float() + 2, images.float() + 2)
 
-    run = compile_net(Odd().eval(), "cpu", side=2)
+    run = compile_net(Odd().eval(), "cpu", Input.images(2))
     assert "torch runs it" in caplog.text
     assert run(np.zeros((1, 2, 2, 3), np.uint8))[0][0, 0, 0, 0] == pytest.approx(np.pi**2 / 6 - 1, abs=1e-5)
 

@@ -82,7 +82,17 @@ def test_header_that_is_not_ours_is_refused(tmp_path: Path, content: bytes) -> N
         open_weights(named_by_digest(path))
 
 
-@pytest.mark.parametrize("change", [{"architecture": "resnet"}, {"input_size": 5}, {"std": [0, 1, 1]}, {"surplus": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": "resnet"},
+        {"input_size": 5},
+        {"std": [0, 1, 1]},
+        {"sees": "smell"},
+        {"sees": "sound"},
+        {"surplus": 1},
+    ],
+)
 def test_specification_with_a_wrong_value_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     path = tmp_path / "x"
     spec = {**json.loads(SPEC.to_json()), **change}
@@ -108,6 +118,24 @@ def test_folder_gives_its_files_by_name(model: FrameModel, tmp_path: Path) -> No
     for name in ("b", "a"):
         save_model(model, tmp_path, name=name)
     assert [file.path.name[0] for file in find_weights(tmp_path)] == ["a", "b"]
+
+
+def test_optional_nets_come_when_asked_for(model: FrameModel, tmp_path: Path) -> None:
+    (tmp_path / "optional").mkdir()
+    save_model(model, tmp_path, name="faces")
+    motion = ModelSpec("efficientnet-lite0", 32, sees="motion", mean=(0.0,) * 6, std=(1.0,) * 6)
+    save_model(FrameModel(motion), tmp_path / "optional", name="motion")
+    assert [file.spec.sees for file in find_weights(tmp_path)] == ["face"]
+    assert [file.spec.sees for file in find_weights(tmp_path, extras=["motion"])] == ["face", "motion"]
+    with pytest.raises(WeightsError, match="optional: holds no weights that see sound; leave --with sound out"):
+        find_weights(tmp_path, extras=["sound"])
+
+
+def test_weights_without_a_net_for_faces_are_refused(tmp_path: Path) -> None:
+    spec = ModelSpec("efficientnet-lite0", 32, sees="sound", mean=(0.0,), std=(1.0,))
+    save_model(FrameModel(spec), tmp_path, name="voice")
+    with pytest.raises(WeightsError, match="none of its weights sees faces"):
+        find_weights(tmp_path)
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
