@@ -31,11 +31,7 @@ def build_crop_nets(files: list[WeightsFile], device: str) -> list[tuple[nn.Modu
 
 
 class Ensemble:
-    """Nets that answer together.
-
-    Attributes:
-        low, high: bounds of the ensemble's probabilities, the means of its members'.
-    """
+    """Nets that answer together, all or the first so many of them."""
 
     def __init__(self, files: list[WeightsFile], device: str = "cpu", *, nets: Sequence[Net] | None = None) -> None:
         """Load every file.
@@ -52,14 +48,18 @@ class Ensemble:
         self.specs = [file.spec for file in files]
         self.device, self.batch_size = device, BATCH_CROPS[device]
         self.nets = nets or [compile_net(net, device, takes) for net, takes in build_crop_nets(files, device)]
-        self.low = float(np.mean([spec.calibration.low for spec in self.specs]))
-        self.high = float(np.mean([spec.calibration.high for spec in self.specs]))
 
-    def score(self, faces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    def bounds(self, n_nets: int | None = None) -> tuple[float, float]:
+        """The least and the greatest probability that so many nets answer with: the means of theirs."""
+        calibrations = [spec.calibration for spec in self.specs[:n_nets]]
+        return float(np.mean([c.low for c in calibrations])), float(np.mean([c.high for c in calibrations]))
+
+    def score(self, faces: list[tuple[np.ndarray, np.ndarray]], *, n_nets: int | None = None) -> np.ndarray:
         """Score faces, each cut as each net wants it.
 
         Args:
             faces: pairs of a frame (H, W, 3) uint8 RGB and a box (4,) x0, y0, x1, y1 in its pixels.
+            n_nets: how many nets answer, the first ones; None for all.
 
         Returns:
             (N,) float64: the mean over the nets of their calibrated logits; above 0 means fake.
@@ -68,10 +68,11 @@ class Ensemble:
             FloatingPointError: a net's answer is not finite, as half precision may overflow.
         """
         crops: dict[CropGeometry, np.ndarray] = {}
-        for spec in self.specs:
+        specs = self.specs[:n_nets]
+        for spec in specs:
             if spec.crop not in crops:
                 crops[spec.crop] = cut_crops(faces, spec.crop)
-        return self._mean_logits([crops[spec.crop] for spec in self.specs])
+        return self._mean_logits([crops[spec.crop] for spec in specs])
 
     def score_crops(self, crops: np.ndarray) -> np.ndarray:
         """Score crops that have been cut already, the same for every net.
@@ -95,7 +96,8 @@ class Ensemble:
         return self._mean_logits([images] * len(self.nets))
 
     def _mean_logits(self, crops: list[np.ndarray]) -> np.ndarray:
-        runs = zip(self.specs, self.nets, crops, strict=True)
+        """From the crops that each of the first so many nets sees."""
+        runs = zip(self.specs, self.nets, crops, strict=False)
         return np.mean([spec.calibration.logits(self._run(net, seen)) for spec, net, seen in runs], axis=0)
 
     def _run(self, net: Net, crops: np.ndarray) -> np.ndarray:

@@ -1,17 +1,18 @@
-"""How many frames of which clip next: the plan that turns the time there is into scores.
+"""How many frames and nets for which clip next: the plan that turns the time there is into scores.
 
 Why it is as it is. Log loss falls most with the first frames and little beyond 32 (32 instead of one: -.22; polimi,
 ICPR 2020). Reading a clip costs as much as looking at 30 frames of it, so a second look is nearly as dear as a first
 one; and a clip without a score costs .69, more than any number of frames wins back. Therefore:
 
-- Where time allows it comfortably, every clip gets `TOP` frames in its only look; no quick pass is wasted.
+- Where time allows it comfortably, every clip gets `TOP` frames and all nets in its only look; no quick pass is wasted.
+- Before frames are saved on, further nets are: the first net, the best on validation, then answers alone.
 - "Comfortably" means: the time would also do for a pass at the rung below. A run that is given less starts there, and
   climbs clip by clip, the most uncertain first, in an order that does not depend on the time. So more time never lowers
   the frames of a clip: it only lets the same steps go further, and where it lets the run start a rung higher, it would
   also have taken every clip up that rung.
 - What a clip costs is measured on the run's own first clips. Where the others turn out dearer and time gets short, they
-  get half the frames, and half of that, down to one, before any gets none. (Only then may a run with less time, which
-  was more careful from the start, have given a late clip more frames.)
+  get one net, then half the frames, and half of that, down to one, before any gets none. (Only then may a run with less
+  time, which was more careful from the start, have given a late clip more frames.)
 - A clip whose probability is outside `CERTAIN` stays as it is: its expected loss is at most .2, of which further frames
   win a fraction. A clip that gave fewer frames than it was asked for has no more to give.
 """
@@ -26,15 +27,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 from dfdc.deadline import Deadline
 from dfdc.prediction import Prediction
 
 log = logging.getLogger(__name__)
 
-# Frames per clip on the way up.
+# Frames per clip on the way up; at the top, all nets.
 LOW, QUICK, TOP = 1, 8, 32
-RUNGS = (LOW, QUICK, TOP)
 CERTAIN = (0.05, 0.95)
 # Clips that are measured before the plan is made. Each worker's first clip is not among them: it warms caches up.
 PROBES = 16
@@ -52,26 +53,38 @@ SHARES = 8.0
 MIN_LIMIT_S = 5.0
 
 
-def relative_cost(n_frames: int) -> float:
-    """What a look at so many frames of a clip costs, in looks at `QUICK`.
+def relative_cost(n_frames: int, n_nets: int = 1) -> float:
+    """What a look at so many frames of a clip with so many nets costs, in looks at `QUICK` with one.
 
     Core-seconds on DFDC's clips (docs/experiments.md): 1.41 to decode the whole clip, of which n evenly spread frames
-    need 1 - 1/2n, for the last one is in the middle of the last n-th; and .047 a frame for faces, crops and scores.
+    need 1 - 1/2n, for the last one is in the middle of the last n-th; .022 a frame for faces, and .036 a frame and net
+    for crops and scores.
     """
-    return _core_s(n_frames) / _core_s(QUICK)
+    return _core_s(n_frames, n_nets) / _core_s(QUICK, 1)
 
 
-def _core_s(n_frames: int) -> float:
-    return 1.41 * (1 - 0.5 / n_frames) + 0.047 * n_frames
+def _core_s(n_frames: int, n_nets: int) -> float:
+    return 1.41 * (1 - 0.5 / n_frames) + (0.022 + 0.036 * n_nets) * n_frames
+
+
+class Look(NamedTuple):
+    """How thoroughly a clip is looked at; the lesser look sorts first."""
+
+    n_frames: int
+    n_nets: int
+
+    def __str__(self) -> str:
+        return f"{self.n_frames} frames" + (f" and {self.n_nets} nets" if self.n_nets > 1 else "")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A look at a clip: its row, how many frames, and the wall seconds it may take."""
+    """A look at a clip: its row, how many frames, the wall seconds it may take, and how many nets answer."""
 
     name: str
     n_frames: int
     limit_s: float
+    n_nets: int = 1
 
 
 class Plan:
@@ -85,16 +98,18 @@ class Plan:
         n_workers: int,
         clip_limit_s: float,
         deadline: Deadline,
+        n_nets: int = 1,
         known: Mapping[str, Prediction] | None = None,
     ) -> None:
         """Plan a run.
 
         Args:
             names: of the rows, in the order in which they get their first look.
-            n_frames: for one look of so many at each clip; None for as many as time allows.
+            n_frames: for one look of so many, by all nets, at each clip; None for as many as time allows.
             n_workers: how many looks go on at once.
             clip_limit_s: wall seconds that a look may take, at most.
             deadline: of the run; its clock is the only one.
+            n_nets: how many there are.
             known: what an earlier run found, of rows among the names.
         """
         self.n_frames, self.n_workers, self.clip_limit_s, self.deadline = n_frames, n_workers, clip_limit_s, deadline
@@ -102,11 +117,12 @@ class Plan:
         self.underway: dict[str, tuple[Task, float]] = {}
         self._order = {name: rank for rank, name in enumerate(names)}
         self._first = deque(name for name in self._order if name not in self.known)
-        self._further: list[tuple[int, float, int, str]] = []
+        self._further: list[tuple[Look, float, int, str]] = []
         self._costs_s: deque[float] = deque(maxlen=WINDOW)
         self._n_measured = 0
-        self._rung = n_frames
-        self._lowest = n_frames or TOP
+        self._rungs = sorted({Look(LOW, 1), Look(QUICK, 1), Look(TOP, 1), Look(TOP, n_nets)})
+        self._rung = None if n_frames is None else Look(n_frames, n_nets)
+        self._lowest = self._rungs[-1]
         self._begun = self._climbing = False
         for prediction in self.known.values():
             self._consider(prediction)
@@ -116,11 +132,12 @@ class Plan:
         if self._first:
             if self._rung is None and not self._begun:
                 self._begin()
-            n_frames, limit_s = self._first_frames(), self._first_limit_s()
-            task = Task(self._first.popleft(), n_frames, limit_s)
+            look, limit_s = self._first_look(), self._first_limit_s()
+            task = Task(self._first.popleft(), look.n_frames, limit_s, look.n_nets)
         elif self._further_fits():
             tried, _, _, name = heapq.heappop(self._further)
-            task = Task(name, _rung_above(tried), min(self.clip_limit_s, self.deadline.remaining_s()))
+            look = self._rung_above(tried)
+            task = Task(name, look.n_frames, min(self.clip_limit_s, self.deadline.remaining_s()), look.n_nets)
             self._tell_climb()
         else:
             return None
@@ -134,11 +151,11 @@ class Plan:
             What is known of the clip from now on: a later look replaces an earlier one only if it succeeded.
         """
         task, began_s = self.underway.pop(prediction.filename)
-        self._measure((self.deadline.clock() - began_s) / relative_cost(task.n_frames))
-        prediction = replace(prediction, wanted=task.n_frames)
+        self._measure((self.deadline.clock() - began_s) / relative_cost(task.n_frames, task.n_nets))
+        prediction = replace(prediction, wanted=task.n_frames, nets=task.n_nets)
         earlier = self.known.get(prediction.filename)
         if earlier and not (prediction.status == "ok" and prediction.frames >= earlier.frames):
-            prediction = replace(earlier, wanted=task.n_frames)
+            prediction = replace(earlier, wanted=task.n_frames, nets=task.n_nets)
         self.known[prediction.filename] = prediction
         self._consider(prediction)
         return prediction
@@ -156,9 +173,9 @@ class Plan:
         """The clips without any prediction yet, in order."""
         return [name for name in self._order if name not in self.known]
 
-    def cost_s(self, n_frames: int) -> float:
-        """Worker-seconds that a look at so many frames is expected to take."""
-        return relative_cost(n_frames) * (fmean(self._costs_s) if self._costs_s else PRIOR_COST_S)
+    def cost_s(self, look: Look) -> float:
+        """Worker-seconds that a look is expected to take."""
+        return relative_cost(*look) * (fmean(self._costs_s) if self._costs_s else PRIOR_COST_S)
 
     def _measure(self, cost_s: float) -> None:
         self._n_measured += 1
@@ -169,11 +186,12 @@ class Plan:
 
     def _consider(self, prediction: Prediction) -> None:
         """Queue a clip for a further look if that is worth it: fewest frames first, then the most uncertain."""
-        if self.n_frames is not None or prediction.wanted >= TOP or prediction.frames < prediction.wanted:
+        taken = Look(prediction.wanted, prediction.nets)
+        if self.n_frames is not None or taken >= self._rungs[-1] or prediction.frames < prediction.wanted:
             return
         certain = prediction.wanted >= QUICK and not CERTAIN[0] <= prediction.label <= CERTAIN[1]
         if prediction.status in ("ok", "no_face") and not certain:
-            rung = max(rung for rung in RUNGS if rung <= max(prediction.wanted, LOW))
+            rung = max(rung for rung in self._rungs if rung <= max(taken, self._rungs[0]))
             rank = self._order[prediction.filename]
             heapq.heappush(self._further, (rung, abs(prediction.label - 0.5), rank, prediction.filename))
 
@@ -187,8 +205,8 @@ class Plan:
         worst_s = self._rounds() * (self.clip_limit_s + GRACE_S)
         n, left = len(self._first), _hours(self.deadline.remaining_s())
         if worst_s <= self.deadline.remaining_s():
-            self._rung = TOP
-            log.info("plan: %d frames of each of %d clips: at worst %s, with %s left", TOP, n, _hours(worst_s), left)
+            self._rung = self._rungs[-1]
+            log.info("plan: %s of each of %d clips: at worst %s, with %s left", self._rung, n, _hours(worst_s), left)
         else:
             log.info("plan: %d clips in %s; the first, with %d frames each, tell what one costs", n, left, QUICK)
 
@@ -199,33 +217,34 @@ class Plan:
         mean_s = fmean(self._costs_s) or math.inf
         doubt = 1 + 2 * stdev(self._costs_s) / mean_s / math.sqrt(len(self._costs_s))
         rounds = self._rounds() * doubt
-        self._rung = LOW
-        for below, rung in pairwise(RUNGS):
+        self._rung = self._rungs[0]
+        for below, rung in pairwise(self._rungs):
             if rounds * (self.cost_s(below) + self.cost_s(rung)) <= left_s:
                 self._rung = rung
         log.info(
-            "plan: %d frames take %.2f s; %d of each of %d clips that are left, about %s of %s%s",
+            "plan: %d frames take %.2f s; %s of each of %d clips that are left, about %s of %s%s",
             QUICK,
-            self.cost_s(QUICK),
+            self.cost_s(Look(QUICK, 1)),
             self._rung,
             len(self._first),
             _hours(self._rounds() * self.cost_s(self._rung)),
             _hours(left_s),
-            "" if self._rung == TOP else ", then more of the most uncertain",
+            "" if self._rung == self._rungs[-1] else ", then more of the most uncertain",
         )
 
-    def _first_frames(self) -> int:
-        """Frames of the next first look: the chosen rung's, halved until the clips left fit into the time left."""
+    def _first_look(self) -> Look:
+        """The next first look: the chosen rung, with one net, then halved until the clips left fit into the time."""
         if self.n_frames is not None:
-            return self.n_frames
-        n_frames, full_s = self._rung or QUICK, FULL * self.deadline.remaining_s()
-        while n_frames > 1 and self._rounds() * self.cost_s(n_frames) > full_s:
-            n_frames //= 2
-        if n_frames < self._lowest and n_frames < (self._rung or QUICK):
-            self._lowest = n_frames
+            return self._rung
+        chosen = self._rung or Look(QUICK, 1)
+        look, full_s = chosen, FULL * self.deadline.remaining_s()
+        while look > (LOW, 1) and self._rounds() * self.cost_s(look) > full_s:
+            look = Look(look.n_frames, 1) if look.n_nets > 1 else Look(look.n_frames // 2, 1)
+        if look < min(self._lowest, chosen):
+            self._lowest = look
             left = _hours(self.deadline.remaining_s())
-            log.info("plan: short of time, %d frames a clip: %d clips in %s", n_frames, len(self._first), left)
-        return n_frames
+            log.info("plan: short of time, %s a clip: %d clips in %s", look, len(self._first), left)
+        return look
 
     def _first_limit_s(self) -> float:
         remaining_s = self.deadline.remaining_s()
@@ -235,17 +254,16 @@ class Plan:
     def _further_fits(self) -> bool:
         if not self._further:
             return False
-        return self.cost_s(_rung_above(self._further[0][0])) <= self.deadline.remaining_s()
+        return self.cost_s(self._rung_above(self._further[0][0])) <= self.deadline.remaining_s()
+
+    def _rung_above(self, look: Look) -> Look:
+        return next(rung for rung in self._rungs if rung > look)
 
     def _tell_climb(self) -> None:
         if not self._climbing:
             self._climbing = True
             n, left = len(self._further) + 1, _hours(self.deadline.remaining_s())
-            log.info("plan: every clip has its score; more frames of %d uncertain ones, %s left", n, left)
-
-
-def _rung_above(n_frames: int) -> int:
-    return next(rung for rung in RUNGS if rung > n_frames)
+            log.info("plan: every clip has its score; a closer look at %d uncertain ones, %s left", n, left)
 
 
 def _hours(seconds: float) -> str:

@@ -25,6 +25,7 @@ from dfdc.deadline import Deadline
 from dfdc.inputs import InputError
 from dfdc.plan import GRACE_S, Plan, Task
 from dfdc.prediction import Prediction
+from dfdc.weights import that_see
 from dfdc.workers import LastWord, Ready, Refusal, WorkerSettings, score_clips, send_programs
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def predict_clips(
         n_workers=n_workers,
         clip_limit_s=settings.clip_limit_s,
         deadline=deadline,
+        n_nets=max(len(that_see("face", settings.weights)), 1),
         known=known,
     )
     if work is None and plan.n_open():

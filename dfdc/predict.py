@@ -49,17 +49,26 @@ class Predictor:
         self.detector = FaceDetector(device, nets=detector)
         self.ensemble = Ensemble(that_see("face", files), device, nets=crops)
 
-    def predict(self, path: Path, n_frames: int, *, name: str | None = None, deadline: Deadline = NEVER) -> Prediction:
+    def predict(
+        self,
+        path: Path,
+        n_frames: int,
+        *,
+        n_nets: int | None = None,
+        name: str | None = None,
+        deadline: Deadline = NEVER,
+    ) -> Prediction:
         """Score one clip; bad ones get the prior and a reason.
 
         Args:
             path: of the clip, whatever it is.
             n_frames: how many of its frames are looked at.
+            n_nets: how many nets that see faces answer, the first ones; None for all.
             name: of its row; None for the file's own.
             deadline: after it decoding ends, and what was decoded is scored.
         """
         started = time.monotonic()
-        blank = Prediction(name or path.name, wanted=n_frames)
+        blank = Prediction(name or path.name, wanted=n_frames, nets=n_nets or len(self.ensemble.nets))
         try:
             prediction = self._predict(path, blank, deadline)
         except VideoTimeout as error:
@@ -84,18 +93,19 @@ class Predictor:
         seen = replace(seen, faces=n_faces, tracks=len(tracks), detect_s=detected - decoded)
         if not tracks:
             return replace(seen, status="no_face", reason=f"no face in {len(frames)} frames")
-        logits = self.score_tracks([frames[index] for index in searched], tracks)
-        label = clip_probability(logits, low=self.ensemble.low, high=self.ensemble.high)
+        logits = self.score_tracks([frames[index] for index in searched], tracks, n_nets=seen.nets)
+        low, high = self.ensemble.bounds(seen.nets)
+        label = clip_probability(logits, low=low, high=high)
         return replace(seen, label=label, score_s=clock() - detected)
 
-    def score_tracks(self, frames: list[Frame], tracks: list[Track]) -> list[np.ndarray]:
-        """The calibrated logits (T,) of each track's frames."""
+    def score_tracks(self, frames: list[Frame], tracks: list[Track], *, n_nets: int | None = None) -> list[np.ndarray]:
+        """The calibrated logits (T,) of each track's frames, by the first so many nets; None for all."""
         faces = [
             (frames[index].pixels, box)
             for track in tracks
             for index, box in zip(track.frames, track.boxes, strict=True)
         ]
-        logits = self.ensemble.score(faces)
+        logits = self.ensemble.score(faces, n_nets=n_nets)
         return np.split(logits, np.cumsum([len(track) for track in tracks])[:-1])
 
 

@@ -20,6 +20,7 @@ class Prediction:
         status: one of `STATUSES`; all but "ok" carry the prior.
         reason: why it is not "ok"; empty if it is.
         wanted: how many frames were asked for; 0 if the clip was not looked at.
+        nets: how many nets that see faces were asked; 0 if the clip was not looked at.
         frames: how many frames were read.
         faces: in how many of them a face was found.
         tracks: how many persons were scored.
@@ -32,6 +33,7 @@ class Prediction:
     status: str = "ok"
     reason: str = ""
     wanted: int = 0
+    nets: int = 0
     frames: int = 0
     faces: int = 0
     tracks: int = 0

@@ -208,7 +208,8 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
         extras: what nets of the folder's `OPTIONAL` are opened too, by what they see.
 
     Returns:
-        The files by name, at least one, and then the optional ones.
+        At least one, the best first by log loss on validation, which answers alone where time is short; by name where
+        none is stated. Then the optional ones.
 
     Raises:
         WeightsError: nothing there, or a file that does not check.
@@ -221,7 +222,7 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
         files = [path]
     else:
         raise WeightsError(f"{path}: no such weights file or folder; name one with --weights")
-    opened = [open_weights(file) for file in files]
+    opened = sorted(map(open_weights, files), key=lambda file: file.spec.validation.get("log_loss", math.inf))
     if not that_see("face", opened):
         raise WeightsError(f"{path}: none of its weights sees faces, and without these no clip is scored; name others")
     optional = [open_weights(file) for file in sorted((path / OPTIONAL).glob("*.safetensors"))] if extras else []

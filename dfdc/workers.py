@@ -82,7 +82,7 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
         while True:
             path, task = connection.recv()
             deadline = Deadline.after(task.limit_s)
-            prediction = predictor.predict(path, task.n_frames, name=task.name, deadline=deadline)
+            prediction = predictor.predict(path, task.n_frames, n_nets=task.n_nets, name=task.name, deadline=deadline)
             release_memory()
             # A CUDA context does not recover from a fault, and not every fault's message names it (cuDNN's "unable to
             # find an engine"): whatever fails beside CUDA is tried again without it.

@@ -171,7 +171,10 @@ def test_ensemble_is_the_mean_of_calibrated_logits(files: list[WeightsFile], fac
         by_hand.append(raw / file.spec.calibration.temperature + file.spec.calibration.bias)
     ensemble = Ensemble(files)
     assert ensemble.score(faces) == pytest.approx(np.mean(by_hand, axis=0), abs=1e-3)
-    assert (ensemble.low, ensemble.high) == pytest.approx((0.03, 0.97))
+    assert ensemble.bounds() == pytest.approx((0.03, 0.97))
+    # The first net alone, as when time is short:
+    assert ensemble.score(faces, n_nets=1) == pytest.approx(by_hand[0], abs=1e-3)
+    assert ensemble.bounds(1) == pytest.approx((0.02, 0.96))
 
 
 def test_batched_equals_one_by_one(files: list[WeightsFile], faces: list) -> None:

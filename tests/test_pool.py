@@ -293,15 +293,15 @@ def test_fixed_frames_reach_the_worker_and_the_record() -> None:
 
 
 def test_known_clips_are_not_looked_at_again() -> None:
-    known = {"a.mp4": Prediction("a.mp4", 0.5, wanted=32, frames=32)}
+    known = {"a.mp4": Prediction("a.mp4", 0.5, wanted=32, nets=1, frames=32)}
     assert list(run(["a.mp4", "b.mp4"], work=echo_frames, known=known)) == ["b.mp4"]
     assert run(["a.mp4"], work=die_at_once, known=known) == {}
 
 
 def test_worker_that_dies_in_a_further_look_costs_no_score() -> None:
-    known = {"lethal.mp4": Prediction("lethal.mp4", 0.4, wanted=8, frames=8)}
+    known = {"lethal.mp4": Prediction("lethal.mp4", 0.4, wanted=8, nets=1, frames=8)}
     found = run(["lethal.mp4", "a.mp4"], work=echo_frames, known=known)
-    assert found["lethal.mp4"] == Prediction("lethal.mp4", 0.4, wanted=32, frames=8)
+    assert found["lethal.mp4"] == Prediction("lethal.mp4", 0.4, wanted=32, nets=1, frames=8)
     assert found["a.mp4"].frames == 32
 
 

@@ -444,5 +444,5 @@ def test_what_is_kept_is_what_the_kernel_pools(tmp_path: Path) -> None:
     prediction = recorder.predict(root / "samples/real.mp4", 3)
     assert prediction.status == "ok"
     assert [len(track) for track in recorder.tracks] == [3]
-    bounds = {"low": recorder.ensemble.low, "high": recorder.ensemble.high}
-    assert prediction.label == clip_probability(recorder.tracks, **bounds)
+    low, high = recorder.ensemble.bounds()
+    assert prediction.label == clip_probability(recorder.tracks, low=low, high=high)

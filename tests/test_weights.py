@@ -138,6 +138,12 @@ def test_weights_without_a_net_for_faces_are_refused(tmp_path: Path) -> None:
         find_weights(tmp_path)
 
 
+def test_best_net_on_validation_comes_first(model: FrameModel, tmp_path: Path) -> None:
+    for name, loss in (("a", 0.5), ("b", 0.3), ("c", 0.4)):
+        save_model(model, tmp_path, name=name, spec=replace(SPEC, validation={"log_loss": loss}))
+    assert [file.path.name[0] for file in find_weights(tmp_path)] == ["b", "c", "a"]
+
+
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="nowhere: no such weights"):
         find_weights(tmp_path / "nowhere")

@@ -82,8 +82,8 @@ class Recorder(Predictor):
 
     tracks: list[np.ndarray]
 
-    def score_tracks(self, frames: list[Frame], tracks: list[Track]) -> list[np.ndarray]:
-        self.tracks = super().score_tracks(frames, tracks)
+    def score_tracks(self, frames: list[Frame], tracks: list[Track], *, n_nets: int | None = None) -> list[np.ndarray]:
+        self.tracks = super().score_tracks(frames, tracks, n_nets=n_nets)
         return self.tracks
 
 
@@ -126,7 +126,7 @@ def score_clips(
         return kept
     recorder = Recorder(files, device=choose_device(device))
     clips = tuple(_score_clip(recorder, clip, n_frames) for clip in tqdm(listed, desc="scoring", unit="clip"))
-    scores = Scores(clips, recorder.ensemble.low, recorder.ensemble.high, made_from)
+    scores = Scores(clips, *recorder.ensemble.bounds(), made_from)
     _write(logits, lambda draft: _save_scores(draft, scores))
     return scores
 

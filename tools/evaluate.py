@@ -84,7 +84,7 @@ def score_crop_table(
     return Scored(
         list(rows.path),
         crops.labels.numpy().astype(int),
-        np.clip(sigmoid(ensemble.score_crops(crops.images)), ensemble.low, ensemble.high),
+        np.clip(sigmoid(ensemble.score_crops(crops.images)), *ensemble.bounds()),
         np.array(rows.get("manipulation", [""] * len(rows)), str),
         np.array(rows.video, str),
         lambda index: crops.images[index].permute(1, 2, 0).numpy(),

@@ -178,12 +178,13 @@ def _score(frames: list[np.ndarray], searched: list[int], tracks: list[Track], e
     ]
     logits = np.split(ensemble.score(pairs), np.cumsum([len(track) for track in tracks])[:-1]) if tracks else []
     alone = np.full(len(frames), np.nan)
+    low, high = ensemble.bounds()
     for position, index in enumerate(searched):
         own = [part[track.frames == position] for part, track in zip(logits, tracks, strict=True)]
         own = [part for part in own if len(part)]
         if own:
-            alone[index] = clip_probability(own, low=ensemble.low, high=ensemble.high)
-    return Scores(clip_probability(logits, low=ensemble.low, high=ensemble.high), alone)
+            alone[index] = clip_probability(own, low=low, high=high)
+    return Scores(clip_probability(logits, low=low, high=high), alone)
 
 
 def _boxes_over_time(track: Track, sampled_times: np.ndarray, times: np.ndarray) -> np.ndarray:

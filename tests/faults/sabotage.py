@@ -113,7 +113,7 @@ class FakePredictor:
 
     device = "cpu"
 
-    def predict(self, path: Path, n_frames: int, *, name: str, deadline: Deadline) -> Prediction:
+    def predict(self, path: Path, n_frames: int, *, n_nets: int, name: str, deadline: Deadline) -> Prediction:
         """One clip's prediction, as `dfdc.predict.Predictor` would give it."""
         started, blank = time.monotonic(), Prediction(name, wanted=n_frames)
         try:
