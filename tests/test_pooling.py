@@ -362,7 +362,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list:
     seen: list = []
 
     class FakeRecorder:
-        ensemble = SimpleNamespace(low=0.04, high=0.97)
+        ensemble = SimpleNamespace(bounds=lambda: (0.04, 0.97))
 
         def __init__(self, files: list, *, device: str) -> None:
             self.tracks: list[np.ndarray] = []
