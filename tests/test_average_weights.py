@@ -1,0 +1,66 @@
+"""tools/average_weights.py: one net that is the mean of several, calibrated anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfdc.model import FrameModel, load_model, save_model
+from dfdc.weights import ModelSpec, WeightsError, WeightsFile, open_weights
+from tests.test_training import pairs, write_table
+from tools import average_weights as tool
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SPEC = ModelSpec("efficientnet-lite0", 32, trained_on="a", validation={"auc": 0.75, "log_loss": 0.5})
+
+
+def make(folder: Path, seed: int, spec: ModelSpec = SPEC) -> WeightsFile:
+    torch.manual_seed(seed)
+    return open_weights(save_model(FrameModel(spec), folder, name=f"net{seed}"))
+
+
+def test_every_tensor_is_the_mean(tmp_path: Path) -> None:
+    files = [make(tmp_path, seed) for seed in range(3)]
+    average, parts = tool.average_models(files).state_dict(), [load_model(file).state_dict() for file in files]
+    for key in ("net._conv_stem.weight", "net._bn0.running_var", "net._fc.bias"):
+        by_hand = (parts[0][key] + parts[1][key] + parts[2][key]) / 3
+        assert torch.allclose(average[key], by_hand, atol=1e-6)
+    assert not torch.allclose(average["net._conv_stem.weight"], parts[0]["net._conv_stem.weight"], atol=1e-3)
+
+
+def test_average_of_a_net_with_itself_answers_like_it(tmp_path: Path) -> None:
+    file = make(tmp_path, 0)
+    crops = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(tool.average_models([file, file])(crops), load_model(file)(crops), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"input_size": 48}, "input_size is 48, net0-.* has 32; they must agree"),
+        ({"std": (64.0, 64.0, 64.0)}, "std is .64"),
+        ({"architecture": "mobilenet-v2"}, "architecture is mobilenet-v2"),
+    ],
+)
+def test_nets_that_differ_in_more_than_weights_are_refused(tmp_path: Path, change: dict, said: str) -> None:
+    files = [make(tmp_path, 0), make(tmp_path, 1, replace(SPEC, **change))]
+    with pytest.raises(WeightsError, match=said):
+        tool.average_models(files)
+
+
+def test_tool_writes_a_calibrated_file_that_says_how_it_was_made(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    table = write_table(tmp_path, pairs(3, split="val"))
+    files = [make(tmp_path, 0), make(tmp_path, 1, replace(SPEC, trained_on="b"))]
+    paths = [str(file.path) for file in files]
+    assert tool.main([*paths, "--crops", str(table), "--out", str(tmp_path / "out")]) == 0
+    (written,) = (tmp_path / "out").glob("*.safetensors")
+    spec = open_weights(written).spec
+    assert spec.validation["n"] == 6 and spec.trained_on == "a | b" and spec.calibration != SPEC.calibration
+    assert f"{files[0].path.name}: auc 0.7500, log_loss 0.5000" in capsys.readouterr().out
+    assert tool.main([paths[0], "--crops", str(table), "--out", str(tmp_path)]) == 1
+    assert "1 weights file(s); an average needs two" in capsys.readouterr().err

@@ -1,0 +1,106 @@
+"""Average weights of nets that were trained from one start into one net, which costs no more than one of them.
+
+python tools/average_weights.py runs/a/*.safetensors runs/b/*.safetensors --crops crops/crops.csv --out weights
+
+After Wortsman et al., "Model soups", 2022. It works where training began at the same weights: the nets then lie in one
+basin. The average is calibrated anew, and its scores tell whether it is better than its parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dfdc.model import FrameModel, load_model, save_model
+from dfdc.training.dataset import CropSet, DataError, load_crops
+from dfdc.training.loop import evaluate
+from dfdc.weights import WeightsError, WeightsFile, open_weights
+
+
+def average_models(files: Sequence[WeightsFile]) -> FrameModel:
+    """The mean of the nets' tensors, in evaluation mode on the CPU, with the first file's specification.
+
+    Raises:
+        WeightsError: fewer than two files, or nets that differ in more than their weights.
+    """
+    if len(files) < 2:
+        raise WeightsError(f"{len(files)} weights file(s); an average needs two, trained from one start")
+    for file in files[1:]:
+        for name in ("architecture", "input_size", "sees", "mean", "std", "crop"):
+            first, other = getattr(files[0].spec, name), getattr(file.spec, name)
+            if first != other:
+                raise WeightsError(f"{file.path}: {name} is {other}, {files[0].path.name} has {first}; they must agree")
+    model = load_model(files[0])
+    states = [load_model(file).state_dict() for file in files]
+    mean = {
+        # Counters of batches are whole numbers, and nothing reads them.
+        key: torch.stack([state[key] for state in states]).mean(0) if value.is_floating_point() else value
+        for key, value in states[0].items()
+    }
+    model.load_state_dict(mean)
+    return model
+
+
+def average_weights(files: Sequence[Path], crops: Path, out: Path, *, limit: int | None = None) -> Path:
+    """Average, calibrate and write.
+
+    Args:
+        files: weights files, at least two.
+        crops: the crop table whose split val calibrates.
+        out: folder that gets the weights file; made if absent.
+        limit: use only so many crops.
+
+    Returns:
+        The path of the weights file.
+
+    Raises:
+        WeightsError: the files cannot be averaged.
+        DataError: the crops cannot be used.
+    """
+    opened = [open_weights(path) for path in files]
+    model = average_models(opened)
+    validation: CropSet = load_crops(crops, split="val", limit=limit)
+    for file in opened:
+        print(f"{file.path.name}: {_describe(file.spec.validation)}")
+    scores, calibration = evaluate(model, validation)
+    spec = replace(
+        model.spec,
+        calibration=calibration,
+        validation=scores,
+        command="python " + " ".join(sys.argv),
+        trained_on=" | ".join(dict.fromkeys(file.spec.trained_on for file in opened)),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    path = save_model(model, out, name=f"{spec.architecture}-{spec.input_size}", spec=spec)
+    print(f"{path}: {_describe(scores)}")
+    return path
+
+
+def _describe(scores: dict[str, float]) -> str:
+    return ", ".join(f"{name} {scores[name]:.4f}" for name in ("auc", "log_loss") if name in scores)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="weights files to average")
+    parser.add_argument("--crops", type=Path, required=True, help="crop table; its split val calibrates")
+    parser.add_argument("--out", type=Path, default=Path("weights"), help="folder that gets the file (%(default)s)")
+    parser.add_argument("--limit", type=int, help="use only so many crops (default: all)")
+    args = parser.parse_args(argv)
+    try:
+        average_weights(args.files, args.crops, args.out, limit=args.limit)
+    except (DataError, WeightsError) as error:
+        print(f"average_weights: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
