@@ -7,7 +7,7 @@ the same seed gives the same crops on every device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -166,18 +166,19 @@ RECIPE: tuple[tuple[Callable[[Tensor, Generator], Tensor], float], ...] = (
 )
 
 
-def augment(images: Tensor, generator: Generator) -> Tensor:
+def augment(images: Tensor, generator: Generator, *, without: Sequence[str] = ()) -> Tensor:
     """Apply the recipe: each step to its own random share of the batch.
 
     Args:
         images: (N, 3, S, S) float RGB, 0..255.
         generator: on the CPU.
+        without: names of steps that are left out; the others then meet other chances.
 
     Returns:
         A new tensor of the same shape and dtype, whole numbers 0..255.
     """
     images = images.clone()
-    for step, probability in RECIPE:
+    for step, probability in (part for part in RECIPE if part[0].__name__ not in without):
         chosen = pick(len(images), probability, generator)
         if len(chosen):
             chosen = chosen.to(images.device)

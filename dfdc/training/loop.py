@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from dfdc.model import FrameModel, MirroredModel, resize_crops
-from dfdc.training.augment import augment, mix_pairs, pick
+from dfdc.training.augment import RECIPE, augment, mix_pairs, pick
 from dfdc.training.blend import self_blend
 from dfdc.training.dataset import CropSet, DataError, pair_epoch
 from dfdc.training.metrics import fit_calibration, measure
@@ -40,6 +40,7 @@ class TrainSettings:
         label_smoothing: targets are drawn towards one half by it.
         mixup: probability that an aligned pair's fake is mixed with its original.
         self_blend: probability that a pair's fake is its real, blended onto itself.
+        without: names of augmentation's steps that are left out, for comparing recipes.
         seed: of everything.
     """
 
@@ -52,6 +53,7 @@ class TrainSettings:
     label_smoothing: float = 0.01
     mixup: float = 0.3
     self_blend: float = 0.2
+    without: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,6 +61,9 @@ class TrainSettings:
             raise ValueError(
                 f"epochs {self.epochs}, batch_size {self.batch_size}: allowed are 1 up, and even from 2 up"
             )
+        steps = {step.__name__ for step, _ in RECIPE}
+        if unknown := set(self.without) - steps:
+            raise ValueError(f"without {', '.join(sorted(unknown))}: allowed are {', '.join(sorted(steps))}")
 
 
 @torch.inference_mode()
@@ -202,7 +207,8 @@ def make_batch(
     blended = pick(len(reals), settings.self_blend, generator).to(device)
     if len(blended):
         fakes[blended], share[blended] = self_blend(reals[blended], generator), 1.0
-    pixels = augment(torch.cat([reals, fakes]), generator).contiguous(memory_format=torch.channels_last)
+    pixels = augment(torch.cat([reals, fakes]), generator, without=settings.without)
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
     targets = torch.cat([torch.zeros_like(share), share])
     return pixels, targets * (1 - settings.label_smoothing) + settings.label_smoothing / 2
 

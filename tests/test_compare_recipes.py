@@ -1,0 +1,62 @@
+"""tools/compare_recipes.py: the same run with and without each part, and what the difference is worth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dfdc.training import loop
+from dfdc.training.augment import RECIPE
+from dfdc.training.loop import TrainSettings
+from tests.test_training import pairs, write_table
+from tools import compare_recipes as tool
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_every_change_is_one_that_training_knows_and_the_steps_are_all_compared() -> None:
+    left_out = set()
+    for change in tool.CHANGES.values():
+        left_out |= set(TrainSettings(**change).without)
+    assert left_out == {step.__name__ for step, _ in RECIPE} - {"flip"}
+    with pytest.raises(ValueError, match=r"without sepia: allowed are .*colour"):
+        TrainSettings(without=("sepia",))
+
+
+def test_runs_differ_in_the_named_part_only_and_are_not_done_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    table = write_table(tmp_path, pairs(32) + pairs(6, split="val"))
+    used, augment = [], loop.augment
+
+    def record(images, generator, *, without):
+        used.append(without)
+        return augment(images, generator, without=without)
+
+    monkeypatch.setattr(loop, "augment", record)
+    command = ["--crops", str(table), "--run", str(tmp_path / "run"), "--input-size", "32", "--epochs", "1"]
+    command += ["--device", "cpu", "--only", "no JPEG", "--json", str(tmp_path / "recipes.json")]
+    assert tool.main(command) == 0
+    assert used == [(), ("jpeg",)]
+    whole, without = json.loads((tmp_path / "recipes.json").read_text())
+    assert (whole["name"], without["name"]) == (tool.WHOLE, "no JPEG") and whole["n"] == 12
+    change = without["log_loss"] - whole["log_loss"]
+    assert without["difference_low"] <= change <= without["difference_high"]
+    assert f"{change:+.4f}" in capsys.readouterr().out
+    assert tool.main(command) == 0
+    assert len(used) == 2 and json.loads((tmp_path / "recipes.json").read_text()) == [whole, without]
+
+
+def test_interval_is_of_paired_differences() -> None:
+    """Crops differ wildly, the second recipe is better by the same step on each: there is no doubt about it."""
+    generator = np.random.default_rng(0)
+    labels = np.ones(500, int)
+    losses = generator.uniform(0.2, 3.0, 500)
+    low, high = tool._interval(labels, np.exp(-losses), np.exp(-(losses - 0.1)), 200, 0)
+    assert (low, high) == pytest.approx((-0.1, -0.1), abs=1e-9)
+    noisy = losses + generator.normal(0, 1.0, 500)
+    low, high = tool._interval(labels, np.exp(-losses), np.exp(-noisy), 200, 0)
+    assert low < np.mean(noisy - losses) < high and high - low == pytest.approx(4 / np.sqrt(500), rel=0.3)

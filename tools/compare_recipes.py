@@ -1,0 +1,194 @@
+"""Train with the whole recipe and with each of its parts left out, and compare them on validation.
+
+python tools/compare_recipes.py --crops crops/crops.csv --init imagenet.safetensors --run runs/recipes --json recipes.json
+
+Every run starts at the same weights and sees the same pairs. A run that is done is not done again; one that was killed
+goes on from its last epoch. The table belongs into docs/experiments.md: what pays stays, what does not goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dfdc.model import FrameModel, load_initial
+from dfdc.training.dataset import CropSet, DataError, load_crops
+from dfdc.training.loop import TrainSettings, score_crops, train
+from dfdc.training.metrics import measure
+from dfdc.training.parallel import Rank
+from dfdc.training.start import has_folded_norms, revive_batch_norms
+from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError
+
+WHOLE = "the whole recipe"
+# What each run changes in the settings.
+CHANGES: dict[str, dict[str, object]] = {
+    WHOLE: {},
+    "no pair mixup": {"mixup": 0.0},
+    "no self-blended fakes": {"self_blend": 0.0},
+    "self-blended fakes only": {"self_blend": 1.0},
+    "no averaged weights": {"ema_decay": 0.0},
+    "no label smoothing": {"label_smoothing": 0.0},
+    "no shift, scale and turn": {"without": ("shift_scale_rotate",)},
+    "no colour": {"without": ("colour", "to_grey")},
+    "no lost detail": {"without": ("rescale",)},
+    "no noise": {"without": ("noise",)},
+    "no JPEG": {"without": ("jpeg",)},
+    "no cut-outs": {"without": ("cut_out",)},
+}
+# Folded batch norms are revived on so many crops.
+REVIVAL_CROPS = 256
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to, on validation.
+
+    Attributes:
+        name: one of `CHANGES`.
+        probabilities: (N,) calibrated.
+        scores: of `dfdc.training.metrics.measure`.
+        low, high: bounds of 95 % of the log loss less the whole recipe's, drawn over the same crops.
+    """
+
+    name: str
+    probabilities: np.ndarray
+    scores: dict[str, float]
+    low: float = 0.0
+    high: float = 0.0
+
+
+def compare_recipes(
+    training: CropSet,
+    validation: CropSet,
+    run: Path,
+    *,
+    names: tuple[str, ...] = tuple(CHANGES),
+    spec: ModelSpec,
+    init: Path | None = None,
+    settings: TrainSettings | None = None,
+    device: str = "cpu",
+    samples: int = 2000,
+) -> list[Outcome]:
+    """Train once per name.
+
+    Args:
+        training, validation: disjoint in originals.
+        run: folder that gets one of each run.
+        names: of `CHANGES`; the whole recipe is always among them.
+        spec: of the nets.
+        init: safetensors file to start from; None starts from scratch.
+        settings: of the whole recipe; None for the defaults.
+        device: "cpu" or "cuda".
+        samples: of the bootstrap.
+
+    Returns:
+        The whole recipe's outcome, then the others' in order.
+    """
+    settings = settings or TrainSettings()
+    outcomes: list[Outcome] = []
+    for name in dict.fromkeys((WHOLE, *names)):
+        folder = run / name.replace(" ", "-").replace(",", "")
+        changed = replace(settings, **CHANGES[name])
+        probabilities = _train_once(training, validation, folder, spec, init, changed, device)
+        labels = validation.labels.numpy().astype(int)
+        outcome = Outcome(name, probabilities, measure(labels, probabilities))
+        if outcomes:
+            low, high = _interval(labels, outcomes[0].probabilities, probabilities, samples, settings.seed)
+            outcome = replace(outcome, low=low, high=high)
+        outcomes.append(outcome)
+        print(format_table(outcomes).splitlines()[-1], flush=True)
+    return outcomes
+
+
+def _train_once(
+    training: CropSet,
+    validation: CropSet,
+    folder: Path,
+    spec: ModelSpec,
+    init: Path | None,
+    settings: TrainSettings,
+    device: str,
+) -> np.ndarray:
+    """Calibrated probabilities (N,) of the validation crops, from the folder where the run was done before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    model = FrameModel(spec)
+    if init is not None:
+        load_initial(model, init)
+        if has_folded_norms(model):
+            revive_batch_norms(model, training.images[:REVIVAL_CROPS])
+    # A run that is done goes through its loop without an epoch.
+    rank = Rank(0, 1, torch.device(device))
+    final, _, calibration = train(model, training, validation, folder, settings, rank=rank)
+    return calibration.probabilities(score_crops(final, validation.images))
+
+
+def _interval(
+    labels: np.ndarray, before: np.ndarray, after: np.ndarray, samples: int, seed: int
+) -> tuple[float, float]:
+    """95 % of the differences of the log losses (after less before) over samples of the same crops."""
+    losses = [-np.log(np.where(labels == 1, p, 1 - p)) for p in (before, after)]
+    difference, generator = losses[1] - losses[0], np.random.default_rng(seed)
+    means = [difference[generator.integers(len(labels), size=len(labels))].mean() for _ in range(samples)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def format_table(outcomes: list[Outcome]) -> str:
+    """In Markdown."""
+    lines = ["| recipe | AUC | log loss | less the whole recipe's |", "|---|---|---|---|"]
+    for o in outcomes:
+        change = o.scores["log_loss"] - outcomes[0].scores["log_loss"]
+        less = "" if o is outcomes[0] else f"{change:+.4f} ({o.low:+.4f} to {o.high:+.4f})"
+        lines.append(f"| {o.name} | {o.scores['auc']:.4f} | {o.scores['log_loss']:.4f} | {less} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--crops", type=Path, required=True, help="crop table, images beside it or in its zips")
+    add("--run", type=Path, required=True, help="folder for the runs")
+    add("--init", type=Path, help="safetensors file that every run starts from (default: from scratch)")
+    add("--architecture", choices=ARCHITECTURES, default="efficientnet-lite0", help="the net (default: %(default)s)")
+    add("--input-size", type=int, default=224, help="side in pixels that the net sees (default: %(default)s)")
+    add("--epochs", type=int, default=TrainSettings.epochs, help="of each run (default: %(default)s)")
+    add("--limit", type=int, help="use only so many training crops (default: all)")
+    add("--only", nargs="+", choices=CHANGES, default=tuple(CHANGES), metavar="NAME", help="runs (default: all)")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    add("--json", type=Path, help="write the scores there, too")
+    args = parser.parse_args(argv)
+    try:
+        training = load_crops(args.crops, split="train", limit=args.limit)
+        validation = load_crops(args.crops, split="val")
+        outcomes = compare_recipes(
+            training,
+            validation,
+            args.run,
+            names=tuple(args.only),
+            spec=ModelSpec(args.architecture, args.input_size),
+            init=args.init,
+            settings=TrainSettings(epochs=args.epochs, seed=args.seed),
+            device=args.device,
+        )
+    except (DataError, WeightsError, ValueError) as error:
+        print(f"compare_recipes: {error}", file=sys.stderr)
+        return 1
+    print(format_table(outcomes))
+    if args.json:
+        rows = [{"name": o.name, **o.scores, "difference_low": o.low, "difference_high": o.high} for o in outcomes]
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
