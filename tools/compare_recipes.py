@@ -1,6 +1,6 @@
 """Train with the whole recipe and with each of its parts left out, and compare them on validation.
 
-python tools/compare_recipes.py --crops crops/crops.csv --init imagenet.safetensors --run runs/recipes --json recipes.json
+python tools/compare_recipes.py --crops crops/crops.csv --init imagenet.safetensors --run runs/recipes
 
 Every run starts at the same weights and sees the same pairs. A run that is done is not done again; one that was killed
 goes on from its last epoch. The table belongs into docs/experiments.md: what pays stays, what does not goes.
@@ -24,7 +24,7 @@ from dfdc.training.dataset import CropSet, DataError, load_crops
 from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.training.metrics import measure
 from dfdc.training.parallel import Rank
-from dfdc.training.start import has_folded_norms, revive_batch_norms
+from dfdc.training.start import revive_if_folded
 from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError
 
 WHOLE = "the whole recipe"
@@ -43,8 +43,6 @@ CHANGES: dict[str, dict[str, object]] = {
     "no JPEG": {"without": ("jpeg",)},
     "no cut-outs": {"without": ("cut_out",)},
 }
-# Folded batch norms are revived on so many crops.
-REVIVAL_CROPS = 256
 
 
 @dataclass(frozen=True)
@@ -123,8 +121,7 @@ def _train_once(
     model = FrameModel(spec)
     if init is not None:
         load_initial(model, init)
-        if has_folded_norms(model):
-            revive_batch_norms(model, training.images[:REVIVAL_CROPS])
+        revive_if_folded(model, training.images)
     # A run that is done goes through its loop without an epoch.
     rank = Rank(0, 1, torch.device(device))
     final, _, calibration = train(model, training, validation, folder, settings, rank=rank)

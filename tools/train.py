@@ -22,11 +22,8 @@ from dfdc.training.dataset import DataError, load_crops, read_split
 from dfdc.training.labels import describe_counts, read_labels, weigh_crops
 from dfdc.training.loop import TrainSettings, train
 from dfdc.training.parallel import Rank, join_ranks
-from dfdc.training.start import download_imagenet, has_folded_norms, revive_batch_norms
+from dfdc.training.start import download_imagenet, revive_if_folded
 from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError
-
-# Folded batch norms are revived on so many crops.
-REVIVAL_CROPS = 256
 
 
 def train_weights(
@@ -83,9 +80,8 @@ def train_weights(
         print(f"{frame_labels}: {describe_counts(counts)}")
     training = replace(load_crops(crops, split="train", limit=limit, progress=progress), weights=weights)
     validation = load_crops(crops, split="val", limit=limit, progress=progress)
-    if init is not None and has_folded_norms(model):
-        revive_batch_norms(model, training.images[:REVIVAL_CROPS])
-        print(f"batch norms revived on {min(REVIVAL_CROPS, len(training))} crops")
+    if init is not None and (n_crops := revive_if_folded(model, training.images)):
+        print(f"batch norms revived on {n_crops} crops")
     final, scores, calibration = train(model, training, validation, run, settings, rank=rank, progress=progress)
     if rank is not None and not rank.first:
         return None

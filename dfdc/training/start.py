@@ -13,6 +13,8 @@ from dfdc.weights import ModelSpec, WeightsError
 # Of pixels in 0..255: what the published nets that can be downloaded were trained with.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+# Folded batch norms are revived on so many crops.
+REVIVAL_CROPS = 256
 
 
 def download_imagenet(spec: ModelSpec) -> FrameModel:
@@ -51,6 +53,22 @@ def has_folded_norms(model: FrameModel) -> bool:
     return all(
         (n.running_mean == 0).all() and torch.allclose(n.running_var, n.running_mean + 1, atol=0.01) for n in norms
     )
+
+
+def revive_if_folded(model: FrameModel, crops: Tensor) -> int:
+    """Revive batch norms (`revive_batch_norms`) where they are folded.
+
+    Args:
+        model: changed in place.
+        crops: (N, 3, H, W) uint8, of which the first `REVIVAL_CROPS` are used.
+
+    Returns:
+        How many crops were used; 0 where the norms are real already.
+    """
+    if not has_folded_norms(model):
+        return 0
+    revive_batch_norms(model, crops[:REVIVAL_CROPS])
+    return min(REVIVAL_CROPS, len(crops))
 
 
 def revive_batch_norms(model: FrameModel, crops: Tensor) -> None:
