@@ -110,6 +110,34 @@ def test_fakes_that_were_not_laid_over_their_original_are_no_pairs(tmp_path: Pat
     assert load_crops(write_table(tmp_path, rows), split="train", progress=False).originals.tolist() == [-1, 0, -1]
 
 
+def test_several_tables_are_one_set(tmp_path: Path) -> None:
+    """One of a frame a video without columns for it, in a zip; one of several frames a video that shares a name."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    first = write_table(folders[0], pairs(2))
+    with zipfile.ZipFile(folders[0] / "0.zip", "w") as archive:
+        for image in folders[0].glob("*.png"):
+            archive.write(image, image.name)
+            image.unlink()
+    first = write_table(folders[0], [{**line, "shard": "0.zip"} for line in pairs(2)], images=False)
+    places = [("r0", "REAL", 0), ("r1", "REAL", 1), ("f1", "FAKE", 1)]
+    rows = [
+        row(name, label, original="train01.mp4" if label == "FAKE" else "", frame=frame, track=0, difference="3.0")
+        for name, label, frame in places
+    ]
+    second = write_table(
+        folders[1], [{**line, "video": "f1.mp4" if line["original"] else "train01.mp4"} for line in rows]
+    )
+    crops = load_crops(first, second, split="train", progress=False)
+    assert crops.labels.tolist() == [0, 0, 1, 1, 0, 0, 1]
+    assert crops.originals.tolist() == [-1, -1, 0, 1, -1, -1, 5]
+    assert torch.equal(crops.images[4:], load_crops(second, split="train", progress=False).images)
+    other = write_table(folders[1], [row("train01", "REAL", split="val")])
+    with pytest.raises(DataError, match=r"train01\.mp4 lies in more than one split"):
+        load_crops(first, other, split="train", progress=False)
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [

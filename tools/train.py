@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError
 
 
 def train_weights(
-    crops: Path,
+    crops: Sequence[Path],
     run: Path,
     out: Path,
     *,
@@ -45,7 +46,7 @@ def train_weights(
     """Train, calibrate and write one model.
 
     Args:
-        crops: the crop table; see `dfdc.training.dataset.read_table`.
+        crops: crop tables; see `dfdc.training.dataset.read_table`. Their splits train and val are taken together.
         run: folder for the log and the state that a killed run resumes from; made if absent.
         out: folder that gets the weights file; made if absent.
         architecture: one of `dfdc.weights.ARCHITECTURES`.
@@ -75,20 +76,21 @@ def train_weights(
         print(f"{init.name}: {taken} of {total} tensors taken over")
     weights = None
     if frame_labels is not None:
-        table = read_split(crops, split="train", limit=limit)
+        table = read_split(*crops, split="train", limit=limit)
         weights, counts = weigh_crops(table, read_labels(frame_labels), labelled_only=labelled_only)
         print(f"{frame_labels}: {describe_counts(counts)}")
-    training = replace(load_crops(crops, split="train", limit=limit, progress=progress), weights=weights)
-    validation = load_crops(crops, split="val", limit=limit, progress=progress)
+    training = replace(load_crops(*crops, split="train", limit=limit, progress=progress), weights=weights)
+    validation = load_crops(*crops, split="val", limit=limit, progress=progress)
     if init is not None and (n_crops := revive_if_folded(model, training.images)):
         print(f"batch norms revived on {n_crops} crops")
     final, scores, calibration = train(model, training, validation, run, settings, rank=rank, progress=progress)
     if rank is not None and not rank.first:
         return None
+    names = ", ".join(f"{csv.parent.name}/{csv.name}" for csv in crops)
     spec = replace(
         final.spec,
         calibration=calibration,
-        trained_on=f"{len(training)} crops of {crops.parent.name}/{crops.name}, split train",
+        trained_on=f"{len(training)} crops of {names}, split train",
         command="python " + " ".join(sys.argv),
         validation=scores,
         commit=_commit(),
@@ -110,7 +112,9 @@ def _commit() -> str:
 def main(argv: list[str] | None = None) -> int:
     defaults = TrainSettings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--crops", type=Path, required=True, help="crop table, images beside it or in its zips")
+    parser.add_argument(
+        "--crops", nargs="+", type=Path, required=True, metavar="CSV", help="crop tables, images beside or in zips"
+    )
     parser.add_argument("--run", type=Path, required=True, help="folder for the log and for resuming")
     parser.add_argument("--out", type=Path, default=Path("weights"), help="folder that gets the weights file")
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="efficientnet-lite0", help="the net")

@@ -68,48 +68,65 @@ def read_table(csv: Path) -> pd.DataFrame:
         raise DataError(
             f"{csv}: {wrong.path.iloc[0]} has the label {wrong.label.iloc[0]!r}; allowed are {' and '.join(LABELS)}"
         )
+    _check_splits(table, str(csv))
+    return table
+
+
+def _check_splits(table: pd.DataFrame, where: str) -> None:
     source = table.original.where(table.label == "FAKE", table.video)
     shared = table.assign(source=source).groupby("source").split.nunique()
     if (shared > 1).any():
         raise DataError(
-            f"{csv}: {shared[shared > 1].index[0]} lies in more than one split; "
+            f"{where}: {shared[shared > 1].index[0]} lies in more than one split; "
             "an original and its fakes must share one, or validation measures memory"
         )
-    return table
 
 
-def read_split(csv: Path, *, split: str, limit: int | None = None) -> pd.DataFrame:
-    """The rows of one split, in the table's order, at most `limit` of them; see `read_table`.
+def read_split(*csvs: Path, split: str, limit: int | None = None) -> pd.DataFrame:
+    """The rows of one split of one or several tables, in their order.
+
+    Args:
+        csvs: see `read_table`.
+        split: which rows.
+        limit: at most so many rows, None for all.
+
+    Returns:
+        Their columns, and folder, in which a row's image or shard lies; where a table lacks a column, it is blank.
 
     Raises:
-        DataError: the table is wrong, or no row has the split.
+        DataError: a table is wrong, two share an original in different splits, or no row has the split.
     """
-    table = read_table(csv)
+    tables = [read_table(csv).assign(folder=str(csv.parent)) for csv in csvs]
+    where = ", ".join(map(str, csvs))
+    # Of crops that do not say how much they differ from their original, nothing is known; see `read_table`.
+    tables = [table if "difference" in table else table.assign(difference="unknown") for table in tables]
+    table = pd.concat(tables, ignore_index=True).fillna("")
+    _check_splits(table, where)
     rows = table[table.split == split].reset_index(drop=True).head(limit)
     if rows.empty:
         raise DataError(
-            f"{csv}: no row has the split {split!r}; it has {', '.join(sorted(set(table.split))) or 'none'}"
+            f"{where}: no row has the split {split!r}; it has {', '.join(sorted(set(table.split))) or 'none'}"
         )
     return rows
 
 
-def load_crops(csv: Path, *, split: str, limit: int | None = None, progress: bool = True) -> CropSet:
-    """Read one split of a crop table into memory.
+def load_crops(*csvs: Path, split: str, limit: int | None = None, progress: bool = True) -> CropSet:
+    """Read one split of one or several crop tables into memory.
 
     Args:
-        csv: see `read_table`; images lie beside it or in the zip that the shard column names.
+        csvs: see `read_table`; images lie beside each or in the zips that its shard column names.
         split: which rows.
         limit: stop after so many rows, None for all.
         progress: draw a progress bar.
 
     Raises:
-        DataError: the table is wrong, the split is empty, or an image is missing or does not decode.
+        DataError: a table is wrong, the split is empty, or an image is missing or does not decode.
     """
-    table = read_split(csv, split=split, limit=limit)
+    table = read_split(*csvs, split=split, limit=limit)
     images: Tensor | None = None
-    shards: dict[str, zipfile.ZipFile] = {}
+    shards: dict[Path, zipfile.ZipFile] = {}
     for i, row in enumerate(tqdm(table.to_dict("records"), desc=f"reading {split}", disable=not progress)):
-        pixels = _read_image(csv.parent, row["path"], row.get("shard", ""), shards)
+        pixels = _read_image(Path(row["folder"]), row["path"], row.get("shard", ""), shards)
         if images is None:
             shape = (len(table), 3, *pixels.shape[:2])
             images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
@@ -126,17 +143,17 @@ def _find_originals(table: pd.DataFrame) -> list[int]:
     """Per row the index of the same face and moment in its original, -1 where there is none."""
     places = [table[name] for name in ("frame", "track") if name in table]
     index = {key: i for i, key in enumerate(zip(table.video, *places, strict=True))}
-    aligned = (table.label == "FAKE") & (table.get("difference", "unknown") != "")
+    aligned = (table.label == "FAKE") & (table.difference != "")
     wanted = zip(table.original.where(aligned, ""), *places, strict=True)
     return [index.get(key, -1) for key in wanted]
 
 
-def _read_image(folder: Path, name: str, shard: str, shards: dict[str, zipfile.ZipFile]) -> np.ndarray:
+def _read_image(folder: Path, name: str, shard: str, shards: dict[Path, zipfile.ZipFile]) -> np.ndarray:
     try:
         if shard:
-            if shard not in shards:
-                shards[shard] = zipfile.ZipFile(folder / shard)
-            data = shards[shard].read(name)
+            if folder / shard not in shards:
+                shards[folder / shard] = zipfile.ZipFile(folder / shard)
+            data = shards[folder / shard].read(name)
         else:
             data = (folder / name).read_bytes()
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
