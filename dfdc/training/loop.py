@@ -26,6 +26,10 @@ from dfdc.training.state import load_state, save_state
 from dfdc.weights import Calibration, sigmoid
 
 
+# Crops that are scored together: on the CPU 128 of 192 px take 6 GB beside training's own memory, and are no faster.
+SCORED_CROPS = {"cpu": 16, "cuda": 256}
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """How to train; the defaults are what the experiment log found to pay.
@@ -67,20 +71,19 @@ class TrainSettings:
 
 
 @torch.inference_mode()
-def score_crops(model: FrameModel, images: Tensor, *, batch_size: int = 128) -> np.ndarray:
+def score_crops(model: FrameModel, images: Tensor) -> np.ndarray:
     """Logits of many crops, each the mean of a crop's and its mirror image's.
 
     Args:
         model: in evaluation mode.
         images: (N, 3, H, W) uint8, on the CPU or the model's device.
-        batch_size: crops per step.
 
     Returns:
         (N,) float32.
     """
     device = model.mean.device
     answer = MirroredModel(model)
-    logits = [answer(batch.to(device)).float().cpu() for batch in images.split(batch_size)]
+    logits = [answer(batch.to(device)).float().cpu() for batch in images.split(SCORED_CROPS[device.type])]
     return torch.cat(logits).numpy()
 
 
