@@ -25,7 +25,6 @@ from dfdc.training.runlog import report_epoch
 from dfdc.training.state import load_state, save_state
 from dfdc.weights import Calibration, sigmoid
 
-
 # Crops that are scored together: on the CPU 128 of 192 px take 6 GB beside training's own memory, and are no faster.
 SCORED_CROPS = {"cpu": 16, "cuda": 256}
 

@@ -1,0 +1,192 @@
+"""Score clips and show why: a page with each clip's faces, what the nets say of them, and when.
+
+python tools/show_clips.py CLIPS... --out clips.html
+
+The probabilities are those of kernel.py with as many frames. The page is one file that needs no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dfdc.crop import CropGeometry, crop_face
+from dfdc.inputs import InputError, collect
+from dfdc.predict import Predictor
+from dfdc.prediction import Prediction
+from dfdc.runtime import DeviceError, choose_device
+from dfdc.tracks import Track
+from dfdc.video import Frame
+from dfdc.weights import WeightsError, find_weights, sigmoid
+
+ROOT = Path(__file__).resolve().parent.parent
+# Wider than the nets' crops, so that a person sees a person.
+PORTRAIT = CropGeometry(side_ratio=1.3, shift_ratio=0.0, size=128)
+# Faces shown of each person.
+FACES = 8
+# From this probability up: in words, and the page's class for its colour.
+VERDICTS = (
+    (0.8, "probably fake", "fake"),
+    (0.6, "rather fake", "fake"),
+    (0.4, "cannot tell", "open"),
+    (0.2, "rather real", "real"),
+    (0.0, "probably real", "real"),
+)
+# The chart's sides, in its own units.
+WIDTH, HEIGHT = 640, 120
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A face at a time: its frame's probability in 0..1, and its picture as a data URI."""
+
+    time_s: float
+    probability: float
+    picture: str
+
+
+@dataclass(frozen=True)
+class Person:
+    """A track as the page shows it.
+
+    Attributes:
+        times_s: (T,) of its frames.
+        probabilities: (T,) of its frames, calibrated.
+        shown: some moments, evenly spread.
+    """
+
+    times_s: np.ndarray
+    probabilities: np.ndarray
+    shown: list[Moment]
+
+
+@dataclass(frozen=True)
+class ShownClip:
+    """A clip's prediction and the persons behind it."""
+
+    prediction: Prediction
+    persons: list[Person]
+
+
+class Watcher(Predictor):
+    """A predictor that keeps the persons of the last clip, with pictures of them."""
+
+    persons: list[Person]
+
+    def score_tracks(self, frames: list[Frame], tracks: list[Track], *, n_nets: int | None = None) -> list[np.ndarray]:
+        logits = super().score_tracks(frames, tracks, n_nets=n_nets)
+        self.persons = [_show_person(frames, track, scores) for track, scores in zip(tracks, logits, strict=True)]
+        return logits
+
+
+def _show_person(frames: list[Frame], track: Track, logits: np.ndarray) -> Person:
+    times = np.array([frames[index].time_s for index in track.frames])
+    probabilities = sigmoid(logits)
+    shown = []
+    for i in np.unique(np.linspace(0, len(track) - 1, FACES).round().astype(int)):
+        face = crop_face(frames[track.frames[i]].pixels, track.boxes[i], PORTRAIT)
+        shown.append(Moment(float(times[i]), float(probabilities[i]), _encode(face)))
+    return Person(times, probabilities, shown)
+
+
+def _encode(picture: np.ndarray) -> str:
+    """A picture (H, W, 3) uint8 RGB as a data URI."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+
+def show_clips(
+    paths: Sequence[Path], out: Path, *, weights: Path = ROOT / "weights", n_frames: int = 16, device: str = "auto"
+) -> Path:
+    """Score clips and write the page.
+
+    Args:
+        paths: clips, or folders of clips.
+        out: HTML file to write.
+        weights: file or folder; several files form an ensemble.
+        n_frames: looked at per clip, at least 1.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        out.
+
+    Raises:
+        InputError, WeightsError, DeviceError: the clips, the weights or the device cannot be used.
+        OSError: the page cannot be written.
+    """
+    job = collect(list(paths))
+    watcher = Watcher(find_weights(weights), device=choose_device(device))
+    clips = []
+    for name in tqdm(job.names, desc="scoring", unit="clip", disable=None):
+        watcher.persons = []
+        clips.append(ShownClip(watcher.predict(job.paths[name], n_frames, name=name), watcher.persons))
+    page = render_page(clips)
+    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    draft.write_text(page, encoding="utf-8", errors="replace")
+    draft.replace(out)
+    return out
+
+
+def render_page(clips: Sequence[ShownClip]) -> str:
+    """The page as HTML, the most likely fakes first and what could not be scored last."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {
+        "percent": lambda p: f"{p:.0%}",
+        "verdict": lambda p: name_verdict(p)[0],
+        "tone": lambda p: name_verdict(p)[1],
+        "line": draw_line,
+    }
+    ordered = sorted(clips, key=lambda clip: (clip.prediction.status != "ok", -clip.prediction.label))
+    return environment.get_template("show_clips.html").render(clips=ordered, width=WIDTH, height=HEIGHT)
+
+
+def name_verdict(probability: float) -> tuple[str, str]:
+    """A probability in words, and the page's class for its colour."""
+    return next(verdict for least, *verdict in VERDICTS if probability >= least)
+
+
+def draw_line(person: Person, end_s: float) -> str:
+    """A person's frames as points of an SVG polyline: time from the left, 0 to `end_s`, probability from below."""
+    x = person.times_s / max(end_s, 1e-9) * WIDTH
+    y = (1 - person.probabilities) * HEIGHT
+    return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("paths", nargs="+", type=Path, metavar="CLIPS", help="clip or folder of clips")
+    add("--out", type=Path, default=Path("clips.html"), help="the page (default: %(default)s)")
+    add("--weights", type=Path, default=ROOT / "weights", help="weights file or folder (default: weights/)")
+    add("--frames", type=int, default=16, help="frames looked at per clip (default: %(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="show_clips: %(message)s")
+    if args.frames < 1:
+        parser.error(f"--frames: is {args.frames}; allowed: 1 and up")
+    try:
+        out = show_clips(args.paths, args.out, weights=args.weights, n_frames=args.frames, device=args.device)
+    except (InputError, WeightsError, DeviceError, OSError) as error:
+        print(f"show_clips: {error}", file=sys.stderr)
+        return 1
+    print(f"{out}: open it in a browser")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
