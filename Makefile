@@ -1,4 +1,5 @@
 # make submission   score the sample clips, or VIDEOS=folder, into submission.csv
+# make page         the same as a page that shows the faces and what the nets say of them: clips.html
 # make test         lint, format check and tests
 # make bundle       what is uploaded to Kaggle, for KAGGLE_USER=name
 # make faults       what breaks machines and clips, done to the kernel: docs/faults.md; soak: 2,000 clips, docs/soak.png
@@ -8,10 +9,13 @@ VIDEOS ?= samples
 KAGGLE_USER ?=
 BIN := .venv/bin
 
-.PHONY: submission test lint timing clean bundle rehearsal faults soak
+.PHONY: submission page test lint timing clean bundle rehearsal faults soak
 
 submission: .venv/installed
 	$(BIN)/python kernel.py "$(VIDEOS)" --out submission.csv
+
+page: .venv/installed
+	$(BIN)/python tools/show_clips.py "$(VIDEOS)" --out clips.html
 
 test: lint
 	$(BIN)/python -m pytest
