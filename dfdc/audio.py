@@ -116,7 +116,8 @@ def log_mel(samples: np.ndarray, *, rate: int = RATE) -> np.ndarray:
     padded = np.pad(samples, (0, max(WINDOW - len(samples), 0)))
     _, _, spectrum = stft(padded, rate, nperseg=WINDOW, noverlap=WINDOW - HOP, nfft=512)
     power = mel_filters() @ np.abs(spectrum) ** 2
-    return (10 * np.log10(np.maximum(power, 10 ** (QUIETEST_DB / 10)))).astype(np.float32)
+    loudness = 10 * np.log10(np.maximum(power, np.finfo(np.float32).tiny))
+    return np.maximum(loudness, QUIETEST_DB).astype(np.float32)
 
 
 @cache
