@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from dfdc import runtime
 from dfdc.detect import build_detector_nets
 from dfdc.ensemble import build_crop_nets
+from dfdc.motion import build_pair_nets
 from dfdc.runtime import choose_device, export_net
 from dfdc.weights import WeightsFile, that_see
 
@@ -25,10 +26,12 @@ class Programs:
     Attributes:
         detector: of the face detector's three nets.
         crops: one for each weights file that sees faces, in their order.
+        motion: one for each that sees motion.
     """
 
     detector: tuple[bytes, ...]
     crops: tuple[bytes, ...]
+    motion: tuple[bytes, ...] = ()
 
 
 def export_programs(files: Sequence[WeightsFile], device: str) -> Programs | None:
@@ -47,9 +50,13 @@ def export_programs(files: Sequence[WeightsFile], device: str) -> Programs | Non
     """
     if choose_device(device) != "cpu" or runtime.openvino is None:
         return None
-    detector, crops = build_detector_nets(), build_crop_nets(that_see("face", files), "cpu")
+    parts = {
+        "detector": build_detector_nets(),
+        "crops": build_crop_nets(that_see("face", files), "cpu"),
+        "motion": build_pair_nets(that_see("motion", files), "cpu"),
+    }
     try:
-        return Programs(*(tuple(export_net(net, takes) for net, takes in nets) for nets in (detector, crops)))
+        return Programs(**{name: tuple(export_net(*net) for net in nets) for name, nets in parts.items()})
     except Exception as error:  # whatever an OpenVINO of another version takes offence at, torch can do
         log.warning("OpenVINO cannot take the nets (%s); torch is tried", error)
         return None

@@ -26,6 +26,9 @@ LITE0_BLOCKS = (
     "r1_k3_s11_e6_i192_o320",
 )
 
+# How a change of so many levels looks to a net for motion: grey where there is none; 43 levels fill the scale.
+GREY, CHANGE_GAIN = 127.0, 3.0
+
 
 def resize_crops(crops: Tensor, size: int) -> Tensor:
     """Resize crops to what a net sees: bilinear with antialiasing, rounded to whole levels.
@@ -33,11 +36,11 @@ def resize_crops(crops: Tensor, size: int) -> Tensor:
     Training and the kernel both call it, so that a crop is the same tensor in both.
 
     Args:
-        crops: (N, 3, H, W) float, 0..255.
+        crops: (N, C, H, W) float, 0..255.
         size: wanted side in pixels.
 
     Returns:
-        (N, 3, size, size) of the same dtype, whole numbers 0..255.
+        (N, C, size, size) of the same dtype, whole numbers 0..255.
     """
     if crops.shape[-2:] == (size, size):
         return crops
@@ -94,6 +97,8 @@ def _build_lite0(input_size: int) -> nn.Module:
 def load_initial(model: FrameModel, path: Path) -> tuple[int, int]:
     """Start from a weights file: every tensor whose name and shape agree is taken over.
 
+    A net that sees motion starts from one that sees faces: what changes is not looked at yet.
+
     Args:
         model: changed in place.
         path: safetensors; the net's own keys, or ours (with the prefix "net.").
@@ -109,11 +114,19 @@ def load_initial(model: FrameModel, path: Path) -> tuple[int, int]:
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
     own = model.net.state_dict()
-    fitting = {key: value for key, value in tensors.items() if key in own and own[key].shape == value.shape}
+    tensors = {key: _widen(value, own[key]) for key, value in tensors.items() if key in own}
+    fitting = {key: value for key, value in tensors.items() if own[key].shape == value.shape}
     if not fitting:
         raise WeightsError(f"{path}: no tensor fits {model.spec.architecture}; name weights of the same family")
     model.net.load_state_dict(fitting, strict=False)
     return len(fitting), len(own)
+
+
+def _widen(value: Tensor, wanted: Tensor) -> Tensor:
+    """Filters (F, 3, h, w) that look at faces, with zeros for the further channels where more are wanted."""
+    if value.ndim != 4 or value.shape[1] != 3 or wanted.ndim != 4 or wanted.shape[1] <= 3:
+        return value
+    return torch.cat([value, value.new_zeros(value.shape[0], wanted.shape[1] - 3, *value.shape[2:])], 1)
 
 
 class FrameModel(nn.Module):
@@ -130,7 +143,7 @@ class FrameModel(nn.Module):
         """Score crops.
 
         Args:
-            crops: (N, 3, H, W) RGB, 0..255, uint8 or float; H = W, any size.
+            crops: (N, 3, H, W) RGB, 0..255, uint8 or float; H = W, any size. With 6 channels, see `see_change`.
 
         Returns:
             (N,) float logits before calibration; above 0 means fake.
@@ -168,6 +181,35 @@ class CropNet(nn.Module):
     def forward(self, crops: Tensor) -> Tensor:
         """Logits (N,) of crops (N, H, W, 3) uint8 RGB."""
         return self.model(crops.permute(0, 3, 1, 2))
+
+
+def see_change(pairs: Tensor, size: int) -> Tensor:
+    """What a net for motion sees of pairs: the first crop as it is, and how the second differs from it.
+
+    Training and the kernel both call it.
+
+    Args:
+        pairs: (N, 6, H, W) float, 0..255: RGB of a crop, then of the next frame's, aligned to it.
+        size: wanted side in pixels.
+
+    Returns:
+        (N, 6, size, size) of the same dtype, 0..255: the first crop, and `GREY` plus `CHANGE_GAIN` times the change.
+    """
+    first, second = resize_crops(pairs, size).chunk(2, 1)
+    return torch.cat([first, (GREY + CHANGE_GAIN * (second - first)).clamp(0, 255)], 1)
+
+
+class PairNet(nn.Module):
+    """A mirrored model that takes pairs as arrays hold them: what the kernel runs to see motion."""
+
+    def __init__(self, model: FrameModel) -> None:
+        super().__init__()
+        self.model = MirroredModel(model)
+        self.input_size = model.spec.input_size
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """Logits (N,) of pairs (N, H, W, 6) uint8: RGB of a crop, then of the next frame's, aligned to it."""
+        return self.model(see_change(pairs.permute(0, 3, 1, 2).float(), self.input_size))
 
 
 def save_model(model: FrameModel, folder: Path, *, name: str, spec: ModelSpec | None = None) -> Path:

@@ -14,6 +14,7 @@ from dfdc.deadline import NEVER, Deadline
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
 from dfdc.export import Programs
+from dfdc.motion import Motion
 from dfdc.prediction import Prediction
 from dfdc.runtime import open_net
 from dfdc.tracks import Track, link_tracks
@@ -41,13 +42,15 @@ class Predictor:
             threads: of a program.
         """
         self.device = device
-        detector = crops = None
+        detector = crops = motion = None
         if programs:
-            detector, crops = (
-                [open_net(program, threads=threads) for program in part] for part in (programs.detector, programs.crops)
+            detector, crops, motion = (
+                [open_net(program, threads=threads) for program in part]
+                for part in (programs.detector, programs.crops, programs.motion)
             )
         self.detector = FaceDetector(device, nets=detector)
         self.ensemble = Ensemble(that_see("face", files), device, nets=crops)
+        self.motion = Motion(that_see("motion", files), device, nets=motion)
 
     def predict(
         self,
@@ -83,9 +86,10 @@ class Predictor:
     def _predict(self, path: Path, blank: Prediction, deadline: Deadline) -> Prediction:
         clock = time.process_time
         started = clock()
-        frames = read_frames(path, blank.wanted, deadline=deadline)
+        frames = read_frames(path, blank.wanted, n_pairs=min(self.motion.n_pairs, blank.wanted), deadline=deadline)
         decoded = clock()
-        seen = replace(blank, frames=len(frames), decode_s=decoded - started)
+        n_pairs = sum(frame.neighbour is not None for frame in frames)
+        seen = replace(blank, frames=len(frames), pairs=n_pairs, decode_s=decoded - started)
         searched, faces = self.detector.search([frame.pixels for frame in frames])
         tracks = link_tracks(faces)[:MAX_TRACKS]
         detected = clock()
@@ -93,7 +97,10 @@ class Predictor:
         seen = replace(seen, faces=n_faces, tracks=len(tracks), detect_s=detected - decoded)
         if not tracks:
             return replace(seen, status="no_face", reason=f"no face in {len(frames)} frames")
-        logits = self.score_tracks([frames[index] for index in searched], tracks, n_nets=seen.nets)
+        frames = [frames[index] for index in searched]
+        logits = self.score_tracks(frames, tracks, n_nets=seen.nets)
+        changes = self.motion.score(frames, tracks)
+        logits = [track + change for track, change in zip(logits, changes, strict=True)]
         low, high = self.ensemble.bounds(seen.nets)
         label = clip_probability(logits, low=low, high=high)
         return replace(seen, label=label, score_s=clock() - detected)

@@ -24,6 +24,7 @@ class Prediction:
         frames: how many frames were read.
         faces: in how many of them a face was found.
         tracks: how many persons were scored.
+        pairs: in how many frames the change to the next one was looked for; 0 if nothing looks for it.
         seconds: wall time of one worker.
         decode_s, detect_s, score_s: core-seconds spent on reading frames, on finding faces, and on crops and nets.
     """
@@ -37,6 +38,7 @@ class Prediction:
     frames: int = 0
     faces: int = 0
     tracks: int = 0
+    pairs: int = 0
     seconds: float = 0.0
     decode_s: float = 0.0
     detect_s: float = 0.0

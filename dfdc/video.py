@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import av
@@ -43,6 +43,10 @@ CONTAINERS = (
 )
 
 
+# A decoded frame and the one after it.
+Pair = tuple[VideoFrame, VideoFrame | None]
+
+
 class VideoError(Exception):
     """A clip that gives no frame; the message says why."""
 
@@ -58,18 +62,23 @@ class Frame:
     Attributes:
         time_s: presentation time in seconds from the clip's first frame.
         pixels: (H, W, 3) uint8 RGB, upright, its longest side at most `MAX_SIDE`.
+        neighbour: the pixels of the frame that was decoded right after it; None where it was not asked for, or there
+            is none.
     """
 
     time_s: float
     pixels: np.ndarray
+    neighbour: np.ndarray | None = None
 
 
-def read_frames(path: Path, n_frames: int, *, deadline: Deadline = NEVER) -> list[Frame]:
+def read_frames(path: Path, n_frames: int, *, n_pairs: int = 0, deadline: Deadline = NEVER) -> list[Frame]:
     """Read frames that are spread evenly over a clip's whole time.
 
     Args:
         path: a video file.
         n_frames: how many are wanted, at least 1.
+        n_pairs: how many of them, spread evenly too, come with their neighbour. Where frames that no other refers to
+            are skipped, it is the next one of the others: mostly two frames later, at no more than a conversion's cost.
         deadline: when it passes, what has been read so far is returned.
 
     Returns:
@@ -81,11 +90,13 @@ def read_frames(path: Path, n_frames: int, *, deadline: Deadline = NEVER) -> lis
     """
     if n_frames < 1:
         raise ValueError(f"n_frames is {n_frames}; allowed: 1 and up")
+    if n_pairs < 0:
+        raise ValueError(f"n_pairs is {n_pairs}; allowed: 0 and up")
     index = _index(path, deadline)
     moments = _spread(index.times, n_frames)
     frames: list[Frame] = []
     for plan in _plans(index, n_frames):
-        frames = max(frames, _decode(path, index, moments, plan, deadline), key=len)
+        frames = max(frames, _decode(path, index, moments, plan, deadline, n_pairs=n_pairs), key=len)
         if len(frames) == len(moments) or deadline.expired():
             break
     if not frames:
@@ -140,11 +151,8 @@ def stream_frames(path: Path, *, max_side: int = MAX_SIDE) -> Iterator[Frame]:
     index = _index(path, NEVER)
     convert = _converter(max_side)
     with _opened(path) as (container, stream):
-        last = -math.inf
-        for time, frame in _timed(_decoded(container, stream, NEVER), index, stream):
-            if time > last:
-                yield Frame(time - index.times[0], convert(frame))
-                last = time
+        for time, frame in _rising(_timed(_decoded(container, stream, NEVER), index, stream)):
+            yield Frame(time - index.times[0], convert(frame))
 
 
 def open_container(path: Path) -> InputContainer:
@@ -258,14 +266,21 @@ def _nearest_time(times: list[float], moment: float) -> float:
     return min(times[max(after - 1, 0) : after + 1], key=lambda time: abs(time - moment))
 
 
-def _decode(path: Path, index: _Index, moments: list[float], plan: str, deadline: Deadline) -> list[Frame]:
-    """Decode by a plan (FFmpeg's skip_frame) and convert the frame nearest to each moment."""
+def _decode(
+    path: Path, index: _Index, moments: list[float], plan: str, deadline: Deadline, *, n_pairs: int = 0
+) -> list[Frame]:
+    """Decode by a plan (FFmpeg's skip_frame) and convert the frame nearest to each moment, some with the next one."""
+    paired = {len(moments) * (2 * i + 1) // (2 * n_pairs) for i in range(n_pairs)}
     with _opened(path) as (container, stream):
         stream.codec_context.skip_frame = plan
         decoded = _decoded(container, stream, deadline)
         timed = _timed(decoded, index, stream)
         convert = _converter(MAX_SIDE)
-        return [Frame(time - index.times[0], convert(frame)) for time, frame in _nearest(timed, moments)]
+        frames = []
+        for time, (frame, following) in _nearest(_with_following(timed), moments):
+            neighbour = convert(following) if following is not None and len(frames) in paired else None
+            frames.append(Frame(time - index.times[0], convert(frame), neighbour))
+        return frames
 
 
 def _timed(frames: Iterable[VideoFrame], index: _Index, stream: VideoStream) -> Iterator[tuple[float, VideoFrame]]:
@@ -283,14 +298,27 @@ def _decoded(container: InputContainer, stream: VideoStream, deadline: Deadline)
             yield from stream.codec_context.decode(packet)
 
 
-def _nearest(frames: Iterable[tuple[float, VideoFrame]], moments: list[float]) -> Iterator[tuple[float, VideoFrame]]:
-    """Of frames with their times, the nearest to each moment, in order and each once."""
+def _with_following(frames: Iterable[tuple[float, VideoFrame]]) -> Iterator[tuple[float, Pair]]:
+    """Frames whose time rises, each with the one after it; the last with None."""
+    for (time, frame), following in pairwise(chain(_rising(frames), [None])):
+        yield time, (frame, following and following[1])
+
+
+def _rising(frames: Iterable[tuple[float, VideoFrame]]) -> Iterator[tuple[float, VideoFrame]]:
+    """Frames without those whose time is not above all before them."""
+    last = -math.inf
+    for time, frame in frames:
+        if time > last:
+            yield time, frame
+            last = time
+
+
+def _nearest(frames: Iterable[tuple[float, Pair]], moments: list[float]) -> Iterator[tuple[float, Pair]]:
+    """Of frames with their times, which rise, the nearest to each moment, in order and each once."""
     pending = deque(moments)
-    before: tuple[float, VideoFrame] | None = None
+    before: tuple[float, Pair] | None = None
     chosen = None
     for now in frames:
-        if before and now[0] <= before[0]:
-            continue
         while pending and pending[0] <= now[0]:
             moment = pending.popleft()
             nearest = before if before and moment - before[0] < now[0] - moment else now

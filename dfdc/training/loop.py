@@ -127,9 +127,9 @@ def train(
         raise DataError(f"{n_reals} reals cannot fill a batch of {settings.batch_size}; make more crops or it smaller")
     model = model.to(rank.device, memory_format=torch.channels_last).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
     steps = n_reals // pairs * settings.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step / steps, settings.warmup))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / steps, settings.warmup))
     stateful = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
     first = load_state(folder / "state.pt", stateful, settings)
     answer = rank.wrap(model)
@@ -215,13 +215,15 @@ def make_batch(
     return pixels, targets * (1 - settings.label_smoothing) + settings.label_smoothing / 2
 
 
-def _learning_rate(done: float, warmup: float) -> float:
+def learning_rate(done: float, warmup: float) -> float:
+    """The share of its peak after so great a part (0 to 1) of all steps: a rise, then a cosine down to zero."""
     if done < warmup:
         return done / warmup
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """A model's parameters for an optimizer: weight decay holds matrices and filters only."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
