@@ -97,7 +97,8 @@ def _build_lite0(input_size: int) -> nn.Module:
 def load_initial(model: FrameModel, path: Path) -> tuple[int, int]:
     """Start from a weights file: every tensor whose name and shape agree is taken over.
 
-    A net that sees motion starts from one that sees faces: what changes is not looked at yet.
+    A net that sees motion starts from one that sees faces, and looks at the change as at the crop: of a pair that does
+    not change it says what the other says of its crop, if both normalize so that `GREY` is 0.
 
     Args:
         model: changed in place.
@@ -123,10 +124,10 @@ def load_initial(model: FrameModel, path: Path) -> tuple[int, int]:
 
 
 def _widen(value: Tensor, wanted: Tensor) -> Tensor:
-    """Filters (F, 3, h, w) that look at faces, with zeros for the further channels where more are wanted."""
-    if value.ndim != 4 or value.shape[1] != 3 or wanted.ndim != 4 or wanted.shape[1] <= 3:
+    """Filters (F, 3, h, w) that look at faces, twice where as many more channels are wanted."""
+    if value.ndim != 4 or wanted.ndim != 4 or (value.shape[1], wanted.shape[1]) != (3, 6):
         return value
-    return torch.cat([value, value.new_zeros(value.shape[0], wanted.shape[1] - 3, *value.shape[2:])], 1)
+    return torch.cat([value, value], 1)
 
 
 class FrameModel(nn.Module):

@@ -17,7 +17,7 @@ from dfdc.weights import ModelSpec, WeightsFile
 
 KEY = {"weights": ["ab"], "--device": "auto", "--frames": None, "code": "cd"}
 ODD = 'comma, "quotes"\n視頻 latin\udce9.mp4'
-FIRST = Prediction("a.mp4", 0.125, wanted=16, frames=15, faces=14, tracks=1, seconds=1.5, decode_s=0.5)
+FIRST = Prediction("a.mp4", 0.125, wanted=16, frames=15, faces=14, tracks=1, pairs=8, seconds=1.5, decode_s=0.5)
 
 
 @pytest.fixture

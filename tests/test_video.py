@@ -124,6 +124,50 @@ def test_frames_that_all_claim_one_time_are_counted(tmp_path):
     assert numbers(read_frames(path, 8)) == EIGHT_OF_THIRTY
 
 
+# Neighbours
+
+
+@pytest.mark.parametrize(("n_pairs", "with_neighbour"), [(1, [16]), (2, [9, 24]), (8, EIGHT_OF_THIRTY)])
+def test_some_frames_come_with_the_next_one(tmp_path, n_pairs, with_neighbour):
+    path = write_clip(tmp_path / "a.mp4", codec="mpeg4")
+    frames = read_frames(path, 8, n_pairs=n_pairs)
+    assert numbers(frames) == EIGHT_OF_THIRTY
+    paired = [frame for frame in frames if frame.neighbour is not None]
+    assert numbers(paired) == with_neighbour
+    assert [number_of(frame.neighbour) for frame in paired] == [number + 1 for number in with_neighbour]
+
+
+def test_the_last_frame_has_no_neighbour(tmp_path):
+    frames = read_frames(write_clip(tmp_path / "a.mp4", n_frames=6), 6, n_pairs=6)
+    assert [frame.neighbour is None for frame in frames] == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "settings"),
+    [(".mp4", {}), (".avi", {"codec": "mpeg4", "options": {"bf": "2"}}), (".h264", {"rate": 25})],
+)
+def test_pairs_change_no_frame_and_are_of_frames_that_follow_closely(tmp_path, suffix, settings):
+    path = write_clip(tmp_path / f"a{suffix}", n_frames=60, **settings)
+    alone, paired = read_frames(path, 8), read_frames(path, 8, n_pairs=8)
+    assert numbers(alone) == numbers(paired)
+    gaps = [number_of(frame.neighbour) - number_of(frame.pixels) for frame in paired]
+    # At most three B-frames that no other refers to lie between two frames that are decoded.
+    assert all(1 <= gap <= 4 for gap in gaps)
+
+
+def test_turned_clips_turn_the_neighbour_too(tmp_path):
+    path = turn_clip(write_clip(tmp_path / "a.mp4", codec="mpeg4"), (0, 1, -1, 0))
+    (frame,) = read_frames(path, 1, n_pairs=1)
+    assert frame.neighbour.shape == frame.pixels.shape == (64, 48, 3)
+    upright = [np.rot90(picture) for picture in (frame.pixels, frame.neighbour)]
+    assert [number_of(picture) for picture in upright] == [15, 16]
+
+
+def test_fewer_than_no_pairs_are_the_callers_mistake(tmp_path):
+    with pytest.raises(ValueError, match="n_pairs is -1; allowed: 0 and up"):
+        read_frames(write_clip(tmp_path / "a.mp4", n_frames=1), 1, n_pairs=-1)
+
+
 # Every kind of clip
 
 

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.bundle import MANIFEST, WHEELS, Entry, Manifest, describe_file, version_in
 from dfdc.rules import COMPETITION, MAX_BUNDLE_BYTES
+from dfdc.weights import OPTIONAL
 
 ROOT = Path(__file__).resolve().parent.parent
 # What scoring imports: Kaggle's image has the first itself, of the second wheels are bundled. openvino-telemetry,
@@ -124,7 +125,7 @@ def make_bundle(
 
 
 def copy_sources(root: Path, dataset: Path) -> None:
-    """The package without its training part, the weights, and kernel.py.
+    """The package without its training part, the weights, those of `OPTIONAL` too, and kernel.py.
 
     Raises:
         BundleFault: there are no weights.
@@ -134,8 +135,11 @@ def copy_sources(root: Path, dataset: Path) -> None:
     weights = sorted((root / "weights").glob("*.safetensors"))
     if not weights:
         raise BundleFault(f"{root / 'weights'}: holds no .safetensors file; train one with tools/train.py")
-    for source in [*weights, *(root / "weights").glob("README.md")]:
-        shutil.copyfile(source, dataset / "weights" / source.name)
+    optional = sorted((root / "weights" / OPTIONAL).glob("*.safetensors"))
+    for source in [*weights, *optional, *(root / "weights").glob("README.md")]:
+        target = dataset / source.relative_to(root)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, target)
     shutil.copyfile(root / "kernel.py", dataset / "kernel.py")
 
 

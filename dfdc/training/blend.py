@@ -26,18 +26,20 @@ _HULLS = (
 _OPACITIES = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
 
 
-def self_blend(images: Tensor, generator: Generator) -> Tensor:
+def self_blend(images: Tensor, generator: Generator, *, keep_target: bool = False) -> Tensor:
     """Fakes made from reals alone: each is its own source, changed in colour or sharpness, moved, and laid over itself.
 
     Args:
         images: (N, 3, S, S) float RGB, 0..255.
         generator: on the CPU.
+        keep_target: whether it is always the source that is changed, so that the image stays itself outside the hull;
+            else that is so for half of the calls.
 
     Returns:
         A new tensor of the same shape, dtype and range; outside the hull it holds the target's pixels.
     """
     source, target = images, images
-    if torch.rand((), generator=generator) < 0.5:
+    if keep_target or torch.rand((), generator=generator) < 0.5:
         source = _change(images, generator)
     else:
         target = _change(images, generator)

@@ -2,7 +2,8 @@
 
 Face swaps are made frame by frame: mask, colour and shape jump a little from one to the next. Here both frames are
 blended onto themselves alike (`dfdc.training.blend`), and one of them is then drawn towards another blend or back to
-what it was, so that it is the change that gives the pair away.
+what it was, so that it is the change that gives the pair away. Outside the face both stay what they were: whole frames
+that jump are the camera's doing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def blend_steadily(first: Tensor, second: Tensor, generator: Generator) -> tuple
         New tensors of the same shape, dtype and range.
     """
     seed = _draw_seed(generator)
-    first, second = (self_blend(frame, Generator().manual_seed(seed)) for frame in (first, second))
+    first, second = (self_blend(frame, Generator().manual_seed(seed), keep_target=True) for frame in (first, second))
     return first, second
 
 
@@ -43,7 +44,8 @@ def flicker(first: Tensor, second: Tensor, generator: Generator) -> tuple[Tensor
 def flicker_second(first: Tensor, second: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     """As `flicker`, where it is always the second frame that jumps."""
     steady_first, steady = blend_steadily(first, second, generator)
-    other = self_blend(second, generator) if torch.rand((), generator=generator) < 0.5 else second
+    anew = torch.rand((), generator=generator) < 0.5
+    other = self_blend(second, generator, keep_target=True) if anew else second
     share = uniform(len(second), LEAST_JUMP, 1, second, generator).view(-1, 1, 1, 1)
     return steady_first, steady + share * (other - steady)
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dfdc.crop import CropGeometry
 from dfdc.detect import FaceDetector
-from dfdc.model import FrameModel, MirroredModel, resize_crops, see_change
+from dfdc.model import GREY, FrameModel, MirroredModel, resize_crops, see_change
 from dfdc.motion import cut_track
 from dfdc.predict import MAX_TRACKS
 from dfdc.tracks import link_tracks
@@ -33,6 +33,9 @@ from dfdc.training.state import load_state, save_state
 from dfdc.video import VideoError, read_frames
 
 log = logging.getLogger(__name__)
+
+# Channels of what a net sees, for hiding them.
+CROP, CHANGE, NOTHING = slice(0, 3), slice(3, 6), slice(0, 0)
 
 
 @dataclass(frozen=True)
@@ -70,17 +73,19 @@ class MotionSettings:
         epochs: of `steps` each.
         flicker_epochs: the first so many of them see no fakes but real pairs that were made to flicker.
         flicker: probability of such a fake in the others.
+        hidden: probability that a pair's crop is hidden, and the change has to tell.
         steps: per epoch.
         batch_size: pairs per step, half of them real; even.
         learning_rate, weight_decay, warmup, ema_decay, label_smoothing: as in `dfdc.training.loop.TrainSettings`.
         seed: of everything.
     """
 
-    epochs: int = 10
+    epochs: int = 8
     flicker_epochs: int = 3
-    flicker: float = 0.4
-    steps: int = 25
-    batch_size: int = 32
+    flicker: float = 0.5
+    hidden: float = 0.25
+    steps: int = 20
+    batch_size: int = 20
     learning_rate: float = 5e-4
     weight_decay: float = 0.02
     warmup: float = 0.05
@@ -250,6 +255,7 @@ def make_batch(
     if len(made):
         pixels[half + made] = torch.cat(flicker(*pixels[made].chunk(2, 1), generator), 1)
     pixels = see_change(torch.cat(augment_pairs(*pixels.chunk(2, 1), generator), 1), size)
+    pixels[pick(len(pixels), settings.hidden, generator), :3] = GREY
     targets = (torch.arange(settings.batch_size) >= half).float()
     targets = targets * (1 - settings.label_smoothing) + settings.label_smoothing / 2
     return pixels.contiguous(memory_format=torch.channels_last), targets
@@ -266,16 +272,17 @@ def _draw(training: PairSet, label: int, n: int, generator: torch.Generator) -> 
 
 
 @torch.inference_mode()
-def score_pairs(model: FrameModel, pairs: Tensor, *, blind: bool = False) -> np.ndarray:
+def score_pairs(model: FrameModel, pairs: Tensor, *, hide: slice = NOTHING) -> np.ndarray:
     """Logits (N,) float32 of pairs (N, 6, S, S) uint8, each the mean of a pair's and its mirror image's.
 
     Args:
         model: in evaluation mode.
         pairs: on the CPU.
-        blind: whether the change is hidden from the net, to see what it makes of it.
+        hide: `CROP` or `CHANGE`, to see what the net makes of the other.
     """
     answer, logits = MirroredModel(model), []
     for batch in pairs.split(SCORED_CROPS["cpu"]):
-        batch = torch.cat([batch[:, :3], batch[:, :3]], 1) if blind else batch
-        logits.append(answer(see_change(batch.float(), model.spec.input_size)))
+        seen = see_change(batch.float(), model.spec.input_size)
+        seen[:, hide] = GREY
+        logits.append(answer(seen))
     return torch.cat(logits).numpy()

@@ -1,0 +1,215 @@
+"""dfdc.motion: pairs of neighbouring frames, what a net sees of them, and what it adds to a clip's score."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from skimage.data import astronaut
+
+from dfdc.aggregate import clip_probability
+from dfdc.crop import CropGeometry, crop_face
+from dfdc.export import export_programs
+from dfdc.model import FrameModel, PairNet, load_initial, load_model, save_model, see_change
+from dfdc.motion import N_PAIRS, Motion, align, correlate, cut_pair, cut_track
+from dfdc.predict import Predictor
+from dfdc.runtime import Input, compile_net, open_net
+from dfdc.tracks import Track
+from dfdc.video import Frame
+from dfdc.weights import Calibration, ModelSpec, WeightsFile, find_weights, open_weights
+
+ROOT = Path(__file__).resolve().parent.parent
+GEOMETRY = CropGeometry(size=64)
+FACE = ModelSpec("efficientnet-lite0", 32, crop=GEOMETRY)
+MOTION = replace(FACE, sees="motion", mean=(127.0,) * 6, std=(128.0,) * 6)
+PORTRAIT = astronaut()[:256, 96:352]
+BOX = np.array([70, 40, 190, 200], np.float32)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[WeightsFile]:
+    """A net that sees faces and one that sees motion."""
+    folder = tmp_path_factory.mktemp("weights")
+    (folder / "optional").mkdir()
+    torch.manual_seed(0)
+    save_model(FrameModel(FACE), folder, name="face")
+    save_model(FrameModel(replace(MOTION, weight=0.5)), folder / "optional", name="motion")
+    return find_weights(folder, extras=["motion"])
+
+
+def moved(picture: np.ndarray, *, turn: float = 0, scale: float = 1, shift: tuple[float, float] = (0, 0)) -> np.ndarray:
+    """A picture turned (degrees) and scaled about its middle and shifted (pixels)."""
+    height, width = picture.shape[:2]
+    place = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), turn, scale)
+    place[:, 2] += shift
+    return cv2.warpAffine(picture, place, (width, height), borderMode=cv2.BORDER_REPLICATE)
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean difference in levels, away from the edges."""
+    return float(np.abs(a.astype(int) - b)[16:-16, 16:-16].mean())
+
+
+def track(n: int) -> Track:
+    return Track(np.arange(n), np.tile(BOX, (n, 1)), np.ones(n, bool), 0.99)
+
+
+# Pairs
+
+
+@pytest.mark.parametrize(
+    "move", [{"shift": (3, -2)}, {"turn": 2.0}, {"scale": 1.04}, {"turn": -1.5, "scale": 0.97, "shift": (-2.5, 1.5)}]
+)
+def test_alignment_takes_a_moved_head_back(move: dict) -> None:
+    first = crop_face(PORTRAIT, BOX, CropGeometry())
+    second = moved(first, **move)
+    assert difference(first, second) > 4
+    # Two interpolations blur: what is left are edges.
+    assert difference(first, align(first, second)) < difference(first, second) / 3
+
+
+def test_equal_frames_stay_equal() -> None:
+    first = crop_face(PORTRAIT, BOX, CropGeometry())
+    assert np.array_equal(align(first, first), first)
+    pair = cut_pair(Frame(0, PORTRAIT, PORTRAIT), BOX, GEOMETRY)
+    assert pair.shape == (64, 64, 6) and pair.dtype == np.uint8
+    assert np.array_equal(pair[..., :3], pair[..., 3:])
+
+
+def test_a_pairs_first_half_is_the_crop_that_the_frame_nets_see() -> None:
+    pair = cut_pair(Frame(0, PORTRAIT, moved(PORTRAIT, shift=(2, 1))), BOX, GEOMETRY)
+    assert np.array_equal(pair[..., :3], crop_face(PORTRAIT, BOX, GEOMETRY))
+
+
+def test_a_change_on_the_skin_outlives_the_alignment() -> None:
+    changed = PORTRAIT.copy()
+    changed[110:130, 115:135] = np.clip(changed[110:130, 115:135].astype(int) + 40, 0, 255)
+    geometry = CropGeometry(side_ratio=1.0, shift_ratio=0.0, size=140)  # one pixel of the crop is one of the frame
+    pair = cut_pair(Frame(0, PORTRAIT, moved(changed, shift=(2, 1))), BOX, geometry).astype(int)
+    change = np.abs(pair[..., 3:] - pair[..., :3]).mean(2)
+    left, top, side = geometry.square(BOX)
+    assert side == 140
+    spot = change[112 - top : 128 - top, 117 - left : 133 - left]
+    assert spot.mean() > 25 and spot.mean() > 4 * change.mean()
+
+
+def test_frames_without_neighbours_and_cuts_to_another_scene_give_no_pair() -> None:
+    other = np.random.default_rng(0).integers(0, 256, PORTRAIT.shape, dtype=np.uint8)
+    frames = [Frame(0, PORTRAIT), Frame(1, PORTRAIT, other), Frame(2, PORTRAIT, PORTRAIT[:, ::-1].copy())]
+    assert [cut_pair(frame, BOX, GEOMETRY) for frame in frames] == [None] * 3
+    assert cut_track(frames, track(3), GEOMETRY).shape == (0, 64, 64, 6)
+    frames.append(Frame(3, PORTRAIT, PORTRAIT))
+    assert cut_track(frames, track(4), GEOMETRY).shape == (1, 64, 64, 6)
+
+
+def test_plain_pictures_are_neither_aligned_nor_an_error() -> None:
+    grey, white = np.full((64, 64, 3), 90, np.uint8), np.full((64, 64, 3), 255, np.uint8)
+    assert np.array_equal(align(grey, white), white)
+    assert correlate(grey, white) == 1
+    assert correlate(grey, PORTRAIT[:64, :64]) == 0
+
+
+# What a net sees
+
+
+def test_change_is_grey_where_nothing_changes_and_three_times_the_levels_elsewhere() -> None:
+    first = torch.tensor([10.0, 100.0, 200.0, 128.0]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
+    second = torch.tensor([10.0, 110.0, 100.0, 255.0]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
+    seen = see_change(torch.cat([first, second], 1), 2)
+    assert torch.equal(seen[:, :3], first)
+    assert seen[0, 3].tolist() == [[127, 157], [0, 255]]  # 127 + 3 x 10, and both ends
+
+
+def test_a_net_for_motion_starts_as_the_net_for_faces(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    face, motion = FrameModel(FACE).eval(), FrameModel(MOTION).eval()
+    taken, total = load_initial(motion, save_model(face, tmp_path, name="face"))
+    assert taken == total
+    load_initial(face, next(tmp_path.glob("*.safetensors")))  # rounded to half precision, as it was saved
+    crops = torch.randint(0, 256, (2, 3, 32, 32)).float()
+    changes = torch.randint(0, 256, (2, 3, 32, 32)).float()
+    with torch.inference_mode():
+        assert torch.allclose(motion(torch.cat([crops, changes], 1)), face(crops), atol=1e-5)
+
+
+def test_openvino_answers_like_torch(files: list[WeightsFile]) -> None:
+    pytest.importorskip("openvino")
+    pairs = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 6), dtype=np.uint8)
+    net = PairNet(load_model(files[1])).eval()
+    with torch.inference_mode():
+        by_torch = net(torch.from_numpy(pairs)).numpy()
+    compiled = compile_net(net, "cpu", Input((64, 64, 6)))
+    (exported,) = export_programs(files, "cpu").motion
+    for run in (compiled, open_net(exported, threads=1)):
+        assert run(pairs)[0] == pytest.approx(by_torch, abs=1e-3)  # sums are ordered differently
+
+
+# What it adds to a clip's score
+
+
+def frames(n: int, n_pairs: int) -> list[Frame]:
+    return [Frame(index, PORTRAIT, PORTRAIT if index < n_pairs else None) for index in range(n)]
+
+
+def test_a_tracks_score_is_the_weighted_mean_of_its_calibrated_pairs(files: list[WeightsFile]) -> None:
+    specs = [replace(MOTION, weight=0.5, calibration=Calibration(2.0, 1.0)), replace(MOTION, weight=2.0)]
+    opened = [replace(files[1], spec=spec) for spec in specs]
+    nets = [lambda pairs: (np.arange(len(pairs), dtype=np.float32),), lambda pairs: (np.full(len(pairs), -1.0),)]
+    scores = Motion(opened, nets=nets).score(frames(5, 3), [track(5), track(2)])
+    # Pairs 0, 1, 2 of the first person: 0.5 x (1 / 2 + 1) + 2 x -1; pairs 0, 1 of the second: 0.5 x (.5 / 2 + 1) - 2.
+    assert scores == pytest.approx([-1.25, -1.375])
+
+
+def test_without_pairs_or_nets_nothing_is_added(files: list[WeightsFile]) -> None:
+    motion = Motion(files[1:], nets=[lambda pairs: (np.ones(len(pairs), np.float32),)])
+    assert motion.n_pairs == N_PAIRS
+    assert motion.score(frames(3, 0), [track(3)]).tolist() == [0]
+    blind = Motion([])
+    assert blind.n_pairs == 0
+    assert blind.score(frames(3, 3), [track(3), track(2)]).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_no_answer_and_name_the_device(files: list[WeightsFile], value: float) -> None:
+    motion = Motion(files[1:], "cuda", nets=[lambda pairs: (np.full(len(pairs), value),)])
+    with pytest.raises(FloatingPointError, match="cuda"):
+        motion.score(frames(2, 2), [track(2)])
+
+
+class Recorder(Predictor):
+    """Keeps what its nets say of the frames and of the changes."""
+
+    def score_tracks(self, frames: list[Frame], tracks: list[Track], **options: int | None) -> list[np.ndarray]:
+        self.logits = super().score_tracks(frames, tracks, **options)
+        self.changes = self.motion.score(frames, tracks)
+        return self.logits
+
+
+def test_a_clips_score_joins_frames_and_changes(files: list[WeightsFile]) -> None:
+    clip = ROOT / "samples/real.mp4"
+    recorder = Recorder(files)
+    joined, alone = recorder.predict(clip, 12), Predictor(files[:1]).predict(clip, 12)
+    low, high = recorder.ensemble.bounds()
+    assert alone.label == pytest.approx(clip_probability(recorder.logits, low=low, high=high), abs=1e-6)
+    assert np.all(recorder.changes != 0)
+    both = [logits + change for logits, change in zip(recorder.logits, recorder.changes, strict=True)]
+    assert joined.label == pytest.approx(clip_probability(both, low=low, high=high), abs=1e-6)
+    assert joined.label != alone.label
+    assert (joined.pairs, alone.pairs) == (N_PAIRS, 0)
+    assert Predictor(files, programs=export_programs(files, "cpu")).predict(clip, 12).label == pytest.approx(
+        joined.label, abs=1e-3
+    )
+
+
+def test_a_look_at_few_frames_pairs_no_more_than_these(files: list[WeightsFile]) -> None:
+    prediction = Predictor(files).predict(ROOT / "samples/real.mp4", 2)
+    assert (prediction.status, prediction.frames, prediction.pairs) == ("ok", 2, 2)
+
+
+def test_weights_say_that_they_see_motion(files: list[WeightsFile]) -> None:
+    spec = open_weights(files[1].path).spec
+    assert (spec.sees, spec.channels, spec.weight) == ("motion", 6, 0.5)

@@ -1,0 +1,305 @@
+"""dfdc.training.flicker, .motion and .joining, and tools/train_motion.py: pairs, made flicker, the loop, the weight."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from skimage.data import astronaut
+from torch import Generator, Tensor
+
+from dfdc.crop import CropGeometry
+from dfdc.model import FrameModel, see_change
+from dfdc.training import motion
+from dfdc.training.clips import LabelledClip, read_metadata
+from dfdc.training.dataset import DataError
+from dfdc.training.flicker import augment_pairs, blend_steadily, flicker, flicker_second
+from dfdc.training.joining import SeenClip, calibrate, choose_weight, measure_motion
+from dfdc.training.motion import (
+    MotionSettings,
+    PairSet,
+    load_pairs,
+    make_batch,
+    score_pairs,
+    split_sources,
+    train_pairs,
+)
+from dfdc.weights import Calibration, ModelSpec, find_weights
+from tools.train_motion import main
+
+ROOT = Path(__file__).resolve().parent.parent
+SIDE = 64
+SPEC = ModelSpec("efficientnet-lite0", 32, sees="motion", mean=(127.0,) * 6, std=(128.0,) * 6)
+SMALL = MotionSettings(epochs=2, flicker_epochs=1, steps=2, batch_size=8)
+
+
+def seeded(seed: int = 0) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def crops() -> Tensor:
+    """(16, 3, 64, 64) float: neighbouring cuts of a portrait."""
+    face = torch.from_numpy(astronaut()[20:200, 140:320].copy()).permute(2, 0, 1).float()
+    return torch.stack([face[:, i : i + SIDE, 2 * i : 2 * i + SIDE] for i in range(16)])
+
+
+@pytest.fixture
+def pairs(crops: Tensor) -> PairSet:
+    """Pairs that hardly change: 8 of 2 real sources, 8 of 2 fake ones, of which one has a single pair."""
+    both = torch.cat([crops, (crops + 2).clamp(0, 255)], 1).to(torch.uint8)
+    sources = np.array(["a"] * 4 + ["b"] * 4 + ["c"] * 7 + ["d"])
+    return PairSet(both, torch.tensor([0.0] * 8 + [1.0] * 8), np.char.add(sources, ".mp4"), sources)
+
+
+# Made flicker
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_steady_blend_of_equal_frames_does_not_change_and_flicker_does(seed: int, crops: Tensor) -> None:
+    before = crops.clone()
+    first, second = blend_steadily(crops, crops, seeded(seed))
+    assert torch.equal(first, second) and not torch.equal(first, crops)
+    first, second = flicker(crops, crops, seeded(seed))
+    assert all(frame.shape == crops.shape and frame.min() >= 0 and frame.max() <= 255 for frame in (first, second))
+    change = (second - first).abs().flatten(1).mean(1)
+    assert (change > 0.05).all() and change.mean() < 40
+    assert torch.equal(crops, before)
+    again = flicker(crops, crops, seeded(seed))
+    assert torch.equal(first, again[0]) and torch.equal(second, again[1])
+
+
+def test_flicker_keeps_to_the_face(crops: Tensor) -> None:
+    first, second = flicker(crops, crops, seeded())
+    change = (second - first).abs().mean((0, 1))
+    assert change[24:40, 24:40].mean() > 20 * change[:4, :4].mean()  # no hull reaches a corner
+
+
+def test_either_frame_jumps(crops: Tensor) -> None:
+    """The frame that does not jump is a steady blend's."""
+    steady = {seed: blend_steadily(crops, crops, _after_a_coin(seed)) for seed in range(12)}
+    jumps = [torch.equal(flicker(crops, crops, seeded(seed))[0], steady[seed][0]) for seed in range(12)]
+    assert 0 < sum(jumps) < 12
+
+
+def _after_a_coin(seed: int) -> Generator:
+    generator = seeded(seed)
+    torch.rand((), generator=generator)
+    return generator
+
+
+def test_what_jumps_is_the_second_frame_of_the_plain_kind(crops: Tensor) -> None:
+    first, second = flicker_second(crops, crops, seeded(3))
+    steady = blend_steadily(crops, crops, seeded(3))[0]
+    assert torch.equal(first, steady) and not torch.equal(second, steady)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_augmentation_adds_no_change(seed: int, crops: Tensor) -> None:
+    first, second = augment_pairs(crops, crops, seeded(seed))
+    assert torch.equal(first, second) and not torch.equal(first, crops)
+
+
+# Batches and the loop
+
+
+def test_batches_hold_reals_then_fakes_and_draw_sources_alike(pairs: PairSet) -> None:
+    settings = MotionSettings(batch_size=200)
+    pixels, targets = make_batch(pairs, 32, 0.0, settings, seeded())
+    assert pixels.shape == (200, 6, 32, 32) and pixels.min() >= 0 and pixels.max() <= 255
+    assert targets.tolist() == pytest.approx([0.01] * 100 + [0.99] * 100)
+    chosen = motion._draw(pairs, 1, 4000, seeded()).numpy()
+    shares = {name: float((pairs.sources[chosen] == name).mean()) for name in "abcd"}
+    assert shares == pytest.approx({"a": 0, "b": 0, "c": 0.5, "d": 0.5}, abs=0.04)
+
+
+def test_made_fakes_are_of_the_batchs_reals(pairs: PairSet) -> None:
+    unlike = replace(pairs, pairs=pairs.pairs.clone())
+    unlike.pairs[8:] = 0  # whoever uses a fake's pixels gets black
+    pixels, _ = make_batch(unlike, 32, 1.0, MotionSettings(batch_size=16), seeded())
+    assert (pixels[:, :3].mean((1, 2, 3)) > 20).all()
+    change = (pixels[:, 3:] - 127).abs().mean((1, 2, 3))
+    assert change[8:].mean() > 1.5 * change[:8].mean()
+
+
+def test_a_class_that_is_absent_is_refused(pairs: PairSet) -> None:
+    with pytest.raises(DataError, match="no pair is fake"):
+        make_batch(pairs.part(pairs.labels.numpy() == 0), 32, 0.5, SMALL, seeded())
+
+
+def test_a_killed_training_goes_on_to_the_same_net(pairs: PairSet, tmp_path: Path, one_thread: None) -> None:
+    def run(folder: Path) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        return train_pairs(FrameModel(SPEC), pairs, folder, SMALL, progress=False).state_dict()
+
+    whole = run(tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(motion, "write_row", _die_in_epoch(1))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed")
+    resumed = run(tmp_path / "killed")
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    with pytest.raises(ValueError, match="belongs to a run with"):
+        train_pairs(FrameModel(SPEC), pairs, tmp_path / "whole", replace(SMALL, seed=1), progress=False)
+
+
+def _die_in_epoch(epoch: int):
+    def write(_: Path, row: dict[str, float]) -> None:
+        if row["epoch"] == epoch:
+            raise KeyboardInterrupt
+
+    return write
+
+
+def test_training_learns_flicker(crops: Tensor, tmp_path: Path, one_thread: None) -> None:
+    """From scratch, from pairs that are still: what it learns are changes, for its fakes are made of its reals."""
+    still = torch.cat([crops, crops], 1).to(torch.uint8)
+    names = np.array(list("abcdefghijklmnop"))
+    training = PairSet(torch.cat([still, still]), torch.arange(32).ge(16).float(), np.tile(names, 2), np.tile(names, 2))
+    settings = MotionSettings(epochs=1, flicker_epochs=1, steps=25, batch_size=16, learning_rate=3e-3, ema_decay=0.8)
+    torch.manual_seed(0)
+    model = train_pairs(FrameModel(SPEC), training, tmp_path, settings, progress=False)
+    made = torch.cat(flicker(crops, crops, seeded(9)), 1).round().to(torch.uint8)
+    steady = torch.cat(blend_steadily(crops, crops, seeded(9)), 1).round().to(torch.uint8)
+    flickering, still_ones, blended = (score_pairs(model, part) for part in (made, still, steady))
+    assert np.median(flickering) > np.median(still_ones) + 0.5
+    assert np.median(flickering) > np.median(blended) + 0.5
+    # It is the change that tells: with it hidden, made and still pairs are hardly told apart.
+    hidden = score_pairs(model, made, blind=True)
+    assert np.median(hidden) < np.median(flickering) - 0.5
+
+
+def test_pairs_are_scored_as_the_kernel_does(pairs: PairSet) -> None:
+    from dfdc.model import PairNet
+
+    torch.manual_seed(0)
+    model = FrameModel(SPEC).eval()
+    with torch.inference_mode():
+        by_kernel = PairNet(model)(pairs.pairs.permute(0, 2, 3, 1)).numpy()
+    assert score_pairs(model, pairs.pairs) == pytest.approx(by_kernel, abs=1e-4)
+    seen = see_change(pairs.pairs.float(), 32)
+    assert not torch.equal(seen[:, 3:], torch.full_like(seen[:, 3:], 127))
+
+
+# Clips
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four families of a real clip and a fake of it."""
+    videos, metadata = tmp_path / "videos", {}
+    videos.mkdir()
+    for name in ("ann", "ben", "cid", "dora"):
+        shutil.copy(ROOT / "samples/real.mp4", videos / f"{name}.mp4")
+        shutil.copy(ROOT / "samples/doctored.mp4", videos / f"{name}_fake.mp4")
+        metadata[f"{name}.mp4"] = {"label": "REAL"}
+        metadata[f"{name}_fake.mp4"] = {"label": "FAKE", "original": f"{name}.mp4"}
+    (videos / "metadata.json").write_text(json.dumps(metadata))
+    return videos
+
+
+def test_pairs_are_cut_once_and_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = read_metadata(folder)[:2]
+    cut = load_pairs(clips, tmp_path / "pairs", n_frames=4, progress=False)
+    assert cut.pairs.shape[1:] == (6, 224, 224) and cut.pairs.dtype == torch.uint8
+    assert set(zip(cut.videos.tolist(), cut.sources.tolist(), cut.labels.tolist(), strict=True)) == {
+        ("ann.mp4", "ann.mp4", 0.0),
+        ("ann_fake.mp4", "ann.mp4", 1.0),
+    }
+    detectors = []
+    monkeypatch.setattr(motion, "FaceDetector", lambda: detectors.append(1))
+    assert torch.equal(load_pairs(clips, tmp_path / "pairs", n_frames=4, progress=False).pairs, cut.pairs)
+    assert not detectors
+    with pytest.raises(AttributeError):  # other crops are cut anew: the detector is asked for
+        load_pairs(clips, tmp_path / "pairs", n_frames=4, geometry=CropGeometry(size=96), progress=False)
+    assert detectors
+
+
+def test_a_fake_of_several_persons_says_not_who_is_fake(shared_videos: Path, tmp_path: Path) -> None:
+    clip = LabelledClip(shared_videos / "two_faces.mp4", "FAKE")
+    with pytest.raises(DataError, match="none of 1 clips gives a pair"):
+        load_pairs([clip], tmp_path, n_frames=4, progress=False)
+
+
+def test_no_source_lies_in_two_folds(folder: Path) -> None:
+    clips = read_metadata(folder)
+    folds = split_sources(clips, 3)
+    assert sorted(name for fold in folds for name in fold) == ["ann.mp4", "ben.mp4", "cid.mp4", "dora.mp4"]
+    with pytest.raises(DataError, match="4 sources cannot be split into 5 folds"):
+        split_sources(clips, 5)
+
+
+# What motion adds
+
+
+def seen_clips(changes: dict[str, float]) -> list[SeenClip]:
+    """Clips whose frames say nothing, of one person each; capitals are fakes."""
+    clips = [LabelledClip(Path(f"{name}.mp4"), "FAKE" if name.isupper() else "REAL") for name in changes]
+    logits = np.array(list(changes.values()))[:, None]
+    return [SeenClip(clip, (np.zeros(4),), change) for clip, change in zip(clips, logits, strict=True)]
+
+
+def test_motion_counts_where_it_helps_and_not_where_it_does_not() -> None:
+    right = seen_clips({"A": 2.0, "B": 3.0, "c": -2.0, "d": -1.0})
+    assert choose_weight(right, Calibration(), (0.01, 0.99)) == 3.0
+    # By hand: 3 x 2 / 2 is 3, whose sigmoid is .953.
+    assert right[0].logit(Calibration(temperature=2.0), 3.0, (0.01, 0.99)) == pytest.approx(3.0)
+    wrong = seen_clips({"A": -2.0, "B": -3.0, "c": 2.0, "d": 1.0})
+    assert choose_weight(wrong, Calibration(), (0.01, 0.99)) == 0.0
+
+
+def test_a_person_without_pairs_gets_nothing_not_even_the_bias() -> None:
+    (clip,) = seen_clips({"A": 0.0})
+    assert clip.logit(Calibration(bias=1.0), 1.0, (0.01, 0.99)) == 0
+
+
+def test_a_folds_weight_is_chosen_on_the_others() -> None:
+    """In one fold motion is right, in the other wrong: each gets what the other one wants."""
+    seen = seen_clips({"A": 2.0, "B": 2.0, "c": -2.0, "d": -2.0, "E": -2.0, "F": -2.0, "g": 2.0, "h": 2.0})
+    folds = [{f"{name}.mp4" for name in part} for part in ("ABcd", "EFgh")]
+    sources = np.array([clip.clip.source for clip in seen])
+    labels = torch.tensor([float(clip.clip.label == "FAKE") for clip in seen])
+    logits = np.array([float(clip.changes[0]) for clip in seen])
+    pairs = PairSet(torch.zeros(8, 6, 2, 2, dtype=torch.uint8), labels, sources, sources)
+    right = np.where(labels.numpy() == 1, 1.0, -1.0) + np.array([0.5, -1.5, 0, 0] * 2)  # what calibration sees
+    report = measure_motion(seen, folds, pairs, right, (0.01, 0.99), samples=200)
+    assert report["weights"][0] == 0 and report["weights"][1] > 0
+    assert report["frames alone"]["log_loss"]["value"] == pytest.approx(np.log(2))
+    assert report["with motion"]["log_loss"]["value"] > np.log(2)
+    assert [report["clips"][name]["with motion"] for name in ("A.mp4", "d.mp4")] == [0, 0]
+    assert report["clips"]["E.mp4"]["with motion"] < 0 and logits[4] < 0
+
+
+def test_calibration_counts_both_classes_alike() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [100, 900])
+    logits = generator.normal(np.where(labels == 1, 1.0, -1.0), 1.0)
+    assert abs(calibrate(labels, logits).bias) < 0.35  # the classes' odds, 9 to 1, would be 2.2
+    with pytest.raises(DataError, match="0 real and 3 fake"):
+        calibrate(np.ones(3), np.zeros(3))
+
+
+def test_tool_trains_measures_and_writes_weights_that_the_kernel_takes(
+    folder: Path, tmp_path: Path, one_thread: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "weights"
+    (init,) = (ROOT / "weights").glob("*.safetensors")
+    out.mkdir()
+    shutil.copy(init, out)
+    small = ["--input-size", "32", "--folds", "2", "--frames", "2", "--epochs", "1", "--flicker-epochs", "0"]
+    small += ["--steps", "1", "--batch-size", "4"]
+    arguments = [str(folder), "--init", str(init), "--run", str(run), "--out", str(out / "optional"), *small]
+    assert main(arguments) == 0
+    report = json.loads((run / "motion.json").read_text())
+    assert set(report["clips"]) == {clip.name for clip in read_metadata(folder)}
+    assert 0 <= report["flicker_auc"] <= 1 and 0 <= report["with motion"]["auc"]["value"] <= 1
+    motion_file = find_weights(out, extras=["motion"])[-1]
+    assert motion_file.spec.validation["auc"] == report["with motion"]["auc"]["value"]
+    assert str(motion_file.path) in capsys.readouterr().out
+    assert main([*arguments, "--folds", "9"]) == 1
+    assert "cannot be split into 9 folds" in capsys.readouterr().err
