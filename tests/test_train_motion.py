@@ -156,24 +156,6 @@ def _die_in_epoch(epoch: int):
     return write
 
 
-def test_training_learns_flicker(crops: Tensor, tmp_path: Path, one_thread: None) -> None:
-    """From scratch, from pairs that are still: what it learns are changes, for its fakes are made of its reals."""
-    still = torch.cat([crops, crops], 1).to(torch.uint8)
-    names = np.array(list("abcdefghijklmnop"))
-    training = PairSet(torch.cat([still, still]), torch.arange(32).ge(16).float(), np.tile(names, 2), np.tile(names, 2))
-    settings = MotionSettings(epochs=1, flicker_epochs=1, steps=25, batch_size=16, learning_rate=3e-3, ema_decay=0.8)
-    torch.manual_seed(0)
-    model = train_pairs(FrameModel(SPEC), training, tmp_path, settings, progress=False)
-    made = torch.cat(flicker(crops, crops, seeded(9)), 1).round().to(torch.uint8)
-    steady = torch.cat(blend_steadily(crops, crops, seeded(9)), 1).round().to(torch.uint8)
-    flickering, still_ones, blended = (score_pairs(model, part) for part in (made, still, steady))
-    assert np.median(flickering) > np.median(still_ones) + 0.5
-    assert np.median(flickering) > np.median(blended) + 0.5
-    # It is the change that tells: with it hidden, made and still pairs are hardly told apart.
-    hidden = score_pairs(model, made, blind=True)
-    assert np.median(hidden) < np.median(flickering) - 0.5
-
-
 def test_pairs_are_scored_as_the_kernel_does(pairs: PairSet) -> None:
     from dfdc.model import PairNet
 
@@ -191,10 +173,10 @@ def test_pairs_are_scored_as_the_kernel_does(pairs: PairSet) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four families of a real clip and a fake of it."""
+    """Two families of a real clip and a fake of it."""
     videos, metadata = tmp_path / "videos", {}
     videos.mkdir()
-    for name in ("ann", "ben", "cid", "dora"):
+    for name in ("ann", "ben"):
         shutil.copy(ROOT / "samples/real.mp4", videos / f"{name}.mp4")
         shutil.copy(ROOT / "samples/doctored.mp4", videos / f"{name}_fake.mp4")
         metadata[f"{name}.mp4"] = {"label": "REAL"}
@@ -228,9 +210,9 @@ def test_a_fake_of_several_persons_says_not_who_is_fake(shared_videos: Path, tmp
 
 def test_no_source_lies_in_two_folds(folder: Path) -> None:
     clips = read_metadata(folder)
-    folds = split_sources(clips, 3)
-    assert sorted(name for fold in folds for name in fold) == ["ann.mp4", "ben.mp4", "cid.mp4", "dora.mp4"]
-    with pytest.raises(DataError, match="4 sources cannot be split into 5 folds"):
+    folds = split_sources(clips, 2)
+    assert sorted(name for fold in folds for name in fold) == ["ann.mp4", "ben.mp4"]
+    with pytest.raises(DataError, match="2 sources cannot be split into 5 folds"):
         split_sources(clips, 5)
 
 
@@ -247,7 +229,7 @@ def seen_clips(changes: dict[str, float]) -> list[SeenClip]:
 def test_motion_counts_where_it_helps_and_not_where_it_does_not() -> None:
     right = seen_clips({"A": 2.0, "B": 3.0, "c": -2.0, "d": -1.0})
     assert choose_weight(right, Calibration(), (0.01, 0.99)) == 3.0
-    # By hand: 3 x 2 / 2 is 3, whose sigmoid is .953.
+    # By hand: 3 x 2 / 2 is 3.
     assert right[0].logit(Calibration(temperature=2.0), 3.0, (0.01, 0.99)) == pytest.approx(3.0)
     wrong = seen_clips({"A": -2.0, "B": -3.0, "c": 2.0, "d": 1.0})
     assert choose_weight(wrong, Calibration(), (0.01, 0.99)) == 0.0
@@ -292,7 +274,7 @@ def test_tool_trains_measures_and_writes_weights_that_the_kernel_takes(
     out.mkdir()
     shutil.copy(init, out)
     small = ["--input-size", "32", "--folds", "2", "--frames", "2", "--epochs", "1", "--flicker-epochs", "0"]
-    small += ["--steps", "1", "--batch-size", "4"]
+    small += ["--steps", "1", "--batch-size", "4", "--pairs", "4"]
     arguments = [str(folder), "--init", str(init), "--run", str(run), "--out", str(out / "optional"), *small]
     assert main(arguments) == 0
     report = json.loads((run / "motion.json").read_text())

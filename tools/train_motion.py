@@ -31,7 +31,17 @@ from dfdc.training.clips import LabelledClip, read_metadata
 from dfdc.training.dataset import DataError
 from dfdc.training.flicker import flicker
 from dfdc.training.joining import SeenClip, calibrate, choose_weight, measure_motion
-from dfdc.training.motion import MotionSettings, PairSet, load_pairs, score_pairs, split_sources, train_pairs
+from dfdc.training.motion import (
+    CHANGE,
+    CROP,
+    NOTHING,
+    MotionSettings,
+    PairSet,
+    load_pairs,
+    score_pairs,
+    split_sources,
+    train_pairs,
+)
 from dfdc.video import Frame
 from dfdc.weights import ModelSpec, WeightsError, WeightsFile, find_weights, open_weights
 
@@ -59,6 +69,7 @@ def train_motion(
     input_size: int = 128,
     n_folds: int = 3,
     n_frames: int = 16,
+    n_pairs: int = 32,
     settings: MotionSettings | None = None,
     progress: bool = True,
 ) -> Path:
@@ -74,6 +85,7 @@ def train_motion(
         input_size: side in pixels that the net sees.
         n_folds: into which the sources are split, at least 2.
         n_frames: of a clip, when it is measured.
+        n_pairs: of a clip's frames, when it is trained on.
         settings: of the training; None for the defaults.
         progress: draw progress bars.
 
@@ -88,7 +100,7 @@ def train_motion(
     faces, start = find_weights(weights), open_weights(init)
     clips = [clip for clip in read_metadata(folder) if clip.path.is_file()]
     folds = split_sources(clips, n_folds)
-    pairs = load_pairs(clips, run / "pairs", geometry=start.spec.crop, progress=progress)
+    pairs = load_pairs(clips, run / "pairs", n_frames=n_pairs, geometry=start.spec.crop, progress=progress)
     spec = ModelSpec(
         start.spec.architecture,
         input_size,
@@ -107,33 +119,33 @@ def train_motion(
         load_initial(model, init)
         return train_pairs(model, training, run / name, settings, progress=progress)
 
-    held = {"logits": np.zeros(len(pairs)), "blind": np.zeros(len(pairs))}
+    hidings = {"both": NOTHING, "crop alone": CHANGE, "change alone": CROP}
+    held = {name: np.zeros(len(pairs)) for name in hidings}
     twins, seen = [], []
     for index, sources in enumerate(folds):
         own = np.isin(pairs.sources, sorted(sources))
         model = fit(pairs.part(~own), f"fold-{index}")
         part = pairs.part(own)
-        held["logits"][own] = score_pairs(model, part.pairs)
-        held["blind"][own] = score_pairs(model, part.pairs, blind=True)
+        for name, hide in hidings.items():
+            held[name][own] = score_pairs(model, part.pairs, hide=hide)
         twins.append(_score_twins(model, part))
         file = open_weights(save_model(model, run, name=f"fold-{index}"))
         held_clips = [clip for clip in clips if clip.source in sources]
         seen += _score_clips([*faces, file], held_clips, n_frames, progress=progress)
 
     bounds = _bounds(faces)
-    report = measure_motion(seen, folds, pairs, held["logits"], bounds)
+    report = measure_motion(seen, folds, pairs, held["both"], bounds)
     labels = pairs.labels.numpy()
-    report["pairs"] = {name: float(roc_auc_score(labels, logits)) for name, logits in held.items()}
+    report["pair_auc"] = {name: float(roc_auc_score(labels, logits)) for name, logits in held.items()}
     report["flicker_auc"] = float(roc_auc_score(*map(np.concatenate, zip(*twins, strict=True))))
     report["settings"], report["command"] = asdict(settings), spec.command
     (run / "motion.json").write_text(json.dumps(report, indent=1) + "\n")
-    calibration = calibrate(labels, held["logits"])
+    calibration = calibrate(labels, held["both"])
     weight = choose_weight(seen, calibration, bounds)
     final = fit(pairs, "all")
     scores = {name: report["with motion"][name]["value"] for name in ("auc", "log_loss", "balanced_log_loss")}
-    spec = replace(
-        spec, calibration=calibration, weight=weight, validation={**scores, "pair_auc": report["pairs"]["logits"]}
-    )
+    scores["pair_auc"] = report["pair_auc"]["both"]
+    spec = replace(spec, calibration=calibration, weight=weight, validation=scores)
     out.mkdir(parents=True, exist_ok=True)
     path = save_model(final, out, name=f"{spec.architecture}-{input_size}-motion", spec=spec)
     print(json.dumps(report, indent=1))
@@ -192,9 +204,11 @@ def main(argv: list[str] | None = None) -> int:
     add("--input-size", type=int, default=128, help="side in pixels that the net sees (default: %(default)s)")
     add("--folds", type=int, default=3, help="parts that the sources are split into (default: %(default)s)")
     add("--frames", type=int, default=16, help="of a clip, when it is measured (default: %(default)s)")
+    add("--pairs", type=int, default=32, help="of a clip, when it is trained on (default: %(default)s)")
     add("--epochs", type=int, default=defaults.epochs, help="of --steps each (default: %(default)s)")
     add("--flicker-epochs", type=int, default=defaults.flicker_epochs, help="without real fakes (default: %(default)s)")
     add("--flicker", type=float, default=defaults.flicker, help="share of made fakes after that (default: %(default)s)")
+    add("--hidden", type=float, default=defaults.hidden, help="share of crops that are hidden (default: %(default)s)")
     add("--steps", type=int, default=defaults.steps, help="an epoch (default: %(default)s)")
     add("--batch-size", type=int, default=defaults.batch_size, help="pairs a step (default: %(default)s)")
     add("--learning-rate", type=float, default=defaults.learning_rate, help="at its peak (default: %(default)s)")
@@ -205,6 +219,7 @@ def main(argv: list[str] | None = None) -> int:
             epochs=args.epochs,
             flicker_epochs=args.flicker_epochs,
             flicker=args.flicker,
+            hidden=args.hidden,
             steps=args.steps,
             batch_size=args.batch_size,
             learning_rate=args.learning_rate,
@@ -219,6 +234,7 @@ def main(argv: list[str] | None = None) -> int:
             input_size=args.input_size,
             n_folds=args.folds,
             n_frames=args.frames,
+            n_pairs=args.pairs,
             settings=settings,
         )
     except (DataError, WeightsError, ValueError) as error:
