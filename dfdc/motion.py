@@ -60,7 +60,9 @@ class Motion:
         """
         self.specs = [file.spec for file in files]
         self.device, self.batch_size = device, BATCH_PAIRS[device]
-        self.nets = nets or [compile_net(net, device, takes) for net, takes in build_pair_nets(files, device)]
+        if nets is None:
+            nets = [compile_net(net, device, takes) for net, takes in build_pair_nets(files, device)]
+        self.nets = nets
 
     @property
     def n_pairs(self) -> int:

@@ -35,7 +35,7 @@ from tools.train_motion import main
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 64
 SPEC = ModelSpec("efficientnet-lite0", 32, sees="motion", mean=(127.0,) * 6, std=(128.0,) * 6)
-SMALL = MotionSettings(epochs=2, flicker_epochs=1, steps=2, batch_size=8)
+SMALL = MotionSettings(epochs=2, flicker_epochs=1, steps=1, batch_size=8)
 
 
 def seeded(seed: int = 0) -> Generator:
