@@ -47,4 +47,4 @@ rehearsal: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .wheels .rehearsal bundle submission.csv predictions.csv .submission.csv.journal
+	rm -rf .venv .wheels .rehearsal bundle submission.csv predictions.csv .submission.csv.journal clips.html

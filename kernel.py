@@ -64,10 +64,10 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--with",
         dest="extras",
-        nargs="+",
+        action="append",
         choices=("motion", "sound"),
         default=[],
-        help="nets that are off by default: what moves between neighbouring frames, and the voice "
+        help="nets that are off by default, once for each: what moves between neighbouring frames, and the voice "
         "(from the folder optional/ in the weights)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")

@@ -9,7 +9,7 @@ import numpy as np
 
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.runtime import Input, Net, compile_net, run_batches
-from dfdc.weights import WeightsError, WeightsFile
+from dfdc.weights import WeightsError, WeightsFile, that_see
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,14 +37,14 @@ class Ensemble:
         """Load every file.
 
         Args:
-            files: checked weights.
+            files: checked weights; those that see something else than faces are passed over.
             device: "cpu" or "cuda".
             nets: the files' nets where they are at hand; None builds them, by torch.
 
         Raises:
             WeightsError: a file's tensors do not fit its architecture.
         """
-        device = str(device)
+        device, files = str(device), that_see("face", files)
         self.specs = [file.spec for file in files]
         self.device, self.batch_size = device, BATCH_CROPS[device]
         self.nets = nets or [compile_net(net, device, takes) for net, takes in build_crop_nets(files, device)]

@@ -110,6 +110,8 @@ class ModelSpec:
             raise ValueError(f"input_size is {self.input_size} px; allowed: 32 to 1024")
         if self.sees not in CHANNELS:
             raise ValueError(f"sees is {self.sees!r}; allowed: {', '.join(CHANNELS)}")
+        if self.architecture == "mobilenet-v2" and self.channels != 3:
+            raise ValueError(f"mobilenet-v2 sees {self.sees!r}; allowed is 'face', or an EfficientNet")
         finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
         if not len(self.mean) == len(self.std) == self.channels or not finite or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std}: allowed are {self.channels} numbers each, std > 0")
@@ -139,6 +141,7 @@ class ModelSpec:
                 "std": tuple(values["std"]),
                 "crop": CropGeometry(**values["crop"]),
                 "calibration": Calibration(**values["calibration"]),
+                "validation": dict(values.get("validation", {})),
             }
         )
 
@@ -222,16 +225,24 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
         files = [path]
     else:
         raise WeightsError(f"{path}: no such weights file or folder; name one with --weights")
-    opened = sorted(map(open_weights, files), key=lambda file: file.spec.validation.get("log_loss", math.inf))
+    opened = sorted(map(open_weights, files), key=_stated_log_loss)
     if not that_see("face", opened):
         raise WeightsError(f"{path}: none of its weights sees faces, and without these no clip is scored; name others")
+    if extras and not path.is_dir():
+        raise WeightsError(f"{path}: is one file, and --with looks into a folder's {OPTIONAL}/; name the folder")
     optional = [open_weights(file) for file in sorted((path / OPTIONAL).glob("*.safetensors"))] if extras else []
-    for wanted in extras:
+    for wanted in sorted(set(extras)):  # in whichever order they are asked for, a run is the same run
         fitting = that_see(wanted, optional)
         if not fitting:
             raise WeightsError(f"{path / OPTIONAL}: holds no weights that see {wanted}; leave --with {wanted} out")
         opened += fitting
     return opened
+
+
+def _stated_log_loss(file: WeightsFile) -> float:
+    """On validation; infinite where it is not stated or no number."""
+    loss = file.spec.validation.get("log_loss")
+    return loss if isinstance(loss, int | float) and not math.isnan(loss) else math.inf
 
 
 def that_see(what: str, files: Iterable[WeightsFile]) -> list[WeightsFile]:

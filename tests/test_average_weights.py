@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from dfdc.model import FrameModel, load_model, save_model
+from dfdc.training.dataset import load_crops
+from dfdc.training.loop import evaluate
 from dfdc.weights import ModelSpec, WeightsError, WeightsFile, open_weights
 from tests.test_training import pairs, write_table
 from tools import average_weights as tool
@@ -61,6 +63,13 @@ def test_tool_writes_a_calibrated_file_that_says_how_it_was_made(tmp_path: Path,
     (written,) = (tmp_path / "out").glob("*.safetensors")
     spec = open_weights(written).spec
     assert spec.validation["n"] == 6 and spec.trained_on == "a | b" and spec.calibration != SPEC.calibration
-    assert f"{files[0].path.name}: auc 0.7500, log_loss 0.5000" in capsys.readouterr().out
+    # What the files tell of themselves may be of other crops: parts and average are measured on the same.
+    measured = [evaluate(load_model(file), load_crops(table, split="val", progress=False))[0] for file in files]
+    said = capsys.readouterr().out
+    for file, scores in zip(files, measured, strict=True):
+        assert f"{file.path.name}: auc {scores['auc']:.4f}, log_loss {scores['log_loss']:.4f}" in said
     assert tool.main([paths[0], "--crops", str(table), "--out", str(tmp_path)]) == 1
     assert "1 weights file(s); an average needs two" in capsys.readouterr().err
+    voice = [make(tmp_path, seed, ModelSpec("efficientnet-lite0", 32, "sound", (0.0,), (1.0,))).path for seed in (2, 3)]
+    assert tool.main([*map(str, voice), "--crops", str(table), "--out", str(tmp_path)]) == 1
+    assert "net2" in (said := capsys.readouterr().err) and "sees sound; crops calibrate nets that see faces" in said

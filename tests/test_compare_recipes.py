@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from dfdc.model import FrameModel, save_model
 from dfdc.training import loop
 from dfdc.training.augment import RECIPE
+from dfdc.training.dataset import CropSet
 from dfdc.training.loop import TrainSettings
+from dfdc.weights import ModelSpec
 from tests.test_training import pairs, write_table
 from tools import compare_recipes as tool
 
@@ -48,6 +52,13 @@ def test_runs_differ_in_the_named_part_only_and_are_not_done_twice(
     assert f"{change:+.4f}" in capsys.readouterr().out
     assert tool.main(command) == 0
     assert len(used) == 2 and json.loads((tmp_path / "recipes.json").read_text()) == [whole, without]
+    # What is done from one start is no answer for another.
+    init = save_model(FrameModel(ModelSpec("efficientnet-lite0", 32)), tmp_path, name="start")
+    assert tool.main([*command, "--init", str(init)]) == 1
+    assert "run: holds runs made with other init; name another folder with --run" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool.main([*command[:-1], str(tmp_path / "gone" / "recipes.json")])
+    assert "its folder does not exist" in capsys.readouterr().err
 
 
 def test_interval_is_of_paired_differences() -> None:
@@ -55,8 +66,18 @@ def test_interval_is_of_paired_differences() -> None:
     generator = np.random.default_rng(0)
     labels = np.ones(500, int)
     losses = generator.uniform(0.2, 3.0, 500)
-    low, high = tool._interval(labels, np.exp(-losses), np.exp(-(losses - 0.1)), 200, 0)
+    sources = np.arange(500)
+    low, high = tool._interval(labels, np.exp(-losses), np.exp(-(losses - 0.1)), sources, 200, 0)
     assert (low, high) == pytest.approx((-0.1, -0.1), abs=1e-9)
     noisy = losses + generator.normal(0, 1.0, 500)
-    low, high = tool._interval(labels, np.exp(-losses), np.exp(-noisy), 200, 0)
+    low, high = tool._interval(labels, np.exp(-losses), np.exp(-noisy), sources, 200, 0)
     assert low < np.mean(noisy - losses) < high and high - low == pytest.approx(4 / np.sqrt(500), rel=0.3)
+    # The same crop four times over tells no more than once.
+    four = [np.repeat(part, 4) for part in (labels, np.exp(-losses), np.exp(-noisy), sources)]
+    assert tool._interval(*four, 200, 0) == pytest.approx((low, high))
+
+
+def test_original_and_its_fakes_are_one_source() -> None:
+    labels, originals = torch.tensor([0.0, 1, 1, 0, 1]), torch.tensor([-1, 0, 0, -1, -1])
+    crops = CropSet(torch.zeros((5, 3, 2, 2), dtype=torch.uint8), labels, originals, ["b", "x", "y", "a", "z"])
+    assert tool._sources(crops).tolist() == [1, 1, 1, 0, 2]

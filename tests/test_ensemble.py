@@ -18,7 +18,7 @@ from dfdc.ensemble import Ensemble, cut_crops
 from dfdc.export import export_programs
 from dfdc.model import CropNet, FrameModel, load_model, save_model
 from dfdc.runtime import DeviceError, Input, choose_device, compile_net, export_net, open_net
-from dfdc.weights import Calibration, ModelSpec, WeightsError, WeightsFile, find_weights
+from dfdc.weights import Calibration, ModelSpec, WeightsError, WeightsFile, find_weights, open_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = ModelSpec(architecture="efficientnet-lite0", input_size=32, crop=CropGeometry(size=48))
@@ -186,6 +186,12 @@ def test_batched_equals_one_by_one(files: list[WeightsFile], faces: list) -> Non
 def test_crops_of_another_size_are_refused_with_the_cure(files: list[WeightsFile]) -> None:
     with pytest.raises(WeightsError, match=r"crops of 32x32 px.*crops of 48 px: cut them anew"):
         Ensemble(files).score_crops(torch.zeros((2, 3, 32, 32), dtype=torch.uint8))
+
+
+def test_nets_that_see_no_faces_are_passed_over(files: list[WeightsFile], faces: list, tmp_path: Path) -> None:
+    voice = replace(SPEC, sees="sound", mean=(0.0,), std=(1.0,))
+    other = open_weights(save_model(FrameModel(voice), tmp_path, name="voice"))
+    assert Ensemble([other, *files]).score(faces) == pytest.approx(Ensemble(files).score(faces))
 
 
 def test_no_faces_give_no_logits(files: list[WeightsFile]) -> None:

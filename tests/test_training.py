@@ -110,6 +110,16 @@ def test_fakes_that_were_not_laid_over_their_original_are_no_pairs(tmp_path: Pat
     assert load_crops(write_table(tmp_path, rows), split="train", progress=False).originals.tolist() == [-1, 0, -1]
 
 
+def test_data_sets_that_share_names_are_not_paired_with_each_other(tmp_path: Path) -> None:
+    place = {"frame": 0, "track": 0}
+    rows = [row("000", "REAL", **place), row("000_1", "FAKE", original="000.mp4", **place)]
+    tables = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        tables.append(write_table(tmp_path / name, rows))
+    assert load_crops(*tables, split="train", progress=False).originals.tolist() == [-1, 0, -1, 2]
+
+
 def test_several_tables_are_one_set(tmp_path: Path) -> None:
     """One of a frame a video without columns for it, in a zip; one of several frames a video that shares a name."""
     folders = [tmp_path / "a", tmp_path / "b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +91,8 @@ def test_header_that_is_not_ours_is_refused(tmp_path: Path, content: bytes) -> N
         {"std": [0, 1, 1]},
         {"sees": "smell"},
         {"sees": "sound"},
+        {"architecture": "mobilenet-v2", "sees": "sound", "mean": [0], "std": [1]},
+        {"validation": [1]},
         {"surplus": 1},
     ],
 )
@@ -126,9 +129,22 @@ def test_optional_nets_come_when_asked_for(model: FrameModel, tmp_path: Path) ->
     motion = ModelSpec("efficientnet-lite0", 32, sees="motion", mean=(0.0,) * 6, std=(1.0,) * 6)
     save_model(FrameModel(motion), tmp_path / "optional", name="motion")
     assert [file.spec.sees for file in find_weights(tmp_path)] == ["face"]
-    assert [file.spec.sees for file in find_weights(tmp_path, extras=["motion"])] == ["face", "motion"]
+    assert [file.spec.sees for file in find_weights(tmp_path, extras=["motion", "motion"])] == ["face", "motion"]
     with pytest.raises(WeightsError, match="optional: holds no weights that see sound; leave --with sound out"):
         find_weights(tmp_path, extras=["sound"])
+    with pytest.raises(WeightsError, match=r"is one file, and --with looks into a folder's optional/"):
+        find_weights(next(tmp_path.glob("faces*")), extras=["motion"])
+
+
+def test_optional_nets_come_in_one_order(model: FrameModel, tmp_path: Path) -> None:
+    """Else the journal of a run would not serve the same run."""
+    (tmp_path / "optional").mkdir()
+    save_model(model, tmp_path, name="faces")
+    for sees, channels in (("motion", 6), ("sound", 1)):
+        spec = ModelSpec("efficientnet-lite0", 32, sees=sees, mean=(0.0,) * channels, std=(1.0,) * channels)
+        save_model(FrameModel(spec), tmp_path / "optional", name=sees)
+    for extras in (["sound", "motion"], ["motion", "sound"]):
+        assert [file.spec.sees for file in find_weights(tmp_path, extras=extras)] == ["face", "motion", "sound"]
 
 
 def test_weights_without_a_net_for_faces_are_refused(tmp_path: Path) -> None:
@@ -139,9 +155,9 @@ def test_weights_without_a_net_for_faces_are_refused(tmp_path: Path) -> None:
 
 
 def test_best_net_on_validation_comes_first(model: FrameModel, tmp_path: Path) -> None:
-    for name, loss in (("a", 0.5), ("b", 0.3), ("c", 0.4)):
+    for name, loss in (("a", math.nan), ("b", 0.5), ("c", 0.3), ("d", None), ("e", 0.4)):
         save_model(model, tmp_path, name=name, spec=replace(SPEC, validation={"log_loss": loss}))
-    assert [file.path.name[0] for file in find_weights(tmp_path)] == ["b", "c", "a"]
+    assert [file.path.name[0] for file in find_weights(tmp_path)] == ["c", "e", "b", "a", "d"]
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

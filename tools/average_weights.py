@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.model import FrameModel, load_model, save_model
-from dfdc.training.dataset import CropSet, DataError, load_crops
+from dfdc.training.dataset import DataError, load_crops
 from dfdc.training.loop import evaluate
 from dfdc.weights import WeightsError, WeightsFile, open_weights
 
@@ -37,15 +37,15 @@ def average_models(files: Sequence[WeightsFile]) -> FrameModel:
             first, other = getattr(files[0].spec, name), getattr(file.spec, name)
             if first != other:
                 raise WeightsError(f"{file.path}: {name} is {other}, {files[0].path.name} has {first}; they must agree")
-    model = load_model(files[0])
-    states = [load_model(file).state_dict() for file in files]
+    models = [load_model(file) for file in files]
+    states = [model.state_dict() for model in models]
     mean = {
         # Counters of batches are whole numbers, and nothing reads them.
         key: torch.stack([state[key] for state in states]).mean(0) if value.is_floating_point() else value
         for key, value in states[0].items()
     }
-    model.load_state_dict(mean)
-    return model
+    models[0].load_state_dict(mean)
+    return models[0]
 
 
 def average_weights(files: Sequence[Path], crops: Path, out: Path, *, limit: int | None = None) -> Path:
@@ -63,12 +63,17 @@ def average_weights(files: Sequence[Path], crops: Path, out: Path, *, limit: int
     Raises:
         WeightsError: the files cannot be averaged.
         DataError: the crops cannot be used.
+        OSError: out cannot be made or written.
     """
     opened = [open_weights(path) for path in files]
-    model = average_models(opened)
-    validation: CropSet = load_crops(crops, split="val", limit=limit)
     for file in opened:
-        print(f"{file.path.name}: {_describe(file.spec.validation)}")
+        if file.spec.sees != "face":
+            raise WeightsError(f"{file.path}: sees {file.spec.sees}; crops calibrate nets that see faces only")
+    model = average_models(opened)
+    out.mkdir(parents=True, exist_ok=True)
+    validation = load_crops(crops, split="val", limit=limit)
+    for file in opened:  # on the same crops as the average, which need not be those that its file tells of
+        print(f"{file.path.name}: {_describe(evaluate(load_model(file), validation)[0])}")
     scores, calibration = evaluate(model, validation)
     spec = replace(
         model.spec,
@@ -77,14 +82,13 @@ def average_weights(files: Sequence[Path], crops: Path, out: Path, *, limit: int
         command="python " + " ".join(sys.argv),
         trained_on=" | ".join(dict.fromkeys(file.spec.trained_on for file in opened)),
     )
-    out.mkdir(parents=True, exist_ok=True)
     path = save_model(model, out, name=f"{spec.architecture}-{spec.input_size}", spec=spec)
     print(f"{path}: {_describe(scores)}")
     return path
 
 
 def _describe(scores: dict[str, float]) -> str:
-    return ", ".join(f"{name} {scores[name]:.4f}" for name in ("auc", "log_loss") if name in scores)
+    return ", ".join(f"{name} {scores[name]:.4f}" for name in ("auc", "log_loss"))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         average_weights(args.files, args.crops, args.out, limit=args.limit)
-    except (DataError, WeightsError) as error:
+    except (DataError, WeightsError, OSError) as error:
         print(f"average_weights: {error}", file=sys.stderr)
         return 1
     return 0

@@ -9,6 +9,7 @@ goes on from its last epoch. The table belongs into docs/experiments.md: what pa
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.training.metrics import measure
 from dfdc.training.parallel import Rank
 from dfdc.training.start import revive_if_folded
-from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError
+from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError, file_digest
 
 WHOLE = "the whole recipe"
 # What each run changes in the settings.
@@ -53,7 +54,8 @@ class Outcome:
         name: one of `CHANGES`.
         probabilities: (N,) calibrated.
         scores: of `dfdc.training.metrics.measure`.
-        low, high: bounds of 95 % of the log loss less the whole recipe's, drawn over the same crops.
+        low, high: bounds of 95 % of the log loss less the whole recipe's, drawn over the validation's originals, each
+            with its fakes; what another seed of training would change is not in them.
     """
 
     name: str
@@ -89,21 +91,49 @@ def compare_recipes(
 
     Returns:
         The whole recipe's outcome, then the others' in order.
+
+    Raises:
+        DataError: the folder holds runs of other crops or from another start.
     """
     settings = settings or TrainSettings()
+    _claim(run, training, validation, spec, init)
+    labels, sources = validation.labels.numpy().astype(int), _sources(validation)
     outcomes: list[Outcome] = []
     for name in dict.fromkeys((WHOLE, *names)):
         folder = run / name.replace(" ", "-").replace(",", "")
         changed = replace(settings, **CHANGES[name])
         probabilities = _train_once(training, validation, folder, spec, init, changed, device)
-        labels = validation.labels.numpy().astype(int)
         outcome = Outcome(name, probabilities, measure(labels, probabilities))
         if outcomes:
-            low, high = _interval(labels, outcomes[0].probabilities, probabilities, samples, settings.seed)
+            low, high = _interval(labels, outcomes[0].probabilities, probabilities, sources, samples, settings.seed)
             outcome = replace(outcome, low=low, high=high)
         outcomes.append(outcome)
         print(format_table(outcomes).splitlines()[-1], flush=True)
     return outcomes
+
+
+def _claim(run: Path, training: CropSet, validation: CropSet, spec: ModelSpec, init: Path | None) -> None:
+    """Write down what the runs of a folder begin with, and refuse those that began with something else."""
+    crops = json.dumps([[crops.videos, crops.labels.tolist()] for crops in (training, validation)])
+    made_from = {
+        "crops": hashlib.sha256(crops.encode()).hexdigest(),
+        "init": file_digest(init) if init else None,
+        "architecture": spec.architecture,
+        "input_size": spec.input_size,
+    }
+    note = run / "made_from.json"
+    if note.exists() and (found := json.loads(note.read_text())) != made_from:
+        other = ", ".join(name for name in made_from if found.get(name) != made_from[name])
+        raise DataError(f"{run}: holds runs made with other {other}; name another folder with --run")
+    run.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(made_from, indent=1) + "\n")
+
+
+def _sources(crops: CropSet) -> np.ndarray:
+    """(N,) per crop the number of the original that it, or its fake, is of."""
+    pairs = zip(crops.videos, crops.originals.tolist(), strict=True)
+    names = [video if original < 0 else crops.videos[original] for video, original in pairs]
+    return np.unique(names, return_inverse=True)[1]
 
 
 def _train_once(
@@ -129,12 +159,14 @@ def _train_once(
 
 
 def _interval(
-    labels: np.ndarray, before: np.ndarray, after: np.ndarray, samples: int, seed: int
+    labels: np.ndarray, before: np.ndarray, after: np.ndarray, sources: np.ndarray, samples: int, seed: int
 ) -> tuple[float, float]:
-    """95 % of the differences of the log losses (after less before) over samples of the same crops."""
+    """95 % of the differences of the log losses (after less before) over samples of the same sources."""
     losses = [-np.log(np.where(labels == 1, p, 1 - p)) for p in (before, after)]
     difference, generator = losses[1] - losses[0], np.random.default_rng(seed)
-    means = [difference[generator.integers(len(labels), size=len(labels))].mean() for _ in range(samples)]
+    sums, counts = np.bincount(sources, difference), np.bincount(sources)
+    drawn = (generator.integers(len(sums), size=len(sums)) for _ in range(samples))
+    means = [sums[picks].sum() / counts[picks].sum() for picks in drawn]
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
 
@@ -152,6 +184,7 @@ def format_table(outcomes: list[Outcome]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    only = f"of {', '.join(map(repr, CHANGES))} (default: all)"
     add("--crops", type=Path, required=True, help="crop table, images beside it or in its zips")
     add("--run", type=Path, required=True, help="folder for the runs")
     add("--init", type=Path, help="safetensors file that every run starts from (default: from scratch)")
@@ -159,11 +192,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--input-size", type=int, default=224, help="side in pixels that the net sees (default: %(default)s)")
     add("--epochs", type=int, default=TrainSettings.epochs, help="of each run (default: %(default)s)")
     add("--limit", type=int, help="use only so many training crops (default: all)")
-    add("--only", nargs="+", choices=CHANGES, default=tuple(CHANGES), metavar="NAME", help="runs (default: all)")
+    add("--only", nargs="+", choices=CHANGES, default=tuple(CHANGES), metavar="NAME", help=only)
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
     add("--json", type=Path, help="write the scores there, too")
     args = parser.parse_args(argv)
+    if args.json and not args.json.absolute().parent.is_dir():
+        parser.error(f"--json: {args.json}: its folder does not exist; make it or name another file")
     try:
         training = load_crops(args.crops, split="train", limit=args.limit)
         validation = load_crops(args.crops, split="val")
@@ -177,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
             settings=TrainSettings(epochs=args.epochs, seed=args.seed),
             device=args.device,
         )
-    except (DataError, WeightsError, ValueError) as error:
+    except (DataError, WeightsError, ValueError, OSError) as error:
         print(f"compare_recipes: {error}", file=sys.stderr)
         return 1
     print(format_table(outcomes))

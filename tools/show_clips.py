@@ -2,7 +2,8 @@
 
 python tools/show_clips.py CLIPS... --out clips.html
 
-The probabilities are those of kernel.py with as many frames. The page is one file that needs no network.
+The probabilities are those of kernel.py with as many frames. The page is one file that needs no network, of about 70 kB
+a person; it is written when the last clip is scored.
 """
 
 from __future__ import annotations
@@ -124,10 +125,12 @@ def show_clips(
         out.
 
     Raises:
-        InputError, WeightsError, DeviceError: the clips, the weights or the device cannot be used.
+        InputError, WeightsError, DeviceError: the clips, out, the weights or the device cannot be used.
         OSError: the page cannot be written.
     """
     job = collect(list(paths))
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise InputError(f"{out}: is a folder, or its folder does not exist; name a file in one that does with --out")
     watcher = Watcher(find_weights(weights), device=choose_device(device))
     clips = []
     for name in tqdm(job.names, desc="scoring", unit="clip", disable=None):
@@ -135,8 +138,11 @@ def show_clips(
         clips.append(ShownClip(watcher.predict(job.paths[name], n_frames, name=name), watcher.persons))
     page = render_page(clips)
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    draft.write_text(page, encoding="utf-8", errors="replace")
-    draft.replace(out)
+    try:
+        draft.write_text(page, encoding="utf-8", errors="replace")
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
     return out
 
 
@@ -157,13 +163,18 @@ def render_page(clips: Sequence[ShownClip]) -> str:
 
 def name_verdict(probability: float) -> tuple[str, str]:
     """A probability in words, and the page's class for its colour."""
-    return next(verdict for least, *verdict in VERDICTS if probability >= least)
+    return next((words, tone) for least, words, tone in VERDICTS if probability >= least)
 
 
 def draw_line(person: Person, end_s: float) -> str:
-    """A person's frames as points of an SVG polyline: time from the left, 0 to `end_s`, probability from below."""
+    """A person's frames as points of an SVG polyline: time from the left, 0 to `end_s`, probability from below.
+
+    A single frame is a dash: of a single point nothing is drawn.
+    """
     x = person.times_s / max(end_s, 1e-9) * WIDTH
     y = (1 - person.probabilities) * HEIGHT
+    if len(x) == 1:
+        x, y = np.array([x[0] - 4, x[0] + 4]), y.repeat(2)
     return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
 
 

@@ -77,8 +77,8 @@ def _check_splits(table: pd.DataFrame, where: str) -> None:
     shared = table.assign(source=source).groupby("source").split.nunique()
     if (shared > 1).any():
         raise DataError(
-            f"{where}: {shared[shared > 1].index[0]} lies in more than one split; "
-            "an original and its fakes must share one, or validation measures memory"
+            f"{where}: {shared[shared > 1].index[0]} lies in more than one split; an original and its fakes must share "
+            "one, or validation measures memory (where two data sets share a name, rename it in one)"
         )
 
 
@@ -140,8 +140,11 @@ def load_crops(*csvs: Path, split: str, limit: int | None = None, progress: bool
 
 
 def _find_originals(table: pd.DataFrame) -> list[int]:
-    """Per row the index of the same face and moment in its original, -1 where there is none."""
-    places = [table[name] for name in ("frame", "track") if name in table]
+    """Per row the index of the same face and moment in its original, -1 where there is none.
+
+    Only among crops of the same folder: two data sets may share names.
+    """
+    places = [table[name] for name in ("folder", "frame", "track") if name in table]
     index = {key: i for i, key in enumerate(zip(table.video, *places, strict=True))}
     aligned = (table.label == "FAKE") & (table.difference != "")
     wanted = zip(table.original.where(aligned, ""), *places, strict=True)

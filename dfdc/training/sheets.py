@@ -23,7 +23,7 @@ from dfdc.model import resize_crops
 from dfdc.training.clips import METADATA, LabelledClip, read_metadata
 from dfdc.training.crops import CROP_COLUMNS, CutSettings, Report, cut_family, find_record, prepare_folder
 from dfdc.training.dataset import DataError, read_table
-from dfdc.weights import WeightsFile, sigmoid
+from dfdc.weights import WeightsFile, sigmoid, that_see
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ class Scorer:
         Raises:
             DataError: an image is missing or does not decode.
         """
-        self._nets = self._nets or [Ensemble([file]) for file in self._files]
+        self._nets = self._nets or [Ensemble([file]) for file in that_see("face", self._files)]
         crops = torch.from_numpy(np.stack([_read_crop(path) for path in paths])).permute(0, 3, 1, 2)
         logits = []
         for net in self._nets:
