@@ -97,8 +97,6 @@ def _build_lite0(input_size: int) -> nn.Module:
 def load_initial(model: FrameModel, path: Path) -> tuple[int, int]:
     """Start from a weights file: every tensor whose name and shape agree is taken over.
 
-    A net that sees motion starts from one that sees faces, and looks at the change as at the crop: of a pair that does
-    not change it says what the other says of its crop, if both normalize so that `GREY` is 0.
 
     Args:
         model: changed in place.
@@ -115,19 +113,11 @@ def load_initial(model: FrameModel, path: Path) -> tuple[int, int]:
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
     own = model.net.state_dict()
-    tensors = {key: _widen(value, own[key]) for key, value in tensors.items() if key in own}
-    fitting = {key: value for key, value in tensors.items() if own[key].shape == value.shape}
+    fitting = {key: value for key, value in tensors.items() if key in own and own[key].shape == value.shape}
     if not fitting:
         raise WeightsError(f"{path}: no tensor fits {model.spec.architecture}; name weights of the same family")
     model.net.load_state_dict(fitting, strict=False)
     return len(fitting), len(own)
-
-
-def _widen(value: Tensor, wanted: Tensor) -> Tensor:
-    """Filters (F, 3, h, w) that look at faces, twice where as many more channels are wanted."""
-    if value.ndim != 4 or wanted.ndim != 4 or (value.shape[1], wanted.shape[1]) != (3, 6):
-        return value
-    return torch.cat([value, value], 1)
 
 
 class FrameModel(nn.Module):
@@ -144,7 +134,7 @@ class FrameModel(nn.Module):
         """Score crops.
 
         Args:
-            crops: (N, 3, H, W) RGB, 0..255, uint8 or float; H = W, any size. With 6 channels, see `see_change`.
+            crops: (N, 3, H, W) RGB, 0..255, uint8 or float; H = W, any size; for motion, see `see_change`.
 
         Returns:
             (N,) float logits before calibration; above 0 means fake.
@@ -185,7 +175,7 @@ class CropNet(nn.Module):
 
 
 def see_change(pairs: Tensor, size: int) -> Tensor:
-    """What a net for motion sees of pairs: the first crop as it is, and how the second differs from it.
+    """What a net for motion sees of pairs: how the second crop differs from the first, and of these nothing else.
 
     Training and the kernel both call it.
 
@@ -194,10 +184,10 @@ def see_change(pairs: Tensor, size: int) -> Tensor:
         size: wanted side in pixels.
 
     Returns:
-        (N, 6, size, size) of the same dtype, 0..255: the first crop, and `GREY` plus `CHANGE_GAIN` times the change.
+        (N, 3, size, size) of the same dtype, 0..255: `GREY` plus `CHANGE_GAIN` times the change.
     """
     first, second = resize_crops(pairs, size).chunk(2, 1)
-    return torch.cat([first, (GREY + CHANGE_GAIN * (second - first)).clamp(0, 255)], 1)
+    return (GREY + CHANGE_GAIN * (second - first)).clamp(0, 255)
 
 
 class PairNet(nn.Module):

@@ -25,8 +25,8 @@ ARCHITECTURES = (
     *(f"efficientnet-b{i}" for i in range(8)),
     "mobilenet-v2",
 )
-# What nets look at, and the channels of it: a face crop; a face crop and its change to the next frame; a spectrogram.
-CHANNELS = {"face": 3, "motion": 6, "sound": 1}
+# What nets look at, and the channels of it: a face crop; how a face crop changes to the next frame; a spectrogram.
+CHANNELS = {"face": 3, "motion": 3, "sound": 1}
 # Below a folder of weights, those that the kernel uses only when told.
 OPTIONAL = "optional"
 

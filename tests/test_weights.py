@@ -126,7 +126,7 @@ def test_folder_gives_its_files_by_name(model: FrameModel, tmp_path: Path) -> No
 def test_optional_nets_come_when_asked_for(model: FrameModel, tmp_path: Path) -> None:
     (tmp_path / "optional").mkdir()
     save_model(model, tmp_path, name="faces")
-    motion = ModelSpec("efficientnet-lite0", 32, sees="motion", mean=(0.0,) * 6, std=(1.0,) * 6)
+    motion = ModelSpec("efficientnet-lite0", 32, sees="motion")
     save_model(FrameModel(motion), tmp_path / "optional", name="motion")
     assert [file.spec.sees for file in find_weights(tmp_path)] == ["face"]
     assert [file.spec.sees for file in find_weights(tmp_path, extras=["motion", "motion"])] == ["face", "motion"]

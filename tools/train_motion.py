@@ -32,9 +32,6 @@ from dfdc.training.dataset import DataError
 from dfdc.training.flicker import flicker
 from dfdc.training.joining import SeenClip, calibrate, choose_weight, measure_motion
 from dfdc.training.motion import (
-    CHANGE,
-    CROP,
-    NOTHING,
     MotionSettings,
     PairSet,
     load_pairs,
@@ -105,8 +102,6 @@ def train_motion(
         start.spec.architecture,
         input_size,
         sees="motion",
-        mean=start.spec.mean + (127.0,) * 3,
-        std=start.spec.std + (128.0,) * 3,
         crop=start.spec.crop,
         trained_on=f"{len(pairs)} pairs of {len(set(pairs.videos))} clips, and their real ones made to flicker",
         command="python " + " ".join(sys.argv),
@@ -119,32 +114,30 @@ def train_motion(
         load_initial(model, init)
         return train_pairs(model, training, run / name, settings, progress=progress)
 
-    hidings = {"both": NOTHING, "crop alone": CHANGE, "change alone": CROP}
-    held = {name: np.zeros(len(pairs)) for name in hidings}
+    held = np.zeros(len(pairs))
     twins, seen = [], []
     for index, sources in enumerate(folds):
         own = np.isin(pairs.sources, sorted(sources))
         model = fit(pairs.part(~own), f"fold-{index}")
         part = pairs.part(own)
-        for name, hide in hidings.items():
-            held[name][own] = score_pairs(model, part.pairs, hide=hide)
+        held[own] = score_pairs(model, part.pairs)
         twins.append(_score_twins(model, part))
         file = open_weights(save_model(model, run, name=f"fold-{index}"))
         held_clips = [clip for clip in clips if clip.source in sources]
         seen += _score_clips([*faces, file], held_clips, n_frames, progress=progress)
 
     bounds = _bounds(faces)
-    report = measure_motion(seen, folds, pairs, held["both"], bounds)
+    report = measure_motion(seen, folds, pairs, held, bounds)
     labels = pairs.labels.numpy()
-    report["pair_auc"] = {name: float(roc_auc_score(labels, logits)) for name, logits in held.items()}
+    report["pair_auc"] = float(roc_auc_score(labels, held))
     report["flicker_auc"] = float(roc_auc_score(*map(np.concatenate, zip(*twins, strict=True))))
     report["settings"], report["command"] = asdict(settings), spec.command
     (run / "motion.json").write_text(json.dumps(report, indent=1) + "\n")
-    calibration = calibrate(labels, held["both"])
+    calibration = calibrate(labels, held)
     weight = choose_weight(seen, calibration, bounds)
     final = fit(pairs, "all")
     scores = {name: report["with motion"][name]["value"] for name in ("auc", "log_loss", "balanced_log_loss")}
-    scores["pair_auc"] = report["pair_auc"]["both"]
+    scores["pair_auc"] = report["pair_auc"]
     spec = replace(spec, calibration=calibration, weight=weight, validation=scores)
     out.mkdir(parents=True, exist_ok=True)
     path = save_model(final, out, name=f"{spec.architecture}-{input_size}-motion", spec=spec)
@@ -208,7 +201,6 @@ def main(argv: list[str] | None = None) -> int:
     add("--epochs", type=int, default=defaults.epochs, help="of --steps each (default: %(default)s)")
     add("--flicker-epochs", type=int, default=defaults.flicker_epochs, help="without real fakes (default: %(default)s)")
     add("--flicker", type=float, default=defaults.flicker, help="share of made fakes after that (default: %(default)s)")
-    add("--hidden", type=float, default=defaults.hidden, help="share of crops that are hidden (default: %(default)s)")
     add("--steps", type=int, default=defaults.steps, help="an epoch (default: %(default)s)")
     add("--batch-size", type=int, default=defaults.batch_size, help="pairs a step (default: %(default)s)")
     add("--learning-rate", type=float, default=defaults.learning_rate, help="at its peak (default: %(default)s)")
@@ -219,7 +211,6 @@ def main(argv: list[str] | None = None) -> int:
             epochs=args.epochs,
             flicker_epochs=args.flicker_epochs,
             flicker=args.flicker,
-            hidden=args.hidden,
             steps=args.steps,
             batch_size=args.batch_size,
             learning_rate=args.learning_rate,

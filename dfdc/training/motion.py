@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dfdc.crop import CropGeometry
 from dfdc.detect import FaceDetector
-from dfdc.model import GREY, FrameModel, MirroredModel, resize_crops, see_change
+from dfdc.model import FrameModel, MirroredModel, resize_crops, see_change
 from dfdc.motion import cut_track
 from dfdc.predict import MAX_TRACKS
 from dfdc.tracks import link_tracks
@@ -33,9 +33,6 @@ from dfdc.training.state import load_state, save_state
 from dfdc.video import VideoError, read_frames
 
 log = logging.getLogger(__name__)
-
-# Channels of what a net sees, for hiding them.
-CROP, CHANGE, NOTHING = slice(0, 3), slice(3, 6), slice(0, 0)
 
 
 @dataclass(frozen=True)
@@ -73,20 +70,18 @@ class MotionSettings:
         epochs: of `steps` each.
         flicker_epochs: the first so many of them see no fakes but real pairs that were made to flicker.
         flicker: probability of such a fake in the others.
-        hidden: probability that a pair's crop is hidden, and the change has to tell.
         steps: per epoch.
         batch_size: pairs per step, half of them real; even.
         learning_rate, weight_decay, warmup, ema_decay, label_smoothing: as in `dfdc.training.loop.TrainSettings`.
         seed: of everything.
     """
 
-    epochs: int = 8
-    flicker_epochs: int = 3
-    flicker: float = 0.5
-    hidden: float = 0.25
+    epochs: int = 7
+    flicker_epochs: int = 2
+    flicker: float = 0.4
     steps: int = 20
     batch_size: int = 20
-    learning_rate: float = 5e-4
+    learning_rate: float = 7e-4
     weight_decay: float = 0.02
     warmup: float = 0.05
     ema_decay: float = 0.98
@@ -239,7 +234,7 @@ def train_pairs(
 def make_batch(
     training: PairSet, size: int, share: float, settings: MotionSettings, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """What a net sees of a batch (B, 6, size, size), reals first, and smoothed targets (B,).
+    """What a net sees of a batch (B, 3, size, size), reals first, and smoothed targets (B,).
 
     Args:
         training: of both classes; sources are drawn first, then their pairs, so that long families count no more.
@@ -255,7 +250,6 @@ def make_batch(
     if len(made):
         pixels[half + made] = torch.cat(flicker(*pixels[made].chunk(2, 1), generator), 1)
     pixels = see_change(torch.cat(augment_pairs(*pixels.chunk(2, 1), generator), 1), size)
-    pixels[pick(len(pixels), settings.hidden, generator), :3] = GREY
     targets = (torch.arange(settings.batch_size) >= half).float()
     targets = targets * (1 - settings.label_smoothing) + settings.label_smoothing / 2
     return pixels.contiguous(memory_format=torch.channels_last), targets
@@ -272,17 +266,13 @@ def _draw(training: PairSet, label: int, n: int, generator: torch.Generator) -> 
 
 
 @torch.inference_mode()
-def score_pairs(model: FrameModel, pairs: Tensor, *, hide: slice = NOTHING) -> np.ndarray:
+def score_pairs(model: FrameModel, pairs: Tensor) -> np.ndarray:
     """Logits (N,) float32 of pairs (N, 6, S, S) uint8, each the mean of a pair's and its mirror image's.
 
     Args:
         model: in evaluation mode.
         pairs: on the CPU.
-        hide: `CROP` or `CHANGE`, to see what the net makes of the other.
     """
-    answer, logits = MirroredModel(model), []
-    for batch in pairs.split(SCORED_CROPS["cpu"]):
-        seen = see_change(batch.float(), model.spec.input_size)
-        seen[:, hide] = GREY
-        logits.append(answer(seen))
+    answer, size = MirroredModel(model), model.spec.input_size
+    logits = [answer(see_change(batch.float(), size)) for batch in pairs.split(SCORED_CROPS["cpu"])]
     return torch.cat(logits).numpy()

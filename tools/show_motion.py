@@ -1,0 +1,160 @@
+"""Show pairs of neighbouring frames, how they change, and what the net for motion says of it.
+
+python tools/show_motion.py samples/real.mp4 samples/doctored.mp4 --flicker --out docs/motion.png
+
+Each row has pairs of one clip's first person: the face, its change to the next frame once that is aligned (grey where
+nothing changes, three times the levels), and the probability that the net gives the pair alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dfdc.detect import FaceDetector
+from dfdc.model import FrameModel, load_model, see_change
+from dfdc.motion import N_PAIRS, cut_track
+from dfdc.tracks import link_tracks
+from dfdc.training.charts import FAKE, GREY, REAL
+from dfdc.training.dataset import DataError
+from dfdc.training.flicker import flicker
+from dfdc.training.motion import score_pairs
+from dfdc.video import VideoError, read_frames
+from dfdc.weights import WeightsError, WeightsFile, open_weights
+
+OPTIONAL = Path(__file__).resolve().parent.parent / "weights" / "optional"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is shown of one clip.
+
+    Attributes:
+        name: above the row.
+        pairs: (P, 6, S, S) uint8, see `dfdc.motion.cut_pair`.
+        probabilities: (P,) of a fake, of each pair alone.
+    """
+
+    name: str
+    pairs: torch.Tensor
+    probabilities: np.ndarray
+
+
+def show_motion(
+    clips: Sequence[Path], out: Path, *, weights: WeightsFile, n_pairs: int = N_PAIRS, made: bool = False, seed: int = 0
+) -> Path:
+    """Draw the picture.
+
+    Args:
+        clips: video files.
+        out: the PNG to write.
+        weights: that see motion.
+        n_pairs: shown of each clip, 1 up.
+        made: whether below each clip's pairs the same are shown, made to flicker.
+        seed: of the flicker.
+
+    Returns:
+        out.
+
+    Raises:
+        DataError: a clip shows no face, or nothing but one still picture.
+        VideoError: a clip cannot be read.
+    """
+    detector, model, rows = FaceDetector(), load_model(weights), []
+    for clip in clips:
+        pairs = cut_pairs(clip, detector, weights, n_pairs)
+        rows.append(_score(clip.name, pairs, model))
+        if made:
+            halves = flicker(*pairs.float().chunk(2, 1), torch.Generator().manual_seed(seed))
+            rows.append(_score(f"{clip.name}, made to flicker", torch.cat(halves, 1).round().to(torch.uint8), model))
+    _draw(rows, out, model.spec.input_size)
+    return out
+
+
+def cut_pairs(clip: Path, detector: FaceDetector, weights: WeightsFile, n_pairs: int) -> torch.Tensor:
+    """Pairs (P, 6, S, S) uint8 of a clip's first person, spread over its time."""
+    frames = read_frames(clip, 2 * n_pairs, n_pairs=n_pairs)
+    searched, faces = detector.search([frame.pixels for frame in frames])
+    tracks = link_tracks(faces)
+    if not tracks:
+        raise DataError(f"{clip}: shows no face in {len(frames)} frames; name a clip with one")
+    pairs = cut_track([frames[index] for index in searched], tracks[0], weights.spec.crop)
+    if not len(pairs):
+        raise DataError(f"{clip}: has no two frames of one scene that follow each other; name another clip")
+    return torch.from_numpy(pairs).permute(0, 3, 1, 2)
+
+
+def _score(name: str, pairs: torch.Tensor, model: FrameModel) -> Row:
+    return Row(name, pairs, model.spec.calibration.probabilities(score_pairs(model, pairs)))
+
+
+def _draw(rows: Sequence[Row], out: Path, size: int) -> None:
+    columns = max(len(row.pairs) for row in rows)
+    figure = Figure(figsize=(1.5 * columns, 3.45 * len(rows)), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    parts = np.atleast_1d(figure.subfigures(len(rows), 1))
+    for part, row in zip(parts, rows, strict=True):
+        part.suptitle(f"{row.name}: {row.probabilities.mean():.0%} on average", fontsize=10, x=0.01, ha="left")
+        crops, changes = (
+            pictures.permute(0, 2, 3, 1).numpy().astype(np.uint8)
+            for pictures in (row.pairs[:, :3], see_change(row.pairs.float(), size))
+        )
+        grid = part.subplots(2, columns, squeeze=False, gridspec_kw={"hspace": 0.02, "wspace": 0.02})
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for index, probability in enumerate(row.probabilities):
+            grid[0, index].imshow(crops[index])
+            grid[1, index].imshow(changes[index])
+            colour = FAKE if probability > 0.6 else REAL if probability < 0.4 else GREY
+            grid[0, index].set_title(f"{probability:.0%} fake", fontsize=9, color=colour, pad=2)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+
+
+def find_motion(path: Path) -> WeightsFile:
+    """The weights that see motion: a file, or the first of a folder.
+
+    Raises:
+        WeightsError: none there, or they see something else.
+    """
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    fitting = [file for file in map(open_weights, files) if file.spec.sees == "motion"]
+    if not fitting:
+        raise WeightsError(f"{path}: holds no weights that see motion; train some with tools/train_motion.py")
+    return fitting[0]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("clips", nargs="+", type=Path, metavar="CLIP", help="video file")
+    add("--out", type=Path, default=Path("motion.png"), help="the picture to write (default: %(default)s)")
+    add("--weights", type=Path, default=OPTIONAL, help="weights that see motion (default: weights/optional/)")
+    add("--pairs", type=int, default=N_PAIRS, help="shown of each clip (default: %(default)s)")
+    add("--flicker", action="store_true", help="show each clip's pairs a second time, made to flicker")
+    add("--seed", type=int, default=0, help="of the flicker (default: %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        if args.pairs < 1:
+            raise DataError(f"--pairs {args.pairs}: allowed are numbers from 1 up")
+        weights = find_motion(args.weights)
+        out = show_motion(args.clips, args.out, weights=weights, n_pairs=args.pairs, made=args.flicker, seed=args.seed)
+    except (DataError, VideoError, WeightsError) as error:
+        print(f"show_motion: {error}", file=sys.stderr)
+        return 1
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
