@@ -63,7 +63,7 @@ def train_motion(
     out: Path,
     *,
     weights: Path = WEIGHTS,
-    input_size: int = 128,
+    input_size: int = 112,
     n_folds: int = 3,
     n_frames: int = 16,
     n_pairs: int = 32,
@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
         help="folder that gets the weights file (default: %(default)s)",
     )
     add("--weights", type=Path, default=WEIGHTS, help="the nets that see faces (default: weights/)")
-    add("--input-size", type=int, default=128, help="side in pixels that the net sees (default: %(default)s)")
+    add("--input-size", type=int, default=112, help="side in pixels that the net sees (default: %(default)s)")
     add("--folds", type=int, default=3, help="parts that the sources are split into (default: %(default)s)")
     add("--frames", type=int, default=16, help="of a clip, when it is measured (default: %(default)s)")
     add("--pairs", type=int, default=32, help="of a clip, when it is trained on (default: %(default)s)")

@@ -76,15 +76,15 @@ class MotionSettings:
         seed: of everything.
     """
 
-    epochs: int = 7
-    flicker_epochs: int = 2
+    epochs: int = 5
+    flicker_epochs: int = 1
     flicker: float = 0.4
     steps: int = 20
-    batch_size: int = 20
+    batch_size: int = 16
     learning_rate: float = 7e-4
     weight_decay: float = 0.02
     warmup: float = 0.05
-    ema_decay: float = 0.98
+    ema_decay: float = 0.95
     label_smoothing: float = 0.02
     seed: int = 0
 
