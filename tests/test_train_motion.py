@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +17,25 @@ from dfdc.model import FrameModel
 from dfdc.training import motion
 from dfdc.training.clips import LabelledClip, read_metadata
 from dfdc.training.dataset import DataError
-from dfdc.training.flicker import augment_pairs, blend_steadily, flicker, flicker_second
+from dfdc.training.flicker import blend_steadily, flicker, flicker_second
 from dfdc.training.joining import SeenClip, calibrate, choose_weight, measure_motion
 from dfdc.training.motion import (
-    MotionSettings,
+    Described,
     PairSet,
+    describe_pairs,
+    fit_last_layer,
+    last_layer,
     load_pairs,
-    make_batch,
+    make_twins,
     score_pairs,
     split_sources,
-    train_pairs,
 )
 from dfdc.weights import Calibration, ModelSpec, find_weights
-from tools.train_motion import main
+from tools.train_motion import answer, main
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 64
 SPEC = ModelSpec("efficientnet-lite0", 32, sees="motion")
-SMALL = MotionSettings(epochs=2, flicker_epochs=1, steps=1, batch_size=8)
 
 
 def seeded(seed: int = 0) -> Generator:
@@ -99,62 +99,64 @@ def test_what_jumps_is_the_second_frame_of_the_plain_kind(crops: Tensor) -> None
     assert torch.equal(first, steady) and not torch.equal(second, steady)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_augmentation_adds_no_change(seed: int, crops: Tensor) -> None:
-    first, second = augment_pairs(crops, crops, seeded(seed))
-    assert torch.equal(first, second) and not torch.equal(first, crops)
+# What is fitted
 
 
-# Batches and the loop
+def test_twins_are_the_reals_and_flicker(pairs: PairSet) -> None:
+    still = pairs.pairs.clone()
+    still[:, 3:] = still[:, :3]
+    made = make_twins(still, 32, seeded())
+    assert made.shape == (16, 6, 32, 32) and made.dtype == torch.uint8
+    assert ((made[:, :3].float() - made[:, 3:]).abs().flatten(1).mean(1) > 0.1).all()
+    assert torch.equal(made, make_twins(still, 32, seeded()))
 
 
-def test_batches_hold_reals_then_fakes_and_draw_sources_alike(pairs: PairSet) -> None:
-    settings = MotionSettings(batch_size=200)
-    pixels, targets = make_batch(pairs, 32, 0.0, settings, seeded())
-    assert pixels.shape == (200, 3, 32, 32) and pixels.min() >= 0 and pixels.max() <= 255
-    assert targets.tolist() == pytest.approx([0.01] * 100 + [0.99] * 100)
-    chosen = motion._draw(pairs, 1, 4000, seeded()).numpy()
-    shares = {name: float((pairs.sources[chosen] == name).mean()) for name in "abcd"}
-    assert shares == pytest.approx({"a": 0, "b": 0, "c": 0.5, "d": 0.5}, abs=0.04)
+def test_the_last_layer_answers_to_its_input_what_the_net_answers_to_the_pairs(pairs: PairSet) -> None:
+    model = FrameModel(SPEC).eval()
+    torch.nn.init.normal_(last_layer(model).weight)
+    values = describe_pairs(model, pairs.pairs)
+    assert values.shape == (16, 1280) and values.dtype == np.float32
+    assert answer(model, values) == pytest.approx(score_pairs(model, pairs.pairs), abs=1e-4)
+    assert describe_pairs(model, pairs.pairs[:0]).shape == (0, 1280)
 
 
-def test_made_fakes_are_of_the_batchs_reals(pairs: PairSet) -> None:
-    unlike = replace(pairs, pairs=pairs.pairs.clone())
-    unlike.pairs[:, 3:] = unlike.pairs[:, :3]
-    unlike.pairs[8:] = torch.tensor([0, 0, 0, 255, 255, 255], dtype=torch.uint8).view(1, 6, 1, 1)
-    pixels, _ = make_batch(unlike, 32, 1.0, MotionSettings(batch_size=16), seeded())
-    change = (pixels - 127).abs().mean((1, 2, 3))
-    assert (change[:8] == 0).all() and (change[8:] > 0.5).all()
-    assert (change < 120).all()  # whoever uses a fake's pixels jumps from black to white
+def described(n: int = 40) -> Described:
+    """Pairs of which one of 1,280 numbers tells the fakes; the first ten are of one source, each other has its own."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(n) % 2
+    values = generator.normal(0, 1, (n, 1280)).astype(np.float32)
+    values[:, 7] = 5 + 3 * np.where(labels == 1, 1, -1) + generator.normal(0, 0.3, n)
+    sources = np.array([str(max(index, 9)) for index in range(n)])
+    return Described(values, labels, sources, (labels == 1) & (np.arange(n) >= 30))
 
 
-def test_a_class_that_is_absent_is_refused(pairs: PairSet) -> None:
-    with pytest.raises(DataError, match="no pair is fake"):
-        make_batch(pairs.part(pairs.labels.numpy() == 0), 32, 0.5, SMALL, seeded())
+def test_fitting_finds_what_tells_fakes_and_leaves_the_body_alone() -> None:
+    model = FrameModel(SPEC).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training = described()
+    fit_last_layer(model, training)
+    logits = answer(model, training.values)
+    assert ((logits > 0) == (training.labels == 1)).all()
+    assert int(last_layer(model).weight.abs().argmax()) == 7
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"net._fc.weight", "net._fc.bias"}
 
 
-def test_a_killed_training_goes_on_to_the_same_net(pairs: PairSet, tmp_path: Path, one_thread: None) -> None:
-    def run(folder: Path) -> dict[str, Tensor]:
-        torch.manual_seed(0)
-        return train_pairs(FrameModel(SPEC), pairs, folder, SMALL, progress=False).state_dict()
-
-    whole = run(tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(motion, "write_row", _die_in_epoch(1))
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "killed")
-    resumed = run(tmp_path / "killed")
-    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
-    with pytest.raises(ValueError, match="belongs to a run with"):
-        train_pairs(FrameModel(SPEC), pairs, tmp_path / "whole", replace(SMALL, seed=1), progress=False)
+def test_a_last_layer_needs_both_classes() -> None:
+    training = described()
+    with pytest.raises(DataError, match="20 pairs of one class"):
+        fit_last_layer(FrameModel(SPEC), training.part(training.labels == 0))
 
 
-def _die_in_epoch(epoch: int):
-    def write(_: Path, row: dict[str, float]) -> None:
-        if row["epoch"] == epoch:
-            raise KeyboardInterrupt
-
-    return write
+def test_classes_kinds_of_fakes_and_sources_count_alike() -> None:
+    training = described()
+    weights, real = training.weights(), training.labels == 0
+    assert weights.mean() == pytest.approx(1)
+    found, made = ~real & ~training.made, training.made
+    assert weights[real].sum() == pytest.approx(weights[~real].sum())
+    assert weights[found].sum() == pytest.approx(weights[made].sum())
+    of_reals = {source: weights[real & (training.sources == source)].sum() for source in set(training.sources[real])}
+    assert list(of_reals.values()) == pytest.approx([20 / len(of_reals)] * len(of_reals))
 
 
 def test_pairs_are_scored_as_the_kernel_does(pairs: PairSet) -> None:
@@ -272,8 +274,7 @@ def test_tool_trains_measures_and_writes_weights_that_the_kernel_takes(
     (init,) = (ROOT / "weights").glob("*.safetensors")
     out.mkdir()
     shutil.copy(init, out)
-    small = ["--input-size", "32", "--folds", "2", "--frames", "2", "--epochs", "1", "--flicker-epochs", "0"]
-    small += ["--steps", "1", "--batch-size", "4", "--pairs", "4"]
+    small = ["--input-size", "32", "--folds", "2", "--frames", "2", "--pairs", "4"]
     arguments = [str(folder), "--init", str(init), "--run", str(run), "--out", str(out / "optional"), *small]
     assert main(arguments) == 0
     report = json.loads((run / "motion.json").read_text())

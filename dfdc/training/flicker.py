@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from dfdc.training.augment import augment, uniform
+from dfdc.training.augment import uniform
 from dfdc.training.blend import self_blend
 
 # How far one of the frames is drawn away from a steady blend: at 1 it is another blend altogether, or none.
@@ -48,23 +48,6 @@ def flicker_second(first: Tensor, second: Tensor, generator: Generator) -> tuple
     other = self_blend(second, generator, keep_target=True) if anew else second
     share = uniform(len(second), LEAST_JUMP, 1, second, generator).view(-1, 1, 1, 1)
     return steady_first, steady + share * (other - steady)
-
-
-def augment_pairs(first: Tensor, second: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """The recipe of `dfdc.training.augment`, the same chances for both frames, so that they change no more than before.
-
-    Noise is left out: it would have to be each frame's own.
-
-    Args:
-        first, second: (N, 3, S, S) float RGB, 0..255.
-        generator: on the CPU.
-
-    Returns:
-        New tensors of the same shape and dtype, whole numbers 0..255.
-    """
-    seed = _draw_seed(generator)
-    first, second = (augment(frame, Generator().manual_seed(seed), without=("noise",)) for frame in (first, second))
-    return first, second
 
 
 def _draw_seed(generator: Generator) -> int:

@@ -1,20 +1,22 @@
-"""Labelled clips -> pairs of neighbouring frames -> a net that sees motion: cutting, batches, and the loop."""
+"""Labelled clips -> pairs of neighbouring frames -> a net that sees motion.
+
+Its body is that of a net that sees faces, which takes the change for a picture; only its last layer is fitted.
+"""
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dfdc.crop import CropGeometry
@@ -23,16 +25,16 @@ from dfdc.model import FrameModel, MirroredModel, resize_crops, see_change
 from dfdc.motion import cut_track
 from dfdc.predict import MAX_TRACKS
 from dfdc.tracks import link_tracks
-from dfdc.training.augment import pick
 from dfdc.training.clips import LabelledClip
 from dfdc.training.dataset import DataError
-from dfdc.training.flicker import augment_pairs, flicker
-from dfdc.training.loop import SCORED_CROPS, learning_rate, parameter_groups, take_step
-from dfdc.training.runlog import write_row
-from dfdc.training.state import load_state, save_state
+from dfdc.training.flicker import flicker
+from dfdc.training.loop import SCORED_CROPS
 from dfdc.video import VideoError, read_frames
 
 log = logging.getLogger(__name__)
+
+# Inverse strength of the last layer's regularization: 1,280 numbers are fitted to some twenty clips.
+STRENGTH = 0.03
 
 
 @dataclass(frozen=True)
@@ -60,42 +62,6 @@ class PairSet:
             *(values[torch.from_numpy(chosen)] for values in (self.pairs, self.labels)),
             *(values[chosen] for values in (self.videos, self.sources)),
         )
-
-
-@dataclass(frozen=True)
-class MotionSettings:
-    """How to train.
-
-    Attributes:
-        epochs: of `steps` each.
-        flicker_epochs: the first so many of them see no fakes but real pairs that were made to flicker.
-        flicker: probability of such a fake in the others.
-        steps: per epoch.
-        batch_size: pairs per step, half of them real; even.
-        learning_rate, weight_decay, warmup, ema_decay, label_smoothing: as in `dfdc.training.loop.TrainSettings`.
-        seed: of everything.
-    """
-
-    epochs: int = 5
-    flicker_epochs: int = 1
-    flicker: float = 0.4
-    steps: int = 20
-    batch_size: int = 16
-    learning_rate: float = 7e-4
-    weight_decay: float = 0.02
-    warmup: float = 0.05
-    ema_decay: float = 0.95
-    label_smoothing: float = 0.02
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.flicker_epochs <= self.epochs or self.epochs < 1 or self.steps < 1:
-            raise ValueError(
-                f"epochs {self.epochs}, flicker_epochs {self.flicker_epochs}, steps {self.steps}: "
-                "allowed are 1 up, 0 up to epochs, 1 up"
-            )
-        if self.batch_size < 2 or self.batch_size % 2:
-            raise ValueError(f"batch_size {self.batch_size}: allowed are even numbers from 2 up")
 
 
 def load_pairs(
@@ -186,83 +152,93 @@ def split_sources(clips: Sequence[LabelledClip], n_folds: int) -> list[set[str]]
     return [set(sources[held].tolist()) for _, held in folds]
 
 
-def train_pairs(
-    model: FrameModel, training: PairSet, folder: Path, settings: MotionSettings, *, progress: bool = True
-) -> FrameModel:
-    """Train a model that sees motion; a run that was killed goes on from its last whole epoch, with the same losses.
+def make_twins(pairs: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Real pairs (N, 6, H, W) uint8 made to flicker (see `flicker`), (N, 6, size, size) uint8."""
+    made = [
+        torch.cat(flicker(*resize_crops(batch.float(), size).chunk(2, 1), generator), 1).round().to(torch.uint8)
+        for batch in pairs.split(SCORED_CROPS["cpu"])
+    ]
+    return torch.cat(made)
+
+
+@torch.inference_mode()
+def describe_pairs(model: FrameModel, pairs: Tensor) -> np.ndarray:
+    """What a net's last layer sees of pairs, mean of each and its mirror image.
 
     Args:
-        model: where training starts, on the CPU; it is changed.
-        training: of both classes.
-        folder: gets state.pt, for resuming, and log.csv, with a line an epoch; made if absent.
-        settings: how.
-        progress: draw progress bars.
+        model: in evaluation mode, on the CPU.
+        pairs: (N, 6, S, S) uint8.
 
     Returns:
-        The averaged model, in evaluation mode.
+        (N, F) float32. The last layer's answer to it is what `score_pairs` answers to the pairs.
+    """
+    if not len(pairs):
+        return np.zeros((0, last_layer(model).in_features), np.float32)
+    seen: list[Tensor] = []
+    handle = last_layer(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        score_pairs(model, pairs)
+    finally:
+        handle.remove()
+    return torch.cat([torch.stack(both.chunk(2)).mean(0) for both in seen]).numpy()
+
+
+def last_layer(model: FrameModel) -> nn.Linear:
+    """The layer that makes one logit of what the net sees."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+
+
+@dataclass(frozen=True)
+class Described:
+    """Pairs as the last layer sees them.
+
+    Attributes:
+        values: (N, F) float32.
+        labels: (N,) 1 = fake.
+        sources: (N,) of their clips.
+        made: (N,) bool, whether they are real pairs that were made to flicker, and so fake.
+    """
+
+    values: np.ndarray
+    labels: np.ndarray
+    sources: np.ndarray
+    made: np.ndarray
+
+    def part(self, chosen: np.ndarray) -> Described:
+        """Those that are chosen, by (N,) bool."""
+        return Described(*(column[chosen] for column in (self.values, self.labels, self.sources, self.made)))
+
+    def weights(self) -> np.ndarray:
+        """(N,): reals count as much as fakes, made fakes as much as found ones, and of each kind all sources alike."""
+        weights = np.zeros(len(self.labels))
+        fake_kinds = len(set(self.made[self.labels == 1].tolist()))
+        for kind in {(label, made) for label, made in zip(self.labels.tolist(), self.made.tolist(), strict=True)}:
+            own = (self.labels == kind[0]) & (self.made == kind[1])
+            _, owners, counts = np.unique(self.sources[own], return_inverse=True, return_counts=True)
+            weights[own] = 1 / counts[owners] / len(counts) / (fake_kinds if kind[0] else 1)
+        return weights / weights.mean()
+
+
+def fit_last_layer(model: FrameModel, training: Described) -> None:
+    """Give a net the last layer that tells training's fakes from its reals: logistic regression, standardized.
+
+    Args:
+        model: changed in place, in its last layer only.
+        training: of both classes.
 
     Raises:
         DataError: a class is absent.
-        ValueError: the folder holds another run's state.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    model = model.to(memory_format=torch.channels_last).train()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
-    n_steps = settings.steps * settings.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / n_steps, settings.warmup))
-    stateful = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
-    for epoch in range(load_state(folder / "state.pt", stateful, settings), settings.epochs):
-        # Every epoch has seeds of its own, so that a run that goes on draws what the whole run would have drawn.
-        chances = torch.Generator().manual_seed(settings.seed * 10_000 + epoch)
-        torch.manual_seed(settings.seed * 10_000 + epoch)
-        share = 1.0 if epoch < settings.flicker_epochs else settings.flicker
-        started, losses = time.monotonic(), []
-        for _ in tqdm(range(settings.steps), desc=f"epoch {epoch + 1}/{settings.epochs}", disable=not progress):
-            pixels, targets = make_batch(training, model.spec.input_size, share, settings, chances)
-            losses.append(take_step(model, optimizer, pixels, targets, None))
-            schedule.step()
-            average.update_parameters(model)
-        row = {"epoch": epoch + 1, "train_loss": float(torch.stack(losses).mean())}
-        save_state(folder / "state.pt", stateful, settings, epoch + 1)
-        write_row(folder / "log.csv", {**row, "seconds": time.monotonic() - started})
-        if progress:
-            print(f"{folder.name} epoch {epoch + 1}: loss {row['train_loss']:.4f}", flush=True)
-    return copy.deepcopy(average.module).eval()
-
-
-def make_batch(
-    training: PairSet, size: int, share: float, settings: MotionSettings, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """What a net sees of a batch (B, 3, size, size), reals first, and smoothed targets (B,).
-
-    Args:
-        training: of both classes; sources are drawn first, then their pairs, so that long families count no more.
-        size: side in pixels.
-        share: probability that a fake is one of the batch's real pairs, made to flicker.
-        settings: how large the batch is, and how smooth its targets.
-        generator: on the CPU; the only source of chance.
-    """
-    half = settings.batch_size // 2
-    chosen = torch.cat([_draw(training, label, half, generator) for label in (0, 1)])
-    pixels = resize_crops(training.pairs[chosen].float(), size)
-    made = pick(half, share, generator)
-    if len(made):
-        pixels[half + made] = torch.cat(flicker(*pixels[made].chunk(2, 1), generator), 1)
-    pixels = see_change(torch.cat(augment_pairs(*pixels.chunk(2, 1), generator), 1), size)
-    targets = (torch.arange(settings.batch_size) >= half).float()
-    targets = targets * (1 - settings.label_smoothing) + settings.label_smoothing / 2
-    return pixels.contiguous(memory_format=torch.channels_last), targets
-
-
-def _draw(training: PairSet, label: int, n: int, generator: torch.Generator) -> Tensor:
-    """Indices (n,) of pairs of a class: a source, then one of its pairs."""
-    own = np.flatnonzero(training.labels.numpy() == label)
-    if not len(own):
-        raise DataError(f"no pair is {'fake' if label else 'real'}; training needs both")
-    _, owners, counts = np.unique(training.sources[own], return_inverse=True, return_counts=True)
-    weights = torch.from_numpy(1 / counts[owners])
-    return torch.from_numpy(own)[torch.multinomial(weights, n, replacement=True, generator=generator)]
+    if len(set(training.labels.tolist())) < 2:
+        raise DataError(f"{len(training.labels)} pairs of one class; training needs reals and fakes: name more clips")
+    scaler = StandardScaler().fit(training.values)
+    fitted = LogisticRegression(C=STRENGTH, max_iter=2000)
+    fitted.fit(scaler.transform(training.values), training.labels, sample_weight=training.weights())
+    slopes = fitted.coef_ / scaler.scale_
+    layer = last_layer(model)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(slopes))
+        layer.bias.copy_(torch.from_numpy(fitted.intercept_ - slopes @ scaler.mean_))
 
 
 @torch.inference_mode()
