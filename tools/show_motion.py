@@ -83,7 +83,10 @@ def show_motion(
 
 def cut_pairs(clip: Path, detector: FaceDetector, weights: WeightsFile, n_pairs: int) -> torch.Tensor:
     """Pairs (P, 6, S, S) uint8 of a clip's first person, spread over its time."""
-    frames = read_frames(clip, 2 * n_pairs, n_pairs=n_pairs)
+    try:
+        frames = read_frames(clip, 2 * n_pairs, n_pairs=n_pairs)
+    except VideoError as error:
+        raise VideoError(f"{clip}: {error}") from error
     searched, faces = detector.search([frame.pixels for frame in frames])
     tracks = link_tracks(faces)
     if not tracks:

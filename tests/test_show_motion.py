@@ -1,0 +1,74 @@
+"""tools/show_motion.py, and the shipped net for motion: flicker is found in a made clip and not in its steady twin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from clips import write_clip
+from twins import write_twins
+
+from dfdc.crop import CropGeometry
+from dfdc.detect import FaceDetector
+from dfdc.model import FrameModel, load_model, save_model
+from dfdc.training.motion import score_pairs
+from dfdc.weights import ModelSpec
+from tools.show_motion import cut_pairs, find_motion, main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    spec = ModelSpec("efficientnet-lite0", 32, sees="motion", crop=CropGeometry(size=96))
+    return save_model(FrameModel(spec), tmp_path_factory.mktemp("weights"), name="motion")
+
+
+def test_picture_shows_every_clip_and_its_flickering_twin(weights: Path, tmp_path: Path) -> None:
+    sizes = []
+    for flags in ([], ["--flicker"]):
+        out = tmp_path / f"{len(flags)}.png"
+        clip = str(ROOT / "samples/real.mp4")
+        assert main([clip, "--weights", str(weights), "--pairs", "3", "--out", str(out), *flags]) == 0
+        picture = cv2.imread(str(out))
+        assert picture.std() > 20
+        sizes.append(picture.shape)
+    assert sizes[1][0] == pytest.approx(2 * sizes[0][0], abs=2) and sizes[1][1] == sizes[0][1]
+
+
+@pytest.mark.parametrize("case", ["no face", "no clip", "no weights", "no pairs"])
+def test_mistakes_are_told_in_one_line(
+    case: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip, out = write_clip(tmp_path / "bars.mp4"), tmp_path / "out.png"
+    arguments = [str(clip), "--weights", str(weights), "--out", str(out)]
+    if case == "no clip":
+        arguments[0] = str(tmp_path / "absent.mp4")
+    elif case == "no weights":
+        arguments[2] = str(tmp_path)
+    elif case == "no pairs":
+        arguments += ["--pairs", "0"]
+    assert main(arguments) == 1 and not out.exists()
+    said = {"no face": "shows no face", "no clip": "absent.mp4", "no weights": "hold", "no pairs": "--pairs 0"}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("show_motion: ") and said[case] in line
+
+
+@pytest.mark.parametrize("name", ["samples/real.mp4", "ff_720.mp4", "speech_original.mp4"])
+def test_flicker_is_found_in_a_made_clip_and_not_in_its_steady_twin(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    shipped = find_motion(ROOT / "weights" / "optional")
+    source = ROOT / name if "/" in name else request.getfixturevalue("shared_videos") / name
+    detector, model = FaceDetector(), load_model(shipped)
+    steady, flickering = (
+        shipped.spec.calibration.logits(score_pairs(model, cut_pairs(path, detector, shipped, 8)))
+        for path in write_twins(source, tmp_path, detector=detector)
+    )
+    assert np.mean(flickering) > np.mean(steady) + 0.5
+    # Of a flickering pair and a steady one, mostly the right one is called the likelier fake.
+    assert (flickering[:, None] > steady).mean() > 0.75
