@@ -14,6 +14,7 @@ from dfdc.detect import build_detector_nets
 from dfdc.ensemble import build_crop_nets
 from dfdc.motion import build_pair_nets
 from dfdc.runtime import choose_device, export_net
+from dfdc.voice import build_voice_nets
 from dfdc.weights import WeightsFile, that_see
 
 log = logging.getLogger(__name__)
@@ -27,11 +28,13 @@ class Programs:
         detector: of the face detector's three nets.
         crops: one for each weights file that sees faces, in their order.
         motion: one for each that sees motion.
+        voices: one for each that hears.
     """
 
     detector: tuple[bytes, ...]
     crops: tuple[bytes, ...]
     motion: tuple[bytes, ...] = ()
+    voices: tuple[bytes, ...] = ()
 
 
 def export_programs(files: Sequence[WeightsFile], device: str) -> Programs | None:
@@ -54,6 +57,7 @@ def export_programs(files: Sequence[WeightsFile], device: str) -> Programs | Non
         "detector": build_detector_nets(),
         "crops": build_crop_nets(that_see("face", files), "cpu"),
         "motion": build_pair_nets(that_see("motion", files), "cpu"),
+        "voices": build_voice_nets(that_see("sound", files), "cpu"),
     }
     try:
         return Programs(**{name: tuple(export_net(*net) for net in nets) for name, nets in parts.items()})

@@ -232,8 +232,10 @@ def _parse(line: bytes) -> tuple[Prediction, object] | None:
     file = values.pop("file", None)
     try:
         for column in fields(Prediction):
-            kind = str if column.name == "filename" else type(column.default)
-            _check(column.name, values.get(column.name), kind)
+            value = values.get(column.name)
+            if value is not None or column.default is not None:  # the rest has None for "nothing known", else a number
+                kinds = {"filename": str, "picture": float, "voice": float}
+                _check(column.name, value, kinds.get(column.name, type(column.default)))
         return Prediction(**values), file
     except (TypeError, ValueError):
         return None

@@ -1,4 +1,4 @@
-"""Crops -> logits: the frame model, its normalization, and its file."""
+"""Crops or spectrograms -> logits: the frame model and the voice model, their normalization, and their file."""
 
 from __future__ import annotations
 
@@ -94,9 +94,10 @@ def _build_lite0(input_size: int) -> nn.Module:
     return net
 
 
-def load_initial(model: FrameModel, path: Path) -> tuple[int, int]:
+def load_initial(model: FrameModel | VoiceModel, path: Path) -> tuple[int, int]:
     """Start from a weights file: every tensor whose name and shape agree is taken over.
 
+    A net that sees sound takes a spectrogram for a grey picture.
 
     Args:
         model: changed in place.
@@ -113,11 +114,19 @@ def load_initial(model: FrameModel, path: Path) -> tuple[int, int]:
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
     own = model.net.state_dict()
-    fitting = {key: value for key, value in tensors.items() if key in own and own[key].shape == value.shape}
+    tensors = {key: _adapt(value, own[key]) for key, value in tensors.items() if key in own}
+    fitting = {key: value for key, value in tensors.items() if own[key].shape == value.shape}
     if not fitting:
         raise WeightsError(f"{path}: no tensor fits {model.spec.architecture}; name weights of the same family")
     model.net.load_state_dict(fitting, strict=False)
     return len(fitting), len(own)
+
+
+def _adapt(value: Tensor, wanted: Tensor) -> Tensor:
+    """Filters (F, 3, h, w) that look at colours, added up where one channel (F, 1, h, w) is wanted."""
+    if value.ndim == 4 and value.shape[1] == 3 and wanted.shape == (value.shape[0], 1, *value.shape[2:]):
+        return value.sum(1, keepdim=True)
+    return value
 
 
 class FrameModel(nn.Module):
@@ -203,7 +212,35 @@ class PairNet(nn.Module):
         return self.model(see_change(pairs.permute(0, 3, 1, 2).float(), self.input_size))
 
 
-def save_model(model: FrameModel, folder: Path, *, name: str, spec: ModelSpec | None = None) -> Path:
+class VoiceModel(nn.Module):
+    """A net that takes spectrograms and answers with logits; normalization lives here and nowhere else."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.net = build_network(spec.architecture, spec.input_size, channels=spec.channels)
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, spectra: Tensor) -> Tensor:
+        """Score windows of sound.
+
+        Args:
+            spectra: (N, bands, columns) float decibels, as `dfdc.audio.log_mel` makes them; both sides multiples of 32.
+
+        Returns:
+            (N,) float logits before calibration; above 0 means a made voice.
+        """
+        normalized = (spectra.unsqueeze(1).float() - self.mean.float()) / self.std.float()
+        return self.net(normalized.to(self.mean.dtype)).squeeze(1)
+
+
+def build_model(spec: ModelSpec) -> FrameModel | VoiceModel:
+    """The model of a specification, with fresh weights."""
+    return VoiceModel(spec) if spec.sees == "sound" else FrameModel(spec)
+
+
+def save_model(model: FrameModel | VoiceModel, folder: Path, *, name: str, spec: ModelSpec | None = None) -> Path:
     """Write a model in half precision, its specification in the header and its digest in the name.
 
     Args:
@@ -227,7 +264,7 @@ def save_model(model: FrameModel, folder: Path, *, name: str, spec: ModelSpec | 
     return path
 
 
-def load_model(file: WeightsFile, *, device: torch.device | str = "cpu", half: bool = False) -> FrameModel:
+def load_model(file: WeightsFile, *, device: torch.device | str = "cpu", half: bool = False) -> FrameModel | VoiceModel:
     """Rebuild a model from a checked file, in evaluation mode, strictly.
 
     Args:
@@ -238,7 +275,7 @@ def load_model(file: WeightsFile, *, device: torch.device | str = "cpu", half: b
     Raises:
         WeightsError: the tensors do not fit the architecture that the file names.
     """
-    model = FrameModel(file.spec)
+    model = build_model(file.spec)
     try:
         model.load_state_dict(load_file(file.path))
     except (OSError, RuntimeError, SafetensorError) as error:

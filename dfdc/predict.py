@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfdc.aggregate import clip_probability
+from dfdc.aggregate import add_voice, clip_probability, voice_probability
 from dfdc.deadline import NEVER, Deadline
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
@@ -19,6 +19,7 @@ from dfdc.prediction import Prediction
 from dfdc.runtime import open_net
 from dfdc.tracks import Track, link_tracks
 from dfdc.video import Frame, VideoError, VideoTimeout, read_frames
+from dfdc.voice import Listener
 from dfdc.weights import WeightsFile, that_see
 
 log = logging.getLogger(__name__)
@@ -42,15 +43,16 @@ class Predictor:
             threads: of a program.
         """
         self.device = device
-        detector = crops = motion = None
+        detector = crops = motion = voices = None
         if programs:
-            detector, crops, motion = (
+            detector, crops, motion, voices = (
                 [open_net(program, threads=threads) for program in part]
-                for part in (programs.detector, programs.crops, programs.motion)
+                for part in (programs.detector, programs.crops, programs.motion, programs.voices)
             )
         self.detector = FaceDetector(device, nets=detector)
         self.ensemble = Ensemble(that_see("face", files), device, nets=crops)
         self.motion = Motion(that_see("motion", files), device, nets=motion)
+        self.listener = Listener(that_see("sound", files), device, nets=voices)
 
     def predict(
         self,
@@ -96,14 +98,25 @@ class Predictor:
         n_faces = sum(len(found) > 0 for found in faces)
         seen = replace(seen, faces=n_faces, tracks=len(tracks), detect_s=detected - decoded)
         if not tracks:
-            return replace(seen, status="no_face", reason=f"no face in {len(frames)} frames")
+            seen = replace(seen, status="no_face", reason=f"no face in {len(frames)} frames")
+            return self._hear(path, seen, deadline)
         frames = [frames[index] for index in searched]
         logits = self.score_tracks(frames, tracks, n_nets=seen.nets)
         changes = self.motion.score(frames, tracks)
         logits = [track + change for track, change in zip(logits, changes, strict=True)]
         low, high = self.ensemble.bounds(seen.nets)
-        label = clip_probability(logits, low=low, high=high)
-        return replace(seen, label=label, score_s=clock() - detected)
+        seen = self._hear(path, replace(seen, label=clip_probability(logits, low=low, high=high)), deadline)
+        return replace(seen, score_s=clock() - detected)
+
+    def _hear(self, path: Path, seen: Prediction, deadline: Deadline) -> Prediction:
+        """What was seen of a clip, and what its voice adds."""
+        score = None if deadline.expired() else self.listener.listen(path)
+        if score is None:
+            return seen
+        voice = voice_probability(score)
+        return replace(
+            seen, label=add_voice(seen.label, voice, high=self.listener.high), picture=seen.label, voice=voice
+        )
 
     def score_tracks(self, frames: list[Frame], tracks: list[Track], *, n_nets: int | None = None) -> list[np.ndarray]:
         """The calibrated logits (T,) of each track's frames, by the first so many nets; None for all."""

@@ -17,7 +17,9 @@ class Prediction:
     Attributes:
         filename: its row's name.
         label: P(fake), in (0, 1).
-        status: one of `STATUSES`; all but "ok" carry the prior.
+        status: one of `STATUSES`; all but "ok" carry the prior, but for what the voice adds to it.
+        picture: P(fake) by what is seen alone, where a voice was heard, too; None elsewhere.
+        voice: P(made by a machine) of the voice; None where none was heard or nothing listens.
         reason: why it is not "ok"; empty if it is.
         wanted: how many frames were asked for; 0 if the clip was not looked at.
         nets: how many nets that see faces were asked; 0 if the clip was not looked at.
@@ -26,12 +28,15 @@ class Prediction:
         tracks: how many persons were scored.
         pairs: in how many frames the change to the next one was looked for; 0 if nothing looks for it.
         seconds: wall time of one worker.
-        decode_s, detect_s, score_s: core-seconds spent on reading frames, on finding faces, and on crops and nets.
+        decode_s, detect_s, score_s: core-seconds spent on reading frames, on finding faces, and on crops, nets and
+            the voice.
     """
 
     filename: str
     label: float = PRIOR
     status: str = "ok"
+    picture: float | None = None
+    voice: float | None = None
     reason: str = ""
     wanted: int = 0
     nets: int = 0

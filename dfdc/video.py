@@ -39,7 +39,8 @@ MAX_PACKETS = 1_000_000
 LONG_CLIP_PACKETS = 9_000
 # Containers that hold their own data. Playlists and lists of other files (hls, dash, concat, ...) are not among them.
 CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,flv,ogg,asf,wtv,mxf,nut,ivf,obu,h264,hevc,gif"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,flv,ogg,asf,wtv,mxf,nut,ivf,obu,h264,hevc,gif,"
+    "wav,flac"
 )
 
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The data path from the top: what a module may import stands before it.
 ORDER = (
     *("bundle", "rules", "deadline", "crop", "weights", "prediction", "video", "audio"),
-    *("runtime", "mtcnn", "detect", "tracks", "model", "ensemble", "motion"),
+    *("runtime", "mtcnn", "detect", "tracks", "model", "ensemble", "motion", "voice"),
     *("export", "aggregate", "predict", "report"),
     *("inputs", "submission", "journal", "plan", "workers", "pool", "run"),
 )

@@ -1,0 +1,190 @@
+"""Takes -> a trained voice model: real and made windows of the same words, sent through the same channel."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from dfdc.audio import HOP
+from dfdc.model import VoiceModel
+from dfdc.training.channel import Channel
+from dfdc.training.loop import take_step
+from dfdc.training.metrics import fit_calibration, measure
+from dfdc.training.runlog import report_epoch
+from dfdc.training.state import load_state, save_state
+from dfdc.training.takes import Take
+from dfdc.voice import cut_windows, is_speech, see_window
+from dfdc.weights import Calibration, sigmoid
+
+# Windows of a validation take that are heard.
+HEARD_WINDOWS = 3
+# Beside what a window needs, so that a codec's delay and filters' beginnings fall outside.
+MARGIN = 20 * HOP
+
+
+@dataclass(frozen=True)
+class VoiceSettings:
+    """How to train.
+
+    Attributes:
+        epochs: of `steps` batches each.
+        steps: of an epoch.
+        batch_size: windows a step, half of them real; even.
+        learning_rate: peak, reached after a twentieth of all steps, then a cosine down to zero.
+        ema_decay: per step, of the averaged weights that are evaluated and shipped.
+        music: share of the reals that are music instead, which is nobody's voice, made or not.
+        seed: of everything.
+    """
+
+    epochs: int = 5
+    steps: int = 100
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    ema_decay: float = 0.99
+    music: float = 0.15
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A validation take as it arrives: windows (W, bands, columns), its label (1 = made), and by which vocoder."""
+
+    windows: np.ndarray
+    label: int
+    vocoder: str
+    speaker: str
+
+
+def train_voice(
+    model: VoiceModel,
+    training: list[Take],
+    music: list[Take],
+    trials: list[Trial],
+    folder: Path,
+    settings: VoiceSettings,
+    *,
+    progress: bool = True,
+) -> tuple[VoiceModel, dict[str, float], Calibration]:
+    """Train on the CPU; a run that was killed goes on from its last whole epoch, with the same losses.
+
+    Args:
+        model: where training starts.
+        training: takes of speech.
+        music: takes of music, maybe none.
+        trials: see `make_trials`.
+        folder: gets state.pt, log.csv, curves.png and TensorBoard's events.
+        settings: how.
+        progress: draw progress bars.
+
+    Returns:
+        The averaged model in evaluation mode, its validation scores, and the calibration fitted there.
+    """
+    model = model.train()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.02)
+    total = settings.epochs * settings.steps
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(20 * step / total, 0.5 * (1 + math.cos(math.pi * max(step / total - 0.05, 0) / 0.95))),
+    )
+    stateful = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
+    for epoch in range(load_state(folder / "state.pt", stateful, settings), settings.epochs):
+        generator = np.random.default_rng((settings.seed, epoch))
+        torch.manual_seed(settings.seed * 1000 + epoch)
+        started, losses = time.monotonic(), []
+        for _ in tqdm(range(settings.steps), desc=f"epoch {epoch + 1}/{settings.epochs}", disable=not progress):
+            windows, labels = make_batch(training, music, model.spec.input_size, settings, generator)
+            losses.append(take_step(model, optimizer, torch.from_numpy(windows), torch.from_numpy(labels), None))
+            schedule.step()
+            average.update_parameters(model)
+        row = {"epoch": epoch + 1, "train_loss": float(torch.stack(losses).mean())}
+        row |= {"seconds": time.monotonic() - started, **evaluate(average.module, trials)[0]}
+        save_state(folder / "state.pt", stateful, settings, epoch + 1)
+        report_epoch(folder, row, progress=progress)
+    final = copy.deepcopy(average.module).eval()
+    return final, *evaluate(final, trials)
+
+
+def make_batch(
+    training: list[Take],
+    music: list[Take],
+    n_columns: int,
+    settings: VoiceSettings,
+    generator: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Windows (N, bands, n_columns) float32, reals first, and their labels (N,) float32.
+
+    A real and the made window beside it are the same words through the same channel, so that neither the words nor the
+    channel tell them apart.
+    """
+    reals, fakes = [], []
+    while len(reals) < settings.batch_size // 2:
+        take = training[generator.integers(len(training))]
+        channel = Channel.draw(generator)
+        start = int(generator.integers(max(len(take.real) - n_columns * HOP - MARGIN, 1)))
+        made = take.made[str(generator.choice(sorted(take.made)))]
+        fake, real = (_hear(samples, start, n_columns, channel) for samples in (made, take.real))
+        if not (is_speech(real) and is_speech(fake)):
+            continue
+        if music and generator.random() < settings.music:
+            other = music[generator.integers(len(music))].real
+            real = _hear(
+                other, int(generator.integers(max(len(other) - n_columns * HOP - MARGIN, 1))), n_columns, channel
+            )
+        reals.append(real)
+        fakes.append(fake)
+    labels = np.concatenate([np.zeros(len(reals), np.float32), np.ones(len(fakes), np.float32)])
+    return np.stack([*reals, *fakes]), labels
+
+
+def _hear(samples: np.ndarray, start: int, n_columns: int, channel: Channel) -> np.ndarray:
+    arrived = channel.carry(samples[start : start + n_columns * HOP + MARGIN])
+    return see_window(arrived[min(MARGIN, max(len(arrived) - n_columns * HOP, 0)) :], n_columns)
+
+
+def make_trials(takes: list[Take], n_columns: int, *, seed: int = 0) -> list[Trial]:
+    """Each take once real and once made for each of its vocoders, both through the same channel drawn for them."""
+    generator, trials = np.random.default_rng(seed), []
+    for take in takes:
+        for vocoder, made in take.made.items():
+            channel = Channel.draw(generator)
+            for label, samples in ((0, take.real), (1, made)):
+                windows, _ = cut_windows(channel.carry(samples), n_columns, n_windows=HEARD_WINDOWS)
+                if len(windows):
+                    trials.append(Trial(windows, label, vocoder, take.speaker))
+    return trials
+
+
+@torch.inference_mode()
+def score_trials(model: VoiceModel, trials: list[Trial]) -> np.ndarray:
+    """Logits (N,) of trials, each the mean over its windows."""
+    training = model.training
+    model.eval()
+    windows = torch.from_numpy(np.concatenate([trial.windows for trial in trials]))
+    logits = torch.cat([model(part) for part in windows.split(16)]).numpy()
+    model.train(training)
+    ends = np.cumsum([len(trial.windows) for trial in trials])
+    return np.array([part.mean() for part in np.split(logits, ends[:-1])])
+
+
+def evaluate(model: VoiceModel, trials: list[Trial]) -> tuple[dict[str, float], Calibration]:
+    """Scores after calibration, with the AUC of each vocoder's trials, and the calibration."""
+    logits = score_trials(model, trials)
+    labels = np.array([trial.label for trial in trials])
+    calibration = fit_calibration(labels, logits)
+    scores = {
+        **measure(labels, calibration.probabilities(logits)),
+        "raw_log_loss": measure(labels, sigmoid(logits))["log_loss"],
+    }
+    for vocoder in sorted({trial.vocoder for trial in trials}):
+        own = np.array([trial.vocoder == vocoder for trial in trials])
+        scores[f"auc_{vocoder}"] = measure(labels[own], sigmoid(logits[own]))["auc"]
+    return scores, calibration

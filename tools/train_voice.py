@@ -1,0 +1,145 @@
+"""Train a voice model on recordings of speech against the same words made by vocoders, and write it as weights.
+
+python tools/train_voice.py --speech speech/speech.csv --init imagenet.safetensors --run runs/voice --out weights/optional
+python tools/train_voice.py ... --leave-out world           # what it says of a vocoder that it never heard
+
+speech.csv lists path (beside it), speaker, split (train|val) and kind (speech|music). The vocoders need pyworld, which
+nothing else does: pip install pyworld 'setuptools<81'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dfdc.model import VoiceModel, load_initial, save_model
+from dfdc.training.dataset import DataError
+from dfdc.training.takes import make_takes
+from dfdc.training.vocoders import VOCODERS
+from dfdc.training.voice import VoiceSettings, make_trials, train_voice
+from dfdc.weights import ModelSpec, WeightsError
+
+# A window is 1.28 s.
+COLUMNS = 128
+ARCHITECTURE = "efficientnet-lite0"
+
+
+def train_weights(
+    speech: Path,
+    run: Path,
+    out: Path,
+    *,
+    init: Path | None = None,
+    leave_out: str | None = None,
+    per_speaker: int | None = None,
+    settings: VoiceSettings | None = None,
+    progress: bool = True,
+) -> Path:
+    """Train and write one weights file.
+
+    Args:
+        speech: table of recordings, see `dfdc.training.takes`.
+        run: folder for made voices, the log and for resuming.
+        out: folder that gets the weights.
+        init: safetensors of ImageNet weights or ours; None starts from scratch.
+        leave_out: one of `VOCODERS` that is not trained on, but validated.
+        per_speaker: at most so many training takes of a speaker, and half as many for validation; None for all.
+        settings: None for the defaults.
+        progress: draw progress bars.
+
+    Returns:
+        The path of the weights file.
+
+    Raises:
+        DataError: the table or a recording is wrong.
+        WeightsError: init does not fit.
+    """
+    settings = settings or VoiceSettings()
+    run.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    torch.manual_seed(settings.seed)
+    model = VoiceModel(ModelSpec(ARCHITECTURE, COLUMNS, sees="sound", mean=(-45.0,), std=(20.0,)))
+    if init is not None:
+        taken, total = load_initial(model, init)
+        print(f"{init.name}: {taken} of {total} tensors taken over")
+    vocoders = [name for name in VOCODERS if name != leave_out]
+    made = run.parent / "takes"
+    kept = [
+        make_takes(speech, made, split=split, kind=kind, limit=limit, vocoders=vocoders, progress=progress)
+        for split, kind, limit in (
+            ("train", "speech", per_speaker),
+            ("train", "music", None),
+            ("val", "speech", per_speaker and -(-per_speaker // 2)),
+        )
+    ]
+    trials = make_trials(kept[2], COLUMNS)
+    # What an earlier run with another vocoder left out has made lies there too.
+    training = [
+        replace(take, made={name: take.made[name] for name in take.made if name in vocoders}) for take in kept[0]
+    ]
+    final, scores, calibration = train_voice(model, training, kept[1], trials, run, settings, progress=progress)
+    speakers = [len({take.speaker for take in takes}) for takes in kept[::2]]
+    spec = replace(
+        final.spec,
+        calibration=calibration,
+        trained_on=f"{len(training)} takes of {speakers[0]} speakers and vocoders {', '.join(vocoders)}; "
+        f"validated on {speakers[1]} others",
+        command="python " + " ".join(sys.argv),
+        validation=scores,
+        commit=_commit(),
+    )
+    path = save_model(final, out, name=f"voice-{ARCHITECTURE}", spec=spec)
+    print(f"{path}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+    return path
+
+
+def _commit() -> str:
+    """The code's commit; empty where it is no git checkout, or git is not installed."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    defaults = VoiceSettings()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--speech", type=Path, required=True, metavar="CSV", help="table of recordings")
+    parser.add_argument("--run", type=Path, required=True, help="folder for the log and for resuming")
+    parser.add_argument("--out", type=Path, default=Path("weights/optional"), help="folder that gets the weights file")
+    parser.add_argument("--init", type=Path, help="safetensors file to start from (default: from scratch)")
+    parser.add_argument("--leave-out", choices=tuple(VOCODERS), help="a vocoder that is validated only")
+    parser.add_argument("--per-speaker", type=int, help="at most so many takes of a speaker (default: all)")
+    parser.add_argument("--epochs", type=int, default=defaults.epochs, help=f"default: {defaults.epochs}")
+    parser.add_argument("--steps", type=int, default=defaults.steps, help=f"of an epoch (default: {defaults.steps})")
+    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate, help="at its peak")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of everything random")
+    args = parser.parse_args(argv)
+    settings = VoiceSettings(epochs=args.epochs, steps=args.steps, learning_rate=args.learning_rate, seed=args.seed)
+    try:
+        train_weights(
+            args.speech,
+            args.run,
+            args.out,
+            init=args.init,
+            leave_out=args.leave_out,
+            per_speaker=args.per_speaker,
+            settings=settings,
+        )
+    except (DataError, WeightsError, ValueError, ModuleNotFoundError) as error:
+        print(f"train_voice: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
