@@ -24,6 +24,8 @@ SILENT_DB, LOUDNESS_DB = -55.0, -25.0
 # deviation), white noise by .7, and behind white noise of half its loudness still three in four.
 SYLLABLES_HZ = (2.0, 8.0)
 LEAST_SWELL_DB = 2.5
+# Where fewer of a sound's windows do, nobody speaks: a fade alone looks like a syllable.
+LEAST_SHARE = 0.25
 BATCH_WINDOWS = {"cpu": 4, "cuda": 64}
 
 
@@ -97,12 +99,28 @@ def cut_windows(samples: np.ndarray, n_columns: int, *, n_windows: int = MAX_WIN
     Returns:
         (W, N_BANDS, n_columns) float32 decibels, W at most n_windows, and the seconds (W,) where they begin.
     """
+    first, samples = _trim(samples)
     span = n_columns * HOP
     last = max(len(samples) - span, 0)
     starts = np.unique(np.linspace(0, last, min(n_windows, 1 + 2 * last // span)).astype(int))
-    heard = [(window, start / RATE) for start in starts if is_speech(window := see_window(samples[start:], n_columns))]
+    heard = [
+        (window, (first + start) / RATE)
+        for start in starts
+        if is_speech(window := see_window(samples[start:], n_columns))
+    ]
+    if len(heard) < LEAST_SHARE * len(starts):
+        heard = []
     windows = np.stack([w for w, _ in heard]) if heard else np.zeros((0, N_BANDS, n_columns), np.float32)
     return windows, np.array([start for _, start in heard])
+
+
+def _trim(samples: np.ndarray) -> tuple[int, np.ndarray]:
+    """A sound without the silence before and behind it, whose edges would pass for syllables, and where it begins."""
+    whole = len(samples) // HOP * HOP
+    loud = np.flatnonzero((samples[:whole].reshape(-1, HOP) ** 2).mean(1) > 10 ** (SILENT_DB / 10))
+    if not len(loud):
+        return 0, samples[:0]
+    return int(loud[0]) * HOP, samples[loud[0] * HOP : (loud[-1] + 1) * HOP]
 
 
 def see_window(samples: np.ndarray, n_columns: int) -> np.ndarray:

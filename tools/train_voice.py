@@ -1,6 +1,6 @@
 """Train a voice model on recordings of speech against the same words made by vocoders, and write it as weights.
 
-python tools/train_voice.py --speech speech/speech.csv --init imagenet.safetensors --run runs/voice --out weights/optional
+python tools/train_voice.py --speech speech.csv --init imagenet.safetensors --run runs/voice --out weights/optional
 python tools/train_voice.py ... --leave-out world           # what it says of a vocoder that it never heard
 
 speech.csv lists path (beside it), speaker, split (train|val) and kind (speech|music). The vocoders need pyworld, which
@@ -15,15 +15,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.model import VoiceModel, load_initial, save_model
 from dfdc.training.dataset import DataError
+from dfdc.training.start import revive_if_folded
 from dfdc.training.takes import make_takes
 from dfdc.training.vocoders import VOCODERS
-from dfdc.training.voice import VoiceSettings, make_trials, train_voice
+from dfdc.training.voice import VoiceSettings, make_batch, make_trials, train_voice
 from dfdc.weights import ModelSpec, WeightsError
 
 # A window is 1.28 s.
@@ -66,7 +68,7 @@ def train_weights(
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
-    model = VoiceModel(ModelSpec(ARCHITECTURE, COLUMNS, sees="sound", mean=(-45.0,), std=(20.0,)))
+    model = VoiceModel(ModelSpec(ARCHITECTURE, COLUMNS, sees="sound", mean=(-60.0,), std=(15.0,)))
     if init is not None:
         taken, total = load_initial(model, init)
         print(f"{init.name}: {taken} of {total} tensors taken over")
@@ -85,6 +87,12 @@ def train_weights(
     training = [
         replace(take, made={name: take.made[name] for name in take.made if name in vocoders}) for take in kept[0]
     ]
+    if init is not None:
+        windows, _ = make_batch(
+            training, [], COLUMNS, VoiceSettings(batch_size=64), np.random.default_rng(settings.seed)
+        )
+        if n_windows := revive_if_folded(model, torch.from_numpy(windows)):
+            print(f"batch norms revived on {n_windows} windows")
     final, scores, calibration = train_voice(model, training, kept[1], trials, run, settings, progress=progress)
     speakers = [len({take.speaker for take in takes}) for takes in kept[::2]]
     spec = replace(

@@ -1,4 +1,4 @@
-"""What happens to a sound between the mouth and the file: room noise, a narrow line, a codec. The same for real and made."""
+"""What happens to a sound between the mouth and the file, the same for real and made: noise, a narrow line, a codec."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Channel:
     @classmethod
     def draw(cls, generator: np.random.Generator) -> Channel:
         """One by chance."""
-        codec = str(generator.choice(list(CODECS))) if generator.random() < 0.6 else None
+        codec = str(generator.choice(list(CODECS))) if generator.random() < 0.4 else None
         return cls(
             noise_db=float(generator.uniform(5, 45)) if generator.random() < 0.7 else None,
             colour=float(generator.uniform(0, 2)),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from dfdc.model import FrameModel
+from dfdc.model import FrameModel, VoiceModel
 from dfdc.weights import ModelSpec, WeightsError
 
 # Of pixels in 0..255: what the published nets that can be downloaded were trained with.
@@ -47,7 +47,7 @@ def download_imagenet(spec: ModelSpec) -> FrameModel:
     return model
 
 
-def has_folded_norms(model: FrameModel) -> bool:
+def has_folded_norms(model: FrameModel | VoiceModel) -> bool:
     """Whether every batch norm still has the statistics of a fresh or folded one, mean 0 and variance 1."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     return all(
@@ -55,12 +55,12 @@ def has_folded_norms(model: FrameModel) -> bool:
     )
 
 
-def revive_if_folded(model: FrameModel, crops: Tensor) -> int:
+def revive_if_folded(model: FrameModel | VoiceModel, crops: Tensor) -> int:
     """Revive batch norms (`revive_batch_norms`) where they are folded.
 
     Args:
         model: changed in place.
-        crops: (N, 3, H, W) uint8, of which the first `REVIVAL_CROPS` are used.
+        crops: what the model sees, (N, 3, H, W) uint8 crops for instance; the first `REVIVAL_CROPS` are used.
 
     Returns:
         How many crops were used; 0 where the norms are real already.
@@ -71,7 +71,7 @@ def revive_if_folded(model: FrameModel, crops: Tensor) -> int:
     return min(REVIVAL_CROPS, len(crops))
 
 
-def revive_batch_norms(model: FrameModel, crops: Tensor) -> None:
+def revive_batch_norms(model: FrameModel | VoiceModel, crops: Tensor) -> None:
     """Make folded batch norms real again, without changing the function.
 
     Published half-precision ImageNet weights have their norms folded into the convolutions. One pass over real crops
@@ -79,7 +79,7 @@ def revive_batch_norms(model: FrameModel, crops: Tensor) -> None:
 
     Args:
         model: whose norms are the identity plus a bias.
-        crops: (N, 3, H, W) uint8, at least some dozens.
+        crops: what the model sees, (N, 3, H, W) uint8 crops for instance; at least some dozens.
     """
 
     def revive(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:

@@ -101,7 +101,7 @@ def by_lpc(samples: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def by_phase_vocoder(samples: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Phase vocoder (Flanagan and Golden, BSTJ 1966): stretched in time and played faster or slower, a voice disguised."""
+    """Phase vocoder (Flanagan and Golden, BSTJ 1966): stretched in time, then played faster or slower: a disguise."""
     semitones = generator.uniform(2, 6) * generator.choice([-1, 1])
     ratio = 2 ** (semitones / 12)
     _, _, spectrum = stft(samples, RATE, nperseg=N_FFT, noverlap=N_FFT - N_FFT // 4)

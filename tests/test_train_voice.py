@@ -1,0 +1,186 @@
+"""tools/train_voice.py: tables of recordings, takes, training that resumes, and weights that the kernel loads."""
+
+from __future__ import annotations
+
+import csv
+import wave
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pairs import make_speech
+
+from dfdc.audio import RATE
+from dfdc.model import VoiceModel
+from dfdc.training.dataset import DataError
+from dfdc.training.takes import Take, make_takes, read_speech
+from dfdc.training.vocoders import VOCODERS, by_griffin_lim
+from dfdc.training.voice import VoiceSettings, evaluate, make_batch, make_trials, score_trials, train_voice
+from dfdc.voice import Listener
+from dfdc.weights import ModelSpec, find_weights
+from tools.train_voice import main, train_weights
+
+SPEC = ModelSpec("efficientnet-lite0", 64, sees="sound", mean=(-60.0,), std=(15.0,))
+SETTINGS = VoiceSettings(epochs=2, steps=2, batch_size=4)
+SPEAKERS = {"anna": "train", "bert": "train", "carl": "val"}
+
+
+def write_wave(path: Path, samples: np.ndarray) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    """A table of three speakers and a piece of music."""
+    rows = [(f"{name}.wav", name, split, "speech") for name, split in SPEAKERS.items()]
+    for seed, (name, *_) in enumerate(rows):
+        write_wave(tmp_path / name, make_speech(2.0, seed=seed))
+    write_wave(tmp_path / "band.wav", 0.1 * np.sin(np.arange(2 * RATE) / 5))
+    return write_table(tmp_path / "speech.csv", [*rows, ("band.wav", "band", "train", "music")])
+
+
+def write_table(path: Path, rows: list[tuple[str, ...]], header: str = "path speaker split kind") -> Path:
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([header.split(), *rows])
+    return path
+
+
+@pytest.fixture
+def without_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyworld is there for training only; the machine that tests may lack it."""
+    monkeypatch.setitem(VOCODERS, "world", by_griffin_lim)
+
+
+def takes(seeds: range) -> list[Take]:
+    reals = {seed: make_speech(2.0, seed=seed) for seed in seeds}
+    return [
+        Take(f"{seed}", f"{seed}", real, {"griffin_lim": by_griffin_lim(real, np.random.default_rng(seed))})
+        for seed, real in reals.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "message"),
+    [
+        ([("a.wav", "anna", "test", "speech")], "path speaker split kind", "a.wav has the split 'test'; allowed"),
+        ([("a.wav", "anna", "val", "song")], "path speaker split kind", "a.wav has the kind 'song'; allowed"),
+        ([("a.wav", "anna", "val")], "path speaker split", "columns kind are missing"),
+        (
+            [("a.wav", "anna", "val", "speech"), ("b.wav", "anna", "train", "speech")],
+            "path speaker split kind",
+            "anna lies in both splits",
+        ),
+    ],
+)
+def test_wrong_tables_are_told(rows: list, header: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        read_speech(write_table(tmp_path / "speech.csv", rows, header))
+
+
+def test_recording_without_sound_is_named(speech: Path, tmp_path: Path, without_world: None) -> None:
+    (tmp_path / "carl.wav").write_bytes(b"no sound")
+    with pytest.raises(DataError, match=r"carl\.wav: .*drop its row"):
+        make_takes(speech, tmp_path / "takes", split="val", progress=False)
+
+
+def test_takes_are_made_once(
+    speech: Path, tmp_path: Path, without_world: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make_takes(speech, tmp_path / "takes", split="val", progress=False)
+    assert set(first[0].made) == set(VOCODERS)
+    for name in VOCODERS:
+        monkeypatch.setitem(VOCODERS, name, lambda *_: pytest.fail("made again"))
+    again = make_takes(speech, tmp_path / "takes", split="val", progress=False)
+    np.testing.assert_array_equal(first[0].made["lpc"], again[0].made["lpc"])
+
+
+def test_real_and_made_windows_differ_by_the_voice_alone() -> None:
+    """Where a vocoder does nothing, both windows are equal: neither words, channel nor loudness tell them apart."""
+    plain = [replace(take, made={"nothing": take.real}) for take in takes(range(2))]
+    windows, labels = make_batch(plain, [], 64, VoiceSettings(batch_size=8), np.random.default_rng(0))
+    assert labels.tolist() == [0.0] * 4 + [1.0] * 4
+    np.testing.assert_array_equal(windows[:4], windows[4:])
+
+
+def test_music_takes_the_place_of_reals_only() -> None:
+    rhythm = 0.1 * np.sin(np.arange(3 * RATE) * 2.5) * (np.sin(np.arange(3 * RATE) * 20 / RATE) > 0)
+    music = [Take("m", "m", rhythm.astype(np.float32), {})]
+    settings = VoiceSettings(batch_size=8, music=1.0)
+    with_music, _ = make_batch(takes(range(2)), music, 64, settings, np.random.default_rng(0))
+    # A tone that comes and goes is loud in one band; speech is in many.
+    loud = (with_music > with_music.max((1, 2), keepdims=True) - 20).any(2).sum(1)
+    assert loud[:4].max() < loud[4:].min()
+
+
+def test_training_learns_to_tell_a_vocoder_of_its_own_speakers(one_thread: None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    known = takes(range(3))
+    trials = make_trials(known, 64)
+    settings = VoiceSettings(epochs=2, steps=25, batch_size=8, learning_rate=2e-3, ema_decay=0.8)
+    _, scores, calibration = train_voice(VoiceModel(SPEC), known, [], trials, tmp_path, settings, progress=False)
+    assert scores["auc"] > 0.85
+    assert scores["auc_griffin_lim"] == pytest.approx(scores["auc"])
+    assert calibration.low < 0.5 < calibration.high
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_killed_run_goes_on_as_if_it_had_not_been(one_thread: None, tmp_path: Path) -> None:
+    known = takes(range(2))
+    trials = make_trials(known, 64)
+
+    def run(folder: Path, epochs: int) -> np.ndarray:
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(0)
+        final, _, _ = train_voice(
+            VoiceModel(SPEC), known, [], trials, folder, replace(SETTINGS, epochs=epochs), progress=False
+        )
+        return score_trials(final, trials)
+
+    whole = run(tmp_path / "whole", 2)
+    state = tmp_path / "killed" / "state.pt"
+    real_save = torch.save
+    with pytest.MonkeyPatch.context() as patch:
+        # The kill comes after the first epoch's state is written.
+        patch.setattr("dfdc.training.voice.report_epoch", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed", 2)
+    assert state.exists()
+    assert torch.save is real_save
+    np.testing.assert_array_equal(run(tmp_path / "killed", 2), whole)
+
+
+def test_scores_are_stated_per_vocoder() -> None:
+    trials = make_trials(takes(range(2)), 64)
+    assert [trial.label for trial in trials] == [0, 1, 0, 1]
+    scores, _ = evaluate(VoiceModel(SPEC).eval(), trials)
+    assert "auc_griffin_lim" in scores
+
+
+def test_tool_writes_weights_that_the_kernel_hears_with(
+    speech: Path, tmp_path: Path, without_world: None, one_thread: None
+) -> None:
+    root = Path(__file__).resolve().parent.parent / "weights"
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for file in root.glob("*.safetensors"):
+        (folder / file.name).symlink_to(file)
+    run = tmp_path / "run" / "voice"
+    path = train_weights(
+        speech, run, folder / "optional", leave_out="lpc", per_speaker=1, settings=SETTINGS, progress=False
+    )
+    files = find_weights(folder, extras=["sound"])
+    assert files[-1].path == path
+    assert "lpc" not in files[-1].spec.trained_on.split(";")[0]
+    assert {"auc_lpc", "auc_griffin_lim"} <= set(files[-1].spec.validation)
+    assert np.isfinite(Listener(files[-1:]).score(make_speech(3.0)))
+
+
+def test_tool_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--speech", str(tmp_path / "none.csv"), "--run", str(tmp_path / "run"), "--out", str(tmp_path)]) == 1
+    assert "none.csv: not a readable CSV file" in capsys.readouterr().err

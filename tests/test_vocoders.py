@@ -1,0 +1,82 @@
+"""dfdc.training.vocoders and channel: made voices, and the way that a sound goes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pairs import make_speech
+
+from dfdc.audio import RATE, Sound, log_mel
+from dfdc.training.channel import CODECS, Channel, code, make_noise
+from dfdc.training.sound import compare_sounds
+from dfdc.training.vocoders import VOCODERS
+
+SPEECH = make_speech(3.0)
+
+
+def loudness_over_time(samples: np.ndarray) -> np.ndarray:
+    return log_mel(samples).mean(0)
+
+
+@pytest.mark.parametrize("name", list(VOCODERS))
+def test_made_voice_says_the_same_in_another_waveform(name: str) -> None:
+    if name == "world":
+        pytest.importorskip("pyworld")
+    made = VOCODERS[name](SPEECH, np.random.default_rng(3))
+    assert made.shape == SPEECH.shape
+    assert made.dtype == np.float32
+    assert np.isfinite(made).all()
+    # The syllables stay where they are, the waveform does not.
+    assert np.corrcoef(loudness_over_time(SPEECH), loudness_over_time(made))[0, 1] > 0.8
+    assert np.median(compare_sounds(Sound(SPEECH, RATE), Sound(made, RATE)).heard) < 0.8
+
+
+@pytest.mark.parametrize("name", [name for name in VOCODERS if name != "world"])
+def test_same_generator_same_voice(name: str) -> None:
+    first, again = (VOCODERS[name](SPEECH, np.random.default_rng(5)) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("name", [name for name in VOCODERS if name != "world"])
+def test_silence_stays_silent(name: str) -> None:
+    made = VOCODERS[name](np.zeros(RATE, np.float32), np.random.default_rng(0))
+    assert np.abs(made).max() < 1e-3
+
+
+def test_world_without_pyworld_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyworld", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install pyworld"):
+        VOCODERS["world"](SPEECH, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("codec", list(CODECS))
+def test_codec_keeps_the_recording(codec: str) -> None:
+    arrived = code(SPEECH, codec, CODECS[codec][2][1])
+    assert abs(len(arrived) - len(SPEECH)) < RATE / 5
+    assert np.median(compare_sounds(Sound(SPEECH, RATE), Sound(arrived, RATE)).heard) > 0.9
+
+
+def test_channel_treats_real_and_made_alike() -> None:
+    channel = Channel(noise_db=10.0, colour=1.0, top_hz=4000.0, seed=7)
+    quiet = np.full(RATE, 0.1, np.float32)
+    np.testing.assert_array_equal(channel.carry(quiet), channel.carry(quiet.copy()))
+
+
+def test_narrow_line_loses_what_is_above() -> None:
+    noise = 0.1 * make_noise(2 * RATE, 0.0, np.random.default_rng(0)).astype(np.float32)
+    bands = log_mel(Channel(top_hz=3000.0).carry(noise)).mean(1)
+    assert bands[30] - bands[-1] > 30
+
+
+def test_noise_is_as_loud_as_asked() -> None:
+    silence_in_speech = Channel(noise_db=20.0, seed=1).carry(SPEECH) - SPEECH
+    ratio = 10 * np.log10(np.mean(SPEECH**2) / np.mean(silence_in_speech**2))
+    assert ratio == pytest.approx(20.0, abs=0.1)
+
+
+def test_drawn_channels_are_of_every_kind() -> None:
+    generator = np.random.default_rng(0)
+    channels = [Channel.draw(generator) for _ in range(100)]
+    assert {channel.codec for channel in channels} == {None, *CODECS}
+    assert any(channel.noise_db is None and channel.top_hz is None for channel in channels)
+    assert len({channel.seed for channel in channels}) > 90

@@ -1,0 +1,172 @@
+"""dfdc.voice: what is taken for speech, what a net sees of it, and what a voice adds to a clip's score."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clips import write_clip
+from pairs import make_speech, write_pair_clip
+
+from dfdc.aggregate import MADE_VOICES, add_voice, voice_probability
+from dfdc.audio import HOP, N_BANDS, QUIETEST_DB, RATE
+from dfdc.export import export_programs
+from dfdc.model import VoiceModel, load_initial, load_model, save_model
+from dfdc.predict import Predictor
+from dfdc.voice import LOUDNESS_DB, MAX_WINDOWS, Listener, cut_windows, is_speech, see_window
+from dfdc.weights import Calibration, ModelSpec, WeightsFile, find_weights, open_weights
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = 64
+SPEC = ModelSpec("efficientnet-lite0", COLUMNS, sees="sound", mean=(-60.0,), std=(15.0,))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[WeightsFile]:
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    calibration = Calibration(temperature=0.5, bias=1.0)
+    return [open_weights(save_model(VoiceModel(replace(SPEC, calibration=calibration)), folder, name="voice"))]
+
+
+@pytest.fixture(scope="module")
+def predictors(files: list[WeightsFile]) -> tuple[Predictor, Predictor]:
+    """One that sees, and one that hears, too."""
+    faces = find_weights(ROOT / "weights")
+    return Predictor(faces), Predictor([*faces, *files])
+
+
+def make_noise(seconds: float, *, seed: int = 0) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
+
+
+@pytest.mark.parametrize("volume", [0.05, 1.0])
+def test_speech_is_heard_at_any_volume(volume: float) -> None:
+    windows, starts = cut_windows(volume * make_speech(4.0), COLUMNS)
+    assert len(windows) == len(starts) >= 8
+    assert windows.shape[1:] == (N_BANDS, COLUMNS)
+    assert windows.dtype == np.float32
+
+
+def test_volume_does_not_show() -> None:
+    speech = make_speech(1.0)
+    loud, soft = see_window(speech, COLUMNS), see_window(speech / 20, COLUMNS)
+    np.testing.assert_allclose(loud, soft, atol=0.01)
+    assert loud.max() > LOUDNESS_DB - 30
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        np.zeros(4 * RATE, np.float32),
+        1e-4 * make_speech(4.0),
+        make_noise(4.0),
+        (0.1 * np.sin(np.arange(4 * RATE) * 0.3)).astype(np.float32),
+    ],
+    ids=["silence", "whisper behind a wall", "noise", "tone"],
+)
+def test_what_is_no_speech_gives_no_window(samples: np.ndarray) -> None:
+    windows, starts = cut_windows(samples, COLUMNS)
+    assert len(windows) == len(starts) == 0
+    assert windows.shape[1:] == (N_BANDS, COLUMNS)
+
+
+def test_windows_are_spread_over_a_long_sound_and_bounded() -> None:
+    windows, starts = cut_windows(make_speech(30.0), COLUMNS)
+    assert len(windows) == MAX_WINDOWS
+    assert starts[0] < 0.3
+    assert starts[-1] == pytest.approx(30 - COLUMNS * HOP / RATE, abs=0.3)
+
+
+def test_short_sound_is_continued_by_silence() -> None:
+    window = see_window(make_speech(0.2), COLUMNS)
+    assert window.shape == (N_BANDS, COLUMNS)
+    assert (window[:, -10:] == QUIETEST_DB).all()
+
+
+@pytest.mark.parametrize("name", ["speech_original.mp4", "grid_swiz3n.mpg", "aajsqyyjni.mp4"])
+def test_real_clips_are_taken_for_speech(name: str, shared_videos: Path) -> None:
+    from dfdc.audio import read_sound
+
+    samples = read_sound(shared_videos / name).samples
+    starts = np.arange(0, len(samples) - 128 * HOP, 64 * HOP)
+    assert np.mean([is_speech(see_window(samples[start:], 128)) for start in starts]) > 0.7
+
+
+def test_voice_model_round_trip(files: list[WeightsFile]) -> None:
+    model = load_model(files[0])
+    assert isinstance(model, VoiceModel)
+    with torch.inference_mode():
+        logits = model(torch.zeros(2, N_BANDS, COLUMNS))
+    assert logits.shape == (2,)
+    assert logits[0] == logits[1]
+
+
+def test_net_of_pictures_becomes_one_of_sound(tmp_path: Path) -> None:
+    from dfdc.model import FrameModel
+
+    torch.manual_seed(1)
+    face = FrameModel(ModelSpec("efficientnet-lite0", COLUMNS)).eval()
+    model = VoiceModel(SPEC).eval()
+    taken, total = load_initial(model, save_model(face, tmp_path, name="face"))
+    assert taken == total
+    grey = torch.rand(2, COLUMNS, COLUMNS) - 0.5
+    with torch.inference_mode():
+        # Half precision of the file: three significant digits.
+        torch.testing.assert_close(
+            model.net(grey[:, None]), face.net(grey[:, None].expand(-1, 3, -1, -1)), rtol=0.02, atol=0.02
+        )
+
+
+def test_listener_answers_with_the_mean_of_its_calibrated_windows(files: list[WeightsFile]) -> None:
+    speech = make_speech(3.0)
+    windows, _ = cut_windows(speech, COLUMNS)
+    with torch.inference_mode():
+        raw = load_model(files[0])(torch.from_numpy(windows)).numpy()
+    # OpenVINO and torch sum in other orders.
+    assert Listener(files).score(speech) == pytest.approx(float(np.mean(raw / 0.5 + 1.0)), abs=2e-3)
+
+
+def test_programs_answer_as_nets_do(files: list[WeightsFile]) -> None:
+    pytest.importorskip("openvino")
+    from dfdc.runtime import open_net
+
+    faces = find_weights(ROOT / "weights")
+    programs = export_programs([*faces, *files], "cpu")
+    speech = make_speech(3.0)
+    listener = Listener(files, nets=[open_net(program, threads=1) for program in programs.voices])
+    assert listener.score(speech) == pytest.approx(Listener(files).score(speech), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sound", [None, np.zeros(3 * RATE, np.float32), make_noise(3.0)], ids=["none", "silent", "noise"]
+)
+def test_no_voice_no_opinion(sound: np.ndarray | None, predictors: tuple[Predictor, Predictor], tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    write_clip(path) if sound is None else write_pair_clip(path, sound=sound)
+    plain, heard = (predictor.predict(path, 4) for predictor in predictors)
+    assert heard.label == plain.label
+    assert heard.voice is heard.picture is None
+
+
+def test_listener_without_nets_reads_nothing(tmp_path: Path) -> None:
+    assert Listener([]).listen(tmp_path / "absent.mp4") is None
+
+
+def test_voice_never_lowers_a_clips_score_and_is_monotone() -> None:
+    voices = [voice_probability(score) for score in np.linspace(-40, 40, 81)]
+    for picture in (0.01, 0.3, 0.5, 0.97):
+        labels = [add_voice(picture, voice, high=0.95) for voice in voices]
+        assert min(labels) == picture
+        assert labels == sorted(labels)
+        assert add_voice(picture, None, high=0.95) == picture
+    assert add_voice(0.1, voices[-1], high=0.95) == 0.95
+
+
+def test_voice_that_says_nothing_counts_as_the_share_of_made_voices() -> None:
+    assert voice_probability(0.0) == pytest.approx(MADE_VOICES)
+    # It takes a voice that is as rare among real ones as made voices are among all to make a clip doubtful.
+    assert voice_probability(np.log((1 - MADE_VOICES) / MADE_VOICES)) == pytest.approx(0.5)
