@@ -170,3 +170,17 @@ def test_voice_that_says_nothing_counts_as_the_share_of_made_voices() -> None:
     assert voice_probability(0.0) == pytest.approx(MADE_VOICES)
     # It takes a voice that is as rare among real ones as made voices are among all to make a clip doubtful.
     assert voice_probability(np.log((1 - MADE_VOICES) / MADE_VOICES)) == pytest.approx(0.5)
+
+
+def test_picture_of_a_voice(files: list[WeightsFile], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import cv2
+
+    from tools.show_voice import main
+
+    clip = write_pair_clip(tmp_path / "clip.mp4", n_frames=4, sound=make_speech(3.0))
+    out = tmp_path / "pictures" / "voice.png"
+    assert main([str(clip), "--weights", str(files[0].path), "--vocoders", "lpc", "--out", str(out)]) == 0
+    assert cv2.imread(str(out)).shape[0] == 460
+    mute = write_clip(tmp_path / "mute.mp4", n_frames=2)
+    assert main([str(mute), "--weights", str(files[0].path)]) == 1
+    assert "mute.mp4: has no sound" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -92,9 +92,15 @@ def score_crop_table(
 
 
 def score_clips(
-    folder: Path, weights: Path, *, device: str = "auto", n_frames: int | None = None, n_workers: int = 1
+    folder: Path,
+    weights: Path,
+    *,
+    extras: Sequence[str] = (),
+    device: str = "auto",
+    n_frames: int | None = None,
+    n_workers: int = 1,
 ) -> Scored:
-    """Score the clips of a folder as the kernel does; what it cannot score has the prior here too.
+    """Score the clips of a folder as the kernel does, extras as its --with; what it cannot score has the prior here too.
 
     Raises:
         DataError: metadata.json cannot be used, or lists no clip that is there.
@@ -106,7 +112,7 @@ def score_clips(
         raise DataError(f"{folder}: none of the {len(listed)} clips that its metadata.json lists is there")
     if len(clips) < len(listed):
         print(f"{len(listed) - len(clips)} of {len(listed)} listed clips are absent and left out", file=sys.stderr)
-    files = tuple(find_weights(weights))
+    files = tuple(find_weights(weights, extras=extras))
     settings = WorkerSettings(files, device=device, n_frames=n_frames, threads=max(count_cores() // n_workers, 1))
     paths = {clip.name: clip.path for clip in clips}
     predictions = {}
@@ -260,6 +266,14 @@ def main(argv: list[str] | None = None) -> int:
     add("--weights", type=Path, default=WEIGHTS, help="weights file or folder (default: weights/)")
     add("--json", type=Path, metavar="FILE", help="write the scores to it")
     add("--pictures", type=Path, metavar="FOLDER", help="draw ROC, reliability, histogram and worst mistakes into it")
+    add(
+        "--with",
+        dest="extras",
+        action="append",
+        choices=("motion", "sound"),
+        default=[],
+        help="with --videos: nets that are off by default, once for each",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
     add("--limit", type=int, help="use only so many crops (default: all)")
     add("--frames", type=int, help="frames looked at per clip (default: the kernel's)")
@@ -274,7 +288,12 @@ def main(argv: list[str] | None = None) -> int:
             scored = score_crop_table(args.crops, args.weights, split=args.split, device=args.device, limit=args.limit)
         else:
             scored = score_clips(
-                args.videos, args.weights, device=args.device, n_frames=args.frames, n_workers=args.workers
+                args.videos,
+                args.weights,
+                extras=args.extras,
+                device=args.device,
+                n_frames=args.frames,
+                n_workers=args.workers,
             )
         evaluate(scored, json_path=args.json, pictures=args.pictures, samples=args.samples, seed=args.seed)
     except (DataError, WeightsError, InputError, DeviceError, OSError) as error:
