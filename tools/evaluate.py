@@ -100,7 +100,7 @@ def score_clips(
     n_frames: int | None = None,
     n_workers: int = 1,
 ) -> Scored:
-    """Score the clips of a folder as the kernel does, extras as its --with; what it cannot score has the prior here too.
+    """Score the clips of a folder as the kernel does (extras: its --with); what it cannot score has the prior here too.
 
     Raises:
         DataError: metadata.json cannot be used, or lists no clip that is there.

@@ -110,7 +110,13 @@ def _encode(picture: np.ndarray) -> str:
 
 
 def show_clips(
-    paths: Sequence[Path], out: Path, *, weights: Path = ROOT / "weights", n_frames: int = 16, device: str = "auto"
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    weights: Path = ROOT / "weights",
+    extras: Sequence[str] = (),
+    n_frames: int = 16,
+    device: str = "auto",
 ) -> Path:
     """Score clips and write the page.
 
@@ -118,6 +124,7 @@ def show_clips(
         paths: clips, or folders of clips.
         out: HTML file to write.
         weights: file or folder; several files form an ensemble.
+        extras: nets that are off by default, "motion" or "sound".
         n_frames: looked at per clip, at least 1.
         device: "auto", "cpu" or "cuda".
 
@@ -131,7 +138,7 @@ def show_clips(
     job = collect(list(paths))
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise InputError(f"{out}: is a folder, or its folder does not exist; name a file in one that does with --out")
-    watcher = Watcher(find_weights(weights), device=choose_device(device))
+    watcher = Watcher(find_weights(weights, extras=extras), device=choose_device(device))
     clips = []
     for name in tqdm(job.names, desc="scoring", unit="clip", disable=None):
         watcher.persons = []
@@ -184,6 +191,14 @@ def main(argv: list[str] | None = None) -> int:
     add("paths", nargs="+", type=Path, metavar="CLIPS", help="clip or folder of clips")
     add("--out", type=Path, default=Path("clips.html"), help="the page (default: %(default)s)")
     add("--weights", type=Path, default=ROOT / "weights", help="weights file or folder (default: weights/)")
+    add(
+        "--with",
+        dest="extras",
+        action="append",
+        choices=("motion", "sound"),
+        default=[],
+        help="nets that are off by default, once for each",
+    )
     add("--frames", type=int, default=16, help="frames looked at per clip (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
     args = parser.parse_args(argv)
@@ -191,7 +206,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.frames < 1:
         parser.error(f"--frames: is {args.frames}; allowed: 1 and up")
     try:
-        out = show_clips(args.paths, args.out, weights=args.weights, n_frames=args.frames, device=args.device)
+        out = show_clips(
+            args.paths, args.out, weights=args.weights, extras=args.extras, n_frames=args.frames, device=args.device
+        )
     except (InputError, WeightsError, DeviceError, OSError) as error:
         print(f"show_clips: {error}", file=sys.stderr)
         return 1
