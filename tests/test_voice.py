@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -12,10 +13,11 @@ from clips import write_clip
 from pairs import make_speech, write_pair_clip
 
 from dfdc.aggregate import MADE_VOICES, add_voice, voice_probability
-from dfdc.audio import HOP, N_BANDS, QUIETEST_DB, RATE
+from dfdc.audio import HOP, N_BANDS, QUIETEST_DB, RATE, read_sound
 from dfdc.export import export_programs
 from dfdc.model import VoiceModel, load_initial, load_model, save_model
 from dfdc.predict import Predictor
+from dfdc.training.vocoders import VOCODERS
 from dfdc.voice import LOUDNESS_DB, MAX_WINDOWS, Listener, cut_windows, is_speech, see_window
 from dfdc.weights import Calibration, ModelSpec, WeightsFile, find_weights, open_weights
 
@@ -89,7 +91,6 @@ def test_short_sound_is_continued_by_silence() -> None:
 
 @pytest.mark.parametrize("name", ["speech_original.mp4", "grid_swiz3n.mpg", "aajsqyyjni.mp4"])
 def test_real_clips_are_taken_for_speech(name: str, shared_videos: Path) -> None:
-    from dfdc.audio import read_sound
 
     samples = read_sound(shared_videos / name).samples
     starts = np.arange(0, len(samples) - 128 * HOP, 64 * HOP)
@@ -184,3 +185,37 @@ def test_picture_of_a_voice(files: list[WeightsFile], tmp_path: Path, capsys: py
     mute = write_clip(tmp_path / "mute.mp4", n_frames=2)
     assert main([str(mute), "--weights", str(files[0].path)]) == 1
     assert "mute.mp4: has no sound" in capsys.readouterr().err
+
+
+def replace_sound(clip: Path, samples: np.ndarray, out: Path) -> Path:
+    """A clip's pictures as they are with another sound."""
+    with av.open(str(clip)) as source, av.open(str(out), "w") as target:
+        pictures = source.streams.video[0]
+        video = target.add_stream_from_template(pictures)
+        audio = target.add_stream("aac", rate=RATE, layout="mono", bit_rate=64_000)
+        for packet in source.demux(pictures):
+            if packet.dts is not None:
+                packet.stream = video
+                target.mux(packet)
+        resampler = av.AudioResampler(audio.codec_context.format, "mono", RATE, frame_size=1024)
+        frame = av.AudioFrame.from_ndarray(samples[None], "flt", "mono")
+        frame.sample_rate = RATE
+        for part in (*resampler.resample(frame), *resampler.resample(None)):
+            target.mux(audio.encode(part))
+        target.mux(audio.encode(None))
+    return out
+
+
+def test_fake_by_its_sound_alone_is_recognised(shared_videos: Path, tmp_path: Path) -> None:
+    """A real clip of a speaker whom no net has heard, once with its own voice and once with one made from it."""
+    clip = shared_videos / "knqhpwoigk.mp4"
+    samples = read_sound(clip).samples
+    made = VOCODERS["lpc"](samples, np.random.default_rng(0))
+    predictor = Predictor(find_weights(ROOT / "weights", extras=["sound"]))
+    real, fake = (
+        predictor.predict(replace_sound(clip, sound, tmp_path / f"{name}.mp4"), 2)
+        for name, sound in (("real", samples), ("fake", made))
+    )
+    assert real.label == real.picture
+    assert fake.picture == real.picture
+    assert fake.label == fake.voice > max(0.5, real.label)
