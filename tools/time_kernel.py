@@ -279,14 +279,14 @@ def main(argv: list[str] | None = None) -> int:
         "--frames", type=int, default=16, help="frames looked at per clip, so that work is fixed (default: %(default)s)"
     )
     add("--weights", type=Path, help="weights file or folder (default: the kernel's)")
-    add("--with", dest="extras", nargs="+", default=[], metavar="NET", help="as the kernel takes it (default: none)")
+    add("--with", dest="extras", action="append", default=[], metavar="NET", help="as the kernel takes it")
     add("--memory-gb", type=float, help="10^9 bytes that all processes may take together (default: any amount)")
     add("--clips", type=int, default=Plan.n_clips, help="clips of the planned run (default: %(default)s)")
     add("--limit", type=parse_duration, default="9h", help="how long it may take (default: %(default)s)")
     args = parser.parse_args(argv)
     names = [name for name in ("workers", "device", "frames", "weights") if getattr(args, name) is not None]
     kernel = [sys.executable, KERNEL, "--fresh", *(f"--{name}={getattr(args, name)}" for name in names)]
-    kernel += ["--with", *args.extras] if args.extras else []
+    kernel += [f"--with={extra}" for extra in args.extras]
     try:
         plan, job = Plan(args.clips, args.limit, args.memory_gb), collect(args.paths)
         clips = [job.paths[name] for name in fnmatch.filter(job.names, args.match)]
