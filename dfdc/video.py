@@ -275,10 +275,12 @@ def _decode(
     with _opened(path) as (container, stream):
         stream.codec_context.skip_frame = plan
         decoded = _decoded(container, stream, deadline)
-        timed = _timed(decoded, index, stream)
+        rising = _rising(_timed(decoded, index, stream))
+        # Without pairs no frame is held for the one before it: the decoder then has one buffer more to use again.
+        pairs = _with_following(rising) if n_pairs else ((time, (frame, None)) for time, frame in rising)
         convert = _converter(MAX_SIDE)
         frames = []
-        for time, (frame, following) in _nearest(_with_following(timed), moments):
+        for time, (frame, following) in _nearest(pairs, moments):
             neighbour = convert(following) if following is not None and len(frames) in paired else None
             frames.append(Frame(time - index.times[0], convert(frame), neighbour))
         return frames
@@ -300,8 +302,8 @@ def _decoded(container: InputContainer, stream: VideoStream, deadline: Deadline)
 
 
 def _with_following(frames: Iterable[tuple[float, VideoFrame]]) -> Iterator[tuple[float, Pair]]:
-    """Frames whose time rises, each with the one after it; the last with None."""
-    for (time, frame), following in pairwise(chain(_rising(frames), [None])):
+    """Frames, each with the one after it; the last with None."""
+    for (time, frame), following in pairwise(chain(frames, [None])):
         yield time, (frame, following and following[1])
 
 
