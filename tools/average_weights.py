@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.model import FrameModel, load_model, save_model
 from dfdc.training.dataset import DataError, load_crops
 from dfdc.training.loop import evaluate
+from dfdc.training.runlog import read_commit
 from dfdc.weights import WeightsError, WeightsFile, open_weights
 
 
@@ -78,6 +79,7 @@ def average_weights(files: Sequence[Path], crops: Path, out: Path, *, limit: int
     spec = replace(
         model.spec,
         calibration=calibration,
+        commit=read_commit(),
         validation=scores,
         command="python " + " ".join(sys.argv),
         trained_on=" | ".join(dict.fromkeys(file.spec.trained_on for file in opened)),

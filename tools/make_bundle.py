@@ -292,7 +292,7 @@ def _describe_dataset(wheels: list[Path]) -> str:
     return f"""# Inputs of a DeepFake Detection Challenge kernel
 
 - dfdc/: the package; kernel.py: what runs it
-- weights/: the model, with a README of what it was trained on
+- weights/: the model, with a README of what it was trained on; in optional/, those that are off by default
 - {WHEELS}/: packages that Kaggle's image lacks; the kernel unpacks those it needs
 - licences/: of the wheels, each in a folder of its own
 - {MANIFEST}: every file with its size and SHA-256; the kernel checks it at its start

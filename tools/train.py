@@ -8,7 +8,6 @@ python tools/train.py --crops crops/crops.csv ... --frame-labels frame_labels.cs
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from dfdc.training.dataset import DataError, load_crops, read_split
 from dfdc.training.labels import describe_counts, read_labels, weigh_crops
 from dfdc.training.loop import TrainSettings, train
 from dfdc.training.parallel import Rank, join_ranks
+from dfdc.training.runlog import read_commit
 from dfdc.training.start import download_imagenet, revive_if_folded
 from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError
 
@@ -93,20 +93,11 @@ def train_weights(
         trained_on=f"{len(training)} crops of {names}, split train",
         command="python " + " ".join(sys.argv),
         validation=scores,
-        commit=_commit(),
+        commit=read_commit(),
     )
     path = save_model(final, out, name=f"{architecture}-{input_size}", spec=spec)
     print(f"{path}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
     return path
-
-
-def _commit() -> str:
-    """The code's commit; empty where it is no git checkout, or git is not installed."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return ""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,6 +40,7 @@ from dfdc.training.motion import (
     make_twins,
     split_sources,
 )
+from dfdc.training.runlog import read_commit
 from dfdc.video import Frame
 from dfdc.weights import WeightsError, WeightsFile, find_weights, open_weights
 
@@ -120,7 +120,7 @@ def train_motion(
         trained_on=f"{len(pairs)} pairs of {len(set(pairs.videos))} clips, and their real ones made to flicker; "
         f"but for the last layer, it is {init.name}",
         command="python " + " ".join(sys.argv),
-        commit=_commit(),
+        commit=read_commit(),
     )
     model = FrameModel(spec).eval()
     load_initial(model, init)
@@ -200,15 +200,6 @@ def _score_clips(
 def _bounds(faces: Sequence[WeightsFile]) -> tuple[float, float]:
     calibrations = [file.spec.calibration for file in faces]
     return float(np.mean([c.low for c in calibrations])), float(np.mean([c.high for c in calibrations]))
-
-
-def _commit() -> str:
-    """The code's commit; empty where it is no git checkout, or git is not installed."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return ""
 
 
 def main(argv: list[str] | None = None) -> int:

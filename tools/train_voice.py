@@ -10,7 +10,6 @@ nothing else does: pip install pyworld 'setuptools<81'.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.model import VoiceModel, load_initial, save_model
 from dfdc.training.dataset import DataError
+from dfdc.training.runlog import read_commit
 from dfdc.training.start import revive_if_folded
 from dfdc.training.takes import make_takes
 from dfdc.training.vocoders import VOCODERS
@@ -102,20 +102,11 @@ def train_weights(
         f"validated on {speakers[1]} others",
         command="python " + " ".join(sys.argv),
         validation=scores,
-        commit=_commit(),
+        commit=read_commit(),
     )
     path = save_model(final, out, name=f"voice-{ARCHITECTURE}", spec=spec)
     print(f"{path}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
     return path
-
-
-def _commit() -> str:
-    """The code's commit; empty where it is no git checkout, or git is not installed."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return ""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,8 +1,9 @@
-"""A run's epochs -> its log: a CSV, a picture of the curves, TensorBoard's events, and a line on the screen."""
+"""A run's epochs -> its log: a CSV, a picture of the curves, TensorBoard's events, a line on the screen; its commit."""
 
 from __future__ import annotations
 
 import csv
+import subprocess
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -47,3 +48,12 @@ def write_row(path: Path, row: dict[str, float]) -> list[dict[str, float]]:
     rows.append(row)
     write_csv(path, list(row), [list(line.values()) for line in rows])
     return [{name: float(value) for name, value in line.items()} for line in rows]
+
+
+def read_commit() -> str:
+    """The code's commit; empty where it is no git checkout, or git is not installed."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
