@@ -14,7 +14,7 @@ one; and a clip without a score costs .69, more than any number of frames wins b
   get one net, then half the frames, and half of that, down to one, before any gets none. (Only then may a run with less
   time, which was more careful from the start, have given a late clip more frames.)
 - A clip whose probability is outside `CERTAIN` stays as it is: its expected loss is at most .2, of which further frames
-  win a fraction. A clip that gave fewer frames than it was asked for has no more to give.
+  win a fraction. A clip that gave fewer frames than it was asked for has no more to give, and only gets further nets.
 """
 
 from __future__ import annotations
@@ -156,8 +156,9 @@ class Plan:
         earlier = self.known.get(prediction.filename)
         if earlier and not (prediction.status == "ok" and prediction.frames >= earlier.frames):
             prediction = replace(earlier, wanted=task.n_frames, nets=task.n_nets)
+        else:
+            self._consider(prediction)
         self.known[prediction.filename] = prediction
-        self._consider(prediction)
         return prediction
 
     def retry(self, name: str) -> None:
@@ -187,7 +188,9 @@ class Plan:
     def _consider(self, prediction: Prediction) -> None:
         """Queue a clip for a further look if that is worth it: fewest frames first, then the most uncertain."""
         taken = Look(prediction.wanted, prediction.nets)
-        if self.n_frames is not None or taken >= self._rungs[-1] or prediction.frames < prediction.wanted:
+        if prediction.frames < prediction.wanted:  # it has no more of them, but may have a face for further nets
+            taken = Look(TOP, prediction.nets if prediction.faces else self._rungs[-1].n_nets)
+        if self.n_frames is not None or taken >= self._rungs[-1]:
             return
         certain = prediction.wanted >= QUICK and not CERTAIN[0] <= prediction.label <= CERTAIN[1]
         if prediction.status in ("ok", "no_face") and not certain:

@@ -310,10 +310,10 @@ def _make_programs(settings: WorkerSettings, deadline: Deadline) -> Programs | N
     process = context.Process(target=send_programs, args=(theirs, settings), daemon=True)
     message = None
     try:
-        process.start()
-        theirs.close()
         with _environment(ENVIRONMENT):
+            process.start()
             forkserver.ensure_running()
+        theirs.close()
         if ours.poll(min(START_LIMIT_S, deadline.remaining_s())):
             message = ours.recv()
     except (EOFError, OSError) as error:  # it died, or cannot be started: workers may still do without it

@@ -330,6 +330,17 @@ def test_clip_that_has_no_more_frames_is_not_looked_at_again(frames: int) -> Non
     assert len(run.looks) == 20
 
 
+def test_clip_that_has_no_more_frames_gets_further_nets() -> None:
+    run = simulate(numbered(20), steady(4.0), 300.0, n_nets=2, answer=lambda t: Prediction(t.name, frames=5, faces=5))
+    assert run.looks[0].n_nets == 1
+    assert {p.nets for p in run.predictions.values()} == {2}
+
+
+def test_clip_that_has_neither_more_frames_nor_a_face_is_left_alone() -> None:
+    run = simulate(numbered(20), steady(4.0), 300.0, n_nets=2, answer=lambda t: Prediction(t.name, frames=5))
+    assert len(run.looks) == 20
+
+
 def test_known_clips_go_on_from_where_they_were() -> None:
     known = {
         "0": Prediction("0", 0.4, wanted=QUICK, nets=1, frames=QUICK),
