@@ -129,8 +129,8 @@ def _adapt(value: Tensor, wanted: Tensor) -> Tensor:
     return value
 
 
-class FrameModel(nn.Module):
-    """A net that takes crops as they are cut and answers with logits; normalization lives here and nowhere else."""
+class _NormalizedNet(nn.Module):
+    """The net of a specification; normalization lives here and nowhere else."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -138,6 +138,15 @@ class FrameModel(nn.Module):
         self.net = build_network(spec.architecture, spec.input_size, channels=spec.channels)
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    def _answer(self, values: Tensor) -> Tensor:
+        """Logits (N,) of values (N, C, H, W) as they were measured, float."""
+        normalized = (values - self.mean.float()) / self.std.float()
+        return self.net(normalized.to(self.mean.dtype)).squeeze(1)
+
+
+class FrameModel(_NormalizedNet):
+    """A net that takes crops as they are cut and answers with logits."""
 
     def forward(self, crops: Tensor) -> Tensor:
         """Score crops.
@@ -148,9 +157,7 @@ class FrameModel(nn.Module):
         Returns:
             (N,) float logits before calibration; above 0 means fake.
         """
-        pixels = resize_crops(crops.float(), self.spec.input_size)
-        normalized = (pixels - self.mean.float()) / self.std.float()
-        return self.net(normalized.to(self.mean.dtype)).squeeze(1)
+        return self._answer(resize_crops(crops.float(), self.spec.input_size))
 
 
 class MirroredModel(nn.Module):
@@ -212,15 +219,8 @@ class PairNet(nn.Module):
         return self.model(see_change(pairs.permute(0, 3, 1, 2).float(), self.input_size))
 
 
-class VoiceModel(nn.Module):
-    """A net that takes spectrograms and answers with logits; normalization lives here and nowhere else."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        self.net = build_network(spec.architecture, spec.input_size, channels=spec.channels)
-        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+class VoiceModel(_NormalizedNet):
+    """A net that takes spectrograms and answers with logits."""
 
     def forward(self, spectra: Tensor) -> Tensor:
         """Score windows of sound.
@@ -231,8 +231,7 @@ class VoiceModel(nn.Module):
         Returns:
             (N,) float logits before calibration; above 0 means a made voice.
         """
-        normalized = (spectra.unsqueeze(1).float() - self.mean.float()) / self.std.float()
-        return self.net(normalized.to(self.mean.dtype)).squeeze(1)
+        return self._answer(spectra.unsqueeze(1).float())
 
 
 def build_model(spec: ModelSpec) -> FrameModel | VoiceModel:
