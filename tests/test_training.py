@@ -143,6 +143,7 @@ def test_several_tables_are_one_set(tmp_path: Path) -> None:
     assert crops.labels.tolist() == [0, 0, 1, 1, 0, 0, 1]
     assert crops.originals.tolist() == [-1, -1, 0, 1, -1, -1, 5]
     assert torch.equal(crops.images[4:], load_crops(second, split="train", progress=False).images)
+    assert load_crops(first, second, split="train", limit=1, progress=False).videos == ["train00.mp4", "train01.mp4"]
     other = write_table(folders[1], [row("train01", "REAL", split="val")])
     with pytest.raises(DataError, match=r"train01\.mp4 lies in more than one split"):
         load_crops(first, other, split="train", progress=False)

@@ -55,7 +55,7 @@ def train_weights(
         imagenet: start from ImageNet weights, fetched over the network.
         settings: of the loop; None for the defaults.
         rank: which of several processes this is, and its device; None for one alone on the CPU.
-        limit: use only so many crops of each split.
+        limit: use only so many crops of each table and split.
         frame_labels: CSV of tools/label_frames.py; its frames count in training as `weigh_crops` says.
         labelled_only: of the training fakes, use those alone that are labelled visible.
         progress: draw progress bars.
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     start.add_argument("--init", type=Path, help="safetensors file to start from (default: from scratch)")
     start.add_argument("--imagenet", action="store_true", help="fetch ImageNet weights over the network to start from")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--limit", type=int, help="use only so many crops of each split (default: all)")
+    parser.add_argument("--limit", type=int, help="use only so many crops of each table and split (default: all)")
     parser.add_argument("--epochs", type=int, default=defaults.epochs, help="passes over the real crops")
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="crops a step, half of them real")
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate, help="at its peak")

@@ -88,7 +88,7 @@ def read_split(*csvs: Path, split: str, limit: int | None = None) -> pd.DataFram
     Args:
         csvs: see `read_table`.
         split: which rows.
-        limit: at most so many rows, None for all.
+        limit: at most so many rows of each table, None for all.
 
     Returns:
         Their columns, and folder, in which a row's image or shard lies; where a table lacks a column, it is blank.
@@ -100,9 +100,10 @@ def read_split(*csvs: Path, split: str, limit: int | None = None) -> pd.DataFram
     where = ", ".join(map(str, csvs))
     # Of crops that do not say how much they differ from their original, nothing is known; see `read_table`.
     tables = [table if "difference" in table else table.assign(difference="unknown") for table in tables]
-    table = pd.concat(tables, ignore_index=True).fillna("")
+    table = pd.concat(tables, keys=range(len(tables))).fillna("")
     _check_splits(table, where)
-    rows = table[table.split == split].reset_index(drop=True).head(limit)
+    rows = table[table.split == split]
+    rows = (rows if limit is None else rows.groupby(level=0).head(limit)).reset_index(drop=True)
     if rows.empty:
         raise DataError(
             f"{where}: no row has the split {split!r}; it has {', '.join(sorted(set(table.split))) or 'none'}"
@@ -116,7 +117,7 @@ def load_crops(*csvs: Path, split: str, limit: int | None = None, progress: bool
     Args:
         csvs: see `read_table`; images lie beside each or in the zips that its shard column names.
         split: which rows.
-        limit: stop after so many rows, None for all.
+        limit: at most so many rows of each table, None for all.
         progress: draw a progress bar.
 
     Raises:
