@@ -71,11 +71,13 @@ class _Worker:
         due_s: on the monotonic clock, when it counts as hung; infinity while it waits.
         name: the row that it works on; None while it loads or waits.
         device: "cpu" or "cuda"; None while it loads.
+        place: see `WorkerSettings`.
     """
 
     process: multiprocessing.Process
     connection: Connection
     due_s: float
+    place: int = 0
     name: str | None = None
     device: str | None = None
 
@@ -180,7 +182,8 @@ class _Pool:
             time.sleep(max(min(pause_s, MAX_PAUSE_S, self.deadline.remaining_s()), 0))
         while len(self.workers) < min(self.n_workers, self.plan.n_open() - len(self.held)):
             try:
-                self.workers.append(_start(self.settings, self.work))
+                place = min(set(range(self.n_workers)) - {worker.place for worker in self.workers})
+                self.workers.append(_start(replace(self.settings, place=place), self.work))
             # no more processes or descriptors, or the server that forks them has died (EOFError: in the middle of it)
             except (OSError, EOFError) as error:
                 self.failed_starts += 1
@@ -336,7 +339,7 @@ def _start(settings: WorkerSettings, work: Work) -> _Worker:
     with _environment(ENVIRONMENT):  # the first start starts the server, whose environment all workers have
         process.start()
     theirs.close()
-    return _Worker(process, ours, time.monotonic() + START_LIMIT_S)
+    return _Worker(process, ours, time.monotonic() + START_LIMIT_S, settings.place)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ class WorkerSettings:
         threads: native threads per worker.
         clip_limit_s: wall seconds that one clip may take.
         programs: the nets as OpenVINO's programs; None where each worker is to build them, by torch.
+        place: of the worker among those that run, from 0; where there are several GPUs, they take turns.
     """
 
     weights: tuple[WeightsFile, ...]
@@ -41,6 +42,7 @@ class WorkerSettings:
     threads: int = 1
     clip_limit_s: float = 60.0
     programs: Programs | None = field(default=None, repr=False)
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ def _load(settings: WorkerSettings) -> tuple[Predictor, str]:
             device = choose_device(settings.device)
         except DeviceError as error:
             raise InputError(str(error)) from error
+        if device == "cuda":
+            torch.cuda.set_device(settings.place % torch.cuda.device_count())
     files = list(settings.weights)
     return Predictor(files, device=device, programs=programs, threads=settings.threads), describe_runtime(device)
 

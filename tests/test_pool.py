@@ -17,7 +17,7 @@ from dfdc.deadline import NEVER, Deadline
 from dfdc.inputs import InputError
 from dfdc.pool import predict_clips
 from dfdc.prediction import Prediction
-from dfdc.workers import LastWord, Ready, Refusal, WorkerSettings
+from dfdc.workers import LastWord, Ready, Refusal, WorkerSettings, _load
 
 SETTINGS = WorkerSettings(weights=())
 
@@ -104,6 +104,19 @@ def leave_after_one(connection: Connection, settings: WorkerSettings) -> None:
     connection.send(Ready("a fake"))
     _, task = connection.recv()
     connection.send(LastWord(Prediction(task.name, 0.25)))
+
+
+def meet_and_leave(connection: Connection, settings: WorkerSettings) -> None:
+    """Waits until a worker at each of two places is there, answers with its place, and leaves."""
+    for place in (settings.place, 1 - settings.place):
+        os.close(os.open(f"{settings.device}-{place}", os.O_RDWR | os.O_CREAT))
+    with open(f"{settings.device}-{settings.place}", "a") as own:
+        own.write("x")
+    while not all(os.path.getsize(f"{settings.device}-{place}") for place in (0, 1)):
+        threading.Event().wait(0.01)
+    connection.send(Ready("a fake"))
+    _, task = connection.recv()
+    connection.send(LastWord(Prediction(task.name, (settings.place + 1) / 4)))
 
 
 def fail_on_cuda(connection: Connection, settings: WorkerSettings) -> None:
@@ -244,6 +257,24 @@ def test_slot_whose_workers_never_load_is_given_up(tmp_path: Path, caplog: pytes
     assert {p.status for p in found.values()} == {"ok"}
     assert (tmp_path / "starts").read_text().count("x") <= 4
     assert "goes on with 1 workers" in caplog.text
+
+
+def test_worker_takes_the_place_of_one_that_left(tmp_path: Path) -> None:
+    settings = WorkerSettings(weights=(), device=str(tmp_path / "place"))
+    found = run([f"{i}.mp4" for i in range(6)], work=meet_and_leave, settings=settings)
+    assert {p.label for p in found.values()} == {0.25, 0.5}
+
+
+@pytest.mark.parametrize(("place", "gpu"), [(0, 0), (1, 1), (2, 0)])
+def test_workers_take_turns_on_several_gpus(place: int, gpu: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    monkeypatch.setattr("dfdc.runtime.choose_device", lambda _: "cuda")
+    monkeypatch.setattr("dfdc.runtime.describe_runtime", lambda _: "a fake")
+    monkeypatch.setattr("dfdc.predict.Predictor", lambda *_, **__: None)
+    _load(WorkerSettings(weights=(), place=place))
+    assert chosen == [gpu]
 
 
 def test_worker_that_leaves_costs_no_clip() -> None:
