@@ -1,6 +1,6 @@
 """Train a net that sees the change between neighbouring frames, and measure what it adds on clips it never saw.
 
-python tools/train_motion.py videos --init weights/efficientnet-lite0-160-*.safetensors --run runs/motion
+python tools/train_motion.py videos --init weights/efficientnet-lite0-192-*.safetensors --run runs/motion
 
 The net has the body of one that sees faces, and a last layer of its own. One layer for each fold of the sources is
 fitted to the others and scores the fold's clips as the kernel does. Calibration and weight are fitted on what these say
