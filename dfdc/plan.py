@@ -57,14 +57,14 @@ def relative_cost(n_frames: int, n_nets: int = 1) -> float:
     """What a look at so many frames of a clip with so many nets costs, in looks at `QUICK` with one.
 
     Core-seconds on DFDC's clips (docs/experiments.md): 1.41 to decode the whole clip, of which n evenly spread frames
-    need 1 - 1/2n, for the last one is in the middle of the last n-th; .022 a frame for faces, and .025 a frame and net
+    need 1 - 1/2n, for the last one is in the middle of the last n-th; .022 a frame for faces, and .036 a frame and net
     for crops and scores.
     """
     return _core_s(n_frames, n_nets) / _core_s(QUICK, 1)
 
 
 def _core_s(n_frames: int, n_nets: int) -> float:
-    return 1.41 * (1 - 0.5 / n_frames) + (0.022 + 0.025 * n_nets) * n_frames
+    return 1.41 * (1 - 0.5 / n_frames) + (0.022 + 0.036 * n_nets) * n_frames
 
 
 class Look(NamedTuple):
