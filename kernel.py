@@ -45,7 +45,7 @@ if __name__ == "__main__":  # not in workers, which import this file too and inh
 from dfdc.deadline import Deadline  # noqa: E402
 from dfdc.inputs import InputError, collect, find_competition, find_weights_folder  # noqa: E402
 from dfdc.run import count_cores, score_job, summarize  # noqa: E402
-from dfdc.weights import WeightsError, find_weights  # noqa: E402
+from dfdc.weights import EXTRAS, WeightsError, find_weights  # noqa: E402
 from dfdc.workers import WorkerSettings  # noqa: E402
 
 
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--with",
         dest="extras",
         action="append",
-        choices=("motion", "sound"),
+        choices=EXTRAS,
         default=[],
         help="nets that are off by default, once for each: what moves between neighbouring frames, and the voice "
         "(from the folder optional/ in the weights)",

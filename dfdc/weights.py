@@ -27,8 +27,9 @@ ARCHITECTURES = (
 )
 # What nets look at, and the channels of it: a face crop; how a face crop changes to the next frame; a spectrogram.
 CHANNELS = {"face": 3, "motion": 3, "sound": 1}
-# Below a folder of weights, those that the kernel uses only when told.
+# Below a folder of weights, those that the kernel uses only when told, and what they may see.
 OPTIONAL = "optional"
+EXTRAS = ("motion", "sound")
 
 
 class WeightsError(Exception):

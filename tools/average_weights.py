@@ -11,17 +11,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dfdc.model import FrameModel, load_model, save_model
+from dfdc.model import FrameModel, load_model
 from dfdc.training.dataset import DataError, load_crops
 from dfdc.training.loop import evaluate
-from dfdc.training.runlog import read_commit
+from dfdc.training.runlog import save_trained
 from dfdc.weights import WeightsError, WeightsFile, open_weights
 
 
@@ -76,15 +75,14 @@ def average_weights(files: Sequence[Path], crops: Path, out: Path, *, limit: int
     for file in opened:  # on the same crops as the average, which need not be those that its file tells of
         print(f"{file.path.name}: {_describe(evaluate(load_model(file), validation)[0])}")
     scores, calibration = evaluate(model, validation)
-    spec = replace(
-        model.spec,
+    path = save_trained(
+        model,
+        out,
+        name=f"{model.spec.architecture}-{model.spec.input_size}",
         calibration=calibration,
-        commit=read_commit(),
-        validation=scores,
-        command="python " + " ".join(sys.argv),
+        scores=scores,
         trained_on=" | ".join(dict.fromkeys(file.spec.trained_on for file in opened)),
     )
-    path = save_model(model, out, name=f"{spec.architecture}-{spec.input_size}", spec=spec)
     print(f"{path}: {_describe(scores)}")
     return path
 

@@ -33,7 +33,7 @@ from dfdc.training.clips import read_metadata
 from dfdc.training.dataset import DataError, load_crops, read_split
 from dfdc.training.metrics import measure_intervals
 from dfdc.video import VideoError, read_frames
-from dfdc.weights import WeightsError, find_weights, sigmoid
+from dfdc.weights import EXTRAS, WeightsError, find_weights, sigmoid
 from dfdc.workers import WorkerSettings
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
@@ -270,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
         "--with",
         dest="extras",
         action="append",
-        choices=("motion", "sound"),
+        choices=EXTRAS,
         default=[],
         help="with --videos: nets that are off by default, once for each",
     )

@@ -31,7 +31,7 @@ from dfdc.prediction import Prediction
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.tracks import Track
 from dfdc.video import Frame
-from dfdc.weights import WeightsError, find_weights, sigmoid
+from dfdc.weights import EXTRAS, WeightsError, find_weights, sigmoid
 
 ROOT = Path(__file__).resolve().parent.parent
 # Wider than the nets' crops, so that a person sees a person.
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         "--with",
         dest="extras",
         action="append",
-        choices=("motion", "sound"),
+        choices=EXTRAS,
         default=[],
         help="nets that are off by default, once for each",
     )

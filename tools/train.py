@@ -17,12 +17,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dfdc.model import FrameModel, load_initial, save_model
+from dfdc.model import FrameModel, load_initial
 from dfdc.training.dataset import DataError, load_crops, read_split
 from dfdc.training.labels import describe_counts, read_labels, weigh_crops
 from dfdc.training.loop import TrainSettings, train
 from dfdc.training.parallel import Rank, join_ranks
-from dfdc.training.runlog import read_commit
+from dfdc.training.runlog import save_trained
 from dfdc.training.start import download_imagenet, revive_if_folded
 from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError
 
@@ -87,15 +87,14 @@ def train_weights(
     if rank is not None and not rank.first:
         return None
     names = ", ".join(f"{csv.parent.name}/{csv.name}" for csv in crops)
-    spec = replace(
-        final.spec,
+    path = save_trained(
+        final,
+        out,
+        name=f"{architecture}-{input_size}",
         calibration=calibration,
+        scores=scores,
         trained_on=f"{len(training)} crops of {names}, split train",
-        command="python " + " ".join(sys.argv),
-        validation=scores,
-        commit=read_commit(),
     )
-    path = save_model(final, out, name=f"{architecture}-{input_size}", spec=spec)
     print(f"{path}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
     return path
 

@@ -19,9 +19,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dfdc.model import VoiceModel, load_initial, save_model
+from dfdc.model import VoiceModel, load_initial
 from dfdc.training.dataset import DataError
-from dfdc.training.runlog import read_commit
+from dfdc.training.runlog import save_trained
 from dfdc.training.start import revive_if_folded
 from dfdc.training.takes import make_takes
 from dfdc.training.vocoders import VOCODERS
@@ -95,16 +95,15 @@ def train_weights(
             print(f"batch norms revived on {n_windows} windows")
     final, scores, calibration = train_voice(model, training, kept[1], trials, run, settings, progress=progress)
     speakers = [len({take.speaker for take in takes}) for takes in kept[::2]]
-    spec = replace(
-        final.spec,
+    path = save_trained(
+        final,
+        out,
+        name=f"voice-{ARCHITECTURE}",
         calibration=calibration,
+        scores=scores,
         trained_on=f"{len(training)} takes of {speakers[0]} speakers and vocoders {', '.join(vocoders)}; "
         f"validated on {speakers[1]} others",
-        command="python " + " ".join(sys.argv),
-        validation=scores,
-        commit=read_commit(),
     )
-    path = save_model(final, out, name=f"voice-{ARCHITECTURE}", spec=spec)
     print(f"{path}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,19 +57,37 @@ def read_table(csv: Path) -> pd.DataFrame:
         DataError: no such file, a column is missing, a label is neither REAL nor FAKE, or a split shares an original
             with another.
     """
+    table = read_columns(csv, COLUMNS, allowed={"label": LABELS}, cure="tools/make_crops.py writes one")
+    _check_splits(table, str(csv))
+    return table
+
+
+def read_columns(csv: Path, columns: Sequence[str], *, allowed: Mapping[str, Sequence[str]], cure: str) -> pd.DataFrame:
+    """Read a table of texts and check what it must have.
+
+    Args:
+        csv: its file.
+        columns: that it must have, path among them; it may have others.
+        allowed: column -> the values that it may hold.
+        cure: what an error says of a file that cannot be read.
+
+    Raises:
+        DataError: no such table, a column is missing, or a value is not allowed.
+    """
     try:
         table = pd.read_csv(csv, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise DataError(f"{csv}: not a readable CSV file ({error}); tools/make_crops.py writes one") from error
-    missing = [name for name in COLUMNS if name not in table]
+        raise DataError(f"{csv}: not a readable CSV file ({error}); {cure}") from error
+    missing = [name for name in columns if name not in table]
     if missing:
-        raise DataError(f"{csv}: columns {', '.join(missing)} are missing; needed are {', '.join(COLUMNS)}")
-    wrong = table.loc[~table.label.isin(LABELS)]
-    if len(wrong):
-        raise DataError(
-            f"{csv}: {wrong.path.iloc[0]} has the label {wrong.label.iloc[0]!r}; allowed are {' and '.join(LABELS)}"
-        )
-    _check_splits(table, str(csv))
+        raise DataError(f"{csv}: columns {', '.join(missing)} are missing; needed are {', '.join(columns)}")
+    for column, values in allowed.items():
+        wrong = table.loc[~table[column].isin(values)]
+        if len(wrong):
+            raise DataError(
+                f"{csv}: {wrong.path.iloc[0]} has the {column} {wrong[column].iloc[0]!r}; "
+                f"allowed are {' and '.join(values)}"
+            )
     return table
 
 

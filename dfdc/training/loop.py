@@ -19,11 +19,11 @@ from dfdc.model import FrameModel, MirroredModel, resize_crops
 from dfdc.training.augment import RECIPE, augment, mix_pairs, pick
 from dfdc.training.blend import self_blend
 from dfdc.training.dataset import CropSet, DataError, pair_epoch
-from dfdc.training.metrics import fit_calibration, measure
+from dfdc.training.metrics import measure_calibrated
 from dfdc.training.parallel import Rank
 from dfdc.training.runlog import report_epoch
 from dfdc.training.state import load_state, save_state
-from dfdc.weights import Calibration, sigmoid
+from dfdc.weights import Calibration
 
 # Crops that are scored together: on the CPU 128 of 192 px take 6 GB beside training's own memory, and are no faster.
 SCORED_CROPS = {"cpu": 16, "cuda": 256}
@@ -184,10 +184,7 @@ def evaluate(model: FrameModel, crops: CropSet) -> tuple[dict[str, float], Calib
     training = model.training
     logits = score_crops(model.eval(), crops.images)
     model.train(training)
-    labels = crops.labels.numpy()
-    calibration = fit_calibration(labels, logits)
-    raw = measure(labels, sigmoid(logits))
-    return {**measure(labels, calibration.probabilities(logits)), "raw_log_loss": raw["log_loss"]}, calibration
+    return measure_calibrated(crops.labels.numpy(), logits)
 
 
 def make_batch(

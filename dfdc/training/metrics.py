@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from dfdc.weights import Calibration
+from dfdc.weights import Calibration, sigmoid
 
 # The challenge's five best lost .14 to .22 of log loss from the public to the private test set, by certainty.
 BOLDEST = 0.01
@@ -114,3 +114,14 @@ def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> Calibration:
     high = ((1 - labels[order[-tenth:]]).sum() + 1) / (tenth + 2)
     low, high = np.clip([low, high], BOLDEST, 0.5)
     return replace(calibration, low=float(low), high=float(1 - high))
+
+
+def measure_calibrated(labels: np.ndarray, logits: np.ndarray) -> tuple[dict[str, float], Calibration]:
+    """Scores (see `measure`) after calibration, with raw_log_loss, the one before it; and the calibration.
+
+    Args:
+        labels, logits: as `fit_calibration`.
+    """
+    calibration = fit_calibration(labels, logits)
+    raw = measure(labels, sigmoid(logits))
+    return {**measure(labels, calibration.probabilities(logits)), "raw_log_loss": raw["log_loss"]}, calibration

@@ -1,15 +1,19 @@
-"""A run's epochs -> its log: a CSV, a picture of the curves, TensorBoard's events, a line on the screen; its commit."""
+"""A run -> what stays of it: each epoch in a CSV, a picture and TensorBoard's events; its weights file."""
 
 from __future__ import annotations
 
 import csv
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from dfdc.model import FrameModel, VoiceModel, save_model
 from dfdc.submission import write_csv
 from dfdc.training.charts import draw_training
+from dfdc.weights import Calibration
 
 
 def report_epoch(folder: Path, row: dict[str, float], *, progress: bool = True) -> None:
@@ -48,6 +52,36 @@ def write_row(path: Path, row: dict[str, float]) -> list[dict[str, float]]:
     rows.append(row)
     write_csv(path, list(row), [list(line.values()) for line in rows])
     return [{name: float(value) for name, value in line.items()} for line in rows]
+
+
+def save_trained(
+    model: FrameModel | VoiceModel,
+    folder: Path,
+    *,
+    name: str,
+    calibration: Calibration,
+    scores: dict[str, float],
+    trained_on: str,
+) -> Path:
+    """Write a model with what came of it; the running command and the code's commit go with it.
+
+    Args:
+        model, folder, name: as `dfdc.model.save_model`.
+        calibration, trained_on: see `dfdc.weights.ModelSpec`.
+        scores: of its validation, by name.
+
+    Returns:
+        The path of the new file.
+    """
+    spec = replace(
+        model.spec,
+        calibration=calibration,
+        trained_on=trained_on,
+        command="python " + " ".join(sys.argv),
+        validation=scores,
+        commit=read_commit(),
+    )
+    return save_model(model, folder, name=name, spec=spec)
 
 
 def read_commit() -> str:

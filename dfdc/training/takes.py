@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from dfdc.audio import read_sound
-from dfdc.training.dataset import DataError
+from dfdc.training.dataset import DataError, read_columns
 from dfdc.training.vocoders import VOCODERS
 from dfdc.video import VideoError
 
@@ -50,20 +50,8 @@ def read_speech(csv: Path) -> pd.DataFrame:
     Raises:
         DataError: no such table, a column is missing, another split or kind, or a speaker in both splits.
     """
-    try:
-        table = pd.read_csv(csv, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{csv}: not a readable CSV file ({error}); it lists {', '.join(COLUMNS)}") from error
-    missing = [name for name in COLUMNS if name not in table]
-    if missing:
-        raise DataError(f"{csv}: columns {', '.join(missing)} are missing; needed are {', '.join(COLUMNS)}")
-    for column, allowed in (("split", ("train", "val")), ("kind", KINDS)):
-        wrong = table.loc[~table[column].isin(allowed)]
-        if len(wrong):
-            raise DataError(
-                f"{csv}: {wrong.path.iloc[0]} has the {column} {wrong[column].iloc[0]!r}; "
-                f"allowed are {' and '.join(allowed)}"
-            )
+    allowed = {"split": ("train", "val"), "kind": KINDS}
+    table = read_columns(csv, COLUMNS, allowed=allowed, cure=f"it lists {', '.join(COLUMNS)}")
     splits = table.groupby("speaker").split.nunique()
     if (splits > 1).any():
         raise DataError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from tqdm import tqdm
 from dfdc.audio import HOP
 from dfdc.model import VoiceModel
 from dfdc.training.channel import Channel
-from dfdc.training.loop import take_step
-from dfdc.training.metrics import fit_calibration, measure
+from dfdc.training.loop import learning_rate, take_step
+from dfdc.training.metrics import measure, measure_calibrated
 from dfdc.training.runlog import report_epoch
 from dfdc.training.state import load_state, save_state
 from dfdc.training.takes import Take
@@ -28,6 +27,8 @@ from dfdc.weights import Calibration, sigmoid
 HEARD_WINDOWS = 3
 # Beside what a window needs, so that a codec's delay and filters' beginnings fall outside.
 MARGIN = 20 * HOP
+# Share of all steps.
+WARMUP = 0.05
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class VoiceSettings:
         epochs: of `steps` batches each.
         steps: of an epoch.
         batch_size: windows a step, half of them real; even.
-        learning_rate: peak, reached after a twentieth of all steps, then a cosine down to zero.
+        learning_rate: peak, reached after `WARMUP` of all steps, then a cosine down to zero.
         ema_decay: per step, of the averaged weights that are evaluated and shipped.
         music: share of the reals that are music instead, which is nobody's voice, made or not.
         seed: of everything.
@@ -91,10 +92,7 @@ def train_voice(
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.02)
     total = settings.epochs * settings.steps
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(20 * step / total, 0.5 * (1 + math.cos(math.pi * max(step / total - 0.05, 0) / 0.95))),
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / total, WARMUP))
     stateful = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
     for epoch in range(load_state(folder / "state.pt", stateful, settings), settings.epochs):
         generator = np.random.default_rng((settings.seed, epoch))
@@ -179,11 +177,7 @@ def evaluate(model: VoiceModel, trials: list[Trial]) -> tuple[dict[str, float], 
     """Scores after calibration, with the AUC of each vocoder's trials, and the calibration."""
     logits = score_trials(model, trials)
     labels = np.array([trial.label for trial in trials])
-    calibration = fit_calibration(labels, logits)
-    scores = {
-        **measure(labels, calibration.probabilities(logits)),
-        "raw_log_loss": measure(labels, sigmoid(logits))["log_loss"],
-    }
+    scores, calibration = measure_calibrated(labels, logits)
     for vocoder in sorted({trial.vocoder for trial in trials}):
         own = np.array([trial.vocoder == vocoder for trial in trials])
         scores[f"auc_{vocoder}"] = measure(labels[own], sigmoid(logits[own]))["auc"]
