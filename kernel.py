@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import math
 import signal
 import sys
@@ -42,18 +41,33 @@ if __name__ == "__main__":  # not in workers, which import this file too and inh
     except BundleError as error:
         sys.exit(f"kernel: {error}")
 
-from dfdc.deadline import Deadline  # noqa: E402
-from dfdc.inputs import InputError, collect, find_competition, find_weights_folder  # noqa: E402
-from dfdc.run import count_cores, score_job, summarize  # noqa: E402
-from dfdc.weights import EXTRAS, WeightsError, find_weights  # noqa: E402
-from dfdc.workers import WorkerSettings  # noqa: E402
+try:
+    from dfdc.deadline import Deadline
+    from dfdc.inputs import InputError, collect, find_competition, find_weights_folder
+    from dfdc.log import show_log
+    from dfdc.run import count_cores, score_job, summarize
+    from dfdc.weights import EXTRAS, WeightsError, find_weights
+    from dfdc.workers import WorkerSettings
+except ModuleNotFoundError as error:
+    sys.exit(f"kernel: {error}; run .venv/bin/python, which make submission sets up, or install requirements.txt")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("paths", nargs="*", type=Path, metavar="PATH", help="clip or folder of clips (default: Kaggle's test_videos)")
-    add("--out", type=Path, default=Path("submission.csv"), help="the file to write (default: %(default)s)")
+    add(
+        "paths",
+        nargs="*",
+        type=Path,
+        metavar="PATH",
+        help="clip, or folder of clips without the folders in it (default: Kaggle's test_videos)",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=Path("submission.csv"),
+        help="the file to write; predictions.csv beside it says more (default: %(default)s)",
+    )
     add("--sample-submission", type=Path, help="CSV whose rows are wanted, in its order (default: every clip found)")
     add(
         "--weights",
@@ -128,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a notebook's streams take every name
             stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.INFO, format="kernel: %(message)s")
+    show_log()
     try:
         if args.sample_submission and not args.paths:
             raise InputError("--sample-submission: names rows of clips, and no PATH says where they lie; name one")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Frames go through the first net in groups of so many, candidates through the others: 256 of these take O-Net 70 MB.
 BATCH_FRAMES = 4
 BATCH_CANDIDATES = 64
-# The side in pixels of what each net sees.
+# The side in pixels of what each net sees; P-Net takes any larger image too and answers for each place in it.
 PNET_SIDE, RNET_SIDE, ONET_SIDE = 12, 24, 48
 # Step of the scale pyramid, facenet-pytorch's own.
 PYRAMID_FACTOR = 0.709

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfdc.crop import CropGeometry, crop_face
-from dfdc.runtime import Input, Net, compile_net, run_batches
+from dfdc.runtime import Input, Net, compile_net, run_logits
 from dfdc.weights import WeightsError, WeightsFile, that_see
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Ensemble:
         """
         device, files = str(device), that_see("face", files)
         self.specs = [file.spec for file in files]
-        self.device, self.batch_size = device, BATCH_CROPS[device]
+        self.batch_size = BATCH_CROPS[device]
         self.nets = nets or [compile_net(net, device, takes) for net, takes in build_crop_nets(files, device)]
 
     def bounds(self, n_nets: int | None = None) -> tuple[float, float]:
@@ -98,14 +98,7 @@ class Ensemble:
     def _mean_logits(self, crops: list[np.ndarray]) -> np.ndarray:
         """From the crops that each of the first so many nets sees."""
         runs = zip(self.specs, self.nets, crops, strict=False)
-        return np.mean([spec.calibration.logits(self._run(net, seen)) for spec, net, seen in runs], axis=0)
-
-    def _run(self, net: Net, crops: np.ndarray) -> np.ndarray:
-        answers = run_batches(net, crops, self.batch_size)
-        logits = np.concatenate([np.zeros(0), *(part for (part,) in answers)])
-        if not np.isfinite(logits).all():  # the device's name is there for the supervisor: the CPU may do better
-            raise FloatingPointError(f"{self.device}: a net answers with numbers that are not finite")
-        return logits
+        return np.mean([spec.calibration.logits(run_logits(net, seen, self.batch_size)) for spec, net, seen in runs], 0)
 
 
 def cut_crops(faces: list[tuple[np.ndarray, np.ndarray]], geometry: CropGeometry) -> np.ndarray:

@@ -50,7 +50,8 @@ def collect(paths: list[Path], sample_submission: Path | None = None) -> Job:
     for path in paths:
         clips = _clips_of(path)
         if not clips and sample_submission is None:
-            raise InputError(f"{path}: holds no video ({', '.join(sorted(SUFFIXES))}); name another folder")
+            allowed = ", ".join(sorted(SUFFIXES))
+            raise InputError(f"{path}: holds no video ({allowed}); folders in it are not searched: name them")
         for clip in clips:
             if os.path.realpath(found.setdefault(clip.name, clip)) != os.path.realpath(clip):
                 raise InputError(f"{clip}: shares its name with {found[clip.name]}; score them in two runs")

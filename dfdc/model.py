@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import BlockDecoder, GlobalParams
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -97,7 +98,8 @@ def _build_lite0(input_size: int) -> nn.Module:
 def load_initial(model: FrameModel | VoiceModel, path: Path) -> tuple[int, int]:
     """Start from a weights file: every tensor whose name and shape agree is taken over.
 
-    A net that sees sound takes a spectrogram for a grey picture.
+    From one of ours that sees the same, mean and std come with them. A net that sees sound takes a spectrogram for a
+    grey picture.
 
     Args:
         model: changed in place.
@@ -111,14 +113,21 @@ def load_initial(model: FrameModel | VoiceModel, path: Path) -> tuple[int, int]:
     """
     try:
         tensors = {key.removeprefix("net."): value for key, value in load_file(path).items()}
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("spec")
+        stated = None if text is None else ModelSpec.from_json(text)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise WeightsError(f"{path}: its model specification cannot be read ({error!r}); name other weights") from error
     own = model.net.state_dict()
     tensors = {key: _adapt(value, own[key]) for key, value in tensors.items() if key in own}
     fitting = {key: value for key, value in tensors.items() if own[key].shape == value.shape}
     if not fitting:
         raise WeightsError(f"{path}: no tensor fits {model.spec.architecture}; name weights of the same family")
     model.net.load_state_dict(fitting, strict=False)
+    if stated is not None and stated.sees == model.spec.sees:
+        model.normalize(stated.mean, stated.std)
     return len(fitting), len(own)
 
 
@@ -138,6 +147,12 @@ class _NormalizedNet(nn.Module):
         self.net = build_network(spec.architecture, spec.input_size, channels=spec.channels)
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    def normalize(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """See values by another mean and standard deviation, as many as the net has channels."""
+        self.spec = replace(self.spec, mean=mean, std=std)
+        for buffer, values in ((self.mean, mean), (self.std, std)):
+            buffer.copy_(torch.tensor(values).view_as(buffer))
 
     def _answer(self, values: Tensor) -> Tensor:
         """Logits (N,) of values (N, C, H, W) as they were measured, float."""

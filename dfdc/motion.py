@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from dfdc.crop import CropGeometry, crop_face
-from dfdc.runtime import Input, Net, compile_net, run_batches
+from dfdc.runtime import Input, Net, compile_net, run_logits
 from dfdc.tracks import Track
 from dfdc.video import Frame
 from dfdc.weights import WeightsFile
@@ -59,7 +59,7 @@ class Motion:
             WeightsError: a file's tensors do not fit its architecture.
         """
         self.specs = [file.spec for file in files]
-        self.device, self.batch_size = device, BATCH_PAIRS[device]
+        self.batch_size = BATCH_PAIRS[device]
         if nets is None:
             nets = [compile_net(net, device, takes) for net, takes in build_pair_nets(files, device)]
         self.nets = nets
@@ -88,14 +88,9 @@ class Motion:
             for index, track in enumerate(tracks):
                 pairs = cut_track(frames, track, spec.crop)
                 if len(pairs):
-                    scores[index] += spec.weight * spec.calibration.logits(self._run(net, pairs)).mean()
+                    logits = run_logits(net, pairs, self.batch_size)
+                    scores[index] += spec.weight * spec.calibration.logits(logits).mean()
         return scores
-
-    def _run(self, net: Net, pairs: np.ndarray) -> np.ndarray:
-        logits = np.concatenate([part for (part,) in run_batches(net, pairs, self.batch_size)])
-        if not np.isfinite(logits).all():  # the device's name is there for the supervisor: the CPU may do better
-            raise FloatingPointError(f"{self.device}: a net answers with numbers that are not finite")
-        return logits
 
 
 def cut_track(frames: Sequence[Frame], track: Track, geometry: CropGeometry) -> np.ndarray:

@@ -11,9 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-# The side in pixels of what each net sees; P-Net takes any larger image too and answers for each place in it.
-PNET_SIDE, RNET_SIDE, ONET_SIDE = 12, 24, 48
-
 
 def load_mtcnn() -> list[nn.Module]:
     """P-Net, R-Net and O-Net in evaluation mode.

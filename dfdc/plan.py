@@ -166,6 +166,12 @@ class Plan:
         del self.underway[name]
         self._first.append(name)
 
+    def again(self, name: str) -> Task:
+        """Begin a look that is going on anew."""
+        task = replace(self.underway[name][0], limit_s=min(self.clip_limit_s, self.deadline.remaining_s()))
+        self.underway[name] = (task, self.deadline.clock())
+        return task
+
     def n_open(self) -> int:
         """How many looks are going on or wait."""
         return len(self.underway) + len(self._first) + (len(self._further) if self._further_fits() else 0)

@@ -1,8 +1,8 @@
 """Many clips -> many predictions: worker processes under a supervisor that outlives each of them.
 
 A crash, a hang or the out-of-memory killer takes down one worker; its clip gets a row with the reason, and another
-worker takes its place. A CUDA device that fails for good is left for the CPU. What is looked at next is the plan's
-affair.
+worker takes its place. A clip that CUDA fails is looked at again on the CPU, and a CUDA device that fails for good is
+left for it. What is looked at next is the plan's affair.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 # Loading torch and the nets; minutes on a cold disk.
 START_LIMIT_S = 300.0
-# A clip during which a worker died is given to one more worker: the fault may have been another's.
+# A clip during which a worker died on the CPU is given to one more worker: the fault may have been another's.
 MAX_TRIES = 2
 # After so many workers in succession that died while they loaded, a run that has not begun ends; one that has begun
 # goes on with fewer, or on the CPU.
@@ -44,9 +44,12 @@ MAX_FAILED_STARTS = 2
 MAX_RESTARTS = 10
 START_PAUSE_S = 0.5
 MAX_PAUSE_S = 60.0
-# After so many looks in succession that failed on CUDA, the rest is done on the CPU. A worker's death or hang may be
-# its clip's fault, and a clip is tried twice.
-MAX_CUDA_FAULTS = {"errors": 2, "dead workers": 4}
+# After so many looks in succession that CUDA failed at one worker's place, workers there run on the CPU. With several
+# GPUs a place has always the same one.
+MAX_CUDA_FAULTS = 3
+# Ending all workers takes at most so long, or the run's last files come late; one that a dead disk or driver holds
+# cannot be killed.
+CLOSE_LIMIT_S = 1.5
 # Workers are forked from a server process that has imported these: a worker then starts in a moment, and shares them
 # with the others. Nothing in them may start threads or touch CUDA when it is imported.
 PRELOADED = ["cv2", "av", "openvino", "scipy.optimize"]
@@ -118,7 +121,8 @@ def predict_clips(
         known=known,
     )
     if work is None and plan.n_open():
-        settings = replace(settings, programs=_make_programs(settings, deadline))
+        programs = _make_programs(settings, deadline)  # for the CPU alone: nothing is made where CUDA serves
+        settings = replace(settings, programs=programs, device="cpu" if programs else settings.device)
     pool = _Pool(clips, plan, settings, n_workers, deadline, work or score_clips)
     try:
         while plan.n_open() and not pool.given_up and not deadline.expired():
@@ -140,8 +144,11 @@ class _Pool:
     """The workers, and what has befallen them.
 
     Attributes:
-        held: clips that CUDA failed; the CPU is to score them.
-        cuda_faults: how many in succession, by kind.
+        places: of the workers that are wanted.
+        on_cpu: those of them whose workers run on the CPU.
+        devices: the kinds that workers have run on.
+        held: clips that CUDA failed; a worker on the CPU is to score them.
+        cuda_faults: how many in succession, by place.
         given_up: whether no worker can be had any more.
     """
 
@@ -155,13 +162,15 @@ class _Pool:
         work: Work,
     ) -> None:
         self.clips, self.plan, self.settings = clips, plan, settings
-        self.n_workers, self.deadline, self.work = n_workers, deadline, work
+        self.deadline, self.work = deadline, work
         self.workers: list[_Worker] = []
         self.deaths: Counter[str] = Counter()
         self.failed_starts = 0
-        self.device: str | None = None
+        self.places = set(range(n_workers))
+        self.on_cpu = self.places if settings.device == "cpu" else set()
+        self.devices: set[str] = set()
         self.held: list[str] = []
-        self.cuda_faults: Counter[str] = Counter()
+        self.cuda_faults: Counter[int] = Counter()
         self.given_up = False
 
     def staff(self) -> None:
@@ -169,35 +178,44 @@ class _Pool:
 
         Where workers die while they load, for want of memory perhaps, the run goes on with one fewer.
         """
-        if self.held and len(self.plan.unscored()) == len(self.held):
-            self._leave_cuda(f"CUDA failed {len(self.held)} clips")
-        if self.settings.device == "cpu":
-            for worker in [w for w in self.workers if w.device == "cuda" and w.name is None]:
-                self._remove(worker)
+        if self.held and not self.on_cpu and len(self.plan.unscored()) == len(self.held):
+            self._leave_cuda({min(self.places)}, f"CUDA failed {len(self.held)} clips; a worker on the CPU takes them")
+        for worker in [w for w in self.workers if w.device == "cuda" and w.name is None and w.place in self.on_cpu]:
+            self._remove(worker)
         if self.failed_starts >= MAX_FAILED_STARTS and self.workers:
-            self.n_workers, self.failed_starts = len(self.workers), 0
-            log.warning("goes on with %d workers", self.n_workers)
+            self.places = {worker.place for worker in self.workers}
+            self.on_cpu = self.on_cpu & self.places
+            self.plan.n_workers, self.failed_starts = len(self.places), 0
+            log.warning("goes on with %d workers", len(self.places))
         if self.failed_starts and not self.workers:
             pause_s = START_PAUSE_S * 2 ** (self.failed_starts - 1)
             time.sleep(max(min(pause_s, MAX_PAUSE_S, self.deadline.remaining_s()), 0))
-        while len(self.workers) < min(self.n_workers, self.plan.n_open() - len(self.held)):
+        # A worker on the CPU has to be there for held clips, and starts at its place.
+        n_looks = len(self.places) if self.held and self.on_cpu else self.plan.n_open() - len(self.held)
+        while len(self.workers) < min(len(self.places), n_looks):
             try:
-                place = min(set(range(self.n_workers)) - {worker.place for worker in self.workers})
-                self.workers.append(_start(replace(self.settings, place=place), self.work))
+                place = min(self.places - {worker.place for worker in self.workers})
+                self.workers.append(_start(self._settings_at(place), self.work))
             # no more processes or descriptors, or the server that forks them has died (EOFError: in the middle of it)
             except (OSError, EOFError) as error:
                 self.failed_starts += 1
                 log.warning("a worker cannot be started (%s)", error)
                 break
 
+    def _settings_at(self, place: int) -> WorkerSettings:
+        if place not in self.on_cpu or self.settings.device == "cpu":
+            return replace(self.settings, place=place)
+        # Without programs: where those are what fails, torch builds the nets.
+        return replace(self.settings, place=place, device="cpu", programs=None)
+
     def assign(self) -> None:
         """Give each idle worker a look to take."""
         for worker in self.workers:
             if worker.device and worker.name is None:
-                task = self.plan.next()
-                if task is None:
-                    return
-                _give(worker, task, self.clips[task.name])
+                held = self.held and worker.device == "cpu"
+                task = self.plan.again(self.held.pop(0)) if held else self.plan.next()
+                if task is not None:
+                    _give(worker, task, self.clips[task.name])
 
     def collect(self) -> Iterator[Prediction]:
         """Wait until a worker answers, dies or is overdue, and deal with it."""
@@ -209,22 +227,28 @@ class _Pool:
                 message = _receive(worker)
                 if isinstance(message, Prediction):
                     worker.name, worker.due_s = None, float("inf")
-                    self.cuda_faults.clear()
+                    del self.cuda_faults[worker.place]
                     yield self.plan.record(message)
                 elif isinstance(message, LastWord):
                     self._remove(worker)
-                    yield from self._take_last_word(message, worker.device)
+                    if worker.device == "cuda":
+                        log.warning("%s: %s", worker.name, message.prediction.reason)
+                        yield from self._blame_cuda(worker, message.prediction)
+                    else:
+                        yield self.plan.record(message.prediction)
                 elif isinstance(message, Ready):
-                    if message.device != self.device:
+                    if message.device not in self.devices:
                         log.info("nets run on %s", message.runtime)
-                    worker.device, worker.due_s, self.device = message.device, float("inf"), message.device
+                    worker.device, worker.due_s = message.device, float("inf")
+                    self.devices.add(message.device)
                     self.failed_starts = 0
-                elif isinstance(message, Refusal) and self.device is None:
+                elif isinstance(message, Refusal) and not self.devices:
                     raise InputError(message.reason)
                 else:
                     yield from self._bury(worker, _epitaph(worker), "error")
             elif worker.due_s < time.monotonic() and not worker.connection.poll():
-                yield from self._bury(worker, "hung and was ended", "timeout")
+                fault = "hung and was ended" if worker.device else f"had not loaded after {START_LIMIT_S:.0f} s"
+                yield from self._bury(worker, fault, "timeout")
 
     def _bury(self, worker: _Worker, fault: str, status: str) -> Iterator[Prediction]:
         """End a worker; its clip waits for another one or gets its row."""
@@ -235,61 +259,55 @@ class _Pool:
             if self.out_of_patience():
                 yield from self.give_up(f"workers no longer start: the last {fault}")
         elif worker.name is not None:
-            self.deaths[worker.name] += 1
             log.warning("%s: its worker %s", worker.name, fault)
+            prediction = Prediction(worker.name, status=status, reason=f"its worker {fault}")
+            if worker.device == "cuda":
+                yield from self._blame_cuda(worker, prediction)
+                return
+            self.deaths[worker.name] += 1
             if status == "error" and self.deaths[worker.name] < MAX_TRIES and worker.name not in self.plan.known:
                 self.plan.retry(worker.name)
             else:
-                yield self.plan.record(Prediction(worker.name, status=status, reason=f"its worker {fault}"))
-            if worker.device == "cuda":
-                self._count_cuda_fault("dead workers")
+                yield self.plan.record(prediction)
 
-    def _take_last_word(self, message: LastWord, device: str | None) -> Iterator[Prediction]:
-        """Take over a prediction, unless CUDA is to blame for it: then the clip is held for the CPU."""
-        prediction = message.prediction
-        if device != "cuda":
-            yield self.plan.record(prediction)
-            return
-        log.warning("%s: %s", prediction.filename, prediction.reason)
+    def _blame_cuda(self, worker: _Worker, prediction: Prediction) -> Iterator[Prediction]:
+        """Hold a clip whose first look CUDA failed for the CPU; leave CUDA where that worker worked, if it fails on."""
         if prediction.filename in self.plan.known:
             yield self.plan.record(prediction)
-        elif self.settings.device == "cpu":
-            self.plan.retry(prediction.filename)
         else:
             self.held.append(prediction.filename)
-        self._count_cuda_fault("errors")
+        self.cuda_faults[worker.place] += 1
+        if self.cuda_faults[worker.place] >= MAX_CUDA_FAULTS and worker.place not in self.on_cpu:
+            reason = f"CUDA failed {MAX_CUDA_FAULTS} clips of worker {worker.place} in succession"
+            self._leave_cuda({worker.place}, f"{reason}; the CPU goes on there")
 
-    def _count_cuda_fault(self, kind: str) -> None:
-        self.cuda_faults[kind] += 1
-        if self.cuda_faults[kind] >= MAX_CUDA_FAULTS[kind] and self.settings.device != "cpu":
-            self._leave_cuda(f"CUDA fails: {self.cuda_faults[kind]} {kind} in succession")
-
-    def _leave_cuda(self, reason: str) -> None:
-        """From now on workers start on the CPU, and what CUDA failed is looked at again there."""
-        log.warning("%s; the CPU goes on", reason)
-        # Without programs, too: where those are what fails, torch builds the nets.
-        self.settings = replace(self.settings, device="cpu", programs=None)
+    def _leave_cuda(self, places: set[int], reason: str) -> None:
+        """From now on workers at these places start on the CPU."""
+        log.warning("%s", reason)
+        self.on_cpu = self.on_cpu | places
         self.failed_starts = 0
-        while self.held:
-            self.plan.retry(self.held.pop(0))
 
     def _remove(self, worker: _Worker) -> None:
-        _stop(worker)
+        _end([worker])
         self.workers.remove(worker)
+
+    def _may_use_cuda(self) -> bool:
+        """Whether workers to come may run on CUDA, as far as is known."""
+        return self.on_cpu != self.places and (not self.devices or "cuda" in self.devices)
 
     def out_of_patience(self) -> bool:
         """Whether no worker is left, and waiting for another one has no point."""
-        on_the_cpu_for_good = self.device == "cpu" or (self.device and self.settings.device == "cpu")
+        on_the_cpu_for_good = self.devices and not self._may_use_cuda()
         return not self.workers and self.failed_starts >= (MAX_RESTARTS if on_the_cpu_for_good else MAX_FAILED_STARTS)
 
     def give_up(self, reason: str) -> Iterator[Prediction]:
         """Try the CPU where CUDA may be the cause; else what is left gets its rows, and a run not begun ends."""
-        cuda_may_be_the_cause = self.device == "cuda" or (self.device is None and self.settings.device == "auto")
-        if cuda_may_be_the_cause and self.settings.device != "cpu":
-            self._leave_cuda(reason)
+        if self._may_use_cuda() and (self.devices or self.settings.device == "auto"):
+            self._leave_cuda(self.places, f"{reason}; the CPU goes on")
             return
-        if self.device is None:
-            raise InputError(f"{reason}; try --workers 1 or --device cpu")
+        if not self.devices:
+            cure = "--workers 1" if self.on_cpu == self.places else "--workers 1 or --device cpu"
+            raise InputError(f"{reason}; try {cure}, or a machine that has more memory or less to do")
         log.error("%s", reason)
         self.given_up = True
         for name in self.plan.unscored():
@@ -297,8 +315,8 @@ class _Pool:
 
     def close(self) -> None:
         """End every worker."""
-        while self.workers:
-            _stop(self.workers.pop())
+        _end(self.workers)
+        self.workers.clear()
 
 
 def _make_programs(settings: WorkerSettings, deadline: Deadline) -> Programs | None:
@@ -380,7 +398,10 @@ def _epitaph(worker: _Worker) -> str:
     return f"ended with exit code {code}"
 
 
-def _stop(worker: _Worker) -> None:
-    worker.connection.close()
-    worker.process.kill()
-    worker.process.join(timeout=5)  # longer for none: one that a dead disk or driver holds cannot be killed
+def _end(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.connection.close()
+        worker.process.kill()
+    end_s = time.monotonic() + CLOSE_LIMIT_S
+    for worker in workers:
+        worker.process.join(timeout=max(end_s - time.monotonic(), 0))

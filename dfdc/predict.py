@@ -97,16 +97,16 @@ class Predictor:
         detected = clock()
         n_faces = sum(len(found) > 0 for found in faces)
         seen = replace(seen, faces=n_faces, tracks=len(tracks), detect_s=detected - decoded)
-        if not tracks:
+        if tracks:
+            frames = [frames[index] for index in searched]
+            logits = self.score_tracks(frames, tracks, n_nets=seen.nets)
+            changes = self.motion.score(frames, tracks)
+            logits = [track + change for track, change in zip(logits, changes, strict=True)]
+            low, high = self.ensemble.bounds(seen.nets)
+            seen = replace(seen, label=clip_probability(logits, low=low, high=high))
+        else:
             seen = replace(seen, status="no_face", reason=f"no face in {len(frames)} frames")
-            return self._hear(path, seen, deadline)
-        frames = [frames[index] for index in searched]
-        logits = self.score_tracks(frames, tracks, n_nets=seen.nets)
-        changes = self.motion.score(frames, tracks)
-        logits = [track + change for track, change in zip(logits, changes, strict=True)]
-        low, high = self.ensemble.bounds(seen.nets)
-        seen = self._hear(path, replace(seen, label=clip_probability(logits, low=low, high=high)), deadline)
-        return replace(seen, score_s=clock() - detected)
+        return replace(self._hear(path, seen, deadline), score_s=clock() - detected)
 
     def _hear(self, path: Path, seen: Prediction, deadline: Deadline) -> Prediction:
         """What was seen of a clip, and what its voice adds."""

@@ -49,6 +49,11 @@ class Prediction:
     detect_s: float = 0.0
     score_s: float = 0.0
 
+    @property
+    def scored(self) -> bool:
+        """Whether the label says more than the prior."""
+        return self.status == "ok" or self.voice is not None
+
     def __post_init__(self) -> None:
         if self.status not in STATUSES or not 0 < self.label < 1:
             raise ValueError(f"status {self.status!r}, label {self.label}: allowed are {STATUSES} and 0 < label < 1")

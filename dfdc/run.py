@@ -17,7 +17,7 @@ from dfdc.inputs import InputError, Job
 from dfdc.journal import Journal, Past, identify, journal_path, read_journal, scoring_key
 from dfdc.pool import predict_clips
 from dfdc.prediction import STATUSES, Prediction
-from dfdc.submission import Submission
+from dfdc.submission import Submission, details_path
 from dfdc.workers import WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 # What ending workers and writing files may take at the end, in seconds and as a share of a short run.
 CLOSING_S = 3.0
 CLOSING_SHARE = 0.1
+# So often the log says how far the run has come.
+TELLING_S = 600.0
 # A summary lists each clip up to so many; beyond, predictions.csv does.
 LISTED_CLIPS = 40
 
@@ -81,13 +83,17 @@ def score_job(
             len(job.names),
         )
     bar = tqdm(total=len(job.names), initial=len(past.done), desc="scoring", unit="clip", disable=None)
-    saved = False
+    told_s = started
     try:
         with bar, closing(Journal(path, key, files, end=past.end)) as journal:
             for prediction in predict_clips(clips, settings, n_workers=n_workers, deadline=looks_end, known=past.done):
                 bar.update(submission.predictions[prediction.filename] is None)
                 journal.record(prediction)
                 submission.record(prediction)
+                if time.monotonic() - told_s >= TELLING_S:  # where a bar cannot be drawn, in a notebook for instance
+                    told_s = time.monotonic()
+                    n_done = sum(p is not None for p in submission.predictions.values())
+                    log.info("%d of %d clips have a score", n_done, len(job.names))
     finally:
         saved = submission.save()
     if not saved:
@@ -102,13 +108,12 @@ def summarize(result: Result) -> str:
     if len(result.predictions) <= LISTED_CLIPS:
         width = max(len(p.filename) for p in result.predictions)
         for p in result.predictions:
-            verdict = f"{p.label:6.1%} fake" if p.status == "ok" else f"{p.status}: {p.reason}"
-            lines.append(f"{p.filename:<{width}}  {verdict}")
+            verdict = [f"{p.label:6.1%} fake"] * p.scored + [f"{p.status}: {p.reason}"] * (p.status != "ok")
+            lines.append(f"{p.filename:<{width}}  {', '.join(verdict)}")
         lines.append("")
     counts = Counter(p.status for p in result.predictions)
     described = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
-    n = len(result.predictions)
-    lines.append(f"{n} clips ({described}) in {result.seconds:.1f} s, {result.seconds / n:.2f} s per clip")
+    lines.append(f"{len(result.predictions)} clips ({described}) in {result.seconds:.1f} s")
     lines.append(f"{result.path}: label is the probability that the clip is fake")
-    lines.append(f"{result.path.with_name('predictions.csv')}: status, reason and counts per clip")
+    lines.append(f"{details_path(result.path)}: status, reason and counts per clip")
     return "\n".join(lines)

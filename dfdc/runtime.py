@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What a net is tried with where a side of its input varies.
+FREE_SIDE = 48
+
 # From arrays (N, ...) of a net's `Input` to its answers, float32 each.
 Net = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
@@ -50,11 +53,12 @@ class DeviceError(Exception):
     """A device that is asked for and not there; the message names the cure."""
 
 
-def choose_device(wanted: str) -> str:
-    """The device to run on.
+def choose_device(wanted: str, *, place: int = 0) -> str:
+    """The device to run on; where that is CUDA, this process's GPU is chosen, too.
 
     Args:
         wanted: "cpu", "cuda", or "auto" for CUDA where there is one that works.
+        place: of this process among those that run side by side, from 0; where there are several GPUs, they take turns.
 
     Returns:
         "cpu" or "cuda".
@@ -69,12 +73,18 @@ def choose_device(wanted: str) -> str:
     if not torch.cuda.is_available():
         reason = "no CUDA device is visible"
     else:
+        name = "CUDA"
         try:
-            # A visible device may be too old for this torch: a P100 is for those built with CUDA 12.8 and later.
-            torch.ones(1, device="cuda").add(1).item()
+            torch.cuda.set_device(place % torch.cuda.device_count())
+            name = torch.cuda.get_device_name()
+            # A visible device may be too old for this torch, as a P100 is for those built with CUDA 12.8 and later, or
+            # lack a cuDNN that has what our nets need.
+            ones = torch.ones((1, 1, 3, 3), device="cuda", dtype=torch.float16)
+            torch.nn.functional.conv2d(ones, ones).item()
             return "cuda"
-        except RuntimeError as error:
-            reason = f"{torch.cuda.get_device_name(0)} does not run this torch ({str(error).splitlines()[0]})"
+        except Exception as error:  # CUDA's own, of several kinds: each means that it does not serve
+            cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = f"{name} does not run this torch ({cause})"
             log.warning("%s", reason)
     if wanted == "cuda":
         raise DeviceError(f"--device cuda: {reason}; use --device cpu or auto, or turn on a GPU that serves")
@@ -119,6 +129,18 @@ def run_batches(net: Net, items: np.ndarray, size: int) -> list[tuple[np.ndarray
     return answers
 
 
+def run_logits(net: Net, items: np.ndarray, size: int) -> np.ndarray:
+    """The answers (N,) of a net that gives one number an item, in batches as `run_batches` makes them.
+
+    Raises:
+        FloatingPointError: one of them is not finite, as half precision may overflow.
+    """
+    logits = np.concatenate([np.zeros(0, np.float32), *(part for (part,) in run_batches(net, items, size))])
+    if not np.isfinite(logits).all():
+        raise FloatingPointError("a net answers with numbers that are not finite")
+    return logits
+
+
 def compile_net(net: nn.Module, device: str, takes: Input) -> Net:
     """Make a net as fast as its device allows.
 
@@ -151,6 +173,8 @@ def compile_net(net: nn.Module, device: str, takes: Input) -> Net:
         torch.cuda.empty_cache()
         raise MemoryError(reason)
 
+    if device == "cuda":  # what the first run takes, and whether it fails, belongs to the start and not to a clip
+        run(np.zeros((1, *(side or FREE_SIDE for side in takes.shape)), takes.dtype))
     return run
 
 
@@ -181,7 +205,7 @@ def _convert(net: nn.Module, takes: Input) -> openvino.Model:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    example = torch.zeros((1, *(side or 48 for side in takes.shape)), dtype=getattr(torch, takes.dtype))
+    example = torch.zeros((1, *(side or FREE_SIDE for side in takes.shape)), dtype=getattr(torch, takes.dtype))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated, yet what OpenVINO's frontend reads; sizes are fixed
         traced = torch.jit.freeze(torch.jit.trace(net, example, check_trace=False))

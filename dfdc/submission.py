@@ -42,6 +42,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
         raise
 
 
+def details_path(path: Path) -> Path:
+    """Where what is known of each clip is written: predictions.csv, behind the name of a submission of another name."""
+    return path.with_name("predictions.csv" if path.stem == "submission" else f"{path.stem}.predictions.csv")
+
+
 class Submission:
     """submission.csv, and predictions.csv beside it, over a run.
 
@@ -65,9 +70,7 @@ class Submission:
         self._written_s = float("-inf")
         if path.is_dir():
             raise InputError(f"{path}: is a folder; --out names a file, such as {path / 'submission.csv'}")
-        self.details = path.with_name("predictions.csv")
-        if path.name == self.details.name:
-            raise InputError(f"{path}: this name is taken by the details beside the submission; choose another")
+        self.details = details_path(path)
         if not path.absolute().parent.is_dir():
             raise InputError(f"{path}: its folder does not exist; make it or name another with --out")
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfdc.audio import HOP, N_BANDS, QUIETEST_DB, RATE, log_mel, read_sound
-from dfdc.runtime import Input, Net, compile_net, run_batches
+from dfdc.runtime import Input, Net, compile_net, run_logits
 from dfdc.weights import WeightsFile
 
 if TYPE_CHECKING:
@@ -77,14 +77,17 @@ class Listener:
         return None if sound is None else self.score(sound.samples)
 
     def score(self, samples: np.ndarray) -> float | None:
-        """As `listen`, of a sound (N,) float mono at `dfdc.audio.RATE`."""
+        """As `listen`, of a sound (N,) float mono at `dfdc.audio.RATE`.
+
+        Raises:
+            FloatingPointError: a net's answer is not finite, as half precision may overflow.
+        """
         logits = []
         for spec, net in zip(self.specs, self.nets, strict=True):
             windows, _ = cut_windows(samples, spec.input_size)
             if not len(windows):
                 return None
-            (raw,) = (np.concatenate(part) for part in zip(*run_batches(net, windows, self.batch_size), strict=True))
-            logits.append(spec.calibration.logits(raw).mean())
+            logits.append(spec.calibration.logits(run_logits(net, windows, self.batch_size)).mean())
         return float(np.mean(logits)) if logits else None
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dfdc.deadline import Deadline
 from dfdc.inputs import InputError
+from dfdc.log import show_log
 from dfdc.prediction import Prediction
 from dfdc.weights import WeightsError, WeightsFile
 
@@ -71,6 +72,7 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
     """A worker's life: load once, then one clip after another until the supervisor hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    show_log()
     try:
         predictor, runtime = _load(settings)
     except ImportError as error:
@@ -108,11 +110,9 @@ def _load(settings: WorkerSettings) -> tuple[Predictor, str]:
 
         torch.set_num_threads(settings.threads)
         try:
-            device = choose_device(settings.device)
+            device = choose_device(settings.device, place=settings.place)
         except DeviceError as error:
             raise InputError(str(error)) from error
-        if device == "cuda":
-            torch.cuda.set_device(settings.place % torch.cuda.device_count())
     files = list(settings.weights)
     return Predictor(files, device=device, programs=programs, threads=settings.threads), describe_runtime(device)
 
@@ -126,6 +126,7 @@ def release_memory() -> None:
 def send_programs(connection: Connection, settings: WorkerSettings) -> None:
     """The life of the process that makes programs; a refusal where the user is at fault."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    show_log()
     try:
         from dfdc.export import export_programs
         from dfdc.runtime import DeviceError

@@ -42,20 +42,22 @@ def test_runs_differ_in_the_named_part_only_and_are_not_done_twice(
 
     monkeypatch.setattr(loop, "augment", record)
     command = ["--crops", str(table), "--run", str(tmp_path / "run"), "--input-size", "32", "--epochs", "1"]
+    command += ["--batch-size", "32", "--learning-rate", "0.002"]  # two batches
     command += ["--device", "cpu", "--only", "no JPEG", "--json", str(tmp_path / "recipes.json")]
     assert tool.main(command) == 0
-    assert used == [(), ("jpeg",)]
+    assert used == [(), (), ("jpeg",), ("jpeg",)]
     whole, without = json.loads((tmp_path / "recipes.json").read_text())
     assert (whole["name"], without["name"]) == (tool.WHOLE, "no JPEG") and whole["n"] == 12
     change = without["log_loss"] - whole["log_loss"]
     assert without["difference_low"] <= change <= without["difference_high"]
     assert f"{change:+.4f}" in capsys.readouterr().out
     assert tool.main(command) == 0
-    assert len(used) == 2 and json.loads((tmp_path / "recipes.json").read_text()) == [whole, without]
+    assert len(used) == 4 and json.loads((tmp_path / "recipes.json").read_text()) == [whole, without]
     # What is done from one start is no answer for another.
     init = save_model(FrameModel(ModelSpec("efficientnet-lite0", 32)), tmp_path, name="start")
     assert tool.main([*command, "--init", str(init)]) == 1
-    assert "run: holds runs made with other init; name another folder with --run" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "belongs to another run: init was None, is " in said and "name another folder with --run" in said
     with pytest.raises(SystemExit):
         tool.main([*command[:-1], str(tmp_path / "gone" / "recipes.json")])
     assert "its folder does not exist" in capsys.readouterr().err

@@ -43,7 +43,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight videos of three crops each in the split val, and one crop in train."""
+    """Eight videos of three crops each in the split val, two of them fakes of one, and one crop in train."""
     folder = tmp_path_factory.mktemp("crops")
     generator = np.random.default_rng(0)
     rows = []
@@ -52,7 +52,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path = f"{video}-{frame}.png"
             cv2.imwrite(str(folder / path), generator.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
             label, manipulation = ("FAKE", "swap" if video > 5 else "lips") if video >= 4 else ("REAL", "")
-            rows.append((path, f"{video}.mp4", label, "", "val", manipulation))
+            original = "0.mp4" if manipulation == "swap" else ""
+            rows.append((path, f"{video}.mp4", label, original, "val", manipulation))
     rows.append(("0-0.png", "train.mp4", "REAL", "", "train", ""))
     with open(folder / "crops.csv", "w", newline="") as file:
         csv.writer(file).writerows([("path", "video", "label", "original", "split", "manipulation"), *rows])
@@ -78,7 +79,8 @@ def test_ensemble_scores_crops_with_the_mean_of_calibrated_logits(weights: Path,
     assert inside.sum() >= 8
     assert both.probabilities[inside] == pytest.approx(sigmoid(np.mean(logits, 0))[inside], abs=1e-6)
     assert both.probabilities.min() >= 0.03 and both.probabilities.max() <= 0.94  # means of the members' bounds
-    assert both.names[4] == "1-1.png" and both.videos[4] == "1.mp4" and both.manipulations[-1] == "swap"
+    assert both.names[4] == "1-1.png" and both.sources[4] == "1.mp4" and both.manipulations[-1] == "swap"
+    assert set(both.sources[12:]) == {"4.mp4", "5.mp4", "0.mp4"}  # a fake's is its original, where that is named
     assert both.labels.tolist() == [0] * 12 + [1] * 12
     written = cv2.cvtColor(cv2.imread(str(table.with_name("1-1.png"))), cv2.COLOR_BGR2RGB)
     assert np.array_equal(both.picture(4), written)
@@ -139,7 +141,7 @@ def test_contact_sheet_shows_the_worst_of_both_kinds(scored: Scored, tmp_path: P
 
 def test_pictures_without_a_mistake_or_a_face_are_drawn_all_the_same(scored: Scored, tmp_path: Path) -> None:
     right = np.where(scored.labels == 1, 0.9, 0.1)
-    scored = Scored(scored.names, scored.labels, right, scored.manipulations, scored.videos, scored.picture)
+    scored = Scored(scored.names, scored.labels, right, scored.manipulations, scored.sources, scored.picture)
     draw_pictures(scored, report_scores(scored, samples=5), tmp_path)
     assert all((tmp_path / name).stat().st_size > 1000 for name in PICTURES)
 
@@ -196,3 +198,15 @@ def test_mistakes_end_with_one_line(
     assert main(["--weights", str(weights), "--device", "cpu", *arguments]) == 1
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [(flag, "0", "from 1 up") for flag in ("--samples", "--workers", "--frames")] + [("--seed", "-1", "from 0 up")],
+)
+def test_numbers_that_make_no_sense_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, flag: str, value: str, said: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--crops", str(tmp_path / "crops.csv"), flag, value])
+    assert f"argument {flag}: is {value}; allowed are whole numbers {said}" in capsys.readouterr().err

@@ -69,7 +69,7 @@ def test_a_folder_without_videos_is_refused_with_its_path_and_a_cure(tmp_path):
     known = (
         ".3g2, .3gp, .avi, .flv, .m2ts, .m4v, .mkv, .mov, .mp4, .mpeg, .mpg, .mts, .mxf, .ogv, .ts, .vob, .webm, .wmv"
     )
-    assert str(caught.value) == f"{tmp_path}: holds no video ({known}); name another folder"
+    assert str(caught.value) == f"{tmp_path}: holds no video ({known}); folders in it are not searched: name them"
 
 
 @pytest.mark.parametrize("name", ["missing.mp4", "x" * 300, "a\0b.mp4"])

@@ -208,6 +208,27 @@ def test_bad_clips_are_reported_and_skipped(material: Path, tmp_path: Path, caps
     assert {row["video"] for row in read_rows(tmp_path / "out/crops.csv")} == {"real.mp4"}
 
 
+def test_rerun_changes_the_splits_and_looks_again_for_what_was_absent(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    clips = lay_out(tmp_path / "clips", material, {"real.mp4": REAL, "late.mp4": {"label": "REAL"}, "fake.mp4": FAKE})
+    assert {(row["video"], row["split"]) for row in cut(clips, tmp_path / "out")} == {
+        ("real.mp4", "train"),
+        ("fake.mp4", "train"),
+    }
+    shutil.copy(material / "real.mp4", clips / "late.mp4")
+    rows = cut(clips, tmp_path / "out", val_share=1.0)
+    assert {row["video"] for row in rows} == {"real.mp4", "late.mp4", "fake.mp4"}
+    assert {row["split"] for row in rows} == {"val"}
+    assert "cut alone" not in capsys.readouterr().err
+
+
+def test_fake_without_its_original_is_told(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cut(lay_out(tmp_path / "clips", material, {"fake.mp4": FAKE}), tmp_path / "out")
+    said = capsys.readouterr().err
+    assert "1 fakes are cut alone, for their original is absent: fake.mp4, of real.mp4, for one" in said
+
+
 def test_workers_cut_what_one_process_cuts(pair, tmp_path: Path) -> None:
     assert cut(pair[0].parent / "clips", tmp_path / "out", n_workers=2) == pair[1]
     for row in pair[1]:
@@ -222,6 +243,18 @@ def test_plain_frames_are_whole_and_listed_by_name_and_label(material: Path, tmp
     frame = cv2.cvtColor(cv2.imread(str(tmp_path / "out" / names[4])), cv2.COLOR_BGR2RGB)
     expected = read_frames(clips / "real.mp4", 3)[1].pixels
     assert frame.shape == expected.shape and np.abs(frame.astype(int) - expected).mean() < 3
+
+
+def test_plain_frames_are_all_of_a_clips_unless_told(material: Path, tmp_path: Path) -> None:
+    clips = lay_out(tmp_path / "clips", material, {"real.mp4": REAL, "gone.mp4": REAL})
+    command = [str(clips), "--out", str(tmp_path / "out"), "--plain-frames", "--workers", "1"]
+    assert main(command) == 0
+    rows = read_rows(tmp_path / "out/frames.csv")
+    assert [row["name"] for row in rows] == [f"images/real.mp4/{i:05d}.jpg" for i in range(N_FRAMES)]
+    last = cv2.cvtColor(cv2.imread(str(tmp_path / "out" / rows[-1]["name"])), cv2.COLOR_BGR2RGB)
+    assert np.abs(last.astype(int) - portrait(N_FRAMES - 1)).mean() < 3
+    assert main([*command, "--overwrite", "--frames", "2"]) == 0
+    assert len(read_rows(tmp_path / "out/frames.csv")) == 2
 
 
 def test_jpeg_crops_are_close_and_smaller(pair, tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import torch
 
 from dfdc.deadline import NEVER, Deadline
 from dfdc.inputs import InputError
 from dfdc.pool import predict_clips
 from dfdc.prediction import Prediction
-from dfdc.workers import LastWord, Ready, Refusal, WorkerSettings, _load
+from dfdc.runtime import choose_device
+from dfdc.workers import LastWord, Ready, Refusal, WorkerSettings
 
 SETTINGS = WorkerSettings(weights=())
 
@@ -134,7 +136,27 @@ def fail_on_cuda(connection: Connection, settings: WorkerSettings) -> None:
             return
         if task.name.startswith("crash") and device == "cuda":
             os._exit(6)
+        if task.name.startswith("stall") and device == "cuda":
+            threading.Event().wait()
         connection.send(Prediction(task.name, {"cuda": 0.25, "cpu": 0.75}[device]))
+
+
+def fail_at_place_1(connection: Connection, settings: WorkerSettings) -> None:
+    """On CUDA, whatever is looked at there fails; the other place goes on when the CPU has taken over."""
+    device = "cpu" if settings.device == "cpu" else "cuda"
+    connection.send(Ready(f"a fake {device}", device))
+    with contextlib.suppress(EOFError):
+        while True:
+            path, task = connection.recv()
+            flag = path.parent / "the CPU was here"
+            if device == "cpu":
+                flag.touch()
+            elif settings.place == 1:
+                connection.send(LastWord(Prediction(task.name, status="error", reason="CUDA error: launch failure")))
+                return
+            while not flag.exists():
+                threading.Event().wait(0.01)
+            connection.send(Prediction(task.name, {"cuda": 0.25, "cpu": 0.75}[device]))
 
 
 def load_on_the_cpu_only(connection: Connection, settings: WorkerSettings) -> None:
@@ -268,12 +290,13 @@ def test_worker_takes_the_place_of_one_that_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("place", "gpu"), [(0, 0), (1, 1), (2, 0)])
 def test_workers_take_turns_on_several_gpus(place: int, gpu: int, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[int] = []
+    ones = torch.ones((1, 1, 3, 3))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.set_device", chosen.append)
-    monkeypatch.setattr("dfdc.runtime.choose_device", lambda _: "cuda")
-    monkeypatch.setattr("dfdc.runtime.describe_runtime", lambda _: "a fake")
-    monkeypatch.setattr("dfdc.predict.Predictor", lambda *_, **__: None)
-    _load(WorkerSettings(weights=(), place=place))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a fake")
+    monkeypatch.setattr("torch.ones", lambda *_, **__: ones)
+    assert choose_device("auto", place=place) == "cuda"
     assert chosen == [gpu]
 
 
@@ -282,30 +305,46 @@ def test_worker_that_leaves_costs_no_clip() -> None:
     assert {p.status for p in run(names, work=leave_after_one).values()} == {"ok"}
 
 
-def test_clip_that_cuda_failed_is_scored_on_the_cpu_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
-    found = run(["fault.mp4", *(f"{i}.mp4" for i in range(5))], work=fail_on_cuda, n_workers=1)
-    assert found["fault.mp4"].label == 0.75
+@pytest.mark.parametrize("name", ["fault.mp4", "crash.mp4", "stall.mp4"])
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_clip_that_cuda_failed_is_scored_on_the_cpu(
+    name: str, n_workers: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dfdc.pool.GRACE_S", 0.2)
+    settings = WorkerSettings(weights=(), device="auto", clip_limit_s=2.0)
+    found = run([name, *(f"{i}.mp4" for i in range(5))], work=fail_on_cuda, settings=settings, n_workers=n_workers)
+    assert (found[name].label, found[name].status) == (0.75, "ok")
     assert {found[f"{i}.mp4"].label for i in range(5)} == {0.25}
-    assert "CUDA failed 1 clips; the CPU goes on" in caplog.text
+    assert "CUDA failed 1 clips; a worker on the CPU takes them" in caplog.text
 
 
-def test_cuda_device_that_fails_for_good_sends_the_rest_to_the_cpu(caplog: pytest.LogCaptureFixture) -> None:
-    names = [f"fault{i}.mp4" for i in range(6)]
+def test_further_looks_stay_on_cuda_beside_a_clip_that_it_failed() -> None:
+    known = {f"{i}.mp4": Prediction(f"{i}.mp4", 0.4, wanted=8, nets=1, frames=8) for i in range(40)}
+    found = run(["fault.mp4", *known], work=fail_on_cuda, known=known)
+    assert found["fault.mp4"].label == 0.75
+    assert len(found) == 41
+
+
+@pytest.mark.parametrize("fault", ["fault", "crash"])
+def test_cuda_device_that_fails_for_good_sends_the_rest_to_the_cpu(
+    fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"{fault}{i}.mp4" for i in range(9)]
     found = run(names, work=fail_on_cuda, settings=WorkerSettings(weights=(), device="cuda"))
     assert {(p.label, p.status) for p in found.values()} == {(0.75, "ok")}
     assert sorted(found) == names
-    assert caplog.text.count("the CPU goes on") == 1
+    assert 1 <= caplog.text.count("the CPU goes on there") <= 2
 
 
-def test_cuda_device_that_takes_its_workers_down_sends_the_rest_to_the_cpu() -> None:
-    found = run([f"crash{i}.mp4" for i in range(6)], work=fail_on_cuda)
-    assert {(p.label, p.status) for p in found.values()} == {(0.75, "ok")}
-
-
-def test_one_clip_that_takes_cuda_workers_down_does_not_send_the_rest_to_the_cpu() -> None:
-    found = run(["crash.mp4", *(f"{i}.mp4" for i in range(5))], work=fail_on_cuda, n_workers=1)
-    assert found["crash.mp4"].status == "error"
-    assert {found[f"{i}.mp4"].label for i in range(5)} == {0.25}
+def test_gpu_that_fails_for_good_is_left_and_the_other_one_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clips = {f"{i:02}.mp4": tmp_path / f"{i:02}.mp4" for i in range(12)}
+    found = {p.filename: p for p in predict_clips(clips, SETTINGS, n_workers=2, deadline=NEVER, work=fail_at_place_1)}
+    assert sorted(found) == list(clips)
+    assert {p.label for p in found.values()} == {0.25, 0.75}
+    assert caplog.text.count("launch failure") == 3
+    assert "3 clips of worker 1 in succession; the CPU goes on there" in caplog.text
 
 
 def test_workers_that_do_not_load_on_auto_are_tried_on_the_cpu(caplog: pytest.LogCaptureFixture) -> None:

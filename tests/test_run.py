@@ -154,6 +154,22 @@ def test_journal_that_cannot_be_written_costs_one_warning(
     assert [record.levelname for record in caplog.records if "journal" in record.getMessage()] == ["WARNING"]
 
 
+def test_summary_tells_what_a_voice_adds_to_a_clip_without_a_face(tmp_path: Path) -> None:
+    heard = Prediction("a.mp4", 0.9, status="no_face", reason="no face in 8 frames", picture=0.5, voice=0.9)
+    text = summarize(Result(tmp_path / "x.csv", [heard, Prediction("b.mp4", status="no_face", reason="none")], 1.0))
+    assert "a.mp4   90.0% fake, no_face: no face in 8 frames\nb.mp4  no_face: none\n" in text
+    assert str(tmp_path / "x.predictions.csv") in text
+
+
+def test_long_run_tells_how_far_it_has_come(
+    score: Callable[..., Result], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfdc.run.TELLING_S", 0.0)
+    with caplog.at_level(logging.INFO):
+        score()
+    assert "3 of 4 clips have a score" in caplog.text
+
+
 def test_looks_end_before_the_run_does(workers: FakeWorkers, score: Callable[..., Result]) -> None:
     score(deadline=Deadline(1000.0, lambda: 0.0))
     assert workers.deadline.end_s == 997.0

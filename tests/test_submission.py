@@ -87,12 +87,18 @@ def test_full_disk_leaves_the_last_good_file_and_no_draft(
     [
         ("missing/submission.csv", "its folder does not exist; make it"),
         (".", "is a folder"),
-        ("predictions.csv", "taken by the details"),
     ],
 )
 def test_output_that_cannot_be_is_refused_at_once(tmp_path: Path, out: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Submission(tmp_path / out, NAMES)
+
+
+def test_submissions_of_several_names_have_each_its_details(tmp_path: Path) -> None:
+    for name in ("submission.csv", "mine.csv", "predictions.csv"):
+        Submission(tmp_path / name, NAMES)
+    names = {"submission.csv", "mine.csv", "predictions.csv", "mine.predictions.csv", "predictions.predictions.csv"}
+    assert {entry.name for entry in tmp_path.iterdir()} == names
 
 
 def test_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from pairs import make_speech
 from dfdc.audio import RATE
 from dfdc.model import VoiceModel
 from dfdc.training.dataset import DataError
+from dfdc.training.state import save_state
 from dfdc.training.takes import Take, make_takes, read_speech
 from dfdc.training.vocoders import VOCODERS, by_griffin_lim
 from dfdc.training.voice import VoiceSettings, evaluate, make_batch, make_trials, score_trials, train_voice
@@ -145,15 +146,19 @@ def test_killed_run_goes_on_as_if_it_had_not_been(one_thread: None, tmp_path: Pa
 
     whole = run(tmp_path / "whole", 2)
     state = tmp_path / "killed" / "state.pt"
-    real_save = torch.save
+
+    def save_and_die(*args: object) -> None:
+        save_state(*args)
+        raise KeyboardInterrupt
+
     with pytest.MonkeyPatch.context() as patch:
-        # The kill comes after the first epoch's state is written.
-        patch.setattr("dfdc.training.voice.report_epoch", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("dfdc.training.voice.save_state", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "killed", 2)
     assert state.exists()
-    assert torch.save is real_save
     np.testing.assert_array_equal(run(tmp_path / "killed", 2), whole)
+    with open(tmp_path / "killed/log.csv", newline="") as log:
+        assert [line["epoch"] for line in csv.DictReader(log)] == ["1", "2"]
 
 
 def test_scores_are_stated_per_vocoder() -> None:
@@ -185,3 +190,6 @@ def test_tool_writes_weights_that_the_kernel_hears_with(
 def test_tool_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--speech", str(tmp_path / "none.csv"), "--run", str(tmp_path / "run"), "--out", str(tmp_path)]) == 1
     assert "none.csv: not a readable CSV file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--speech", str(tmp_path / "none.csv"), "--run", str(tmp_path / "run"), "--steps", "0"])
+    assert "argument --steps: is 0; allowed are whole numbers from 1 up" in capsys.readouterr().err

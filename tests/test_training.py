@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -18,12 +19,16 @@ import torch
 from efficientnet_pytorch import EfficientNet
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 
-from dfdc.model import FrameModel
+from dfdc.crop import CropGeometry
+from dfdc.model import FrameModel, load_initial, save_model
 from dfdc.training import loop
-from dfdc.training.dataset import CropSet, DataError, load_crops, pair_epoch
-from dfdc.training.loop import TrainSettings, score_crops, train
+from dfdc.training.dataset import CropSet, DataError, find_lonely, load_crops, pair_epoch
+from dfdc.training.loop import TrainSettings, running_average, score_crops, train
 from dfdc.training.parallel import Rank
+from dfdc.training.runlog import read_command
 from dfdc.training.start import download_imagenet, has_folded_norms, revive_batch_norms
 from dfdc.weights import ModelSpec, WeightsError, find_weights
 from tools import time_training as time_tool
@@ -160,7 +165,7 @@ def test_several_tables_are_one_set(tmp_path: Path) -> None:
         ),
         ([*pairs(1), row("x", "fake")], "x.png has the label 'fake'; allowed are REAL and FAKE"),
         ([{"path": "a.png", "label": "REAL"}], "columns video, original, split are missing"),
-        (pairs(1, split="val"), "no row has the split 'train'; it has val"),
+        (pairs(1, split="val"), "no row has the split 'train'; it has val; .*--val-share"),
     ],
 )
 def test_tables_with_mistakes_are_refused(tmp_path: Path, rows: list, said: str) -> None:
@@ -168,11 +173,18 @@ def test_tables_with_mistakes_are_refused(tmp_path: Path, rows: list, said: str)
         load_crops(write_table(tmp_path, rows, images=False), split="train", progress=False)
 
 
+def test_fakes_whose_original_is_not_named_may_lie_in_several_splits(tmp_path: Path) -> None:
+    table = write_table(tmp_path, [*pairs(1), row("x", "FAKE"), row("y", "FAKE", split="val")])
+    crops = load_crops(table, split="train", progress=False)
+    assert len(crops) == 3 and find_lonely(crops) == ["x.mp4"]
+
+
 def test_crops_that_do_not_decode_or_are_missing_are_named(tmp_path: Path) -> None:
     table = write_table(tmp_path, pairs(2))
-    (tmp_path / "train01.png").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"train01\.png: not an image"):
-        load_crops(table, split="train", progress=False)
+    for content in (b"not a picture", b""):
+        (tmp_path / "train01.png").write_bytes(content)
+        with pytest.raises(DataError, match=r"train01\.png: not an image"):
+            load_crops(table, split="train", progress=False)
     (tmp_path / "train01.png").unlink()
     with pytest.raises(DataError, match=r"train01\.png: cannot be read"):
         load_crops(table, split="train", progress=False)
@@ -263,7 +275,10 @@ def test_tiny_run_overfits_32_crops(tmp_path: Path) -> None:
     assert float(log[0]["train_loss"]) > 0.6 and np.mean([float(line["train_loss"]) for line in log[-5:]]) < 0.4
 
 
-def test_killed_run_goes_on_with_the_same_losses_and_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_killed_run_goes_on_with_the_same_losses_and_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_the_end: bool
+) -> None:
     crops = load_crops(write_table(tmp_path, pairs(8)), split="train", progress=False)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
@@ -272,13 +287,15 @@ def test_killed_run_goes_on_with_the_same_losses_and_weights(tmp_path: Path, mon
 
     save, saved = loop.save_state, []
 
-    def die_before_the_second_save(*args: object) -> None:
+    def die_in_the_second_save(*args: object) -> None:
         if saved:
+            if at_the_end:
+                save(*args)
             raise KeyboardInterrupt
         saved.append(save(*args))
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "save_state", die_before_the_second_save)
+        patch.setattr(loop, "save_state", die_in_the_second_save)
         train(tiny_model(), crops, crops, killed, TINY, progress=False)
     # Another seed shows that everything comes from the state.
     resumed, resumed_scores, _ = train(tiny_model(seed=5), crops, crops, killed, TINY, progress=False)
@@ -297,17 +314,111 @@ def test_state_of_another_run_is_refused(tmp_path: Path) -> None:
     crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
     settings = TrainSettings(epochs=1, batch_size=8)
     train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
-    with pytest.raises(ValueError, match="use the same settings or another folder"):
+    with pytest.raises(ValueError, match=r"another run: epochs was 1, is 3; .*use the same or name another folder"):
         train(tiny_model(), crops, crops, tmp_path, TINY, progress=False)
     other = FrameModel(ModelSpec("mobilenet-v2", SIDE))
+    with pytest.raises(ValueError, match="architecture was efficientnet-lite0, is mobilenet-v2"):
+        train(other, crops, crops, tmp_path, settings, progress=False)
+    with pytest.raises(ValueError, match="init was None, is imagenet;"):
+        train(tiny_model(), crops, crops, tmp_path, settings, start="imagenet", progress=False)
+    weighed = replace(crops, weights=torch.ones(len(crops)), videos=[f"other{name}" for name in crops.videos])
+    with pytest.raises(ValueError, match=r"crops was \w+, is \w+; frame_labels was None, is"):
+        train(tiny_model(), weighed, crops, tmp_path, settings, progress=False)
+    # An older version told of its settings alone: what it did not tell is not compared.
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    state["settings"] = asdict(settings)
+    torch.save(state, tmp_path / "state.pt")
+    train(tiny_model(), weighed, crops, tmp_path, settings, progress=False)
     with pytest.raises(ValueError, match="belongs to a run of another net"):
         train(other, crops, crops, tmp_path, settings, progress=False)
+    (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
+    with pytest.raises(
+        ValueError, match=r"state\.pt: cannot be read .*delete it to begin anew, or name another folder"
+    ):
+        train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
 
 
 def test_too_few_crops_for_a_batch_are_refused(tmp_path: Path) -> None:
     crops = load_crops(write_table(tmp_path, pairs(3)), split="train", progress=False)
     with pytest.raises(DataError, match="3 reals cannot fill a batch of 8"):
         train(tiny_model(), crops, crops, tmp_path, TINY, progress=False)
+
+
+def test_validation_that_cannot_be_measured_is_refused_before_training(tmp_path: Path) -> None:
+    crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
+    reals = CropSet(crops.images[:4], crops.labels[:4], crops.originals[:4], crops.videos[:4])
+    with pytest.raises(DataError, match=r"validation has 4 reals and 0 fakes, and needs both; .*--val-share"):
+        train(tiny_model(), crops, reals, tmp_path, TINY, progress=False)
+    small = replace(crops, images=crops.images[..., :16, :16])
+    with pytest.raises(DataError, match="training crops have 32 px, validation crops 16; cut both with one --size"):
+        train(tiny_model(), crops, small, tmp_path, TINY, progress=False)
+    assert not (tmp_path / "log.csv").exists()
+
+
+def test_average_of_few_steps_is_of_these_and_not_of_the_start() -> None:
+    """From 0, three steps at 1: after the first, which is copied, 2/11, 3/12 and 4/13 are kept; at most the decay."""
+    model = torch.nn.Linear(1, 1)
+    averages = {decay: running_average(model, decay) for decay in (0.998, 0.2, 0.0)}
+    for step in range(4):
+        for parameter in model.parameters():
+            torch.nn.init.constant_(parameter, min(step, 1))
+        for average in averages.values():
+            average.update_parameters(model)
+    expected = {0.998: 1 - 2 / 11 * 3 / 12 * 4 / 13, 0.2: 1 - 2 / 11 * 0.2 * 0.2, 0.0: 1.0}
+    for decay, average in averages.items():
+        assert average.module.weight.item() == pytest.approx(expected[decay], abs=1e-6)
+
+
+def test_start_from_weights_of_ours_sees_as_they_do(tmp_path: Path) -> None:
+    spec = ModelSpec("mobilenet-v2", SIDE, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
+    path = save_model(FrameModel(spec), tmp_path, name="ours")
+    model = FrameModel(ModelSpec("mobilenet-v2", SIDE))
+    load_initial(model, path.rename(tmp_path / "renamed.safetensors"))
+    assert (model.spec.mean, model.spec.std) == (spec.mean, spec.std)
+    assert model.mean.flatten().tolist() == [1, 2, 3] and model.std.flatten().tolist() == [4, 5, 6]
+
+
+def test_command_tells_no_folders_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["/home/ann/dfdc/tools/train.py", "--crops", "/data/my crops/crops.csv", "--init=/w/a/b.pt"]
+    monkeypatch.setattr(sys, "argv", [*words, "--run", "r/x/y"])
+    assert read_command() == "python tools/train.py --crops 'my crops/crops.csv' --init=a/b.pt --run r/x/y"
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "said"),
+    [
+        (train_tool, ["--batch-size", "7"], "train: epochs 12, batch_size 7: allowed are 1 up, and even"),
+        (train_tool, ["--epochs", "0"], "argument --epochs: is 0; allowed are whole numbers from 1 up"),
+        (train_tool, ["--limit", "0"], "argument --limit: is 0; allowed"),
+        (train_tool, ["--run", "{}/crops.csv"], "train: [Errno 17] File exists"),
+        (train_tool, ["--run", "{}/crops.csv/run"], "train: [Errno 20] Not a directory"),
+        (train_tool, ["--device", "cuda"], "train: --device cuda: no CUDA device is visible; use --device cpu"),
+        (time_tool, ["--batch-size", "3"], "time_training: epochs 12, batch_size 3: allowed"),
+        (time_tool, ["--steps", "0"], "argument --steps: is 0; allowed"),
+        (time_tool, ["--input-size", "8"], "time_training: input_size is 8 px; allowed: 32 to 1024"),
+        (time_tool, ["--device", "cuda"], "time_training: --device cuda: no CUDA device is visible"),
+    ],
+)
+def test_mistakes_on_the_command_line_end_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tool, arguments: list, said: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    table = write_table(tmp_path, pairs(1), images=False)
+    needed = ["--crops", str(table), "--run", str(tmp_path / "run")] if tool is train_tool else []
+    try:
+        code = tool.main([*needed, *(argument.format(tmp_path) for argument in arguments)])
+    except SystemExit as ended:  # argparse's way, after its usage
+        code = ended.code
+    error = capsys.readouterr().err
+    assert code in (1, 2) and said in error and "Traceback" not in error
+
+
+def test_only_what_ran_on_the_device_keeps_it_busy() -> None:
+    def event(start_us: float, end_us: float, place: DeviceType, *, named: bool = False) -> FunctionEvent:
+        return FunctionEvent(0, "x", 0, start_us, end_us, device_type=place, is_user_annotation=named)
+
+    events = [event(0, 10, DeviceType.CUDA), event(12, 15, DeviceType.CUDA), event(0, 20, DeviceType.CPU)]
+    assert time_tool._busy_us([*events, event(0, 20, DeviceType.CUDA, named=True)]) == 13
 
 
 def test_only_aligned_pairs_are_mixed(tmp_path: Path) -> None:
@@ -324,13 +435,13 @@ def test_train_tool_writes_weights_that_open(tmp_path: Path) -> None:
     table = write_table(tmp_path, pairs(4) + pairs(3, split="val"))
     code = train_tool.main(
         [
-            *("--crops", str(table), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "weights")),
+            *("--crops", str(table), "--run", str(tmp_path / "run")),
             *("--architecture", "mobilenet-v2", "--input-size", "32", "--epochs", "1", "--batch-size", "8"),
             *("--device", "cpu"),
         ]
     )
-    (file,) = find_weights(tmp_path / "weights")
-    assert code == 0
+    (file,) = find_weights(tmp_path / "run")
+    assert code == 0 and file.spec.crop == CropGeometry(size=SIDE)
     assert file.spec.architecture == "mobilenet-v2" and file.spec.input_size == 32
     assert file.spec.trained_on == f"8 crops of {tmp_path.name}/crops.csv, split train"
     assert file.spec.validation["n"] == 6 and 0 <= file.spec.validation["auc"] <= 1

@@ -153,6 +153,13 @@ def test_no_voice_no_opinion(sound: np.ndarray | None, predictors: tuple[Predict
     assert heard.voice is heard.picture is None
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_voice_score_that_is_not_finite_is_no_answer(files: list[WeightsFile], value: float) -> None:
+    listener = Listener(files, nets=[lambda windows: (np.full(len(windows), value),)])
+    with pytest.raises(FloatingPointError, match="not finite"):
+        listener.score(make_speech(3.0))
+
+
 def test_listener_without_nets_reads_nothing(tmp_path: Path) -> None:
     assert Listener([]).listen(tmp_path / "absent.mp4") is None
 

@@ -1,6 +1,6 @@
 """Average weights of nets that were trained from one start into one net, which costs no more than one of them.
 
-python tools/average_weights.py runs/a/*.safetensors runs/b/*.safetensors --crops crops/crops.csv --out weights
+python tools/average_weights.py runs/a/*.safetensors runs/b/*.safetensors --crops crops/crops.csv --out runs/soup
 
 After Wortsman et al., "Model soups", 2022. It works where training began at the same weights: the nets then lie in one
 basin. The average is calibrated anew, and its scores tell whether it is better than its parts.
@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.model import FrameModel, load_model
 from dfdc.training.dataset import DataError, load_crops
+from dfdc.training.flags import positive
 from dfdc.training.loop import evaluate
 from dfdc.training.runlog import save_trained
 from dfdc.weights import WeightsError, WeightsFile, open_weights
@@ -95,8 +96,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="weights files to average")
     parser.add_argument("--crops", type=Path, required=True, help="crop table; its split val calibrates")
-    parser.add_argument("--out", type=Path, default=Path("weights"), help="folder that gets the file (%(default)s)")
-    parser.add_argument("--limit", type=int, help="use only so many crops (default: all)")
+    parser.add_argument("--out", type=Path, required=True, help="folder that gets the file")
+    parser.add_argument("--limit", type=positive, help="use only so many crops (default: all)")
     args = parser.parse_args(argv)
     try:
         average_weights(args.files, args.crops, args.out, limit=args.limit)

@@ -9,7 +9,6 @@ goes on from its last epoch. The table belongs into docs/experiments.md: what pa
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -20,8 +19,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dfdc.crop import CropGeometry
 from dfdc.model import FrameModel, load_initial
+from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.dataset import CropSet, DataError, load_crops
+from dfdc.training.flags import natural, positive
 from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.training.metrics import measure
 from dfdc.training.parallel import Rank
@@ -93,10 +95,10 @@ def compare_recipes(
         The whole recipe's outcome, then the others' in order.
 
     Raises:
-        DataError: the folder holds runs of other crops or from another start.
+        ValueError: the folder holds runs of other crops, of another net or from another start.
     """
     settings = settings or TrainSettings()
-    _claim(run, training, validation, spec, init)
+    spec = replace(spec, crop=CropGeometry(size=training.images.shape[-1]))
     labels, sources = validation.labels.numpy().astype(int), _sources(validation)
     outcomes: list[Outcome] = []
     for name in dict.fromkeys((WHOLE, *names)):
@@ -110,23 +112,6 @@ def compare_recipes(
         outcomes.append(outcome)
         print(format_table(outcomes).splitlines()[-1], flush=True)
     return outcomes
-
-
-def _claim(run: Path, training: CropSet, validation: CropSet, spec: ModelSpec, init: Path | None) -> None:
-    """Write down what the runs of a folder begin with, and refuse those that began with something else."""
-    crops = json.dumps([[crops.videos, crops.labels.tolist()] for crops in (training, validation)])
-    made_from = {
-        "crops": hashlib.sha256(crops.encode()).hexdigest(),
-        "init": file_digest(init) if init else None,
-        "architecture": spec.architecture,
-        "input_size": spec.input_size,
-    }
-    note = run / "made_from.json"
-    if note.exists() and (found := json.loads(note.read_text())) != made_from:
-        other = ", ".join(name for name in made_from if found.get(name) != made_from[name])
-        raise DataError(f"{run}: holds runs made with other {other}; name another folder with --run")
-    run.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(made_from, indent=1) + "\n")
 
 
 def _sources(crops: CropSet) -> np.ndarray:
@@ -148,14 +133,15 @@ def _train_once(
     """Calibrated probabilities (N,) of the validation crops, from the folder where the run was done before."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    model = FrameModel(spec)
+    model, start = FrameModel(spec), None
     if init is not None:
         load_initial(model, init)
+        start = file_digest(init)
         revive_if_folded(model, training.images)
     # A run that is done goes through its loop without an epoch.
     rank = Rank(0, 1, torch.device(device))
-    final, _, calibration = train(model, training, validation, folder, settings, rank=rank)
-    return calibration.probabilities(score_crops(final, validation.images))
+    final, _, calibration = train(model, training, validation, folder, settings, start=start, rank=rank)
+    return calibration.probabilities(score_crops(final.to(rank.device), validation.images))
 
 
 def _interval(
@@ -190,16 +176,23 @@ def main(argv: list[str] | None = None) -> int:
     add("--init", type=Path, help="safetensors file that every run starts from (default: from scratch)")
     add("--architecture", choices=ARCHITECTURES, default="efficientnet-lite0", help="the net (default: %(default)s)")
     add("--input-size", type=int, default=224, help="side in pixels that the net sees (default: %(default)s)")
-    add("--epochs", type=int, default=TrainSettings.epochs, help="of each run (default: %(default)s)")
-    add("--limit", type=int, help="use only so many training crops (default: all)")
+    add("--epochs", type=positive, default=TrainSettings.epochs, help="of each run (default: %(default)s)")
+    add("--batch-size", type=positive, default=TrainSettings.batch_size, help="crops a step (default: %(default)s)")
+    add("--learning-rate", type=float, default=TrainSettings.learning_rate, help="at its peak (default: %(default)s)")
+    add("--limit", type=positive, help="use only so many training crops (default: all)")
     add("--only", nargs="+", choices=CHANGES, default=tuple(CHANGES), metavar="NAME", help=only)
-    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=("cpu", "cuda"), default=device, help="where to train (default: CUDA if there)")
+    add("--seed", type=natural, default=0, help="of everything random (default: %(default)s)")
     add("--json", type=Path, help="write the scores there, too")
     args = parser.parse_args(argv)
     if args.json and not args.json.absolute().parent.is_dir():
         parser.error(f"--json: {args.json}: its folder does not exist; make it or name another file")
     try:
+        settings = TrainSettings(
+            epochs=args.epochs, batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed
+        )
+        device = choose_device(args.device)
         training = load_crops(args.crops, split="train", limit=args.limit)
         validation = load_crops(args.crops, split="val")
         outcomes = compare_recipes(
@@ -209,10 +202,10 @@ def main(argv: list[str] | None = None) -> int:
             names=tuple(args.only),
             spec=ModelSpec(args.architecture, args.input_size),
             init=args.init,
-            settings=TrainSettings(epochs=args.epochs, seed=args.seed),
-            device=args.device,
+            settings=settings,
+            device=device,
         )
-    except (DataError, WeightsError, ValueError, OSError) as error:
+    except (DataError, WeightsError, DeviceError, ValueError, OSError) as error:
         print(f"compare_recipes: {error}", file=sys.stderr)
         return 1
     print(format_table(outcomes))

@@ -30,7 +30,8 @@ from dfdc.run import count_cores
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.charts import Curve, Tile, draw_contact_sheet, draw_histogram, draw_reliability, draw_roc
 from dfdc.training.clips import read_metadata
-from dfdc.training.dataset import DataError, load_crops, read_split
+from dfdc.training.dataset import DataError, find_sources, load_crops, read_split
+from dfdc.training.flags import natural, positive
 from dfdc.training.metrics import measure_intervals
 from dfdc.video import VideoError, read_frames
 from dfdc.weights import EXTRAS, WeightsError, find_weights, sigmoid
@@ -58,7 +59,7 @@ class Scored:
         labels: (N,) int, 1 = fake.
         probabilities: (N,) float64 in (0, 1).
         manipulations: how each fake was made; empty where that is not told.
-        videos: (N,) the clip that each is from.
+        sources: (N,) the video that each is from, or the original that it is a fake of.
         picture: a square RGB picture of one of them by its index; None where there is none.
     """
 
@@ -66,7 +67,7 @@ class Scored:
     labels: np.ndarray
     probabilities: np.ndarray
     manipulations: np.ndarray
-    videos: np.ndarray
+    sources: np.ndarray
     picture: Callable[[int], np.ndarray | None]
 
 
@@ -86,7 +87,7 @@ def score_crop_table(
         crops.labels.numpy().astype(int),
         np.clip(sigmoid(ensemble.score_crops(crops.images)), *ensemble.bounds()),
         np.array(rows.get("manipulation", [""] * len(rows)), str),
-        np.array(rows.video, str),
+        np.array(find_sources(rows), str),
         lambda index: crops.images[index].permute(1, 2, 0).numpy(),
     )
 
@@ -130,7 +131,7 @@ def score_clips(
         np.array([clip.label == "FAKE" for clip in clips], int),
         np.array([predictions[name] for name in paths]),
         np.array([clip.manipulation for clip in clips]),
-        np.array(list(paths)),
+        np.array([clip.source for clip in clips]),
         lambda index: _middle_face(clips[index].path, files[0].spec.crop),
     )
 
@@ -172,7 +173,7 @@ def report_scores(scored: Scored, *, samples: int = 1000, seed: int = 0) -> dict
     def measure_part(part: np.ndarray) -> dict:
         generator = np.random.default_rng(seed)
         values = scored.labels[part], scored.probabilities[part]
-        return measure_intervals(*values, generator, groups=scored.videos[part], samples=samples)
+        return measure_intervals(*values, generator, groups=scored.sources[part], samples=samples)
 
     parts = _parts(scored)
     return {
@@ -275,11 +276,11 @@ def main(argv: list[str] | None = None) -> int:
         help="with --videos: nets that are off by default, once for each",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
-    add("--limit", type=int, help="use only so many crops (default: all)")
-    add("--frames", type=int, help="frames looked at per clip (default: the kernel's)")
-    add("--workers", type=int, default=count_cores(), help="clips at once (default: one a core, %(default)s)")
-    add("--samples", type=int, default=1000, help="of the bootstrap (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    add("--limit", type=positive, help="use only so many crops (default: all)")
+    add("--frames", type=positive, help="frames looked at per clip (default: the kernel's)")
+    add("--workers", type=positive, default=count_cores(), help="clips at once (default: one a core, %(default)s)")
+    add("--samples", type=positive, default=1000, help="of the bootstrap (default: %(default)s)")
+    add("--seed", type=natural, default=0, help="of the bootstrap (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
         if args.json:

@@ -1,9 +1,9 @@
 """Cut face crops out of labelled clips, for tools/train.py.
 
 python tools/make_crops.py dfdc_train_part_0 dfdc_train_part_1 --val dfdc_train_part_2 --out crops
-python tools/make_crops.py clips --out frames --plain-frames        # whole frames, and a CSV of name,label
+python tools/make_crops.py clips --out frames --plain-frames        # all frames whole, and a CSV of name,label
 
-It goes on where it was stopped.
+It goes on where it was stopped; which clips are kept for validation may change from run to run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from dfdc.submission import write_csv
 from dfdc.training.clips import LabelledClip, group_families, is_held_out, read_metadata
 from dfdc.training.crops import STATUSES, CutSettings, Report, cut_families, prepare_folder, read_records
 from dfdc.training.dataset import DataError, read_table
+from dfdc.training.flags import positive
 
 
 def make_crops(
@@ -62,30 +64,34 @@ def make_crops(
     """
     settings = settings or CutSettings()
     families = group_families(_label(videos, held_out or [], val_share))
-    n_clips = sum(map(len, families))
+    splits = {clip.name: clip.split for family in families for clip in family}
+    n_clips = len(splits)
     prepare_folder(out, settings, overwrite=overwrite)
     done = frozenset(report.video for report in read_records(out))
     wanted = [family for family in families if any(clip.name not in done for clip in family)]
     n_done = n_clips - sum(clip.name not in done for family in wanted for clip in family)
+    if not settings.plain_frames:
+        _report_alone(wanted)
     table = out / ("frames.csv" if settings.plain_frames else "crops.csv")
-    failed: list[Report] = []
+    reports: list[Report] = []
     bar = tqdm(total=n_clips, initial=n_done, desc="cutting", unit="clip", disable=not progress)
     try:
         with bar:
-            for reports in cut_families(
+            for cut in cut_families(
                 wanted, out, settings, n_workers=n_workers, device=choose_device(device), done=done
             ):
-                bar.update(len(reports))
-                failed += [report for report in reports if report.status == "error"]
+                bar.update(len(cut))
+                reports += cut
     except BrokenProcessPool as error:
         raise DataError(
             "a worker died, perhaps out of memory; go on with the same command and fewer --workers"
         ) from error
     finally:
         records = list(read_records(out))
-        rows = [row for report in records for row in report.rows]
+        rows = [row for report in records for row in _rows(report, settings, splits)]
         write_csv(table, settings.columns, rows)
-    _summarize(records + failed, len(rows))
+    stored = {report.video for report in records}
+    _summarize(records + [report for report in reports if report.video not in stored], len(rows))
     if not rows:
         raise DataError(f"{out}: no clip gave an image; the reasons are above")
     if not settings.plain_frames:
@@ -99,6 +105,27 @@ def _label(videos: list[Path], held_out: list[Path], val_share: float) -> list[L
     clips = [clip for folder in videos for clip in read_metadata(folder)]
     clips = [replace(clip, split="val") if is_held_out(clip, val_share) else clip for clip in clips]
     return clips + [replace(clip, split="val") for folder in held_out for clip in read_metadata(folder)]
+
+
+def _report_alone(families: list[list[LabelledClip]]) -> None:
+    """Say which fakes are cut alone, not where and when their original was."""
+    absent = [family for family in families if family[0].label != "REAL" or not family[0].path.is_file()]
+    alone = [clip for family in absent for clip in family if clip.original and clip.path.is_file()]
+    if alone:
+        print(
+            f"{len(alone)} fakes are cut alone, for their original is absent: {alone[0].name}, of {alone[0].original}, "
+            "for one; with the originals and --overwrite they are cut alike",
+            file=sys.stderr,
+        )
+
+
+def _rows(report: Report, settings: CutSettings, splits: dict[str, str]) -> Iterator[tuple[object, ...]]:
+    """A clip's rows, in the split that it has now; clips of earlier runs that are not listed now keep theirs."""
+    for row in report.rows:
+        columns = dict(zip(settings.columns, row, strict=True))
+        if "split" in columns:
+            columns["split"] = splits.get(report.video, columns["split"])
+        yield tuple(columns.values())
 
 
 def _summarize(reports: list[Report], n_images: int) -> None:
@@ -118,18 +145,19 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", type=Path, required=True, help="folder for the crops and crops.csv")
     add("--val", nargs="+", type=Path, default=[], metavar="VIDEOS", help="folders that are kept for validation")
     add("--val-share", type=float, default=0.0, help="share of the other originals kept for it (default: %(default)s)")
-    add("--frames", type=int, default=defaults.n_frames, help="frames cut per clip (default: %(default)s)")
+    frames_help = f"frames cut per clip (default: {defaults.n_frames}; all with --plain-frames)"
+    add("--frames", type=positive, help=frames_help)
     add("--size", type=int, default=defaults.geometry.size, help="side of a crop in pixels (default: %(default)s)")
     add("--jpeg", type=int, metavar="QUALITY", help="write crops as JPEG, 1 to 100 (default: PNG, lossless)")
     add("--skip-equal", action="store_true", help="leave out faces of fakes that equal the original's")
     add("--plain-frames", action="store_true", help="write whole frames as JPEG and frames.csv (name,label) instead")
-    add("--workers", type=int, default=count_cores(), help="clips at once (default: one a core, %(default)s)")
+    add("--workers", type=positive, default=count_cores(), help="clips at once (default: one a core, %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="finds faces (default: CUDA if there)")
     add("--overwrite", action="store_true", help="start anew instead of going on")
     args = parser.parse_args(argv)
     try:
         settings = CutSettings(
-            n_frames=args.frames,
+            n_frames=args.frames or (None if args.plain_frames else defaults.n_frames),
             geometry=CropGeometry(size=args.size),
             jpeg_quality=args.jpeg,
             skip_equal=args.skip_equal,
@@ -141,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
             held_out=args.val,
             val_share=args.val_share,
             settings=settings,
-            n_workers=max(args.workers, 1),
+            n_workers=args.workers,
             device=args.device,
             overwrite=args.overwrite,
         )

@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.inputs import InputError, collect
+from dfdc.log import show_log
+from dfdc.plan import TOP
 from dfdc.predict import Predictor
 from dfdc.prediction import Prediction
 from dfdc.runtime import DeviceError, choose_device
@@ -115,7 +117,7 @@ def show_clips(
     *,
     weights: Path = ROOT / "weights",
     extras: Sequence[str] = (),
-    n_frames: int = 16,
+    n_frames: int = TOP,
     device: str = "auto",
 ) -> Path:
     """Score clips and write the page.
@@ -164,7 +166,7 @@ def render_page(clips: Sequence[ShownClip]) -> str:
         "tone": lambda p: name_verdict(p)[1],
         "line": draw_line,
     }
-    ordered = sorted(clips, key=lambda clip: (clip.prediction.status != "ok", -clip.prediction.label))
+    ordered = sorted(clips, key=lambda clip: (not clip.prediction.scored, -clip.prediction.label))
     return environment.get_template("show_clips.html").render(clips=ordered, width=WIDTH, height=HEIGHT)
 
 
@@ -199,10 +201,10 @@ def main(argv: list[str] | None = None) -> int:
         default=[],
         help="nets that are off by default, once for each",
     )
-    add("--frames", type=int, default=16, help="frames looked at per clip (default: %(default)s)")
+    add("--frames", type=int, default=TOP, help="frames looked at per clip (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="show_clips: %(message)s")
+    show_log("show_clips", logging.WARNING)
     if args.frames < 1:
         parser.error(f"--frames: is {args.frames}; allowed: 1 and up")
     try:

@@ -9,17 +9,21 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.model import FrameModel
+from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.dataset import CropSet
-from dfdc.training.loop import TrainSettings, make_batch, take_step
+from dfdc.training.flags import positive
+from dfdc.training.loop import TrainSettings, learning_rate, make_batch, parameter_groups, running_average, take_step
 from dfdc.weights import ARCHITECTURES, ModelSpec
 
 
@@ -29,8 +33,9 @@ class TrainingSpeed:
 
     Attributes:
         device: its name.
-        images_per_s: crops through the whole step: drawn, resized, mixed, augmented, forward, backward, optimizer.
-        net_images_per_s: crops through the last three of these alone, on a batch that is there already.
+        images_per_s: crops through the whole step: drawn, resized, mixed, augmented, forward, backward, optimizer,
+            averaged weights.
+        net_images_per_s: crops through the last four of these alone, on a batch that is there already.
         augmentation_share: of the whole step's time, what the net alone would not have taken; in 0..1.
         waiting_share: of the time, in which a CUDA device ran no kernel; None on the CPU.
         peak_memory_mb: of the CUDA device; None on the CPU.
@@ -62,23 +67,34 @@ def time_training(
         n_steps: that are timed, after a tenth as many (at least two) that are not.
         n_crops: how many different crops there are, at least the batch.
         device: "cpu" or "cuda".
+
+    Raises:
+        ValueError: the batch is odd, or the net cannot see that size.
     """
-    crops = _make_crops(max(n_crops, batch_size) // 2, torch.device(device))
+    settings = TrainSettings(batch_size=batch_size)
     model = FrameModel(ModelSpec(architecture, input_size)).to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    chances, settings = torch.Generator().manual_seed(0), TrainSettings(batch_size=batch_size)
+    crops = _make_crops(max(n_crops, batch_size) // 2, torch.device(device))
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: learning_rate(0.5, settings.warmup))
+    average = running_average(model, settings.ema_decay)
+    chances = torch.Generator().manual_seed(0)
     pairs = torch.arange(len(crops)).view(2, -1).T
 
     def draw() -> tuple[torch.Tensor, torch.Tensor]:
         chosen = pairs[torch.randint(len(pairs), (batch_size // 2,), generator=chances)]
         return make_batch(crops.images, crops, chosen, model, settings, chances)
 
+    def train_net(pixels: torch.Tensor, targets: torch.Tensor) -> None:
+        take_step(model, optimizer, pixels, targets, None)
+        schedule.step()
+        average.update_parameters(model)
+
     def whole_step() -> None:
-        take_step(model, optimizer, *draw(), None)
+        train_net(*draw())
 
     batch = draw()
     whole_s = _time(whole_step, n_steps, device)
-    net_s = _time(lambda: take_step(model, optimizer, *batch, None), n_steps, device)
+    net_s = _time(lambda: train_net(*batch), n_steps, device)
     cuda = device == "cuda"
     return TrainingSpeed(
         device=torch.cuda.get_device_name() if cuda else "CPU",
@@ -116,7 +132,7 @@ def _finish(device: str) -> None:
 
 
 def _waiting_share(step: Callable[[], None], n_steps: int = 10) -> float:
-    """The share of the time in which no kernel ran, as torch's profiler saw it."""
+    """The share of the time in which nothing ran on the device, as torch's profiler saw it."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=activities) as profile:
@@ -125,25 +141,36 @@ def _waiting_share(step: Callable[[], None], n_steps: int = 10) -> float:
             step()
         torch.cuda.synchronize()
         wall_s = time.perf_counter() - started
-    busy_us = sum(event.self_device_time_total for event in profile.key_averages())
-    return max(1 - busy_us / 1e6 / wall_s, 0.0)
+    return max(1 - _busy_us(profile.events()) / 1e6 / wall_s, 0.0)
+
+
+def _busy_us(events: Iterable[FunctionEvent]) -> float:
+    """Microseconds of kernels and copies on the device; operators and named spans tell of the same ones again."""
+    on_device = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
+    return sum(event.time_range.elapsed_us() for event in on_device)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architecture", choices=ARCHITECTURES, default="efficientnet-b0", help="the net")
-    parser.add_argument("--input-size", type=int, default=224, help="side in pixels that it sees (default: 224)")
-    parser.add_argument("--batch-size", type=int, default=256, help="crops a step (default: 256)")
-    parser.add_argument("--steps", type=int, default=50, help="that are timed (default: 50)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    add = parser.add_argument
+    add("--architecture", choices=ARCHITECTURES, default="efficientnet-b0", help="the net (default: %(default)s)")
+    add("--input-size", type=int, default=224, help="side in pixels that it sees (default: %(default)s)")
+    add("--batch-size", type=positive, default=256, help="crops a step (default: %(default)s)")
+    add("--steps", type=positive, default=50, help="that are timed (default: %(default)s)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=("cpu", "cuda"), default=device, help="where to train (default: CUDA if there)")
     args = parser.parse_args(argv)
-    speed = time_training(
-        architecture=args.architecture,
-        input_size=args.input_size,
-        batch_size=args.batch_size,
-        n_steps=args.steps,
-        device=args.device,
-    )
+    try:
+        speed = time_training(
+            architecture=args.architecture,
+            input_size=args.input_size,
+            batch_size=args.batch_size,
+            n_steps=args.steps,
+            device=choose_device(args.device),
+        )
+    except (DeviceError, ValueError) as error:
+        print(f"time_training: {error}", file=sys.stderr)
+        return 1
     print(f"{args.architecture} at {args.input_size} px, batches of {args.batch_size}, on {speed.device}:")
     print(f"  {speed.images_per_s:.0f} images/s with augmentation, {speed.net_images_per_s:.0f} without")
     print(f"  augmentation takes {speed.augmentation_share:.0%} of the time")

@@ -1,6 +1,6 @@
 """Train a frame model on face crops and write it as weights that the kernel loads.
 
-python tools/train.py --crops crops/crops.csv --init imagenet.safetensors --run runs/lite0 --out weights
+python tools/train.py --crops crops/crops.csv --init imagenet.safetensors --run runs/lite0
 torchrun --nproc-per-node 2 -- tools/train.py --crops crops/crops.csv ...             # on several GPUs
 python tools/train.py --crops crops/crops.csv ... --frame-labels frame_labels.csv     # from tools/label_frames.py
 """
@@ -17,14 +17,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dfdc.crop import CropGeometry
 from dfdc.model import FrameModel, load_initial
-from dfdc.training.dataset import DataError, load_crops, read_split
+from dfdc.runtime import DeviceError
+from dfdc.training.dataset import DataError, find_lonely, load_crops, read_split
+from dfdc.training.flags import natural, positive
 from dfdc.training.labels import describe_counts, read_labels, weigh_crops
 from dfdc.training.loop import TrainSettings, train
 from dfdc.training.parallel import Rank, join_ranks
 from dfdc.training.runlog import save_trained
 from dfdc.training.start import download_imagenet, revive_if_folded
-from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError
+from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError, file_digest
 
 
 def train_weights(
@@ -68,11 +71,12 @@ def train_weights(
     run.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    model = FrameModel(ModelSpec(architecture=architecture, input_size=input_size))
+    model, start = FrameModel(ModelSpec(architecture=architecture, input_size=input_size)), None
     if imagenet:
-        model = download_imagenet(model.spec)
+        model, start = download_imagenet(model.spec), "imagenet"
     if init is not None:
         taken, total = load_initial(model, init)
+        start = file_digest(init)
         print(f"{init.name}: {taken} of {total} tensors taken over")
     weights = None
     if frame_labels is not None:
@@ -81,11 +85,15 @@ def train_weights(
         print(f"{frame_labels}: {describe_counts(counts)}")
     training = replace(load_crops(*crops, split="train", limit=limit, progress=progress), weights=weights)
     validation = load_crops(*crops, split="val", limit=limit, progress=progress)
+    model.spec = replace(model.spec, crop=CropGeometry(size=training.images.shape[-1]))
+    if progress and (alone := find_lonely(training)):
+        print(f"{len(alone)} of {int(training.labels.sum())} fake crops lack their original's, {alone[0]}'s for one")
     if init is not None and (n_crops := revive_if_folded(model, training.images)):
         print(f"batch norms revived on {n_crops} crops")
-    final, scores, calibration = train(model, training, validation, run, settings, rank=rank, progress=progress)
-    if rank is not None and not rank.first:
+    trained = train(model, training, validation, run, settings, start=start, rank=rank, progress=progress)
+    if trained is None:
         return None
+    final, scores, calibration = trained
     names = ", ".join(f"{csv.parent.name}/{csv.name}" for csv in crops)
     path = save_trained(
         final,
@@ -101,46 +109,50 @@ def train_weights(
 
 def main(argv: list[str] | None = None) -> int:
     defaults = TrainSettings()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        "--crops", nargs="+", type=Path, required=True, metavar="CSV", help="crop tables, images beside or in zips"
-    )
-    parser.add_argument("--run", type=Path, required=True, help="folder for the log and for resuming")
-    parser.add_argument("--out", type=Path, default=Path("weights"), help="folder that gets the weights file")
-    parser.add_argument("--architecture", choices=ARCHITECTURES, default="efficientnet-lite0", help="the net")
-    parser.add_argument("--input-size", type=int, default=224, help="side in pixels that the net sees")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--crops", nargs="+", type=Path, required=True, metavar="CSV", help="crop tables, images beside or in zips")
+    add("--run", type=Path, required=True, help="folder for the log and for resuming")
+    add("--out", type=Path, help="folder that gets the weights file (default: the run's)")
+    add("--architecture", choices=ARCHITECTURES, default="efficientnet-lite0", help="the net (default: %(default)s)")
+    add("--input-size", type=int, default=224, help="side in pixels that the net sees (default: %(default)s)")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--init", type=Path, help="safetensors file to start from (default: from scratch)")
     start.add_argument("--imagenet", action="store_true", help="fetch ImageNet weights over the network to start from")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--limit", type=int, help="use only so many crops of each table and split (default: all)")
-    parser.add_argument("--epochs", type=int, default=defaults.epochs, help="passes over the real crops")
-    parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="crops a step, half of them real")
-    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate, help="at its peak")
-    parser.add_argument("--ema-decay", type=float, default=defaults.ema_decay, help="of the averaged weights, per step")
-    parser.add_argument("--mixup", type=float, default=defaults.mixup, help="probability of mixing an aligned pair")
-    parser.add_argument("--self-blend", type=float, default=defaults.self_blend, help="probability of a made fake")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of everything random")
-    parser.add_argument("--frame-labels", type=Path, metavar="FILE", help="labels of frames: not visible is left out")
-    parser.add_argument("--labelled-only", action="store_true", help="of the fakes, train on visible frames alone")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=("cpu", "cuda"), default=device, help="where to train (default: CUDA if there)")
+    add("--limit", type=positive, help="use only so many crops of each table and split (default: all)")
+    add("--epochs", type=positive, default=defaults.epochs, help="passes over the real crops (default: %(default)s)")
+    size_help = "crops a step, half of them real (default: %(default)s)"
+    add("--batch-size", type=positive, default=defaults.batch_size, help=size_help)
+    add("--learning-rate", type=float, default=defaults.learning_rate, help="at its peak (default: %(default)s)")
+    ema_help = "of the averaged weights, per step; 0 averages nothing (default: %(default)s)"
+    add("--ema-decay", type=float, default=defaults.ema_decay, help=ema_help)
+    mixup_help = "probability of mixing an aligned pair (default: %(default)s)"
+    add("--mixup", type=float, default=defaults.mixup, help=mixup_help)
+    blend_help = "probability of a made fake (default: %(default)s)"
+    add("--self-blend", type=float, default=defaults.self_blend, help=blend_help)
+    add("--seed", type=natural, default=defaults.seed, help="of everything random (default: %(default)s)")
+    add("--frame-labels", type=Path, metavar="FILE", help="labels of frames: not visible is left out")
+    add("--labelled-only", action="store_true", help="of the fakes, train on visible frames alone")
     args = parser.parse_args(argv)
     if args.labelled_only and args.frame_labels is None:
         parser.error("--labelled-only: says what to do with --frame-labels; name its file")
-    settings = TrainSettings(
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        ema_decay=args.ema_decay,
-        mixup=args.mixup,
-        self_blend=args.self_blend,
-        seed=args.seed,
-    )
     try:
+        settings = TrainSettings(
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            ema_decay=args.ema_decay,
+            mixup=args.mixup,
+            self_blend=args.self_blend,
+            seed=args.seed,
+        )
         with join_ranks(args.device) as rank:
             train_weights(
                 args.crops,
                 args.run,
-                args.out,
+                args.out or args.run,
                 architecture=args.architecture,
                 input_size=args.input_size,
                 init=args.init,
@@ -151,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
                 frame_labels=args.frame_labels,
                 labelled_only=args.labelled_only,
             )
-    except (DataError, WeightsError, ValueError) as error:
+    except (DataError, WeightsError, DeviceError, ValueError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 1
     return 0

@@ -29,6 +29,7 @@ from dfdc.predict import Predictor
 from dfdc.tracks import Track
 from dfdc.training.clips import LabelledClip, read_metadata
 from dfdc.training.dataset import DataError
+from dfdc.training.flags import natural, positive
 from dfdc.training.joining import SeenClip, calibrate, choose_weight, measure_motion
 from dfdc.training.motion import (
     Described,
@@ -40,7 +41,7 @@ from dfdc.training.motion import (
     make_twins,
     split_sources,
 )
-from dfdc.training.runlog import read_commit
+from dfdc.training.runlog import read_command, read_commit
 from dfdc.video import Frame
 from dfdc.weights import WeightsError, WeightsFile, find_weights, open_weights
 
@@ -119,7 +120,7 @@ def train_motion(
         sees="motion",
         trained_on=f"{len(pairs)} pairs of {len(set(pairs.videos))} clips, and their real ones made to flicker; "
         f"but for the last layer, it is {init.name}",
-        command="python " + " ".join(sys.argv),
+        command=read_command(),
         commit=read_commit(),
     )
     model = FrameModel(spec).eval()
@@ -208,20 +209,20 @@ def main(argv: list[str] | None = None) -> int:
     add("videos", type=Path, metavar="VIDEOS", help="folder of clips with metadata.json")
     add("--init", type=Path, required=True, help="weights file of a net that sees faces, whose body is taken")
     add("--run", type=Path, required=True, help="folder for pairs and motion.json, the measurement")
-    add("--out", type=Path, default=WEIGHTS / "optional", help="gets the weights file (default: weights/optional/)")
+    add("--out", type=Path, help="folder that gets the weights file (default: the run's)")
     add("--weights", type=Path, default=WEIGHTS, help="the nets that see faces (default: weights/)")
     add("--input-size", type=int, default=112, help="side in pixels that the net sees (default: %(default)s)")
-    add("--folds", type=int, default=3, help="parts that the sources are split into (default: %(default)s)")
-    add("--frames", type=int, default=16, help="of a clip, when it is measured (default: %(default)s)")
-    add("--pairs", type=int, default=32, help="of a clip, when it is trained on (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the made flicker (default: %(default)s)")
+    add("--folds", type=positive, default=3, help="parts that the sources are split into (default: %(default)s)")
+    add("--frames", type=positive, default=16, help="of a clip, when it is measured (default: %(default)s)")
+    add("--pairs", type=positive, default=32, help="of a clip, when it is trained on (default: %(default)s)")
+    add("--seed", type=natural, default=0, help="of the made flicker (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
         train_motion(
             args.videos,
             args.init,
             args.run,
-            args.out,
+            args.out or args.run,
             weights=args.weights,
             input_size=args.input_size,
             n_folds=args.folds,
@@ -229,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
             n_pairs=args.pairs,
             seed=args.seed,
         )
-    except (DataError, WeightsError, ValueError) as error:
+    except (DataError, WeightsError, ValueError, OSError) as error:
         print(f"train_motion: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,6 +1,6 @@
 """Train a voice model on recordings of speech against the same words made by vocoders, and write it as weights.
 
-python tools/train_voice.py --speech speech.csv --init imagenet.safetensors --run runs/voice --out weights/optional
+python tools/train_voice.py --speech speech.csv --init imagenet.safetensors --run runs/voice
 python tools/train_voice.py ... --leave-out world           # what it says of a vocoder that it never heard
 
 speech.csv lists path (beside it), speaker, split (train|val) and kind (speech|music). The vocoders need pyworld, which
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.model import VoiceModel, load_initial
 from dfdc.training.dataset import DataError
+from dfdc.training.flags import natural, positive
 from dfdc.training.runlog import save_trained
 from dfdc.training.start import revive_if_folded
 from dfdc.training.takes import make_takes
@@ -113,27 +114,29 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speech", type=Path, required=True, metavar="CSV", help="table of recordings")
     parser.add_argument("--run", type=Path, required=True, help="folder for the log and for resuming")
-    parser.add_argument("--out", type=Path, default=Path("weights/optional"), help="folder that gets the weights file")
+    parser.add_argument("--out", type=Path, help="folder that gets the weights file (default: the run's)")
     parser.add_argument("--init", type=Path, help="safetensors file to start from (default: from scratch)")
     parser.add_argument("--leave-out", choices=tuple(VOCODERS), help="a vocoder that is validated only")
-    parser.add_argument("--per-speaker", type=int, help="at most so many takes of a speaker (default: all)")
-    parser.add_argument("--epochs", type=int, default=defaults.epochs, help=f"default: {defaults.epochs}")
-    parser.add_argument("--steps", type=int, default=defaults.steps, help=f"of an epoch (default: {defaults.steps})")
+    parser.add_argument("--per-speaker", type=positive, help="at most so many takes of a speaker (default: all)")
+    parser.add_argument("--epochs", type=positive, default=defaults.epochs, help=f"default: {defaults.epochs}")
+    parser.add_argument(
+        "--steps", type=positive, default=defaults.steps, help=f"of an epoch (default: {defaults.steps})"
+    )
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate, help="at its peak")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of everything random")
+    parser.add_argument("--seed", type=natural, default=defaults.seed, help="of everything random")
     args = parser.parse_args(argv)
     settings = VoiceSettings(epochs=args.epochs, steps=args.steps, learning_rate=args.learning_rate, seed=args.seed)
     try:
         train_weights(
             args.speech,
             args.run,
-            args.out,
+            args.out or args.run,
             init=args.init,
             leave_out=args.leave_out,
             per_speaker=args.per_speaker,
             settings=settings,
         )
-    except (DataError, WeightsError, ValueError, ModuleNotFoundError) as error:
+    except (DataError, WeightsError, ValueError, OSError, ModuleNotFoundError) as error:
         print(f"train_voice: {error}", file=sys.stderr)
         return 1
     return 0

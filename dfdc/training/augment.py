@@ -35,7 +35,7 @@ FACE_PARTS = (
 
 def uniform(n: int, low: float, high: float, like: Tensor, generator: Generator) -> Tensor:
     """(n,) numbers between low and high, of the other tensor's dtype and on its device."""
-    return (torch.rand(n, generator=generator) * (high - low) + low).to(like)
+    return (torch.rand(n, generator=generator) * (high - low) + low).to(like, non_blocking=True)
 
 
 def pick(n: int, probability: float, generator: Generator) -> Tensor:
@@ -84,7 +84,7 @@ def colour(images: Tensor, generator: Generator) -> Tensor:
 
 def to_grey(images: Tensor, generator: Generator) -> Tensor:
     """Luminance in all three channels."""
-    weights = torch.tensor(_RGB_TO_YCC[0]).to(images).view(1, 3, 1, 1)
+    weights = torch.tensor(_RGB_TO_YCC[0]).to(images, non_blocking=True).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True).expand_as(images)
 
 
@@ -113,13 +113,13 @@ def compress(images: Tensor, quality: Tensor) -> Tensor:
     """
     height, width = images.shape[2:]
     images = functional.pad(images, (0, -width % 16, 0, -height % 16), mode="replicate")
-    scale = torch.where(quality < 50, 5000 // quality, 200 - 2 * quality).to(images)
-    to_ycc = torch.tensor(_RGB_TO_YCC).to(images)
+    scale = torch.where(quality < 50, 5000 // quality, 200 - 2 * quality).to(images, non_blocking=True)
+    to_ycc = torch.tensor(_RGB_TO_YCC).to(images, non_blocking=True)
     ycc = torch.einsum("kc,nchw->nkhw", to_ycc, images)
     luma = _quantise(ycc[:, :1] - 128, _LUMA, scale) + 128
     small = _quantise(functional.avg_pool2d(ycc[:, 1:], 2), _CHROMA, scale)
     chroma = functional.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
-    to_rgb = torch.linalg.inv(torch.tensor(_RGB_TO_YCC)).to(images)
+    to_rgb = torch.linalg.inv(torch.tensor(_RGB_TO_YCC)).to(images, non_blocking=True)
     return torch.einsum("kc,nchw->nkhw", to_rgb, torch.cat([luma, chroma], 1))[..., :height, :width]
 
 
@@ -134,8 +134,8 @@ def _dct() -> Tensor:
 def _quantise(planes: Tensor, table: str, scale: Tensor) -> Tensor:
     """Round the 8x8 DCT of planes (N, C, H, W) to the table's steps, scaled per image."""
     n, c, h, w = planes.shape
-    dct = _dct().to(planes)
-    base = torch.tensor([float(v) for v in table.split()]).to(planes)
+    dct = _dct().to(planes, non_blocking=True)
+    base = torch.tensor([float(v) for v in table.split()]).to(planes, non_blocking=True)
     steps = ((base * scale[:, None] + 50) / 100).floor().clamp(1, 255).view(n, 1, 1, 1, 8, 8)
     blocks = planes.reshape(n, c, h // 8, 8, w // 8, 8).transpose(3, 4)
     rounded = (dct @ blocks @ dct.T / steps).round() * steps
@@ -183,7 +183,7 @@ def augment(images: Tensor, generator: Generator, *, without: Sequence[str] = ()
     for step, probability in (part for part in RECIPE if part[0].__name__ not in without):
         chosen = pick(len(images), probability, generator)
         if len(chosen):
-            chosen = chosen.to(images.device)
+            chosen = chosen.to(images.device, non_blocking=True)
             images[chosen] = step(images[chosen], generator).clamp(0, 255)
     return images.round()
 
@@ -203,6 +203,6 @@ def mix_pairs(reals: Tensor, fakes: Tensor, probability: float, generator: Gener
     # Beta(.5, .5) is the arcsine law: sin^2 of a uniform angle.
     share = torch.sin(torch.rand(n, generator=generator) * math.pi / 2) ** 2
     share[torch.rand(n, generator=generator) >= probability] = 1.0
-    share = share.to(fakes)
+    share = share.to(fakes, non_blocking=True)
     weight = share.view(n, 1, 1, 1)
     return weight * fakes + (1 - weight) * reals, share

@@ -62,7 +62,7 @@ def draw_masks(images: Tensor, generator: Generator) -> Tensor:
         (N, 1, S, S), 0 outside, at most 1 inside.
     """
     n, side = len(images), images.shape[-1]
-    hulls = torch.tensor(_HULLS)[torch.randint(len(_HULLS), (n,), generator=generator)].to(images)
+    hulls = torch.tensor(_HULLS)[torch.randint(len(_HULLS), (n,), generator=generator)].to(images, non_blocking=True)
     centre = hulls[:, :2] + uniform(2 * n, -0.03, 0.03, images, generator).view(n, 2)
     wobble = uniform(12 * n, 0.85, 1.15, images, generator).view(n, 12)
     radii = hulls[:, 2:] * wobble * uniform(n, 0.85, 1.1, images, generator).view(n, 1)
@@ -76,7 +76,9 @@ def draw_masks(images: Tensor, generator: Generator) -> Tensor:
     flat = flat + share * (radii.gather(1, ((before + 1) % 12).flatten(1)).view_as(turn) - flat)
     softness = uniform(n, 0.02, 0.2, images, generator).view(n, 1, 1)
     inside = ((flat - torch.hypot(x, y)) / softness + 0.5).clamp(0, 1)
-    opacity = torch.tensor(_OPACITIES)[torch.randint(len(_OPACITIES), (n,), generator=generator)].to(images)
+    opacity = torch.tensor(_OPACITIES)[torch.randint(len(_OPACITIES), (n,), generator=generator)].to(
+        images, non_blocking=True
+    )
     return (inside * inside * (3 - 2 * inside) * opacity.view(n, 1, 1)).unsqueeze(1)
 
 

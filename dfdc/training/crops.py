@@ -27,7 +27,7 @@ from dfdc.predict import MAX_TRACKS
 from dfdc.tracks import link_tracks
 from dfdc.training.clips import LabelledClip
 from dfdc.training.dataset import DataError
-from dfdc.video import VideoError, read_frames, read_frames_at
+from dfdc.video import VideoError, read_frames, read_frames_at, stream_frames
 
 log = logging.getLogger(__name__)
 
@@ -59,21 +59,23 @@ class CutSettings:
     """How clips are cut.
 
     Attributes:
-        n_frames: looked at per clip, spread evenly over its time.
+        n_frames: looked at per clip, spread evenly over its time; None for all, of whole frames only.
         geometry: of the crops.
         jpeg_quality: of the crops, 1 to 100; None writes PNG, which loses nothing.
         skip_equal: whether a fake's tracks that look like the original are left out.
         plain_frames: write whole frames as JPEG instead of crops.
     """
 
-    n_frames: int = 16
+    n_frames: int | None = 16
     geometry: CropGeometry = field(default_factory=CropGeometry)
     jpeg_quality: int | None = None
     skip_equal: bool = False
     plain_frames: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_frames < 1:
+        if self.n_frames is None and not self.plain_frames:
+            raise ValueError("n_frames is None; allowed: 1 and up, and None for plain frames")
+        if self.n_frames is not None and self.n_frames < 1:
             raise ValueError(f"n_frames is {self.n_frames}; allowed: 1 and up")
         if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality is {self.jpeg_quality}; allowed: 1 to 100, or None for PNG")
@@ -226,36 +228,45 @@ def cut_family(
         done: names of clips that are not to be written again.
 
     Returns:
-        A report for each clip that was not done; those with the status "error" are logged and not marked as done.
+        A report for each clip that was not done. Those with the status "error" are logged; neither they nor clips whose
+        file is absent are marked as done.
     """
     todo = [clip for clip in clips if clip.name not in done]
+    wanted = not settings.plain_frames and any(clip.path.is_file() for clip in todo)
     reports, original = [], None
     for clip in clips:
-        leads = clip.label == "REAL" and todo and not settings.plain_frames
+        leads = clip.label == "REAL" and wanted
         if clip not in todo and not leads:
             continue
-        images, report, cut = _cut(clip, original, detector, settings)
+        draft = out / DRAFTS / clip.name
+        shutil.rmtree(draft, ignore_errors=True)
+        images, report, cut = _cut(clip, original, detector, settings, draft)
         original = cut if leads else original
         if clip in todo:
             reports.append(report)
-            if report.status != "error":
-                _store(out, report, images, settings)
+            if report.status != "error" and clip.path.is_file():
+                _store(draft, report, images, settings)
     return reports
 
 
 def _cut(
-    clip: LabelledClip, original: CutClip | None, detector: FaceDetector, settings: CutSettings
+    clip: LabelledClip, original: CutClip | None, detector: FaceDetector, settings: CutSettings, draft: Path
 ) -> tuple[dict[str, np.ndarray], Report, CutClip | None]:
-    """A clip's images by file name, what to say of it, and its faces where it has some: the one place that catches."""
+    """A clip's crops by file name, what to say of it, and its faces where it has some: the one place that catches.
+
+    Whole frames may be too many to hold: they are in the draft already.
+    """
     try:
         if settings.plain_frames:
-            return *_plain_frames(clip, settings), None
+            return {}, _write_frames(clip, settings, draft), None
         cut = cut_fake(clip.path, original, settings) if original else cut_clip(clip.path, detector, settings)
         return *_describe(clip, cut, original, settings), cut if cut.cuts else None
     except Misaligned as error:
         return {}, Report(clip.name, "misaligned", str(error)), None
     except VideoError as error:
         return {}, Report(clip.name, "unreadable", str(error)), None
+    except OSError:  # videos raise none: the output cannot be written, and the next clip's could not either
+        raise
     except Exception as error:  # one odd clip must not end a run of days
         log.exception("%s: failed", clip.path)
         return {}, Report(clip.name, "error", f"{type(error).__name__}: {error}"), None
@@ -381,27 +392,39 @@ def _equal_tracks(likeness: dict[tuple[int, int], tuple[float, float]]) -> set[i
     return {track for track, (levels, ssim) in means.items() if levels <= EQUAL_DIFFERENCE and ssim >= EQUAL_SSIM}
 
 
-def _plain_frames(clip: LabelledClip, settings: CutSettings) -> tuple[dict[str, np.ndarray], Report]:
-    frames = read_frames(clip.path, settings.n_frames)
-    images = {f"{index:05d}.jpg": frame.pixels for index, frame in enumerate(frames)}
-    return images, Report(clip.name, rows=tuple((f"{IMAGES}/{clip.name}/{name}", clip.label) for name in images))
+def _write_frames(clip: LabelledClip, settings: CutSettings, draft: Path) -> Report:
+    """Write a clip's whole frames one after another; damage ends them early."""
+    n_frames, names = settings.n_frames, []
+    try:
+        for frame in stream_frames(clip.path) if n_frames is None else read_frames(clip.path, n_frames):
+            names.append(f"{len(names):05d}.jpg")
+            _write_image(draft / names[-1], frame.pixels, PLAIN_JPEG_QUALITY)
+    except VideoError:
+        if not names:
+            raise
+    if not names:
+        raise VideoError("none of its frames decodes")
+    return Report(clip.name, rows=tuple((f"{IMAGES}/{clip.name}/{name}", clip.label) for name in names))
 
 
 def _numbers(values: np.ndarray) -> str:
     return " ".join(str(value) for value in values.flat)
 
 
-def _store(out: Path, report: Report, images: dict[str, np.ndarray], settings: CutSettings) -> None:
-    draft = out / DRAFTS / report.video
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+def _write_image(path: Path, pixels: np.ndarray, jpeg_quality: int | None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = [] if jpeg_quality is None else [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
+    if not cv2.imwrite(str(path), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options):
+        raise OSError(f"{path}: cannot be written; is the disk full?")
+
+
+def _store(draft: Path, report: Report, images: dict[str, np.ndarray], settings: CutSettings) -> None:
+    """Complete a clip's draft and move it to its place."""
+    draft.mkdir(parents=True, exist_ok=True)
     for name, pixels in images.items():
-        quality = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality or PLAIN_JPEG_QUALITY]
-        options = quality if name.endswith(".jpg") else []
-        if not cv2.imwrite(str(draft / name), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options):
-            raise OSError(f"{draft / name}: cannot be written; is the disk full?")
+        _write_image(draft / name, pixels, settings.jpeg_quality)
     (draft / RECORD).write_text(json.dumps(asdict(report)), encoding="utf-8")
-    folder = out / IMAGES / report.video
+    folder = draft.parent.parent / IMAGES / report.video
     folder.parent.mkdir(exist_ok=True)
     if folder.exists():
         shutil.rmtree(folder)

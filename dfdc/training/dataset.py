@@ -91,9 +91,13 @@ def read_columns(csv: Path, columns: Sequence[str], *, allowed: Mapping[str, Seq
     return table
 
 
+def find_sources(table: pd.DataFrame) -> pd.Series:
+    """Per row the name that an original shares with its fakes; a fake whose original is not named has its own."""
+    return table.original.where((table.label == "FAKE") & (table.original != ""), table.video)
+
+
 def _check_splits(table: pd.DataFrame, where: str) -> None:
-    source = table.original.where(table.label == "FAKE", table.video)
-    shared = table.assign(source=source).groupby("source").split.nunique()
+    shared = table.assign(source=find_sources(table)).groupby("source").split.nunique()
     if (shared > 1).any():
         raise DataError(
             f"{where}: {shared[shared > 1].index[0]} lies in more than one split; an original and its fakes must share "
@@ -125,7 +129,8 @@ def read_split(*csvs: Path, split: str, limit: int | None = None) -> pd.DataFram
     rows = (rows if limit is None else rows.groupby(level=0).head(limit)).reset_index(drop=True)
     if rows.empty:
         raise DataError(
-            f"{where}: no row has the split {split!r}; it has {', '.join(sorted(set(table.split))) or 'none'}"
+            f"{where}: no row has the split {split!r}; it has {', '.join(sorted(set(table.split))) or 'none'}; "
+            "tools/make_crops.py with --val or --val-share keeps clips for 'val'"
         )
     return rows
 
@@ -181,10 +186,16 @@ def _read_image(folder: Path, name: str, shard: str, shards: dict[Path, zipfile.
             data = (folder / name).read_bytes()
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{folder / shard / name}: cannot be read ({error}); make the crops again") from error
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if pixels is None:
         raise DataError(f"{folder / shard / name}: not an image; make the crops again or drop its row")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def find_lonely(crops: CropSet) -> list[str]:
+    """Per fake that has no aligned crop of its original beside it, the video that it is from."""
+    alone = (crops.labels == 1) & (crops.originals < 0)
+    return [crops.videos[index] for index in torch.nonzero(alone).flatten().tolist()]
 
 
 def pair_epoch(crops: CropSet, generator: torch.Generator) -> Tensor:

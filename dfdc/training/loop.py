@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from dfdc.model import FrameModel, MirroredModel, resize_crops
@@ -22,11 +22,11 @@ from dfdc.training.dataset import CropSet, DataError, pair_epoch
 from dfdc.training.metrics import measure_calibrated
 from dfdc.training.parallel import Rank
 from dfdc.training.runlog import report_epoch
-from dfdc.training.state import load_state, save_state
+from dfdc.training.state import describe_origin, load_state, save_state
 from dfdc.weights import Calibration
 
 # Crops that are scored together: on the CPU 128 of 192 px take 6 GB beside training's own memory, and are no faster.
-SCORED_CROPS = {"cpu": 16, "cuda": 256}
+SCORED_CROPS = {"cpu": 16, "cuda": 32}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TrainSettings:
         learning_rate: peak, reached after `warmup` of all steps, then a cosine down to zero.
         weight_decay: AdamW's, on matrices and filters only.
         warmup: share of all steps.
-        ema_decay: per step, of the averaged weights that are evaluated and shipped.
+        ema_decay: per step, of the averaged weights that are evaluated and shipped; see `running_average`.
         label_smoothing: targets are drawn towards one half by it.
         mixup: probability that an aligned pair's fake is mixed with its original.
         self_blend: probability that a pair's fake is its real, blended onto itself.
@@ -64,6 +64,8 @@ class TrainSettings:
             raise ValueError(
                 f"epochs {self.epochs}, batch_size {self.batch_size}: allowed are 1 up, and even from 2 up"
             )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; allowed are 0, which averages nothing, to below 1")
         steps = {step.__name__ for step, _ in RECIPE}
         if unknown := set(self.without) - steps:
             raise ValueError(f"without {', '.join(sorted(unknown))}: allowed are {', '.join(sorted(steps))}")
@@ -93,27 +95,29 @@ def train(
     folder: Path,
     settings: TrainSettings,
     *,
+    start: str | None = None,
     rank: Rank | None = None,
     progress: bool = True,
-) -> tuple[FrameModel, dict[str, float], Calibration]:
+) -> tuple[FrameModel, dict[str, float], Calibration] | None:
     """Train a model; a run that was killed goes on from its last whole epoch, with the same losses.
 
     Several ranks split each batch between them; the first one evaluates, writes and reports.
 
     Args:
         model: where training starts; the same in every rank.
-        training, validation: disjoint in originals.
+        training, validation: disjoint in originals, of one size.
         folder: gets state.pt (for resuming), log.csv with a line an epoch, curves.png and TensorBoard's events.
         settings: how.
+        start: which weights the model has; see `describe_origin`.
         rank: which of the processes that train together this is, and its device; None for one alone on the CPU.
         progress: draw progress bars.
 
     Returns:
         The averaged model on the CPU, in evaluation mode, its validation scores (see `evaluate`), and the calibration
-        fitted there.
+        fitted there; None in every rank but the first.
 
     Raises:
-        DataError: there are not enough crops for a batch.
+        DataError: there are not enough crops for a batch, or validation's have another size or lack a class.
         ValueError: the folder holds another run's state, or the ranks cannot split a batch.
     """
     rank = rank or Rank(0, 1, torch.device("cpu"))
@@ -125,13 +129,15 @@ def train(
     n_reals = int((training.labels == 0).sum())
     if n_reals < pairs:
         raise DataError(f"{n_reals} reals cannot fill a batch of {settings.batch_size}; make more crops or it smaller")
+    _check_validation(training, validation)
     model = model.to(rank.device, memory_format=torch.channels_last).train()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+    average = running_average(model, settings.ema_decay)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
     steps = n_reals // pairs * settings.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / steps, settings.warmup))
     stateful = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
-    first = load_state(folder / "state.pt", stateful, settings)
+    made_from = {**asdict(settings), **describe_origin(training, validation, model.spec, start)}
+    first = load_state(folder / "state.pt", stateful, made_from)
     answer = rank.wrap(model)
     images = training.images.to(rank.device)
 
@@ -147,7 +153,9 @@ def train(
             own = rank.share(batch)
             pixels, targets = make_batch(images, training, own, model, settings, chances)
             # A pair counts as its fake does, so that reals and fakes keep the same weight.
-            weights = None if training.weights is None else training.weights[own[:, 1]].repeat(2).to(rank.device)
+            weights = None
+            if training.weights is not None:
+                weights = training.weights[own[:, 1]].repeat(2).to(rank.device, non_blocking=True)
             losses.append(take_step(answer, optimizer, pixels, targets, weights))
             schedule.step()
             average.update_parameters(model)
@@ -158,12 +166,49 @@ def train(
             seconds = time.monotonic() - started
             scores, _ = evaluate(average.module, validation)
             row = {"epoch": epoch + 1, "train_loss": float(torch.stack(losses).mean()), "seconds": seconds, **scores}
-            save_state(folder / "state.pt", stateful, settings, epoch + 1)
+            # In this order: what is killed in between is done and reported again, and no epoch's row is lost.
             report_epoch(folder, row, progress=progress)
+            save_state(folder / "state.pt", stateful, made_from, epoch + 1)
         rank.wait()
 
-    final = copy.deepcopy(average.module).cpu().eval()
-    return final, *evaluate(final, validation)
+    if not rank.first:
+        return None
+    final = copy.deepcopy(average.module).eval()
+    scores, calibration = evaluate(final, validation)
+    return final.cpu(), scores, calibration
+
+
+def _check_validation(training: CropSet, validation: CropSet) -> None:
+    sizes = [crops.images.shape[-1] for crops in (training, validation)]
+    if sizes[0] != sizes[1]:
+        raise DataError(
+            f"training crops have {sizes[0]} px, validation crops {sizes[1]}; cut both with one --size of make_crops"
+        )
+    n_fakes = int(validation.labels.sum())
+    if not 0 < n_fakes < len(validation):
+        raise DataError(
+            f"validation has {len(validation) - n_fakes} reals and {n_fakes} fakes, and needs both; make crops with "
+            "--val or a larger --val-share, or use more with --limit"
+        )
+
+
+def running_average(model: nn.Module, decay: float) -> AveragedModel:
+    """The average of a model's weights over its last steps, which `update_parameters` of it brings up to date.
+
+    Each step keeps `decay` of it, but the step after n others at most (1 + n) / (10 + n), so that a short run's average
+    is not where it began. 0 keeps nothing: the average is the model.
+    """
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], n_before: Tensor) -> None:
+        if not averaged[0].is_floating_point():  # counters of batches, which nothing reads
+            torch._foreach_copy_(averaged, current)
+            return
+        kept = ((1 + n_before) / (10 + n_before)).clamp(max=decay)
+        torch._foreach_mul_(averaged, kept)
+        torch._foreach_add_(averaged, torch._foreach_mul(current, 1 - kept))
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def take_step(
@@ -197,13 +242,13 @@ def make_batch(
 ) -> tuple[Tensor, Tensor]:
     """Resized, mixed and augmented pixels (2 P, 3, S, S), and smoothed targets (2 P,), reals first."""
     device = model.mean.device
-    both = images[batch.T.flatten().to(images.device)].to(device, torch.float32)
+    both = images[batch.T.flatten().to(images.device, non_blocking=True)].to(device, torch.float32)
     reals, fakes = resize_crops(both, model.spec.input_size).chunk(2)
     mixed, share = mix_pairs(reals, fakes, settings.mixup, generator)
-    aligned = (crops.originals[batch[:, 1]] == batch[:, 0]).to(device)
+    aligned = (crops.originals[batch[:, 1]] == batch[:, 0]).to(device, non_blocking=True)
     fakes = torch.where(aligned.view(-1, 1, 1, 1), mixed, fakes)
     share = torch.where(aligned, share, torch.ones_like(share))
-    blended = pick(len(reals), settings.self_blend, generator).to(device)
+    blended = pick(len(reals), settings.self_blend, generator).to(device, non_blocking=True)
     if len(blended):
         fakes[blended], share[blended] = self_blend(reals[blended], generator), 1.0
     pixels = augment(torch.cat([reals, fakes]), generator, without=settings.without)

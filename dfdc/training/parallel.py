@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dfdc.runtime import choose_device
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -54,16 +56,17 @@ def join_ranks(device: str) -> Iterator[Rank]:
     """Meet the other ranks, where torchrun started this process; alone otherwise.
 
     Args:
-        device: "cpu", "cuda", or one of several such as "cuda:1"; "cuda" under torchrun is this rank's own.
+        device: "cpu" or "cuda", which under torchrun is this rank's own.
+
+    Raises:
+        DeviceError: CUDA is wanted and does not serve.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = choose_device(device, place=local) == "cuda"
     if count == 1:
         yield Rank(0, 1, torch.device(device))
         return
-    cuda = device.startswith("cuda")
-    place = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device(device)
-    if cuda:
-        torch.cuda.set_device(place)
+    place = torch.device("cuda", local) if cuda else torch.device(device)
     distributed.init_process_group("nccl" if cuda else "gloo")
     try:
         yield Rank(distributed.get_rank(), count, place)

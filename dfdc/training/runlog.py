@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -77,11 +78,22 @@ def save_trained(
         model.spec,
         calibration=calibration,
         trained_on=trained_on,
-        command="python " + " ".join(sys.argv),
+        command=read_command(),
         validation=scores,
         commit=read_commit(),
     )
     return save_model(model, folder, name=name, spec=spec)
+
+
+def read_command() -> str:
+    """The running command as a shell reads it; of absolute paths the last two parts: the rest is a machine's."""
+    return shlex.join(["python", *map(_shorten, sys.argv)])
+
+
+def _shorten(word: str) -> str:
+    flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    path = Path(value)
+    return flag + equals + (str(Path(*path.parts[-2:])) if path.is_absolute() else value)
 
 
 def read_commit() -> str:

@@ -133,7 +133,7 @@ class ClipFakes:
             self._detector = self._detector or FaceDetector("cpu")
             family = [*originals, fake]
             reports = cut_family(family, self._out, self._detector, self._settings, done=done)
-            failed = {report.video: report for report in reports if report.status == "error"}
+            failed = {report.video: report for report in reports}
         record = find_record(self._out, video) or failed[video]
         if record.status != "ok":
             return Sheet(reason=f"{record.status.replace('_', ' ')}: {record.reason}")

@@ -1,47 +1,86 @@
-"""A run's state on disk: what a killed run goes on from."""
+"""A run's state on disk: what a killed run goes on from, and what it was made from."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from dfdc.training.loop import TrainSettings
+from dfdc.training.dataset import CropSet
+from dfdc.weights import DIGEST_DIGITS, ModelSpec
 
 
-def save_state(path: Path, stateful: dict, settings: TrainSettings, epoch: int) -> None:
+def describe_origin(training: CropSet, validation: CropSet, spec: ModelSpec, start: str | None) -> dict[str, object]:
+    """What a run is made from, beside its settings, in words that can be compared.
+
+    Args:
+        training, validation: its crops.
+        spec: of its net.
+        start: of the weights that it starts from: a file's digest, "imagenet", or None from scratch.
+    """
+    crops = [[part.videos, part.labels.tolist(), part.originals.tolist()] for part in (training, validation)]
+    weights = None if training.weights is None else _digest(training.weights.tolist())
+    return {
+        "crops": _digest(crops),
+        "crop_size": training.images.shape[-1],
+        "frame_labels": weights,
+        "init": start and start[:DIGEST_DIGITS],
+        "architecture": spec.architecture,
+        "input_size": spec.input_size,
+    }
+
+
+def _digest(values: list) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:DIGEST_DIGITS]
+
+
+def save_state(path: Path, stateful: dict, settings: Mapping[str, object], epoch: int) -> None:
     """Write the states of a model, optimizer and so on after a whole epoch; the old file stays until that is done."""
     draft = path.with_suffix(".tmp")
     states = {name: part.state_dict() for name, part in stateful.items()}
-    torch.save({**states, "settings": asdict(settings), "epoch": epoch}, draft)
+    torch.save({**states, "settings": dict(settings), "epoch": epoch}, draft)
     draft.replace(path)
 
 
-def load_state(path: Path, stateful: dict, settings: TrainSettings) -> int:
+def load_state(path: Path, stateful: dict, settings: Mapping[str, object]) -> int:
     """Load the last whole epoch's state, if there is one.
 
     Args:
         path: of the file; it may be absent.
         stateful: name -> what has a state, as it was saved.
-        settings: of this run.
+        settings: of this run, and what it is made from (`describe_origin`). What a state of an older version does not
+            tell is not compared.
 
     Returns:
         The number of epochs done.
 
     Raises:
-        ValueError: the state belongs to another run.
+        ValueError: the state belongs to another run, or is damaged.
     """
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    if state["settings"] != asdict(settings):
-        raise ValueError(f"{path}: belongs to a run with {state['settings']}; use the same settings or another folder")
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        saved, epoch = dict(state["settings"]), int(state["epoch"])
+    except Exception as error:  # zip's, pickle's and torch's own: none of them is a state
+        reason = next(iter(str(error).splitlines()), "")
+        raise ValueError(
+            f"{path}: cannot be read ({type(error).__name__}: {reason}); delete it to begin anew, or name another "
+            "folder with --run"
+        ) from error
+    other = [
+        f"{name} was {saved[name]}, is {value}" for name, value in settings.items() if saved.get(name, value) != value
+    ]
+    if other:
+        raise ValueError(
+            f"{path}: belongs to another run: {'; '.join(other)}; use the same or name another folder with --run"
+        )
     try:
         for name, part in stateful.items():
             part.load_state_dict(state[name])
-    except RuntimeError as error:
-        raise ValueError(f"{path}: belongs to a run of another net; name it or use another folder") from error
-    return state["epoch"]
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: belongs to a run of another net; name it or another folder with --run") from error
+    return epoch

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from dfdc.audio import HOP
 from dfdc.model import VoiceModel
 from dfdc.training.channel import Channel
-from dfdc.training.loop import learning_rate, take_step
+from dfdc.training.loop import learning_rate, running_average, take_step
 from dfdc.training.metrics import measure, measure_calibrated
 from dfdc.training.runlog import report_epoch
 from dfdc.training.state import load_state, save_state
@@ -89,12 +88,12 @@ def train_voice(
         The averaged model in evaluation mode, its validation scores, and the calibration fitted there.
     """
     model = model.train()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+    average = running_average(model, settings.ema_decay)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.02)
     total = settings.epochs * settings.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / total, WARMUP))
     stateful = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
-    for epoch in range(load_state(folder / "state.pt", stateful, settings), settings.epochs):
+    for epoch in range(load_state(folder / "state.pt", stateful, asdict(settings)), settings.epochs):
         generator = np.random.default_rng((settings.seed, epoch))
         torch.manual_seed(settings.seed * 1000 + epoch)
         started, losses = time.monotonic(), []
@@ -105,8 +104,8 @@ def train_voice(
             average.update_parameters(model)
         row = {"epoch": epoch + 1, "train_loss": float(torch.stack(losses).mean())}
         row |= {"seconds": time.monotonic() - started, **evaluate(average.module, trials)[0]}
-        save_state(folder / "state.pt", stateful, settings, epoch + 1)
         report_epoch(folder, row, progress=progress)
+        save_state(folder / "state.pt", stateful, asdict(settings), epoch + 1)
     final = copy.deepcopy(average.module).eval()
     return final, *evaluate(final, trials)
 
