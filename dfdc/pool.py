@@ -52,7 +52,7 @@ MAX_CUDA_FAULTS = 3
 CLOSE_LIMIT_S = 1.5
 # Workers are forked from a server process that has imported these: a worker then starts in a moment, and shares them
 # with the others. Nothing in them may start threads or touch CUDA when it is imported.
-PRELOADED = ["cv2", "av", "openvino", "scipy.optimize"]
+PRELOADED = ["cv2", "av", "scipy.optimize", "dfdc.runtime"]
 # Big buffers go back to the system after each use by default, and fetching them anew costs torch up to seven times
 # the work. These keep all but the biggest; like the libraries' numbers of threads (clips run side by side instead;
 # torch and OpenCV are told theirs by the worker) they must be there before a process starts.
@@ -331,7 +331,7 @@ def _make_programs(settings: WorkerSettings, deadline: Deadline) -> Programs | N
     process = context.Process(target=send_programs, args=(theirs, settings), daemon=True)
     message = None
     try:
-        with _environment(ENVIRONMENT):
+        with _environment():
             process.start()
             forkserver.ensure_running()
         theirs.close()
@@ -354,15 +354,17 @@ def _start(settings: WorkerSettings, work: Work) -> _Worker:
     context.set_forkserver_preload(PRELOADED)
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs, settings), daemon=True)
-    with _environment(ENVIRONMENT):  # the first start starts the server, whose environment all workers have
+    with _environment():  # the first start starts the server, whose environment all workers have
         process.start()
     theirs.close()
     return _Worker(process, ours, time.monotonic() + START_LIMIT_S, settings.place)
 
 
 @contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables that hold for processes started inside."""
+def _environment() -> Iterator[None]:
+    """`ENVIRONMENT`, and where this package lies, hold for processes started inside."""
+    paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    values = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 try:
+    # OpenVINO reports its import over the network, from a thread, unless this package is absent.
+    sys.modules.setdefault("openvino_telemetry", None)
     import openvino
 except Exception:  # absent, or installed for another machine: torch serves
     openvino = None
@@ -200,8 +203,7 @@ def open_net(program: bytes, *, threads: int) -> Net:
 def _convert(net: nn.Module, takes: Input) -> openvino.Model:
     import torch
 
-    # The frontend is called by hand, for openvino.convert_model reports its use over the network and takes a second
-    # longer for it.
+    # The frontend is called by hand: openvino.convert_model takes a second longer.
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+
+# Tests import OpenVINO by themselves, too; see dfdc/runtime.py.
+sys.modules.setdefault("openvino_telemetry", None)
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -182,6 +183,13 @@ def report_environment(connection: Connection, settings: WorkerSettings) -> None
     connection.send(Ready("a fake"))
     _, task = connection.recv()
     connection.send(Prediction(task.name, reason=os.environ["MALLOC_TOP_PAD_"] + " " + os.environ["OMP_NUM_THREADS"]))
+
+
+def report_modules(connection: Connection, settings: WorkerSettings) -> None:
+    connection.send(Ready("a fake"))
+    _, task = connection.recv()
+    shared = "openvino" in sys.modules
+    connection.send(Prediction(task.name, reason=f"{shared} {sys.modules.get('openvino_telemetry')}"))
 
 
 def run(names: list[str], *, work: object = misbehave, settings: WorkerSettings = SETTINGS, **options: object) -> dict:
@@ -381,6 +389,11 @@ def test_no_process_is_left_when_the_consumer_stops_in_the_middle() -> None:
     next(predictions)
     predictions.close()
     assert multiprocessing.active_children() == []
+
+
+def test_workers_share_openvino_which_reports_nothing() -> None:
+    pytest.importorskip("openvino")
+    assert run(["a.mp4"], work=report_modules, n_workers=1)["a.mp4"].reason == "True None"
 
 
 def test_workers_keep_their_buffers_and_leave_other_cores_alone() -> None:

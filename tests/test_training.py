@@ -496,7 +496,7 @@ def test_imagenet_weights_without_network_or_without_source_name_the_cure(monkey
     monkeypatch.setattr("torch.utils.model_zoo.load_url", offline)
     with pytest.raises(WeightsError, match=r"cannot be fetched .*no network.*--init"):
         download_imagenet(ModelSpec(B0, SIDE))
-    with pytest.raises(WeightsError, match="efficientnet-lite0: has no weights to download; name a file with --init"):
+    with pytest.raises(WeightsError, match="efficientnet-lite0: has no ImageNet weights to download"):
         download_imagenet(ModelSpec("efficientnet-lite0", SIDE))
 
 

@@ -33,8 +33,8 @@ from dfdc.weights import OPTIONAL
 
 ROOT = Path(__file__).resolve().parent.parent
 # What scoring imports: Kaggle's image has the first itself, of the second wheels are bundled. openvino-telemetry,
-# which openvino names as needed, is not: only its model converter imports it.
-IMAGE = ("numpy", "opencv-python-headless", "scipy", "torch", "torchvision", "tqdm")
+# which openvino names as needed, is not: it reports openvino's import over the network.
+IMAGE = ("numpy", "opencv-python-headless", "scipy", "torch", "tqdm")
 BUNDLED = ("av", "efficientnet-pytorch", "facenet-pytorch", "openvino", "safetensors")
 # Published as source only: a wheel is built here.
 SOURCE_ONLY = ("efficientnet-pytorch",)

@@ -2,11 +2,11 @@
 # The whole chain on a few clips: videos -> crops -> weights -> evaluation -> submission. A rehearsal of the real
 # training, which differs in the folders and the number of epochs only.
 #
-# tools/recipe.sh VIDEOS OUT [INIT]     VIDEOS holds clips and metadata.json; INIT is a safetensors file to start from
+# make submission && tools/recipe.sh VIDEOS OUT [INIT]     VIDEOS holds clips and metadata.json; INIT is a safetensors file to start from
 set -euo pipefail
 videos=$1 out=$2 init=${3:-}
 root=$(cd "$(dirname "$0")/.." && pwd)
-python=${PYTHON:-python}
+python=${PYTHON:-$root/.venv/bin/python}
 mkdir -p "$out"
 
 "$python" "$root/tools/make_crops.py" "$videos" --out "$out/crops" --frames 8 --val-share 0.3

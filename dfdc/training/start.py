@@ -39,7 +39,10 @@ def download_imagenet(spec: ModelSpec) -> FrameModel:
 
             load_pretrained_weights(model.net, spec.architecture, load_fc=False, verbose=False)
         else:
-            raise WeightsError(f"{spec.architecture}: has no weights to download; name a file with --init")
+            raise WeightsError(
+                f"{spec.architecture}: has no ImageNet weights to download, as efficientnet-b0 to b7 and mobilenet-v2 "
+                "have; name a file with --init, such as the one in weights/"
+            )
     except OSError as error:
         raise WeightsError(
             f"{spec.architecture}: ImageNet weights cannot be fetched ({error}); go online, or name a file with --init"
