@@ -12,7 +12,7 @@ from dfdc.training.clips import LabelledClip
 from dfdc.training.dataset import DataError
 from dfdc.training.metrics import fit_calibration
 from dfdc.training.motion import PairSet
-from dfdc.training.pooling import draw_sources, score_samples
+from dfdc.training.pooling import draw_scores, interval, score_samples
 from dfdc.weights import Calibration
 
 # How much motion may count; 0 leaves it out.
@@ -74,17 +74,19 @@ def measure_motion(
         for index, clip in enumerate(seen):
             if clip.clip.source in fold:
                 joined[index] = clip.logit(calibration, weights[-1], bounds)
-    counts = draw_sources(sources, np.random.default_rng(0), samples=samples)
-    counts = counts[(counts[:, labels == 1].sum(1) > 0) & (counts[:, labels == 0].sum(1) > 0)]
-    counts = np.concatenate([np.ones((1, len(seen)), int), counts])  # the first row is what was measured
-    drawn = {
-        name: score_samples(labels, logits, counts, low=bounds[0], high=bounds[1])
-        for name, logits in (("frames alone", alone), ("with motion", joined))
-    }
+    drawn = draw_scores(
+        labels,
+        sources,
+        {"frames alone": alone, "with motion": joined},
+        np.random.default_rng(0),
+        samples=samples,
+        low=bounds[0],
+        high=bounds[1],
+    )
     drawn["difference"] = {key: values - drawn["frames alone"][key] for key, values in drawn["with motion"].items()}
     rows = zip(seen, alone.tolist(), joined.tolist(), strict=True)
     return {
-        **{name: {key: _interval(values) for key, values in scores.items()} for name, scores in drawn.items()},
+        **{name: {key: interval(values) for key, values in scores.items()} for name, scores in drawn.items()},
         "weights": weights,
         "clips": {
             clip.clip.name: {
@@ -126,9 +128,3 @@ def calibrate(labels: np.ndarray, logits: np.ndarray) -> Calibration:
         )
     even = np.concatenate([np.resize(own, max(map(len, classes))) for own in classes])
     return fit_calibration(labels[even], logits[even])
-
-
-def _interval(values: np.ndarray) -> dict[str, float]:
-    """The first value, and the quantiles of the others."""
-    low, high = np.quantile(values[1:], (0.025, 0.975))
-    return {"value": float(values[0]), "low": float(low), "high": float(high)}

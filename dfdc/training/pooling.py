@@ -7,7 +7,7 @@ persons make a clip is the kernel's own for every rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -298,6 +298,31 @@ def score_samples(
     }
 
 
+def draw_scores(
+    labels: np.ndarray,
+    sources: Sequence[str],
+    answers: Mapping[str, np.ndarray],
+    generator: np.random.Generator,
+    *,
+    samples: int,
+    low: float,
+    high: float,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Scores of several answers on the clips as they are, then on samples of their sources, the same for all answers.
+
+    Args:
+        labels, low, high: as `score_samples`.
+        sources: (N,) of the clips.
+        answers: name -> (N,) logits.
+        generator: the only source of chance.
+        samples: how many; those that lack a class are left out.
+    """
+    counts = draw_sources(sources, generator, samples=samples)
+    counts = counts[(counts[:, labels == 1].sum(1) > 0) & (counts[:, labels == 0].sum(1) > 0)]
+    counts = np.concatenate([np.ones((1, len(labels)), int), counts])
+    return {name: score_samples(labels, logits, counts, low=low, high=high) for name, logits in answers.items()}
+
+
 def compare_rules(
     clips: Sequence[ScoredClip],
     *,
@@ -334,18 +359,16 @@ def compare_rules(
         )
     logits[LEARNED] = left_out_logits(clips, lambda others: fit_pooling(others, spread=spread))
 
-    counts = draw_sources([clip.source for clip in clips], generator, samples=samples)
-    counts = counts[(counts[:, labels == 1].sum(1) > 0) & (counts[:, labels == 0].sum(1) > 0)]
-    counts = np.concatenate([np.ones((1, len(clips)), int), counts])  # the first row is what was measured
-    drawn = {name: score_samples(labels, values, counts, low=low, high=high) for name, values in logits.items()}
+    sources = [clip.source for clip in clips]
+    drawn = draw_scores(labels, sources, logits, generator, samples=samples, low=low, high=high)
     baselines = {"difference": KERNELS, "beyond_calibration": f"{KERNELS}, recalibrated"}
     for scores in drawn.values():
         for key, baseline in baselines.items():
             scores[key] = scores["balanced_log_loss"] - drawn[baseline]["balanced_log_loss"]
-    return {name: {key: _interval(values) for key, values in scores.items()} for name, scores in drawn.items()}
+    return {name: {key: interval(values) for key, values in scores.items()} for name, scores in drawn.items()}
 
 
-def _interval(values: np.ndarray) -> dict[str, float]:
-    """The first value, and the quantiles of the others."""
+def interval(values: np.ndarray) -> dict[str, float]:
+    """The first value (of what was measured), and low and high of the 95 % in which the others lie."""
     low, high = np.quantile(values[1:], (0.025, 0.975))
     return {"value": float(values[0]), "low": float(low), "high": float(high)}
