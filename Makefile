@@ -3,7 +3,8 @@
 # make test         lint, format check and tests
 # make bundle       what is uploaded to Kaggle, for KAGGLE_USER=name
 # make faults       what breaks machines and clips, done to the kernel: docs/faults.md; soak: 2,000 clips, docs/soak.png
-# make rehearsal    the bundle on a copy of Kaggle's file system, without network, on VIDEOS=folder
+# make rehearsal    the bundle on a copy of Kaggle's file system, without network, on VIDEOS=folder; IMAGES=2026 one of two
+# make timing       what VIDEOS=folder costs, and 4,000 clips of the kind
 PYTHON ?= python3
 VIDEOS ?= samples
 KAGGLE_USER ?=
@@ -38,7 +39,7 @@ bundle: .venv/installed
 
 rehearsal: .venv/installed
 	$(BIN)/python tools/make_bundle.py --user rehearsal --out .rehearsal/bundle
-	$(BIN)/python tools/rehearse.py "$(VIDEOS)" --bundle .rehearsal/bundle
+	$(BIN)/python tools/rehearse.py "$(VIDEOS)" --bundle .rehearsal/bundle $(if $(IMAGES),--image $(IMAGES))
 
 .venv/installed: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make PYTHON=python3.11")'
