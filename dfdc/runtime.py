@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What a net is tried with where a side of its input varies.
-FREE_SIDE = 48
-
 # From arrays (N, ...) of a net's `Input` to its answers, float32 each.
 Net = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
@@ -50,6 +47,10 @@ class Input:
     def images(cls, side: int | None) -> Input:
         """Square images (side, side, 3) uint8 RGB; images of any size where that is None."""
         return cls((side, side, 3))
+
+    def example(self) -> np.ndarray:
+        """One of them, all zeros; a side that varies has 48."""
+        return np.zeros((1, *(side or 48 for side in self.shape)), self.dtype)
 
 
 class DeviceError(Exception):
@@ -177,7 +178,7 @@ def compile_net(net: nn.Module, device: str, takes: Input) -> Net:
         raise MemoryError(reason)
 
     if device == "cuda":  # what the first run takes, and whether it fails, belongs to the start and not to a clip
-        run(np.zeros((1, *(side or FREE_SIDE for side in takes.shape)), takes.dtype))
+        run(takes.example())
     return run
 
 
@@ -207,7 +208,7 @@ def _convert(net: nn.Module, takes: Input) -> openvino.Model:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    example = torch.zeros((1, *(side or FREE_SIDE for side in takes.shape)), dtype=getattr(torch, takes.dtype))
+    example = torch.from_numpy(takes.example())
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated, yet what OpenVINO's frontend reads; sizes are fixed
         traced = torch.jit.freeze(torch.jit.trace(net, example, check_trace=False))

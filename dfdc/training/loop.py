@@ -140,6 +140,7 @@ def train(
     first = load_state(folder / "state.pt", stateful, made_from)
     answer = rank.wrap(model)
     images = training.images.to(rank.device)
+    measured = None
 
     for epoch in range(first, settings.epochs):
         # Every epoch has seeds of its own, so that a run that goes on draws what the whole run would have drawn.
@@ -164,8 +165,13 @@ def train(
                 bar.set_postfix(loss=f"{torch.stack(losses[-100:]).mean():.4f}", images_per_s=f"{rate:.0f}")
         if rank.first:
             seconds = time.monotonic() - started
-            scores, _ = evaluate(average.module, validation)
-            row = {"epoch": epoch + 1, "train_loss": float(torch.stack(losses).mean()), "seconds": seconds, **scores}
+            measured = evaluate(average.module, validation)
+            row = {
+                "epoch": epoch + 1,
+                "train_loss": float(torch.stack(losses).mean()),
+                "seconds": seconds,
+                **measured[0],
+            }
             # In this order: what is killed in between is done and reported again, and no epoch's row is lost.
             report_epoch(folder, row, progress=progress)
             save_state(folder / "state.pt", stateful, made_from, epoch + 1)
@@ -174,7 +180,7 @@ def train(
     if not rank.first:
         return None
     final = copy.deepcopy(average.module).eval()
-    scores, calibration = evaluate(final, validation)
+    scores, calibration = measured or evaluate(final, validation)  # a run that was done before measured nothing now
     return final.cpu(), scores, calibration
 
 

@@ -93,6 +93,7 @@ def train_voice(
     total = settings.epochs * settings.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / total, WARMUP))
     stateful = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
+    measured = None
     for epoch in range(load_state(folder / "state.pt", stateful, asdict(settings)), settings.epochs):
         generator = np.random.default_rng((settings.seed, epoch))
         torch.manual_seed(settings.seed * 1000 + epoch)
@@ -103,11 +104,13 @@ def train_voice(
             schedule.step()
             average.update_parameters(model)
         row = {"epoch": epoch + 1, "train_loss": float(torch.stack(losses).mean())}
-        row |= {"seconds": time.monotonic() - started, **evaluate(average.module, trials)[0]}
+        seconds, measured = time.monotonic() - started, evaluate(average.module, trials)
+        row |= {"seconds": seconds, **measured[0]}
         report_epoch(folder, row, progress=progress)
         save_state(folder / "state.pt", stateful, asdict(settings), epoch + 1)
     final = copy.deepcopy(average.module).eval()
-    return final, *evaluate(final, trials)
+    scores, calibration = measured or evaluate(final, trials)
+    return final, scores, calibration
 
 
 def make_batch(
