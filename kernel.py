@@ -45,7 +45,7 @@ try:
     from dfdc.deadline import Deadline
     from dfdc.inputs import InputError, collect, find_competition, find_weights_folder
     from dfdc.log import show_log
-    from dfdc.run import count_cores, score_job, summarize
+    from dfdc.run import score_job, summarize
     from dfdc.weights import EXTRAS, WeightsError, find_weights
     from dfdc.workers import WorkerSettings
 except ModuleNotFoundError as error:
@@ -96,8 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--workers",
         type=_number(int, 256),
-        default=count_cores(),
-        help="clips at once (default: one a core, %(default)s)",
+        help="clips at once (default: one a core, and a quarter more where nets run on CUDA)",
     )
     add(
         "--fresh",
@@ -122,7 +121,8 @@ def ending_once() -> Iterator[None]:
     """SIGTERM and SIGINT end the run, once: a second one does not cut its last save short."""
 
     def end(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_IGN)
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         sys.exit(128 + number)
@@ -147,14 +147,12 @@ def main(argv: list[str] | None = None) -> int:
         if args.sample_submission and not args.paths:
             raise InputError("--sample-submission: names rows of clips, and no PATH says where they lie; name one")
         job = collect(args.paths, args.sample_submission) if args.paths else find_competition(KAGGLE_INPUT)
-        n_workers = min(args.workers, len(job.names))
         settings = WorkerSettings(
             weights=tuple(find_weights(args.weights or find_weights_folder(ROOT, KAGGLE_INPUT), extras=args.extras)),
             device=args.device,
             n_frames=args.frames,
-            threads=max(count_cores() // n_workers, 1),
         )
-        result = score_job(job, args.out, settings, n_workers=n_workers, deadline=deadline, fresh=args.fresh)
+        result = score_job(job, args.out, settings, n_workers=args.workers, deadline=deadline, fresh=args.fresh)
     except (InputError, WeightsError) as error:
         print(f"kernel: {error}", file=sys.stderr)
         return 1

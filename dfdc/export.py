@@ -13,7 +13,7 @@ from dfdc import runtime
 from dfdc.detect import build_detector_nets
 from dfdc.ensemble import build_crop_nets
 from dfdc.motion import build_pair_nets
-from dfdc.runtime import choose_device, export_net
+from dfdc.runtime import export_net
 from dfdc.voice import build_voice_nets
 from dfdc.weights import WeightsFile, that_see
 
@@ -37,21 +37,19 @@ class Programs:
     voices: tuple[bytes, ...] = ()
 
 
-def export_programs(files: Sequence[WeightsFile], device: str) -> Programs | None:
-    """Build the nets of a run, and leave torch out of them.
+def export_programs(files: Sequence[WeightsFile]) -> Programs | None:
+    """Build the nets of a run on the CPU, and leave torch out of them.
 
     Args:
         files: checked weights.
-        device: "auto", "cpu" or "cuda".
 
     Returns:
-        None where torch is to run the nets: on CUDA, and where OpenVINO is absent or cannot take them.
+        None where torch is to run the nets: OpenVINO is absent or cannot take them.
 
     Raises:
-        DeviceError: CUDA is wanted and does not serve.
         WeightsError: a file's tensors do not fit its architecture.
     """
-    if choose_device(device) != "cpu" or runtime.openvino is None:
+    if runtime.openvino is None:
         return None
     parts = {
         "detector": build_detector_nets(),

@@ -19,20 +19,19 @@ from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dfdc.deadline import Deadline
 from dfdc.inputs import InputError
 from dfdc.plan import GRACE_S, Plan, Task
 from dfdc.prediction import Prediction
 from dfdc.weights import that_see
-from dfdc.workers import LastWord, Ready, Refusal, WorkerSettings, score_clips, send_programs
-
-if TYPE_CHECKING:
-    from dfdc.export import Programs
+from dfdc.workers import LastWord, Prepared, Ready, Refusal, WorkerSettings, prepare, score_clips
 
 log = logging.getLogger(__name__)
 
+# On CUDA so many more workers for each core, and one at least: while some wait for the device, others decode.
+# Simulated with nets that take a T4's time and no core (docs/experiments.md).
+MORE_ON_CUDA = 0.25
 # Loading torch and the nets; minutes on a cold disk.
 START_LIMIT_S = 300.0
 # A clip during which a worker died on the CPU is given to one more worker: the fault may have been another's.
@@ -89,7 +88,7 @@ def predict_clips(
     clips: dict[str, Path],
     settings: WorkerSettings,
     *,
-    n_workers: int,
+    n_workers: int | None = None,
     deadline: Deadline,
     known: Mapping[str, Prediction] | None = None,
     work: Work | None = None,
@@ -99,7 +98,7 @@ def predict_clips(
     Args:
         clips: row name -> path.
         settings: of the workers.
-        n_workers: how many run at once.
+        n_workers: how many run at once; None for one a core, and on CUDA some more.
         deadline: after it no clip is begun, and those begun are given up.
         known: what an earlier run found of some of the clips; None for nothing.
         work: what a worker process runs; `score_clips` unless a test brings its own.
@@ -114,16 +113,21 @@ def predict_clips(
     plan = Plan(
         clips,
         n_frames=settings.n_frames,
-        n_workers=n_workers,
+        n_workers=n_workers or count_cores(),
         clip_limit_s=settings.clip_limit_s,
         deadline=deadline,
         n_nets=max(len(that_see("face", settings.weights)), 1),
         known=known,
     )
     if work is None and plan.n_open():
-        programs = _make_programs(settings, deadline)  # for the CPU alone: nothing is made where CUDA serves
-        settings = replace(settings, programs=programs, device="cpu" if programs else settings.device)
-    pool = _Pool(clips, plan, settings, n_workers, deadline, work or score_clips)
+        prepared = _prepare(settings, deadline)
+        # "auto" stays where CUDA serves: a worker whose own GPU does not is to run on the CPU.
+        device = "cpu" if prepared.device == "cpu" else settings.device
+        settings = replace(settings, programs=prepared.programs, device=device)
+        if n_workers is None and prepared.device == "cuda":
+            plan.n_workers += max(int(MORE_ON_CUDA * plan.n_workers), 1)
+    settings = replace(settings, threads=max(count_cores() // max(min(plan.n_workers, len(clips)), 1), 1))
+    pool = _Pool(clips, plan, settings, deadline, work or score_clips)
     try:
         while plan.n_open() and not pool.given_up and not deadline.expired():
             pool.staff()
@@ -157,7 +161,6 @@ class _Pool:
         clips: dict[str, Path],
         plan: Plan,
         settings: WorkerSettings,
-        n_workers: int,
         deadline: Deadline,
         work: Work,
     ) -> None:
@@ -166,7 +169,7 @@ class _Pool:
         self.workers: list[_Worker] = []
         self.deaths: Counter[str] = Counter()
         self.failed_starts = 0
-        self.places = set(range(n_workers))
+        self.places = set(range(plan.n_workers))
         self.on_cpu = self.places if settings.device == "cpu" else set()
         self.devices: set[str] = set()
         self.held: list[str] = []
@@ -319,8 +322,13 @@ class _Pool:
         self.workers.clear()
 
 
-def _make_programs(settings: WorkerSettings, deadline: Deadline) -> Programs | None:
-    """What `dfdc.export` makes, in a process that then ends; the server that forks workers starts beside it.
+def count_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _prepare(settings: WorkerSettings, deadline: Deadline) -> Prepared:
+    """What `prepare` finds, in a process that then ends; the server that forks workers starts beside it.
 
     Raises:
         InputError: the device, the weights or the installation do not serve.
@@ -328,7 +336,7 @@ def _make_programs(settings: WorkerSettings, deadline: Deadline) -> Programs | N
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=send_programs, args=(theirs, settings), daemon=True)
+    process = context.Process(target=prepare, args=(theirs, settings), daemon=True)
     message = None
     try:
         with _environment():
@@ -346,7 +354,7 @@ def _make_programs(settings: WorkerSettings, deadline: Deadline) -> Programs | N
             process.join(timeout=5)
     if isinstance(message, Refusal):
         raise InputError(message.reason)
-    return message
+    return message or Prepared(settings.device)
 
 
 def _start(settings: WorkerSettings, work: Work) -> _Worker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import Counter
 from contextlib import closing
@@ -46,13 +45,14 @@ class Result:
     seconds: float
 
 
-def count_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def score_job(
-    job: Job, out: Path, settings: WorkerSettings, *, n_workers: int, deadline: Deadline, fresh: bool = False
+    job: Job,
+    out: Path,
+    settings: WorkerSettings,
+    *,
+    n_workers: int | None = None,
+    deadline: Deadline,
+    fresh: bool = False,
 ) -> Result:
     """Score every clip of a job and keep the submission complete all the while.
 
@@ -60,7 +60,7 @@ def score_job(
         job: rows and clips.
         out: the submission to write; predictions.csv and a journal are written beside it.
         settings: of the workers.
-        n_workers: how many run at once.
+        n_workers: how many run at once; see `predict_clips`.
         deadline: of the whole run.
         fresh: whether clips that an earlier run has scored are scored again.
 

@@ -169,8 +169,10 @@ def compile_net(net: nn.Module, device: str, takes: Input) -> Net:
     def run(items: np.ndarray) -> tuple[np.ndarray, ...]:
         try:
             outputs = net(torch.from_numpy(items).to(device))
-            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            return tuple(output.float().cpu().numpy() for output in outputs)
+            outputs = tuple(o.float() for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
+            if device == "cuda":
+                wait_for_device()
+            return tuple(output.cpu().numpy() for output in outputs)
         except torch.cuda.OutOfMemoryError as error:
             reason = str(error)
         # Outside the except clause: the error there keeps the batch's tensors alive.
@@ -180,6 +182,15 @@ def compile_net(net: nn.Module, device: str, takes: Input) -> Net:
     if device == "cuda":  # what the first run takes, and whether it fails, belongs to the start and not to a clip
         run(takes.example())
     return run
+
+
+def wait_for_device() -> None:
+    """Sleep until CUDA has done what it was given; waiting by a copy of its answers would keep this core busy."""
+    import torch
+
+    done = torch.cuda.Event(blocking=True)
+    done.record()
+    done.synchronize()
 
 
 def export_net(net: nn.Module, takes: Input) -> bytes:

@@ -31,7 +31,7 @@ class WorkerSettings:
         weights: checked files.
         device: "auto", "cpu" or "cuda".
         n_frames: frames per clip; None for as many as time allows.
-        threads: native threads per worker.
+        threads: native threads per worker; `dfdc.pool.predict_clips` shares the cores out.
         clip_limit_s: wall seconds that one clip may take.
         programs: the nets as OpenVINO's programs; None where each worker is to build them, by torch.
         place: of the worker among those that run, from 0; where there are several GPUs, they take turns.
@@ -52,6 +52,14 @@ class Ready:
 
     runtime: str
     device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before the first worker: the kind of device that serves, and the nets' programs for the CPU."""
+
+    device: str
+    programs: Programs | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -123,18 +131,19 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def send_programs(connection: Connection, settings: WorkerSettings) -> None:
-    """The life of the process that makes programs; a refusal where the user is at fault."""
+def prepare(connection: Connection, settings: WorkerSettings) -> None:
+    """The life of the process that tries the device and makes programs; a refusal where the user is at fault."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     show_log()
     try:
         from dfdc.export import export_programs
-        from dfdc.runtime import DeviceError
+        from dfdc.runtime import DeviceError, choose_device
     except ImportError as error:
         connection.send(Refusal(_describe_missing(error)))
         return
     try:
-        connection.send(export_programs(settings.weights, settings.device))
+        device = choose_device(settings.device)
+        connection.send(Prepared(device, export_programs(settings.weights) if device == "cpu" else None))
     except ImportError as error:
         connection.send(Refusal(_describe_missing(error)))
     except (DeviceError, WeightsError) as error:

@@ -126,7 +126,7 @@ def test_net_that_openvino_cannot_take_is_run_by_torch(caplog: pytest.LogCapture
 
 def test_programs_answer_like_the_nets_that_torch_built(files: list[WeightsFile], faces: list) -> None:
     pytest.importorskip("openvino")
-    programs = export_programs(files, "cpu")
+    programs = export_programs(files)
     assert len(programs.detector) == 3
     opened = [open_net(program, threads=1) for program in programs.crops]
     assert Ensemble(files, nets=opened).score(faces) == pytest.approx(Ensemble(files).score(faces), abs=1e-4)
@@ -134,20 +134,20 @@ def test_programs_answer_like_the_nets_that_torch_built(files: list[WeightsFile]
 
 def test_no_programs_without_openvino(files: list[WeightsFile], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "openvino", None)
-    assert export_programs(files, "cpu") is None
+    assert export_programs(files) is None
 
 
 def test_programs_are_refused_like_nets(files: list[WeightsFile], tmp_path: Path) -> None:
     spec = replace(files[0].spec, architecture="efficientnet-b0")
     save_model(load_model(files[0]), tmp_path, name="misfit", spec=spec)
     with pytest.raises(WeightsError, match="do not fit efficientnet-b0"):
-        export_programs(find_weights(tmp_path), "cpu")
+        export_programs(find_weights(tmp_path))
 
 
 def test_predictor_with_programs_needs_no_torch(files: list[WeightsFile], tmp_path: Path) -> None:
     """In a process of its own, where torch cannot be imported."""
     pytest.importorskip("openvino")
-    (tmp_path / "programs").write_bytes(pickle.dumps((files, export_programs(files, "cpu"))))
+    (tmp_path / "programs").write_bytes(pickle.dumps((files, export_programs(files))))
     script = """
 import pickle, sys
 from pathlib import Path

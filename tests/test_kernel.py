@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from clips import write_audio, write_clip
 
+import kernel
 from dfdc.model import load_model, save_model
 from dfdc.weights import find_weights
 
@@ -262,6 +263,18 @@ def test_signal_ends_the_run_with_the_file_complete(tmp_path: Path, number: sign
     process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert [row["filename"] for row in rows(submission)] == ["doctored.mp4", "real.mp4"]
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_second_signal_does_not_cut_the_last_save_short(second: signal.Signals) -> None:
+    saved = []
+    with pytest.raises(SystemExit, match="143"), kernel.ending_once():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(second)
+            saved.append("whole")
+    assert saved == ["whole"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_killed_run_goes_on_with_the_same_command(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[WeightsFile]:
 @pytest.fixture(scope="module")
 def programs(files: list[WeightsFile]) -> Programs:
     pytest.importorskip("openvino")
-    return export_programs(files, "cpu")
+    return export_programs(files)
 
 
 def moved(picture: np.ndarray, *, turn: float = 0, scale: float = 1, shift: tuple[float, float] = (0, 0)) -> np.ndarray:

@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from dfdc import pool
 from dfdc.deadline import NEVER, Deadline
 from dfdc.inputs import InputError
+from dfdc.plan import Plan
 from dfdc.pool import predict_clips
 from dfdc.prediction import Prediction
 from dfdc.runtime import choose_device
-from dfdc.workers import LastWord, Ready, Refusal, WorkerSettings
+from dfdc.workers import LastWord, Prepared, Ready, Refusal, WorkerSettings
 
 SETTINGS = WorkerSettings(weights=())
 
@@ -293,6 +295,30 @@ def test_worker_takes_the_place_of_one_that_left(tmp_path: Path) -> None:
     settings = WorkerSettings(weights=(), device=str(tmp_path / "place"))
     found = run([f"{i}.mp4" for i in range(6)], work=meet_and_leave, settings=settings)
     assert {p.label for p in found.values()} == {0.25, 0.5}
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "n_clips", "n_workers", "threads"),
+    [("cpu", None, 9, 4, 1), ("cuda", None, 9, 5, 1), ("cuda", 2, 9, 2, 2), ("cpu", None, 1, 4, 4)],
+)
+def test_workers_share_the_cores_and_on_cuda_there_are_more(
+    device: str, wanted: int | None, n_clips: int, n_workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Spy(pool._Pool):
+        def __init__(self, clips: dict, plan: Plan, settings: WorkerSettings, *rest: object) -> None:
+            made.append((plan.n_workers, settings.threads, settings.device))
+            super().__init__(clips, plan, settings, *rest)
+
+    monkeypatch.setattr(pool, "count_cores", lambda: 4)
+    monkeypatch.setattr(pool, "_prepare", lambda *_: Prepared(device))
+    monkeypatch.setattr(pool, "_Pool", Spy)
+    monkeypatch.setattr(pool, "score_clips", misbehave)
+    clips = {f"{i}.mp4": Path("a.mp4") for i in range(n_clips)}
+    done = list(predict_clips(clips, WorkerSettings(weights=()), n_workers=wanted, deadline=NEVER))
+    assert {p.label for p in done} == {0.25}
+    assert made == [(n_workers, threads, "cpu" if device == "cpu" else "auto")]
 
 
 @pytest.mark.parametrize(("place", "gpu"), [(0, 0), (1, 1), (2, 0)])

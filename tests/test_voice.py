@@ -136,7 +136,7 @@ def test_programs_answer_as_nets_do(files: list[WeightsFile]) -> None:
     from dfdc.runtime import open_net
 
     faces = find_weights(ROOT / "weights")
-    programs = export_programs([*faces, *files], "cpu")
+    programs = export_programs([*faces, *files])
     speech = make_speech(3.0)
     listener = Listener(files, nets=[open_net(program, threads=1) for program in programs.voices])
     assert listener.score(speech) == pytest.approx(Listener(files).score(speech), abs=1e-5)

@@ -26,11 +26,10 @@ from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
 from dfdc.inputs import InputError
 from dfdc.pool import predict_clips
-from dfdc.run import count_cores
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.charts import Curve, Tile, draw_contact_sheet, draw_histogram, draw_reliability, draw_roc
-from dfdc.training.clips import read_metadata
-from dfdc.training.dataset import DataError, find_sources, load_crops, read_split
+from dfdc.training.clips import read_present
+from dfdc.training.dataset import DataError, find_sources, load_rows, read_split
 from dfdc.training.flags import natural, positive
 from dfdc.training.metrics import measure_intervals
 from dfdc.video import VideoError, read_frames
@@ -81,7 +80,7 @@ def score_crop_table(
     """
     ensemble = Ensemble(find_weights(weights), choose_device(device))
     rows = read_split(csv, split=split, limit=limit)
-    crops = load_crops(csv, split=split, limit=limit)
+    crops = load_rows(rows)
     return Scored(
         list(rows.path),
         crops.labels.numpy().astype(int),
@@ -99,7 +98,7 @@ def score_clips(
     extras: Sequence[str] = (),
     device: str = "auto",
     n_frames: int | None = None,
-    n_workers: int = 1,
+    n_workers: int | None = None,
 ) -> Scored:
     """Score the clips of a folder as the kernel does (extras: its --with); what it cannot score has the prior here too.
 
@@ -107,14 +106,9 @@ def score_clips(
         DataError: metadata.json cannot be used, or lists no clip that is there.
         WeightsError, InputError: the weights cannot be used, or workers cannot start.
     """
-    listed = read_metadata(folder)
-    clips = [clip for clip in listed if clip.path.is_file()]
-    if not clips:
-        raise DataError(f"{folder}: none of the {len(listed)} clips that its metadata.json lists is there")
-    if len(clips) < len(listed):
-        print(f"{len(listed) - len(clips)} of {len(listed)} listed clips are absent and left out", file=sys.stderr)
+    clips = read_present(folder)
     files = tuple(find_weights(weights, extras=extras))
-    settings = WorkerSettings(files, device=device, n_frames=n_frames, threads=max(count_cores() // n_workers, 1))
+    settings = WorkerSettings(files, device=device, n_frames=n_frames)
     paths = {clip.name: clip.path for clip in clips}
     predictions = {}
     for prediction in tqdm(
@@ -278,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
     add("--limit", type=positive, help="use only so many crops (default: all)")
     add("--frames", type=positive, help="frames looked at per clip (default: the kernel's)")
-    add("--workers", type=positive, default=count_cores(), help="clips at once (default: one a core, %(default)s)")
+    add("--workers", type=positive, help="clips at once (default: the kernel's)")
     add("--samples", type=positive, default=1000, help="of the bootstrap (default: %(default)s)")
     add("--seed", type=natural, default=0, help="of the bootstrap (default: %(default)s)")
     args = parser.parse_args(argv)

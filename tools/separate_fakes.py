@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import astuple, fields
 from pathlib import Path
 
@@ -26,11 +27,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.detect import FaceDetector
-from dfdc.run import count_cores
+from dfdc.pool import count_cores
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.submission import write_csv
-from dfdc.training.clips import LabelledClip, read_metadata
+from dfdc.training.clips import LabelledClip, group_families, read_metadata
 from dfdc.training.dataset import DataError
+from dfdc.training.flags import positive
 from dfdc.training.separate import Change, separate
 
 log = logging.getLogger(__name__)
@@ -65,10 +67,13 @@ def separate_fakes(
         out.
 
     Raises:
-        DataError: metadata that cannot be used, no fake with its original, or a table with other columns.
+        DataError: metadata that cannot be used, no fake with its original, two fakes of one name, or a table with
+            other columns.
+        BrokenProcessPool: a worker died.
         OSError: the table cannot be written.
     """
     pairs = [pair for folder in folders for pair in find_pairs(folder)]
+    group_families(clip for clip, _ in pairs)  # refuses two of one name
     if not pairs:
         raise DataError(f"{', '.join(map(str, folders))}: no fake lies there together with its original")
     done = {} if overwrite else _read_done(out)
@@ -172,24 +177,25 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of clips with metadata.json")
     add("--out", type=Path, default=Path("changes.csv"), help="the table to write (default: %(default)s)")
-    add("--frames", type=int, default=16, help="frames compared per clip (default: %(default)s)")
-    add("--workers", type=int, default=count_cores(), help="pairs at once (default: one a core, %(default)s)")
+    add("--frames", type=positive, default=16, help="frames compared per clip (default: %(default)s)")
+    add("--workers", type=positive, default=count_cores(), help="pairs at once (default: one a core, %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="finds faces (default: CUDA if there)")
     add("--overwrite", action="store_true", help="start anew instead of going on")
     args = parser.parse_args(argv)
-    if args.frames < 1:
-        parser.error(f"--frames is {args.frames}; allowed: 1 and up")
     try:
         table = separate_fakes(
             args.folders,
             args.out,
             n_frames=args.frames,
-            n_workers=max(args.workers, 1),
+            n_workers=args.workers,
             device=args.device,
             overwrite=args.overwrite,
         )
     except (DataError, DeviceError, OSError) as error:
         print(f"separate_fakes: {error}", file=sys.stderr)
+        return 1
+    except BrokenProcessPool as error:
+        print(f"separate_fakes: {error} Try fewer --workers; the same command goes on from here", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("separate_fakes: stopped; the same command goes on from here", file=sys.stderr)

@@ -273,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--match", metavar="GLOB", default="*", help="only clips of such names, as in 'ff_*.mp4' (default: all)")
     add("--repeat", type=int, metavar="N", help="N clips in all: repeated in turn, or the first N (default: each once)")
     add("--cores", type=int, default=2, help="cores that are used (default: %(default)s)")
-    add("--workers", type=int, help="clips at once (default: the kernel's, one a core)")
+    add("--workers", type=int, help="clips at once (default: the kernel's)")
     add("--device", choices=("auto", "cpu", "cuda"), help="where nets run (default: the kernel's)")
     add(
         "--frames", type=int, default=16, help="frames looked at per clip, so that work is fixed (default: %(default)s)"

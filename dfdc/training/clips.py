@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -74,6 +75,21 @@ def read_metadata(folder: Path) -> list[LabelledClip]:
     return clips
 
 
+def read_present(folder: Path) -> list[LabelledClip]:
+    """The clips that a folder's metadata.json lists and that are there, by name; how many are absent is printed.
+
+    Raises:
+        DataError: as `read_metadata`, or none is there.
+    """
+    listed = read_metadata(folder)
+    clips = [clip for clip in listed if clip.path.is_file()]
+    if not clips:
+        raise DataError(f"{folder}: none of the {len(listed)} clips that its {METADATA} lists is there")
+    if len(clips) < len(listed):
+        print(f"{len(listed) - len(clips)} of {len(listed)} listed clips are absent and left out", file=sys.stderr)
+    return clips
+
+
 def group_families(clips: Iterable[LabelledClip]) -> list[list[LabelledClip]]:
     """Originals with their fakes: one list each, the original first where it is there.
 
@@ -84,7 +100,10 @@ def group_families(clips: Iterable[LabelledClip]) -> list[list[LabelledClip]]:
     families: dict[str, list[LabelledClip]] = {}
     for clip in clips:
         if named.setdefault(clip.name, clip) is not clip:
-            raise DataError(f"{clip.path}: shares its name with {named[clip.name].path}; crops go by name, rename one")
+            raise DataError(
+                f"{clip.path}: shares its name with {named[clip.name].path}; clips go by name: rename one, or name its "
+                "folder alone"
+            )
         families.setdefault(clip.source, []).append(clip)
     for clip in named.values():
         if clip.original in named and named[clip.original].label != "REAL":
