@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from dfdc.model import FrameModel, save_model
 from dfdc.training import loop
 from dfdc.training.augment import RECIPE
-from dfdc.training.dataset import CropSet
 from dfdc.training.loop import TrainSettings
 from dfdc.weights import ModelSpec
 from tests.test_training import pairs, write_table
@@ -77,9 +75,3 @@ def test_interval_is_of_paired_differences() -> None:
     # The same crop four times over tells no more than once.
     four = [np.repeat(part, 4) for part in (labels, np.exp(-losses), np.exp(-noisy), sources)]
     assert tool._interval(*four, 200, 0) == pytest.approx((low, high))
-
-
-def test_original_and_its_fakes_are_one_source() -> None:
-    labels, originals = torch.tensor([0.0, 1, 1, 0, 1]), torch.tensor([-1, 0, 0, -1, -1])
-    crops = CropSet(torch.zeros((5, 3, 2, 2), dtype=torch.uint8), labels, originals, ["b", "x", "y", "a", "z"])
-    assert tool._sources(crops).tolist() == [1, 1, 1, 0, 2]

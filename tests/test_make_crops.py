@@ -115,6 +115,24 @@ def test_fake_is_cut_at_its_originals_boxes_and_moments(pair) -> None:
         assert real["difference"] == real["ssim"] == ""
 
 
+def test_fakes_wait_for_an_original_that_failed(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Cut without it, they would never be laid over it."""
+    clips = lay_out(tmp_path / "clips", material, {"fake.mp4": FAKE, "real.mp4": REAL})
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dfdc.training.crops.cut_clip", fail)
+        with pytest.raises(DataError):
+            make_crops([clips], tmp_path / "out", settings=SETTINGS, progress=False)
+    said = capsys.readouterr()
+    assert "its original real.mp4 failed" in said.out + said.err
+    assert {row["difference"] != "" for row in cut(clips, tmp_path / "out") if row["label"] == "FAKE"} == {True}
+
+
 def test_boxes_hold_the_face_and_landmarks_lie_in_them(pair) -> None:
     _, rows = pair
     for row in rows:

@@ -162,6 +162,17 @@ def test_table_goes_on_where_it_was_stopped(folder, monkeypatch, capsys):
     assert out.read_text() == text
 
 
+def test_fakes_of_one_name_are_refused(folder, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("original.mp4", "picture.mp4", "metadata.json"):
+        (other / name).write_bytes((folder / name).read_bytes())
+    out = folder / "changes.csv"
+    assert separate_fakes.main([str(folder), str(other), "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert f"{other / 'picture.mp4'}: shares its name with {folder / 'picture.mp4'}" in said and not out.exists()
+
+
 def test_folder_without_pairs_is_the_users_mistake(tmp_path, capsys):
     (tmp_path / "metadata.json").write_text("{}")
     assert separate_fakes.main([str(tmp_path), "--out", str(tmp_path / "c.csv")]) == 1

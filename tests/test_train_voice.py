@@ -101,6 +101,28 @@ def test_takes_are_made_once(
     np.testing.assert_array_equal(first[0].made["lpc"], again[0].made["lpc"])
 
 
+def test_recordings_of_one_name_keep_their_own_voices(tmp_path: Path, without_world: None) -> None:
+    """Of other speakers, or of another table that keeps its takes in the same folder."""
+    for seed, name in enumerate(("anna", "carl", "dora")):
+        (tmp_path / name).mkdir()
+        write_wave(tmp_path / name / "1.wav", make_speech(2.0, seed=seed))
+    first, second = (
+        write_table(tmp_path / name / "speech.csv", rows)
+        for name, rows in {
+            "anna": [("1.wav", "anna", "val", "speech"), ("../carl/1.wav", "carl", "val", "speech")],
+            "dora": [("1.wav", "dora", "val", "speech")],
+        }.items()
+    )
+    kept = tmp_path / "takes"
+    voices = [
+        *make_takes(first, kept, split="val", progress=False),
+        *make_takes(second, kept, split="val", progress=False),
+    ]
+    assert [voice.speaker for voice in voices] == ["anna", "carl", "dora"]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert np.abs(voices[one].made["lpc"] - voices[other].made["lpc"]).max() > 0.01
+
+
 def test_real_and_made_windows_differ_by_the_voice_alone() -> None:
     """Where a vocoder does nothing, both windows are equal: neither words, channel nor loudness tell them apart."""
     plain = [replace(take, made={"nothing": take.real}) for take in takes(range(2))]
@@ -159,6 +181,18 @@ def test_killed_run_goes_on_as_if_it_had_not_been(one_thread: None, tmp_path: Pa
     np.testing.assert_array_equal(run(tmp_path / "killed", 2), whole)
     with open(tmp_path / "killed/log.csv", newline="") as log:
         assert [line["epoch"] for line in csv.DictReader(log)] == ["1", "2"]
+
+
+def test_run_of_other_voices_is_not_gone_on_with(one_thread: None, tmp_path: Path) -> None:
+    known = takes(range(2))
+    trials = make_trials(known, 64)
+    settings = replace(SETTINGS, epochs=1)
+    train_voice(VoiceModel(SPEC), known, [], trials, tmp_path, settings, progress=False)
+    others = [replace(take, made={"lpc": take.real}) for take in known]
+    with pytest.raises(ValueError, match="belongs to another run: takes was"):
+        train_voice(VoiceModel(SPEC), others, [], trials, tmp_path, settings, progress=False)
+    with pytest.raises(ValueError, match="belongs to another run: init was None, is 0123"):
+        train_voice(VoiceModel(SPEC), known, [], trials, tmp_path, settings, start="0123" * 16, progress=False)
 
 
 def test_scores_are_stated_per_vocoder() -> None:

@@ -25,7 +25,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from dfdc.crop import CropGeometry
 from dfdc.model import FrameModel, load_initial, save_model
 from dfdc.training import loop
-from dfdc.training.dataset import CropSet, DataError, find_lonely, load_crops, pair_epoch
+from dfdc.training.dataset import CropSet, DataError, find_lonely, find_sources, load_crops, pair_epoch, read_split
 from dfdc.training.loop import TrainSettings, running_average, score_crops, train
 from dfdc.training.parallel import Rank
 from dfdc.training.runlog import read_command
@@ -80,6 +80,12 @@ def make_set(labels: list[int], originals: list[int]) -> CropSet:
 
 
 # Tables
+
+
+def test_fakes_of_an_absent_original_have_one_source(tmp_path: Path) -> None:
+    rows = [row("a", "REAL"), *(row(name, "FAKE", original="gone.mp4") for name in "xy"), row("z", "FAKE")]
+    table = read_split(write_table(tmp_path, rows, images=False), split="train")
+    assert find_sources(table).tolist() == ["a.mp4", "gone.mp4", "gone.mp4", "z.mp4"]
 
 
 def test_crops_load_as_the_pixels_that_were_written(tmp_path: Path) -> None:

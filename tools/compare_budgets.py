@@ -19,9 +19,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dfdc.submission import details_path
 from dfdc.training.charts import draw_budgets
-from dfdc.training.clips import LabelledClip, read_metadata
+from dfdc.training.clips import LabelledClip, read_present
 from dfdc.training.dataset import DataError
+from dfdc.training.flags import positive
 from dfdc.training.metrics import measure
 
 KERNEL = Path(__file__).resolve().parent.parent / "kernel.py"
@@ -58,9 +60,11 @@ def compare_budgets(videos: Path, *, frames: Sequence[int] = FRAMES, options: Se
         One setting per number of frames, in their order.
 
     Raises:
-        DataError: the metadata is wrong, or the kernel failed.
+        DataError: the metadata is wrong, the clips that are there have one label, or the kernel failed.
     """
-    clips = read_metadata(videos)
+    clips = read_present(videos)
+    if len({clip.label for clip in clips}) < 2:
+        raise DataError(f"{videos}: all {len(clips)} clips are {clips[0].label}; scores need both labels")
     return [_measure(clips, _run_kernel(clips, n_frames, options), n_frames) for n_frames in frames]
 
 
@@ -73,7 +77,8 @@ def _run_kernel(clips: list[LabelledClip], n_frames: int, options: Sequence[str]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise DataError(f"kernel.py ended with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
-        with open(out.with_name("predictions.csv"), newline="") as file:
+        details = details_path(out)
+        with open(details, newline="", encoding="utf-8", errors="surrogateescape") as file:
             return {row["filename"]: row for row in csv.DictReader(file)}
 
 
@@ -104,21 +109,24 @@ def format_table(budgets: Sequence[Budget]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of clips with metadata.json")
-    parser.add_argument("--frames", type=int, nargs="+", default=FRAMES, help="per clip (default: %(default)s)")
+    parser.add_argument("--frames", type=positive, nargs="+", default=FRAMES, help="per clip (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="as the kernel's")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     parser.add_argument("--picture", type=Path, help="draw them there, as PNG")
     args = parser.parse_args(argv)
+    for path in filter(None, (args.json, args.picture)):
+        if not path.absolute().parent.is_dir():
+            parser.error(f"{path}: its folder does not exist; make it or name another file")
     try:
         budgets = compare_budgets(args.videos, frames=args.frames, options=("--device", args.device))
-    except DataError as error:
+        print(format_table(budgets))
+        if args.json:
+            args.json.write_text(json.dumps([asdict(budget) for budget in budgets], indent=1) + "\n")
+        if args.picture:
+            draw_budgets(args.picture, [asdict(budget) for budget in budgets])
+    except (DataError, OSError) as error:
         print(f"compare_budgets: {error}", file=sys.stderr)
         return 1
-    print(format_table(budgets))
-    if args.json:
-        args.json.write_text(json.dumps([asdict(budget) for budget in budgets], indent=1) + "\n")
-    if args.picture:
-        draw_budgets(args.picture, [asdict(budget) for budget in budgets])
     return 0
 
 

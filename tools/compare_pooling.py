@@ -32,7 +32,7 @@ from dfdc.predict import Predictor
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.tracks import Track
 from dfdc.training.charts import FAKE, GREY, REAL
-from dfdc.training.clips import LabelledClip, read_metadata
+from dfdc.training.clips import LabelledClip, read_present
 from dfdc.training.dataset import DataError
 from dfdc.training.pooling import (
     EDGES,
@@ -110,9 +110,7 @@ def score_clips(
         DataError: metadata.json cannot be used, or lists no clip that is there.
         WeightsError, DeviceError, OSError: the weights, the device or the file cannot be used.
     """
-    listed = [clip for clip in read_metadata(folder) if clip.path.is_file()]
-    if not listed:
-        raise DataError(f"{folder}: none of the clips that its metadata.json lists is there")
+    listed = read_present(folder)
     files = find_weights(weights)
     made_from = json.dumps(
         {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.crop import CropGeometry
 from dfdc.model import FrameModel, load_initial
 from dfdc.runtime import DeviceError, choose_device
-from dfdc.training.dataset import CropSet, DataError, load_crops
+from dfdc.training.dataset import CropSet, DataError, find_sources, load_crops, load_rows, read_split
 from dfdc.training.flags import natural, positive
 from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.training.metrics import measure
@@ -72,6 +73,7 @@ def compare_recipes(
     validation: CropSet,
     run: Path,
     *,
+    sources: Sequence[str],
     names: tuple[str, ...] = tuple(CHANGES),
     spec: ModelSpec,
     init: Path | None = None,
@@ -84,6 +86,7 @@ def compare_recipes(
     Args:
         training, validation: disjoint in originals.
         run: folder that gets one of each run.
+        sources: of the validation crops, see `find_sources`.
         names: of `CHANGES`; the whole recipe is always among them.
         spec: of the nets.
         init: safetensors file to start from; None starts from scratch.
@@ -99,7 +102,7 @@ def compare_recipes(
     """
     settings = settings or TrainSettings()
     spec = replace(spec, crop=CropGeometry(size=training.images.shape[-1]))
-    labels, sources = validation.labels.numpy().astype(int), _sources(validation)
+    labels, owners = validation.labels.numpy().astype(int), np.unique(sources, return_inverse=True)[1]
     outcomes: list[Outcome] = []
     for name in dict.fromkeys((WHOLE, *names)):
         folder = run / name.replace(" ", "-").replace(",", "")
@@ -107,18 +110,11 @@ def compare_recipes(
         probabilities = _train_once(training, validation, folder, spec, init, changed, device)
         outcome = Outcome(name, probabilities, measure(labels, probabilities))
         if outcomes:
-            low, high = _interval(labels, outcomes[0].probabilities, probabilities, sources, samples, settings.seed)
+            low, high = _interval(labels, outcomes[0].probabilities, probabilities, owners, samples, settings.seed)
             outcome = replace(outcome, low=low, high=high)
         outcomes.append(outcome)
         print(format_table(outcomes).splitlines()[-1], flush=True)
     return outcomes
-
-
-def _sources(crops: CropSet) -> np.ndarray:
-    """(N,) per crop the number of the original that it, or its fake, is of."""
-    pairs = zip(crops.videos, crops.originals.tolist(), strict=True)
-    names = [video if original < 0 else crops.videos[original] for video, original in pairs]
-    return np.unique(names, return_inverse=True)[1]
 
 
 def _train_once(
@@ -194,11 +190,12 @@ def main(argv: list[str] | None = None) -> int:
         )
         device = choose_device(args.device)
         training = load_crops(args.crops, split="train", limit=args.limit)
-        validation = load_crops(args.crops, split="val")
+        rows = read_split(args.crops, split="val")
         outcomes = compare_recipes(
             training,
-            validation,
+            load_rows(rows),
             args.run,
+            sources=find_sources(rows),
             names=tuple(args.only),
             spec=ModelSpec(args.architecture, args.input_size),
             init=args.init,

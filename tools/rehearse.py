@@ -182,7 +182,8 @@ def make_image(image: Image, folder: Path) -> Path:
         InputError: there is no such Python, or pip cannot install a package.
     """
     interpreter = folder / "bin" / "python"
-    stamp, wanted = folder / "installed.json", json.dumps([image.python, image.packages, NOTEBOOK_PACKAGES])
+    lock = LOCK.read_text() if image.locked else None
+    stamp, wanted = folder / "installed.json", json.dumps([image.python, image.packages, NOTEBOOK_PACKAGES, lock])
     if stamp.exists() and stamp.read_text() == wanted:
         return interpreter
     shutil.rmtree(folder, ignore_errors=True)

@@ -27,6 +27,7 @@ from dfdc.motion import N_PAIRS, cut_track
 from dfdc.tracks import link_tracks
 from dfdc.training.charts import FAKE, GREY, REAL
 from dfdc.training.dataset import DataError
+from dfdc.training.flags import positive
 from dfdc.training.flicker import flicker
 from dfdc.training.motion import score_pairs
 from dfdc.video import VideoError, read_frames
@@ -143,16 +144,14 @@ def main(argv: list[str] | None = None) -> int:
     add("clips", nargs="+", type=Path, metavar="CLIP", help="video file")
     add("--out", type=Path, default=Path("motion.png"), help="the picture to write (default: %(default)s)")
     add("--weights", type=Path, default=OPTIONAL, help="weights that see motion (default: weights/optional/)")
-    add("--pairs", type=int, default=N_PAIRS, help="shown of each clip (default: %(default)s)")
+    add("--pairs", type=positive, default=N_PAIRS, help="shown of each clip (default: %(default)s)")
     add("--flicker", action="store_true", help="show each clip's pairs a second time, made to flicker")
     add("--seed", type=int, default=0, help="of the flicker (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
-        if args.pairs < 1:
-            raise DataError(f"--pairs {args.pairs}: allowed are numbers from 1 up")
         weights = find_motion(args.weights)
         out = show_motion(args.clips, args.out, weights=weights, n_pairs=args.pairs, made=args.flicker, seed=args.seed)
-    except (DataError, VideoError, WeightsError) as error:
+    except (DataError, VideoError, WeightsError, OSError) as error:
         print(f"show_motion: {error}", file=sys.stderr)
         return 1
     print(out)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.crop import CropGeometry
 from dfdc.model import FrameModel, load_initial
 from dfdc.runtime import DeviceError
-from dfdc.training.dataset import DataError, find_lonely, load_crops, read_split
+from dfdc.training.dataset import DataError, find_lonely, load_crops, load_rows, read_split
 from dfdc.training.flags import natural, positive
 from dfdc.training.labels import describe_counts, read_labels, weigh_crops
 from dfdc.training.loop import TrainSettings, train
@@ -78,12 +78,12 @@ def train_weights(
         taken, total = load_initial(model, init)
         start = file_digest(init)
         print(f"{init.name}: {taken} of {total} tensors taken over")
-    weights = None
+    rows = read_split(*crops, split="train", limit=limit)
+    training = load_rows(rows, progress=progress)
     if frame_labels is not None:
-        table = read_split(*crops, split="train", limit=limit)
-        weights, counts = weigh_crops(table, read_labels(frame_labels), labelled_only=labelled_only)
+        weights, counts = weigh_crops(rows, read_labels(frame_labels), labelled_only=labelled_only)
+        training = replace(training, weights=weights)
         print(f"{frame_labels}: {describe_counts(counts)}")
-    training = replace(load_crops(*crops, split="train", limit=limit, progress=progress), weights=weights)
     validation = load_crops(*crops, split="val", limit=limit, progress=progress)
     model.spec = replace(model.spec, crop=CropGeometry(size=training.images.shape[-1]))
     if progress and (alone := find_lonely(training)):

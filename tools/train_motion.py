@@ -27,7 +27,7 @@ from dfdc.model import FrameModel, load_initial, save_model
 from dfdc.motion import N_PAIRS, Motion, cut_track
 from dfdc.predict import Predictor
 from dfdc.tracks import Track
-from dfdc.training.clips import LabelledClip, read_metadata
+from dfdc.training.clips import LabelledClip, read_present
 from dfdc.training.dataset import DataError
 from dfdc.training.flags import natural, positive
 from dfdc.training.joining import SeenClip, calibrate, choose_weight, measure_motion
@@ -111,7 +111,7 @@ def train_motion(
         WeightsError: the weights cannot be used.
     """
     faces, start = find_weights(weights), open_weights(init)
-    clips = [clip for clip in read_metadata(folder) if clip.path.is_file()]
+    clips = read_present(folder)
     folds = split_sources(clips, n_folds)
     pairs = load_pairs(clips, run / "pairs", n_frames=n_pairs, geometry=start.spec.crop, progress=progress)
     spec = replace(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from dfdc.training.start import revive_if_folded
 from dfdc.training.takes import make_takes
 from dfdc.training.vocoders import VOCODERS
 from dfdc.training.voice import VoiceSettings, make_batch, make_trials, train_voice
-from dfdc.weights import ModelSpec, WeightsError
+from dfdc.weights import ModelSpec, WeightsError, file_digest
 
 # A window is 1.28 s.
 COLUMNS = 128
@@ -70,8 +69,10 @@ def train_weights(
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
     model = VoiceModel(ModelSpec(ARCHITECTURE, COLUMNS, sees="sound", mean=(-60.0,), std=(15.0,)))
+    start = None
     if init is not None:
         taken, total = load_initial(model, init)
+        start = file_digest(init)
         print(f"{init.name}: {taken} of {total} tensors taken over")
     vocoders = [name for name in VOCODERS if name != leave_out]
     made = run.parent / "takes"
@@ -84,17 +85,16 @@ def train_weights(
         )
     ]
     trials = make_trials(kept[2], COLUMNS)
-    # What an earlier run with another vocoder left out has made lies there too.
-    training = [
-        replace(take, made={name: take.made[name] for name in take.made if name in vocoders}) for take in kept[0]
-    ]
+    training, music = kept[:2]
     if init is not None:
         windows, _ = make_batch(
             training, [], COLUMNS, VoiceSettings(batch_size=64), np.random.default_rng(settings.seed)
         )
         if n_windows := revive_if_folded(model, torch.from_numpy(windows)):
             print(f"batch norms revived on {n_windows} windows")
-    final, scores, calibration = train_voice(model, training, kept[1], trials, run, settings, progress=progress)
+    final, scores, calibration = train_voice(
+        model, training, music, trials, run, settings, start=start, progress=progress
+    )
     speakers = [len({take.speaker for take in takes}) for takes in kept[::2]]
     path = save_trained(
         final,

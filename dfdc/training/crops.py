@@ -241,6 +241,9 @@ def cut_family(
         draft = out / DRAFTS / clip.name
         shutil.rmtree(draft, ignore_errors=True)
         images, report, cut = _cut(clip, original, detector, settings, draft)
+        if leads and report.status == "error":  # cut without it, its fakes would never be laid over it
+            reason = f"its original {clip.name} failed"
+            return [report if other is clip else Report(other.name, "error", reason) for other in todo]
         original = cut if leads else original
         if clip in todo:
             reports.append(report)

@@ -147,10 +147,23 @@ def load_crops(*csvs: Path, split: str, limit: int | None = None, progress: bool
     Raises:
         DataError: a table is wrong, the split is empty, or an image is missing or does not decode.
     """
-    table = read_split(*csvs, split=split, limit=limit)
+    return load_rows(read_split(*csvs, split=split, limit=limit), progress=progress)
+
+
+def load_rows(table: pd.DataFrame, *, progress: bool = True) -> CropSet:
+    """Read the crops of a table's rows into memory, in their order.
+
+    Args:
+        table: of one split, from `read_split`.
+        progress: draw a progress bar.
+
+    Raises:
+        DataError: an image is missing or does not decode.
+    """
     images: Tensor | None = None
     shards: dict[Path, zipfile.ZipFile] = {}
-    for i, row in enumerate(tqdm(table.to_dict("records"), desc=f"reading {split}", disable=not progress)):
+    rows = table.to_dict("records")
+    for i, row in enumerate(tqdm(rows, desc=f"reading {rows[0]['split']}", disable=not progress)):
         pixels = _read_image(Path(row["folder"]), row["path"], row.get("shard", ""), shards)
         if images is None:
             shape = (len(table), 3, *pixels.shape[:2])

@@ -90,7 +90,8 @@ def load_pairs(
     parts, used = [], []
     for clip in tqdm(clips, desc="pairs", unit="clip", disable=not progress):
         path = cache / f"{clip.name}.npz"
-        made_from = json.dumps([n_frames, asdict(geometry), clip.path.stat().st_size if clip.path.exists() else None])
+        size = clip.path.stat().st_size if clip.path.exists() else None
+        made_from = json.dumps([n_frames, asdict(geometry), size, clip.label])
         pairs = _read_cache(path, made_from)
         if pairs is None:
             detector = detector or FaceDetector()

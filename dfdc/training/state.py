@@ -22,9 +22,9 @@ def describe_origin(training: CropSet, validation: CropSet, spec: ModelSpec, sta
         start: of the weights that it starts from: a file's digest, "imagenet", or None from scratch.
     """
     crops = [[part.videos, part.labels.tolist(), part.originals.tolist()] for part in (training, validation)]
-    weights = None if training.weights is None else _digest(training.weights.tolist())
+    weights = None if training.weights is None else digest(training.weights.tolist())
     return {
-        "crops": _digest(crops),
+        "crops": digest(crops),
         "crop_size": training.images.shape[-1],
         "frame_labels": weights,
         "init": start and start[:DIGEST_DIGITS],
@@ -33,7 +33,8 @@ def describe_origin(training: CropSet, validation: CropSet, spec: ModelSpec, sta
     }
 
 
-def _digest(values: list) -> str:
+def digest(values: list) -> str:
+    """The first digits of a hash over what JSON can write."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:DIGEST_DIGITS]
 
 

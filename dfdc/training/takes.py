@@ -90,12 +90,15 @@ def make_takes(
     folder.mkdir(parents=True, exist_ok=True)
     takes = []
     for row in tqdm(rows.to_dict("records"), desc=f"{kind} of {split}", disable=not progress):
+        recording = csv.parent / row["path"]
         generator = np.random.default_rng(zlib.crc32(row["path"].encode()))
         drawn = generator.permutation(sorted(vocoders))[:DRAWN] if split == "train" else list(VOCODERS)
-        real = _read(csv.parent / row["path"])
+        real = _read(recording)
+        # Tables share the folder, and recordings of several speakers may share a name.
+        own = zlib.crc32(f"{recording.resolve()} {recording.stat().st_size}".encode("utf-8", "surrogateescape"))
         made = {}
         for name in drawn if kind == "speech" else ():
-            kept = folder / f"{Path(row['path']).stem}-{name}.npy"
+            kept = folder / f"{recording.stem}-{own:08x}-{name}.npy"
             if not kept.exists():
                 draft = kept.with_suffix(".tmp.npy")
                 np.save(draft, VOCODERS[name](real, generator).astype(np.float16))

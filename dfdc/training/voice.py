@@ -17,10 +17,10 @@ from dfdc.training.channel import Channel
 from dfdc.training.loop import learning_rate, running_average, take_step
 from dfdc.training.metrics import measure, measure_calibrated
 from dfdc.training.runlog import report_epoch
-from dfdc.training.state import load_state, save_state
+from dfdc.training.state import digest, load_state, save_state
 from dfdc.training.takes import Take
 from dfdc.voice import cut_windows, is_speech, see_window
-from dfdc.weights import Calibration, sigmoid
+from dfdc.weights import DIGEST_DIGITS, Calibration, sigmoid
 
 # Windows of a validation take that are heard.
 HEARD_WINDOWS = 3
@@ -37,7 +37,7 @@ class VoiceSettings:
     Attributes:
         epochs: of `steps` batches each.
         steps: of an epoch.
-        batch_size: windows a step, half of them real; even.
+        batch_size: windows a step, half of them real.
         learning_rate: peak, reached after `WARMUP` of all steps, then a cosine down to zero.
         ema_decay: per step, of the averaged weights that are evaluated and shipped.
         music: share of the reals that are music instead, which is nobody's voice, made or not.
@@ -55,12 +55,16 @@ class VoiceSettings:
 
 @dataclass(frozen=True)
 class Trial:
-    """A validation take as it arrives: windows (W, bands, columns), its label (1 = made), and by which vocoder."""
+    """A validation take as it arrives: windows (W, bands, columns), its label (1 = made), and by which vocoder.
+
+    Attributes:
+        take: its name.
+    """
 
     windows: np.ndarray
     label: int
     vocoder: str
-    speaker: str
+    take: str
 
 
 def train_voice(
@@ -71,6 +75,7 @@ def train_voice(
     folder: Path,
     settings: VoiceSettings,
     *,
+    start: str | None = None,
     progress: bool = True,
 ) -> tuple[VoiceModel, dict[str, float], Calibration]:
     """Train on the CPU; a run that was killed goes on from its last whole epoch, with the same losses.
@@ -82,11 +87,22 @@ def train_voice(
         trials: see `make_trials`.
         folder: gets state.pt, log.csv, curves.png and TensorBoard's events.
         settings: how.
+        start: digest of the weights file that the model starts from; None from scratch.
         progress: draw progress bars.
 
     Returns:
         The averaged model in evaluation mode, its validation scores, and the calibration fitted there.
+
+    Raises:
+        ValueError: the folder holds the state of a run with other settings, takes or weights to start from.
     """
+    made_from = {
+        **asdict(settings),
+        "takes": digest([[take.name, take.speaker, sorted(take.made)] for take in training]),
+        "music": digest([take.name for take in music]),
+        "trials": digest([[trial.take, trial.label, trial.vocoder] for trial in trials]),
+        "init": start and start[:DIGEST_DIGITS],
+    }
     model = model.train()
     average = running_average(model, settings.ema_decay)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.02)
@@ -94,7 +110,7 @@ def train_voice(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / total, WARMUP))
     stateful = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
     measured = None
-    for epoch in range(load_state(folder / "state.pt", stateful, asdict(settings)), settings.epochs):
+    for epoch in range(load_state(folder / "state.pt", stateful, made_from), settings.epochs):
         generator = np.random.default_rng((settings.seed, epoch))
         torch.manual_seed(settings.seed * 1000 + epoch)
         started, losses = time.monotonic(), []
@@ -107,7 +123,7 @@ def train_voice(
         seconds, measured = time.monotonic() - started, evaluate(average.module, trials)
         row |= {"seconds": seconds, **measured[0]}
         report_epoch(folder, row, progress=progress)
-        save_state(folder / "state.pt", stateful, asdict(settings), epoch + 1)
+        save_state(folder / "state.pt", stateful, made_from, epoch + 1)
     final = copy.deepcopy(average.module).eval()
     scores, calibration = measured or evaluate(final, trials)
     return final, scores, calibration
@@ -159,7 +175,7 @@ def make_trials(takes: list[Take], n_columns: int, *, seed: int = 0) -> list[Tri
             for label, samples in ((0, take.real), (1, made)):
                 windows, _ = cut_windows(channel.carry(samples), n_columns, n_windows=HEARD_WINDOWS)
                 if len(windows):
-                    trials.append(Trial(windows, label, vocoder, take.speaker))
+                    trials.append(Trial(windows, label, vocoder, take.name))
     return trials
 
 
