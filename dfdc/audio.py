@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
@@ -31,58 +30,38 @@ BAND_EDGES_HZ = (40.0, 7600.0)
 QUIETEST_DB = -80.0
 
 
-@dataclass(frozen=True)
-class Sound:
-    """A clip's sound.
-
-    Attributes:
-        samples: (N,) float32 mono, full scale is 1; an average of the channels. Damaged parts are left out.
-        rate: samples a second.
-    """
-
-    samples: np.ndarray
-    rate: int
-
-    @property
-    def duration_s(self) -> float:
-        return len(self.samples) / self.rate
-
-
-def read_sound(path: Path, *, rate: int = RATE, max_s: float = MAX_SOUND_S) -> Sound | None:
+def read_sound(path: Path, *, max_s: float = MAX_SOUND_S) -> np.ndarray | None:
     """Read the first sound track of a clip.
 
     Args:
         path: a media file.
-        rate: wanted samples a second, 1000 to 192000.
         max_s: read at most so many seconds.
 
     Returns:
-        The sound; None where the file has no sound track, or nothing of it decodes.
+        (N,) float32 mono at `RATE`, full scale is 1: an average of the channels, without damaged parts. None where the
+        file has no sound track, or nothing of it decodes.
 
     Raises:
         VideoError: the file is empty, unreadable or of no known kind.
     """
-    if not 1000 <= rate <= 192_000:
-        raise ValueError(f"rate is {rate}; allowed: 1000 to 192000 samples a second")
     with open_container(path) as container:
         streams = [stream for stream in container.streams.audio if stream.codec_context is not None]
         if not streams:
             return None
         parts, n_samples = [], 0
-        for part in _decoded(container, streams[0], rate):
+        for part in _decoded(container, streams[0]):
             parts.append(part)
             n_samples += len(part)
-            if n_samples >= max_s * rate:
+            if n_samples >= max_s * RATE:
                 break
-    samples = np.concatenate([np.zeros(0, np.float32), *parts])[: round(max_s * rate)]
-    samples = np.nan_to_num(samples, posinf=0, neginf=0)
-    return Sound(samples, rate) if len(samples) * RATE >= MIN_SAMPLES * rate else None
+    samples = np.concatenate([np.zeros(0, np.float32), *parts])[: round(max_s * RATE)]
+    return np.nan_to_num(samples, posinf=0, neginf=0) if len(samples) >= MIN_SAMPLES else None
 
 
-def _decoded(container: InputContainer, stream: AudioStream, rate: int) -> Iterator[np.ndarray]:
+def _decoded(container: InputContainer, stream: AudioStream) -> Iterator[np.ndarray]:
     """Mono samples (N,) float32 in order; a damaged packet costs only its own."""
     stream.codec_context.thread_count = 1
-    resampler = AudioResampler(format="flt", layout="mono", rate=rate)
+    resampler = AudioResampler(format="flt", layout="mono", rate=RATE)
     for packet in chain(_demux(container, stream), [None]):  # None: what the decoder still holds back
         with suppress(av.FFmpegError, ValueError):  # ValueError: the format changes in the middle of a track
             for frame in stream.codec_context.decode(packet):
@@ -97,26 +76,26 @@ def _demux(container: InputContainer, stream: AudioStream) -> Iterator[av.Packet
         yield from (packet for packet in islice(container.demux(stream), MAX_PACKETS) if packet.size)
 
 
-def log_mel(samples: np.ndarray, *, rate: int = RATE) -> np.ndarray:
+def log_mel(samples: np.ndarray) -> np.ndarray:
     """How loud a sound is in each band of pitch over time.
 
     Args:
         samples: (N,) float mono at `RATE`.
-        rate: of the samples; only `RATE` is laid out for.
 
     Returns:
-        (N_BANDS, T) float32 decibels of full scale, at least `QUIETEST_DB`; T is one for each hundredth of a second.
+        (N_BANDS, T) float32 decibels of full scale, at least `QUIETEST_DB`; T is one for each hundredth of a second,
+        both ends included.
 
     Raises:
-        ValueError: another rate, or not one-dimensional.
+        ValueError: not one-dimensional.
     """
-    if rate != RATE or samples.ndim != 1:
-        raise ValueError(f"samples {samples.shape} at {rate} Hz; allowed: (N,) at {RATE} Hz")
+    if samples.ndim != 1:
+        raise ValueError(f"samples {samples.shape}; allowed: (N,)")
     # Six tenths of a core-second and 70 MB a worker, which only those pay who listen.
     from scipy.signal import stft
 
     padded = np.pad(samples, (0, max(WINDOW - len(samples), 0)))
-    _, _, spectrum = stft(padded, rate, nperseg=WINDOW, noverlap=WINDOW - HOP, nfft=512)
+    _, _, spectrum = stft(padded, RATE, nperseg=WINDOW, noverlap=WINDOW - HOP, nfft=512)
     power = mel_filters() @ np.abs(spectrum) ** 2
     loudness = 10 * np.log10(np.maximum(power, np.finfo(np.float32).tiny))
     return np.maximum(loudness, QUIETEST_DB).astype(np.float32)

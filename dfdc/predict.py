@@ -17,15 +17,12 @@ from dfdc.export import Programs
 from dfdc.motion import Motion
 from dfdc.prediction import Prediction
 from dfdc.runtime import open_net
-from dfdc.tracks import Track, link_tracks
+from dfdc.tracks import Track, find_tracks
 from dfdc.video import Frame, VideoError, VideoTimeout, read_frames
 from dfdc.voice import Listener
 from dfdc.weights import WeightsFile, that_see
 
 log = logging.getLogger(__name__)
-
-# Persons beyond these are left out: a crowd's clip must not cost more than its share. The longest tracks go first.
-MAX_TRACKS = 8
 
 
 class Predictor:
@@ -92,13 +89,11 @@ class Predictor:
         decoded = clock()
         n_pairs = sum(frame.neighbour is not None for frame in frames)
         seen = replace(blank, frames=len(frames), pairs=n_pairs, decode_s=decoded - started)
-        searched, faces = self.detector.search([frame.pixels for frame in frames])
-        tracks = link_tracks(faces)[:MAX_TRACKS]
+        tracks, faces = find_tracks([frame.pixels for frame in frames], self.detector)
         detected = clock()
-        n_faces = sum(len(found) > 0 for found in faces)
+        n_faces = sum(len(found) > 0 for found in faces.values())
         seen = replace(seen, faces=n_faces, tracks=len(tracks), detect_s=detected - decoded)
         if tracks:
-            frames = [frames[index] for index in searched]
             logits = self.score_tracks(frames, tracks, n_nets=seen.nets)
             changes = self.motion.score(frames, tracks)
             logits = [track + change for track, change in zip(logits, changes, strict=True)]

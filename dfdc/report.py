@@ -8,10 +8,8 @@ The kernel's notebook runs it as a process of its own, so that nothing a clip do
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +19,9 @@ from matplotlib.figure import Figure
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.deadline import Deadline
 from dfdc.detect import FaceDetector
-from dfdc.prediction import STATUSES
-from dfdc.tracks import link_tracks
+from dfdc.prediction import STATUSES, Prediction
+from dfdc.submission import read_predictions
+from dfdc.tracks import find_tracks
 from dfdc.video import VideoError, read_frames
 
 # Wider than the nets' crops, so that a person sees a person.
@@ -33,56 +32,36 @@ PORTRAIT_LIMIT_S = 20.0
 COLUMNS = 6
 
 
-@dataclass(frozen=True)
-class Row:
-    """Of a line of predictions.csv what the picture shows."""
-
-    filename: str
-    label: float
-    status: str
-
-
-def read_rows(details: Path) -> list[Row]:
-    """The clips of a predictions.csv.
-
-    Raises:
-        OSError, KeyError, ValueError: it cannot be read or is none.
-    """
-    with open(details, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return [Row(row["filename"], float(row["label"]), row["status"]) for row in csv.DictReader(file)]
-
-
 def find_portrait(path: Path, detector: FaceDetector) -> np.ndarray | None:
     """The face that is seen most in a clip, (160, 160, 3) uint8 RGB; None where there is none or no frame decodes."""
     try:
         frames = read_frames(path, PORTRAIT_FRAMES, deadline=Deadline.after(PORTRAIT_LIMIT_S))
     except VideoError:
         return None
-    searched, faces = detector.search([frame.pixels for frame in frames])
-    tracks = link_tracks(faces)
+    tracks, _ = find_tracks([frame.pixels for frame in frames], detector)
     if not tracks:
         return None
-    return crop_face(frames[searched[tracks[0].frames[0]]].pixels, tracks[0].boxes[0], PORTRAIT)
+    return crop_face(frames[tracks[0].frames[0]].pixels, tracks[0].boxes[0], PORTRAIT)
 
 
-def draw_report(rows: list[Row], clips: Path, out: Path) -> Path:
+def draw_report(predictions: list[Prediction], clips: Path, out: Path) -> Path:
     """Draw the picture of a run.
 
     Args:
-        rows: of its predictions.csv.
+        predictions: of its clips.
         clips: the folder that holds their clips; those that are gone are drawn without a face.
         out: PNG file to write.
 
     Returns:
         out.
     """
-    scored = sorted((row for row in rows if row.status == "ok"), key=lambda row: row.label)
+    scored = sorted((p for p in predictions if p.scored), key=lambda p: p.label)
     detector = FaceDetector("cpu")
     n_least = min(COLUMNS, len(scored) // 2)  # of few clips each is shown once
     chosen = {"most likely fakes": scored[n_least:][::-1][:COLUMNS], "least likely fakes": scored[:n_least]}
     figure = Figure(figsize=(2 * COLUMNS, 8.2), layout="constrained")
     grid = figure.add_gridspec(3, COLUMNS, height_ratios=(1.1, 1, 1))
-    _draw_scores(figure.add_subplot(grid[0, :]), rows)
+    _draw_scores(figure.add_subplot(grid[0, :]), predictions)
     for line, (title, some) in enumerate(chosen.items(), start=1):
         for column in range(COLUMNS):
             axes = figure.add_subplot(grid[line, column])
@@ -95,25 +74,28 @@ def draw_report(rows: list[Row], clips: Path, out: Path) -> Path:
     return out
 
 
-def _draw_scores(axes: Axes, rows: list[Row]) -> None:
+def _draw_scores(axes: Axes, predictions: list[Prediction]) -> None:
     """How many clips got which probability."""
-    counts = Counter(row.status for row in rows)
-    scored = [row.label for row in rows if row.status == "ok"]
+    counts = Counter(p.status for p in predictions)
+    scored = [p.label for p in predictions if p.scored]
     axes.hist(scored, bins=np.linspace(0, 1, 21), color="#4c72b0", edgecolor="white")
     described = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
-    axes.set(xlim=(0, 1), xlabel="P(fake) of scored clips", ylabel="clips", title=f"{len(rows)} clips: {described}")
+    axes.set(
+        xlim=(0, 1), xlabel="P(fake) of scored clips", ylabel="clips", title=f"{len(predictions)} clips: {described}"
+    )
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_face(axes: Axes, row: Row, portrait: np.ndarray | None) -> None:
+def _draw_face(axes: Axes, prediction: Prediction, portrait: np.ndarray | None) -> None:
     if portrait is None:
         axes.text(0.5, 0.5, "no face read", ha="center", va="center", color="grey")
     else:
         axes.imshow(portrait)
-    name = row.filename if len(row.filename) <= 22 else f"{row.filename[:10]}…{row.filename[-11:]}"
+    name = prediction.filename
+    name = name if len(name) <= 22 else f"{name[:10]}…{name[-11:]}"
     printable = name.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
-    axes.set_title(f"{row.label:.1%}\n{printable}", fontsize=8)
+    axes.set_title(f"{prediction.label:.1%}\n{printable}", fontsize=8)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -123,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("report.png"), help="picture to write (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
-        print(draw_report(read_rows(args.details), args.clips, args.out))
+        print(draw_report(read_predictions(args.details), args.clips, args.out))
     except (OSError, KeyError, ValueError) as error:
         print(f"report: {args.details}: {error!r}; name the predictions.csv that kernel.py wrote", file=sys.stderr)
         return 1

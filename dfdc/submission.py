@@ -47,6 +47,20 @@ def details_path(path: Path) -> Path:
     return path.with_name("predictions.csv" if path.stem == "submission" else f"{path.stem}.predictions.csv")
 
 
+def read_predictions(details: Path) -> list[Prediction]:
+    """What predictions.csv says of each clip, in its order; what is blank or absent has its default.
+
+    Raises:
+        OSError, KeyError, ValueError: it cannot be read or is none.
+    """
+    kinds = {field.name: float if field.default is None else type(field.default) for field in fields(Prediction)[1:]}
+    with open(details, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return [
+            Prediction(row["filename"], **{name: kind(row[name]) for name, kind in kinds.items() if row.get(name)})
+            for row in csv.DictReader(file)
+        ]
+
+
 class Submission:
     """submission.csv, and predictions.csv beside it, over a run.
 

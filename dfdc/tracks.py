@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from dfdc.detect import Faces
+from dfdc.detect import FaceDetector, Faces
 
 # Sampled frames lie about half a second apart: a head that turns or nods keeps this much overlap with itself.
 MIN_OVERLAP = 0.15
@@ -17,6 +18,8 @@ MAX_GAP = 4
 # and so is one whose hits the detector doubts on average: on ten clips, patterned cloth scored .89, persons .97 up.
 MIN_SHARE = 0.25
 MIN_SCORE = 0.92
+# Persons beyond these are left out: a crowd's clip must not cost more than its share. The longest tracks go first.
+MAX_TRACKS = 8
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Track:
     """One person over time.
 
     Attributes:
-        frames: (T,) int64 indices of the frames, rising by one: gaps are filled.
+        frames: (T,) int64 indices of the frames that were searched, rising: gaps are filled.
         boxes: (T, 4) float32 x0, y0, x1, y1; interpolated where the face was not found.
         found: (T,) bool, whether the box was found rather than interpolated.
         score: mean of the detector's scores where it was found, 0 to 1.
@@ -37,6 +40,25 @@ class Track:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+
+def find_tracks(frames: Sequence[np.ndarray], detector: FaceDetector) -> tuple[list[Track], dict[int, Faces]]:
+    """Find the persons of a clip.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB each, in order of time; there may be none.
+        detector: finds faces.
+
+    Returns:
+        At most `MAX_TRACKS` tracks, the longest first, and the faces of every frame that was searched, in order of
+        time; both by index into the frames.
+    """
+    if not frames:
+        return [], {}
+    searched, faces = detector.search(frames)
+    places = np.array(searched)
+    tracks = [replace(track, frames=places[track.frames]) for track in link_tracks(faces)[:MAX_TRACKS]]
+    return tracks, dict(zip(searched, faces, strict=True))
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -107,7 +107,7 @@ def read_frames(path: Path, n_frames: int, *, n_pairs: int = 0, deadline: Deadli
     return frames
 
 
-def read_frames_at(path: Path, times_s: list[float], *, deadline: Deadline = NEVER) -> list[Frame]:
+def read_frames_at(path: Path, times_s: list[float]) -> list[Frame]:
     """Read the frames nearest to some moments, whatever the encoding: everything is decoded.
 
     `read_frames` skips frames that no other refers to, which are others in every encoding: on FaceForensics++ a third
@@ -116,17 +116,15 @@ def read_frames_at(path: Path, times_s: list[float], *, deadline: Deadline = NEV
     Args:
         path: a video file.
         times_s: in seconds from the first frame, rising.
-        deadline: when it passes, what has been read so far is returned.
 
     Returns:
         Different frames in order of time; one for several moments that it is nearest to.
 
     Raises:
         VideoError: the file is unreadable, not a video, or too large.
-        VideoTimeout: the deadline passed before the first packet.
     """
-    index = _index(path, deadline)
-    return _decode(path, index, [index.times[0] + time for time in times_s], "DEFAULT", deadline)
+    index = _index(path, NEVER)
+    return _decode(path, index, [index.times[0] + time for time in times_s], "DEFAULT", NEVER)
 
 
 def _plans(index: _Index, n_frames: int) -> list[str]:
@@ -139,18 +137,17 @@ def _plans(index: _Index, n_frames: int) -> list[str]:
     return plans
 
 
-def stream_frames(path: Path, *, max_side: int = MAX_SIDE) -> Iterator[Frame]:
+def stream_frames(path: Path) -> Iterator[Frame]:
     """Every frame of a clip, one after another, so that memory holds only one.
 
     Args:
         path: a video file.
-        max_side: frames are reduced to this longest side in pixels; 1 to `MAX_SIDE`.
 
     Raises:
         VideoError: the file is unreadable, not a video, or too large.
     """
     index = _index(path, NEVER)
-    convert = _converter(max_side)
+    convert = _converter()
     with _opened(path) as (container, stream):
         for time, frame in _rising(_timed(_decoded(container, stream, NEVER), index, stream)):
             yield Frame(time - index.times[0], convert(frame))
@@ -278,7 +275,7 @@ def _decode(
         rising = _rising(_timed(decoded, index, stream))
         # Without pairs no frame is held for the one before it: the decoder then has one buffer more to use again.
         pairs = _with_following(rising) if n_pairs else ((time, (frame, None)) for time, frame in rising)
-        convert = _converter(MAX_SIDE)
+        convert = _converter()
         frames = []
         for time, (frame, following) in _nearest(pairs, moments):
             neighbour = convert(following) if following is not None and len(frames) in paired else None
@@ -335,8 +332,8 @@ def _nearest(frames: Iterable[tuple[float, Pair]], moments: list[float]) -> Iter
         yield before
 
 
-def _converter(max_side: int) -> Callable[[VideoFrame], np.ndarray]:
-    """From a clip's frames to RGB pixels, reduced to a longest side, then turned and mirrored as its container asks."""
+def _converter() -> Callable[[VideoFrame], np.ndarray]:
+    """From a clip's frames to RGB pixels, reduced to `MAX_SIDE`, then turned and mirrored as its container asks."""
     reformatter = VideoReformatter()
     matrix = None
 
@@ -346,7 +343,7 @@ def _converter(max_side: int) -> Callable[[VideoFrame], np.ndarray]:
         matrix = matrix or _display_matrix(frame)
         # ISO 14496-12: a pixel at x, y is shown at ax + cy, bx + dy.
         a, b, c, d = matrix
-        pixels = _to_rgb(frame, reformatter, max_side)
+        pixels = _to_rgb(frame, reformatter)
         if abs(b) > abs(a):
             pixels, a, d = pixels.transpose(1, 0, 2), c, b
         return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
@@ -354,8 +351,8 @@ def _converter(max_side: int) -> Callable[[VideoFrame], np.ndarray]:
     return convert
 
 
-def _to_rgb(frame: VideoFrame, reformatter: VideoReformatter, max_side: int) -> np.ndarray:
-    scale = min(1.0, max_side / max(frame.width, frame.height))
+def _to_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+    scale = min(1.0, MAX_SIDE / max(frame.width, frame.height))
     size = [max(round(side * scale), 1) for side in (frame.width, frame.height)]
     # A frame may state a colour space that swscale does not know: it is taken for the commonest one, a tint at worst.
     for space in (None, Colorspace.ITU709):

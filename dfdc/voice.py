@@ -74,7 +74,7 @@ class Listener:
             VideoError: the file is unreadable.
         """
         sound = read_sound(path, max_s=MAX_HEARD_S) if self.nets else None
-        return None if sound is None else self.score(sound.samples)
+        return None if sound is None else self.score(sound)
 
     def score(self, samples: np.ndarray) -> float | None:
         """As `listen`, of a sound (N,) float mono at `dfdc.audio.RATE`.

@@ -84,7 +84,7 @@ class ModelSpec:
         mean, std: per channel (RGB for faces), of the values that reach the net: it sees (value - mean) / std.
         crop: how a crop is cut for this net.
         calibration: from its logit to P(fake).
-        weight: how much its calibrated logit counts where it joins other nets' (`dfdc.aggregate`), >= 0.
+        weight: how much the calibrated logit of a net for motion counts beside the others' (`dfdc.motion`), >= 0.
         trained_on: data, in words.
         command: the command that made the file.
         validation: what it scores there, by name ("auc", "log_loss", ...).

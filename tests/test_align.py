@@ -43,9 +43,10 @@ def test_pairs_show_the_same_moment(tmp_path):
         assert np.abs(a.astype(int) - b).mean() < 6
 
 
-def test_stream_gives_every_frame_once_and_reduced(tmp_path):
+def test_stream_gives_every_frame_once_and_reduced(tmp_path, monkeypatch):
+    monkeypatch.setattr("dfdc.video.MAX_SIDE", 64)
     path = write_clip(tmp_path / "a.mp4", n_frames=20, size=(128, 64))
-    frames = list(stream_frames(path, max_side=64))
+    frames = list(stream_frames(path))
     assert [number_of(frame.pixels) for frame in frames] == list(range(20))
     assert {frame.pixels.shape for frame in frames} == {(32, 64, 3)}
     np.testing.assert_allclose([frame.time_s for frame in frames], np.arange(20) / 30, atol=1e-3)

@@ -14,14 +14,8 @@ from tests.pairs import make_speech, write_pair_clip
 def test_lossless_sound_comes_out_as_it_went_in(tmp_path):
     speech = make_speech(1.0)
     sound = read_sound(write_pair_clip(tmp_path / "a.mkv", sound=speech, sound_codec="pcm_s16le", n_frames=3))
-    assert sound.rate == RATE
-    assert sound.samples.dtype == np.float32
-    np.testing.assert_allclose(sound.samples, speech, atol=2 / 2**15)  # 16 bits
-
-
-def test_another_rate_gives_as_many_seconds(tmp_path):
-    path = write_pair_clip(tmp_path / "a.mp4", sound=make_speech(1.0), n_frames=3)
-    assert read_sound(path, rate=8000).duration_s == pytest.approx(read_sound(path).duration_s, abs=0.01)
+    assert sound.dtype == np.float32
+    np.testing.assert_allclose(sound, speech, atol=2 / 2**15)  # 16 bits
 
 
 def test_clip_without_sound_has_none(tmp_path):
@@ -30,12 +24,12 @@ def test_clip_without_sound_has_none(tmp_path):
 
 def test_file_of_sound_alone_is_read(tmp_path):
     sound = read_sound(write_audio(tmp_path / "a.m4a"))
-    assert not sound.samples.any()
+    assert not sound.any()
 
 
 def test_reading_stops_at_its_limit(tmp_path):
     path = write_pair_clip(tmp_path / "a.mp4", sound=make_speech(1.0), n_frames=3)
-    assert len(read_sound(path, max_s=0.5).samples) == RATE // 2
+    assert len(read_sound(path, max_s=0.5)) == RATE // 2
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all", b"#EXTM3U\n#EXTINF:1,\nother.mp4\n"])
@@ -48,10 +42,10 @@ def test_what_is_no_clip_is_refused(tmp_path, content):
 
 def test_cut_file_gives_what_is_whole(tmp_path):
     path = write_pair_clip(tmp_path / "a.ts", sound=make_speech(2.0), n_frames=50)
-    whole = read_sound(path).duration_s
+    whole = len(read_sound(path))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     sound = read_sound(path)
-    assert sound is None or 0 < sound.duration_s < whole
+    assert sound is None or 0 < len(sound) < whole
 
 
 def test_tone_is_loudest_in_its_own_band():
@@ -78,7 +72,7 @@ def test_filters_cover_their_bands():
 
 @pytest.mark.parametrize("name", ["aajsqyyjni.mp4", "grid_bbaf2n.mpg", "speech_lipsync.mp4"])
 def test_real_clips_speak(shared_videos, name):
-    assert np.abs(read_sound(shared_videos / name, max_s=2.0).samples).max() > 0.01
+    assert np.abs(read_sound(shared_videos / name, max_s=2.0)).max() > 0.01
 
 
 def test_real_clip_without_track(shared_videos):

@@ -8,10 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # The data path from the top: what a module may import stands before it.
 ORDER = (
-    *("bundle", "log", "rules", "deadline", "crop", "weights", "prediction", "video", "audio"),
+    *("bundle", "log", "draft", "rules", "deadline", "crop", "weights", "prediction", "video", "audio"),
     *("runtime", "mtcnn", "detect", "tracks", "model", "ensemble", "motion", "voice"),
-    *("export", "aggregate", "predict", "report"),
-    *("inputs", "submission", "journal", "plan", "workers", "pool", "run"),
+    *("export", "aggregate", "predict"),
+    *("inputs", "submission", "report", "journal", "plan", "workers", "pool", "run"),
 )
 
 

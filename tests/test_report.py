@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from dfdc import report
-from dfdc.report import Row, draw_report, find_portrait, main, read_rows
+from dfdc.prediction import Prediction
+from dfdc.report import draw_report, find_portrait, main
+from dfdc.submission import read_predictions
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 DETAILS = """filename,label,status,reason
@@ -23,8 +25,9 @@ empty.mp4,0.500000,unreadable,"empty, as it is"
 def test_rows_are_read_as_the_kernel_writes_them(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
     path.write_text(DETAILS)
-    rows = read_rows(path)
-    assert rows[0] == Row("real.mp4", 0.435, "ok") and rows[3] == Row("empty.mp4", 0.5, "unreadable")
+    rows = read_predictions(path)
+    assert rows[0] == Prediction("real.mp4", 0.435)
+    assert rows[3] == Prediction("empty.mp4", status="unreadable", reason="empty, as it is")
 
 
 def test_picture_is_drawn_where_a_clip_is_gone(tmp_path: Path, one_thread: None) -> None:
@@ -40,13 +43,13 @@ def test_most_likely_fakes_are_shown_first_and_each_clip_once(tmp_path: Path, mo
     shown: list[str] = []
     monkeypatch.setattr(report, "FaceDetector", lambda device: None)
     monkeypatch.setattr(report, "find_portrait", lambda path, detector: shown.append(path.name))
-    draw_report([Row(f"{n}.mp4", n / 10, "ok") for n in (5, 1, 9)], tmp_path, tmp_path / "report.png")
+    draw_report([Prediction(f"{n}.mp4", n / 10) for n in (5, 1, 9)], tmp_path, tmp_path / "report.png")
     assert shown == ["9.mp4", "5.mp4", "1.mp4"]
 
 
 def test_run_without_a_score_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "FaceDetector", lambda device: None)
-    assert draw_report([Row("a.mp4", 0.5, "timeout")], tmp_path, tmp_path / "report.png").is_file()
+    assert draw_report([Prediction("a.mp4", 0.5, "timeout")], tmp_path, tmp_path / "report.png").is_file()
 
 
 def test_clip_that_is_no_video_has_no_portrait(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_picture_shows_every_clip_and_its_flickering_twin(weights: Path, tmp_pat
     assert sizes[1][0] == pytest.approx(2 * sizes[0][0], abs=2) and sizes[1][1] == sizes[0][1]
 
 
-@pytest.mark.parametrize("case", ["no face", "no clip", "no weights", "no pairs"])
+@pytest.mark.parametrize("case", ["no face", "no clip", "no weights", "no folder"])
 def test_mistakes_are_told_in_one_line(
     case: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,10 +49,11 @@ def test_mistakes_are_told_in_one_line(
         arguments[0] = str(tmp_path / "absent.mp4")
     elif case == "no weights":
         arguments[2] = str(tmp_path)
-    elif case == "no pairs":
-        arguments += ["--pairs", "0"]
+    elif case == "no folder":
+        (tmp_path / "file").write_text("")
+        arguments[0], arguments[4] = str(ROOT / "samples/real.mp4"), str(tmp_path / "file" / "out.png")
     assert main(arguments) == 1 and not out.exists()
-    said = {"no face": "shows no face", "no clip": "absent.mp4", "no weights": "hold", "no pairs": "--pairs 0"}
+    said = {"no face": "shows no face", "no clip": "absent.mp4", "no weights": "hold", "no folder": "File exists"}
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("show_motion: ") and said[case] in line
 

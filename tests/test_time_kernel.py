@@ -23,7 +23,7 @@ from tools.time_kernel import (
     main,
     measure_tree,
     parse_duration,
-    read_predictions,
+    read_so_far,
     time_kernel,
     to_json,
 )
@@ -150,7 +150,7 @@ def test_plan_without_clips_time_or_memory_is_refused(values: dict[str, float]) 
 
 
 def test_what_the_kernel_writes_is_read_back(tmp_path: Path) -> None:
-    assert read_predictions(tmp_path / "predictions.csv") == []
+    assert read_so_far(tmp_path / "predictions.csv") == []
     submission = Submission(tmp_path / "submission.csv", ["a, b.mp4", "c.mp4", "later.mp4"])
     written = [
         Prediction("a, b.mp4", frames=16, seconds=1.25, decode_s=0.5, detect_s=0.25, score_s=0.125),
@@ -159,7 +159,7 @@ def test_what_the_kernel_writes_is_read_back(tmp_path: Path) -> None:
     for prediction in written:
         submission.record(prediction)
     submission.save()
-    assert read_predictions(tmp_path / "predictions.csv") == written
+    assert read_so_far(tmp_path / "predictions.csv") == written
 
 
 @needs_proc

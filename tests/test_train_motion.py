@@ -31,11 +31,15 @@ from dfdc.training.motion import (
     split_sources,
 )
 from dfdc.weights import Calibration, ModelSpec, find_weights
-from tools.train_motion import answer, main
+from tools.train_motion import main
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 64
 SPEC = ModelSpec("efficientnet-lite0", 32, sees="motion")
+
+
+def answer(model: FrameModel, values: np.ndarray) -> np.ndarray:
+    return motion.last_layer(model)(torch.from_numpy(values)).squeeze(1).detach().numpy()
 
 
 def seeded(seed: int = 0) -> Generator:

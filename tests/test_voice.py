@@ -92,7 +92,7 @@ def test_short_sound_is_continued_by_silence() -> None:
 @pytest.mark.parametrize("name", ["speech_original.mp4", "grid_swiz3n.mpg", "aajsqyyjni.mp4"])
 def test_real_clips_are_taken_for_speech(name: str, shared_videos: Path) -> None:
 
-    samples = read_sound(shared_videos / name).samples
+    samples = read_sound(shared_videos / name)
     starts = np.arange(0, len(samples) - 128 * HOP, 64 * HOP)
     assert np.mean([is_speech(see_window(samples[start:], 128)) for start in starts]) > 0.7
 
@@ -216,7 +216,7 @@ def replace_sound(clip: Path, samples: np.ndarray, out: Path) -> Path:
 def test_fake_by_its_sound_alone_is_recognised(shared_videos: Path, tmp_path: Path) -> None:
     """A real clip of a speaker whom no net has heard, once with its own voice and once with one made from it."""
     clip = shared_videos / "knqhpwoigk.mp4"
-    samples = read_sound(clip).samples
+    samples = read_sound(clip)
     made = VOCODERS["lpc"](samples, np.random.default_rng(0))
     predictor = Predictor(find_weights(ROOT / "weights", extras=["sound"]))
     real, fake = (

@@ -6,7 +6,6 @@ python tools/compare_budgets.py clips --json budgets.json --picture budgets.png 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -19,7 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dfdc.submission import details_path
+from dfdc.prediction import Prediction
+from dfdc.submission import details_path, read_predictions
 from dfdc.training.charts import draw_budgets
 from dfdc.training.clips import LabelledClip, read_present
 from dfdc.training.dataset import DataError
@@ -68,8 +68,8 @@ def compare_budgets(videos: Path, *, frames: Sequence[int] = FRAMES, options: Se
     return [_measure(clips, _run_kernel(clips, n_frames, options), n_frames) for n_frames in frames]
 
 
-def _run_kernel(clips: list[LabelledClip], n_frames: int, options: Sequence[str]) -> dict[str, dict[str, str]]:
-    """What predictions.csv says of each clip."""
+def _run_kernel(clips: list[LabelledClip], n_frames: int, options: Sequence[str]) -> list[Prediction]:
+    """What the kernel says of each clip, in order."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "submission.csv"
         paths = [str(clip.path) for clip in clips]
@@ -77,22 +77,19 @@ def _run_kernel(clips: list[LabelledClip], n_frames: int, options: Sequence[str]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise DataError(f"kernel.py ended with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
-        details = details_path(out)
-        with open(details, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return {row["filename"]: row for row in csv.DictReader(file)}
+        found = {prediction.filename: prediction for prediction in read_predictions(details_path(out))}
+        return [found[clip.name] for clip in clips]
 
 
-def _measure(clips: list[LabelledClip], rows: dict[str, dict[str, str]], n_frames: int) -> Budget:
-    rows_in_order = [rows[clip.name] for clip in clips]
+def _measure(clips: list[LabelledClip], predictions: list[Prediction], n_frames: int) -> Budget:
     scores = measure(
         np.array([clip.label == "FAKE" for clip in clips], float),
-        np.array([float(row["label"]) for row in rows_in_order]),
+        np.array([prediction.label for prediction in predictions]),
     )
-    stages = [sum(float(row[name]) for name in ("decode_s", "detect_s", "score_s")) for row in rows_in_order]
     return Budget(
         n_frames=n_frames,
-        seconds=float(np.mean([float(row["seconds"]) for row in rows_in_order])),
-        core_seconds=float(np.mean(stages)),
+        seconds=float(np.mean([p.seconds for p in predictions])),
+        core_seconds=float(np.mean([p.decode_s + p.detect_s + p.score_s for p in predictions])),
         log_loss=scores["log_loss"],
         auc=scores["auc"],
     )

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dfdc.draft import drafted
 from dfdc.predict import Predictor
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.tracks import Track
@@ -125,7 +125,9 @@ def score_clips(
     recorder = Recorder(files, device=choose_device(device))
     clips = tuple(_score_clip(recorder, clip, n_frames) for clip in tqdm(listed, desc="scoring", unit="clip"))
     scores = Scores(clips, *recorder.ensemble.bounds(), made_from)
-    _write(logits, lambda draft: _save_scores(draft, scores))
+    logits.parent.mkdir(parents=True, exist_ok=True)
+    with drafted(logits) as draft:
+        _save_scores(draft, scores)
     return scores
 
 
@@ -173,17 +175,6 @@ def _read_scores(path: Path) -> Scores | None:
         return None
 
 
-def _write(path: Path, save: Callable[[Path], None]) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save(draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def format_table(rules: dict[str, dict]) -> str:
     """Scores as lines of text, a row for each rule."""
     width = max(map(len, rules))
@@ -227,7 +218,9 @@ def draw_comparison(path: Path, rules: dict[str, dict], clips: Sequence[ScoredCl
         axes.set_title(title, fontsize=10)
         axes.tick_params(labelleft=column == 0)
     _draw_frames(figure.add_subplot(grid[1, :]), clips)
-    _write(path, lambda draft: FigureCanvasAgg(figure).print_png(str(draft)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with drafted(path) as draft:
+        FigureCanvasAgg(figure).print_png(str(draft))
 
 
 def _draw_intervals(axes: Axes, rules: dict[str, dict], key: str) -> None:
@@ -318,7 +311,9 @@ def compare_pooling(
             "better": find_better(rules),
             "learned": {"edges": EDGES, "weights": learned.weights, "bias": learned.bias},
         }
-        _write(json_path, lambda draft: draft.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8"))
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        with drafted(json_path) as draft:
+            draft.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if picture is not None:
         draw_comparison(picture, rules, clips)
     return rules

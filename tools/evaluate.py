@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.deadline import NEVER
 from dfdc.detect import FaceDetector
+from dfdc.draft import drafted
 from dfdc.ensemble import Ensemble
 from dfdc.inputs import InputError
 from dfdc.pool import predict_clips
@@ -243,9 +243,8 @@ def evaluate(
     scores = report_scores(scored, samples=samples, seed=seed)
     print(format_table(scores))
     if json_path is not None:
-        draft = json_path.with_name(f".{json_path.name}.{os.getpid()}.tmp")
-        draft.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-        draft.replace(json_path)
+        with drafted(json_path) as draft:
+            draft.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     if pictures is not None:
         draw_pictures(scored, scores, pictures)
     return scores

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole chain on a few clips: videos -> crops -> weights -> evaluation -> submission. A rehearsal of the real
-# training, which differs in the folders and the number of epochs only.
+# training, which has more of everything: clips, frames, pixels, epochs, and crops in a batch.
 #
 # make submission && tools/recipe.sh VIDEOS OUT [INIT]     VIDEOS holds clips and metadata.json; INIT is a safetensors file to start from
 set -euo pipefail

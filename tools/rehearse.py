@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.inputs import InputError, collect
 from dfdc.rules import COMPETITION, find_faults
+from dfdc.submission import read_predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
@@ -378,13 +379,12 @@ def project(details: Path, wall_s: float) -> Projection | None:
         The projection; None where no clip was whole or there is no file.
     """
     with suppress(OSError):
-        with open(details, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = list(csv.DictReader(file))
-        whole = [row for row in rows if row["status"] in {"ok", "no_face"}]
+        predictions = read_predictions(details)
+        whole = [p for p in predictions if p.status in {"ok", "no_face"}]
         if whole:
-            once_s = max(wall_s - sum(float(row["seconds"]) for row in rows) / N_CORES, 0.0)
-            busy_s = sum(float(row["seconds"]) for row in whole)
-            core_s = sum(float(row[stage]) for row in whole for stage in ("decode_s", "detect_s", "score_s"))
+            once_s = max(wall_s - sum(p.seconds for p in predictions) / N_CORES, 0.0)
+            busy_s = sum(p.seconds for p in whole)
+            core_s = sum(p.decode_s + p.detect_s + p.score_s for p in whole)
             share = N_CLIPS / len(whole) / N_CORES
             return Projection(once_s + busy_s * share, once_s + core_s * share)
     return None

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import base64
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.crop import CropGeometry, crop_face
+from dfdc.draft import drafted
 from dfdc.inputs import InputError, collect
 from dfdc.log import show_log
 from dfdc.plan import TOP
@@ -146,12 +146,8 @@ def show_clips(
         watcher.persons = []
         clips.append(ShownClip(watcher.predict(job.paths[name], n_frames, name=name), watcher.persons))
     page = render_page(clips)
-    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with drafted(out) as draft:
         draft.write_text(page, encoding="utf-8", errors="replace")
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
     return out
 
 

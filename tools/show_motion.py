@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.detect import FaceDetector
 from dfdc.model import FrameModel, load_model, see_change
 from dfdc.motion import N_PAIRS, cut_track
-from dfdc.tracks import link_tracks
+from dfdc.tracks import find_tracks
 from dfdc.training.charts import FAKE, GREY, REAL
 from dfdc.training.dataset import DataError
 from dfdc.training.flags import positive
@@ -88,11 +88,10 @@ def cut_pairs(clip: Path, detector: FaceDetector, weights: WeightsFile, n_pairs:
         frames = read_frames(clip, 2 * n_pairs, n_pairs=n_pairs)
     except VideoError as error:
         raise VideoError(f"{clip}: {error}") from error
-    searched, faces = detector.search([frame.pixels for frame in frames])
-    tracks = link_tracks(faces)
+    tracks, _ = find_tracks([frame.pixels for frame in frames], detector)
     if not tracks:
         raise DataError(f"{clip}: shows no face in {len(frames)} frames; name a clip with one")
-    pairs = cut_track([frames[index] for index in searched], tracks[0], weights.spec.crop)
+    pairs = cut_track(frames, tracks[0], weights.spec.crop)
     if not len(pairs):
         raise DataError(f"{clip}: has no two frames of one scene that follow each other; name another clip")
     return torch.from_numpy(pairs).permute(0, 3, 1, 2)

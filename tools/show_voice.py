@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.aggregate import voice_probability
 from dfdc.audio import HOP, QUIETEST_DB, RATE, log_mel, read_sound
+from dfdc.runtime import run_logits
 from dfdc.training.charts import FAKE, GREY, REAL
 from dfdc.training.dataset import DataError
 from dfdc.training.vocoders import VOCODERS
@@ -76,9 +77,9 @@ def show_voice(clips: Sequence[Path], out: Path, *, weights: Path = OPTIONAL, vo
             raise VideoError(f"{clip}: {error}") from error
         if sound is None:
             raise DataError(f"{clip}: has no sound; name a clip with some")
-        rows.append(_hear(clip.name, sound.samples, listener))
+        rows.append(_hear(clip.name, sound, listener))
         for name in vocoders:
-            made = VOCODERS[name](sound.samples, np.random.default_rng(0))
+            made = VOCODERS[name](sound, np.random.default_rng(0))
             rows.append(_hear(f"{clip.name}, made by {name}", made, listener))
     _draw(rows, out, listener.specs[0].input_size * HOP / RATE)
     return out
@@ -94,9 +95,8 @@ def _open_listener(weights: Path) -> Listener:
 
 def _hear(name: str, samples: np.ndarray, listener: Listener) -> Row:
     windows, starts = cut_windows(samples, listener.specs[0].input_size)
-    balanced = np.zeros(0)
-    if len(windows):
-        balanced = np.concatenate([listener.specs[0].calibration.probabilities(listener.nets[0](windows)[0])])
+    logits = run_logits(listener.nets[0], windows, listener.batch_size)
+    balanced = listener.specs[0].calibration.probabilities(logits)
     score = listener.score(samples)
     return Row(name, samples, starts, balanced, None if score is None else voice_probability(score))
 

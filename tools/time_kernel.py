@@ -9,7 +9,6 @@ not, 2 for a mistake. It needs Linux, whose /proc tells what a process and its c
 from __future__ import annotations
 
 import argparse
-import csv
 import fnmatch
 import json
 import math
@@ -33,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.inputs import InputError, collect
 from dfdc.prediction import Prediction
+from dfdc.submission import details_path, read_predictions
 from dfdc.video import read_frames
 
 KERNEL = str(Path(__file__).resolve().parent.parent / "kernel.py")
@@ -147,7 +147,7 @@ def run_kernel(command: list[str], out: Path, cores: list[int]) -> Timing:
     Raises:
         InputError: the command fails or writes no prediction.
     """
-    details, samples, peak_bytes, first = out.with_name("predictions.csv"), [(0.0, 0.0)], 0, []
+    details, samples, peak_bytes, first = details_path(out), [(0.0, 0.0)], 0, []
     began, ended_cpu_s = time.monotonic(), sum(os.times()[2:4])
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, cores))
     try:
@@ -156,14 +156,14 @@ def run_kernel(command: list[str], out: Path, cores: list[int]) -> Timing:
             peak_bytes = max(peak_bytes, resident)
             if not first:
                 samples.append((now_s, cpu_s))
-                first, first_s = read_predictions(details), now_s
+                first, first_s = read_so_far(details), now_s
             with suppress(subprocess.TimeoutExpired):
                 process.wait(min(SAMPLE_S, 0.02 + now_s / 10))  # densest at first: a short run is seen too
     finally:
         process.terminate()  # where this tool is interrupted; the kernel then ends its workers
         process.wait()
     cpu_s = sum(os.times()[2:4]) - ended_cpu_s  # workers that the kernel killed are among them, for it waited for them
-    wall_s, predictions = time.monotonic() - began, read_predictions(details)
+    wall_s, predictions = time.monotonic() - began, read_so_far(details)
     if process.returncode or not predictions:
         raise InputError(f"the kernel ended with code {process.returncode}; what it said stands above")
     if not first:
@@ -174,14 +174,9 @@ def run_kernel(command: list[str], out: Path, cores: list[int]) -> Timing:
     return Timing(tuple(predictions), wall_s, cpu_s, startup_s, startup_cpu_s, peak_bytes / 1e6)
 
 
-def read_predictions(details: Path) -> list[Prediction]:
-    """What matters here of a predictions.csv; nothing where there is none yet."""
-    if not details.exists():
-        return []
-    kinds = {"filename": str, "status": str, "reason": str, "frames": int}
-    kinds |= dict.fromkeys(("seconds", "decode_s", "detect_s", "score_s"), float)
-    with open(details, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return [Prediction(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in csv.DictReader(file)]
+def read_so_far(details: Path) -> list[Prediction]:
+    """What a predictions.csv says; nothing where there is none yet."""
+    return read_predictions(details) if details.exists() else []
 
 
 def measure_tree(pid: int) -> tuple[float, int]:

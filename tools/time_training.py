@@ -23,8 +23,11 @@ from dfdc.model import FrameModel
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.dataset import CropSet
 from dfdc.training.flags import positive
-from dfdc.training.loop import TrainSettings, learning_rate, make_batch, parameter_groups, running_average, take_step
+from dfdc.training.loop import TrainSettings, make_batch, set_out
 from dfdc.weights import ARCHITECTURES, ModelSpec
+
+# How many different crops there are, or a batch's where that is more.
+N_CROPS = 4096
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,6 @@ def time_training(
     input_size: int = 224,
     batch_size: int = 256,
     n_steps: int = 50,
-    n_crops: int = 4096,
     device: str = "cuda",
 ) -> TrainingSpeed:
     """Train on made crops for some steps, and time them.
@@ -65,7 +67,6 @@ def time_training(
         input_size: side in pixels that the net sees; crops have 224.
         batch_size: crops per step, even.
         n_steps: that are timed, after a tenth as many (at least two) that are not.
-        n_crops: how many different crops there are, at least the batch.
         device: "cpu" or "cuda".
 
     Raises:
@@ -73,10 +74,15 @@ def time_training(
     """
     settings = TrainSettings(batch_size=batch_size)
     model = FrameModel(ModelSpec(architecture, input_size)).to(device, memory_format=torch.channels_last).train()
-    crops = _make_crops(max(n_crops, batch_size) // 2, torch.device(device))
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: learning_rate(0.5, settings.warmup))
-    average = running_average(model, settings.ema_decay)
+    crops = _make_crops(max(N_CROPS, batch_size) // 2, torch.device(device))
+    course = set_out(
+        model,
+        steps=100 * n_steps,
+        rate=1e-4,
+        weight_decay=settings.weight_decay,
+        warmup=settings.warmup,
+        ema_decay=settings.ema_decay,
+    )
     chances = torch.Generator().manual_seed(0)
     pairs = torch.arange(len(crops)).view(2, -1).T
 
@@ -84,17 +90,12 @@ def time_training(
         chosen = pairs[torch.randint(len(pairs), (batch_size // 2,), generator=chances)]
         return make_batch(crops.images, crops, chosen, model, settings, chances)
 
-    def train_net(pixels: torch.Tensor, targets: torch.Tensor) -> None:
-        take_step(model, optimizer, pixels, targets, None)
-        schedule.step()
-        average.update_parameters(model)
-
     def whole_step() -> None:
-        train_net(*draw())
+        course.step(model, *draw())
 
     batch = draw()
     whole_s = _time(whole_step, n_steps, device)
-    net_s = _time(lambda: train_net(*batch), n_steps, device)
+    net_s = _time(lambda: course.step(model, *batch), n_steps, device)
     cuda = device == "cuda"
     return TrainingSpeed(
         device=torch.cuda.get_device_name() if cuda else "CPU",

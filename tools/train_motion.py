@@ -34,9 +34,9 @@ from dfdc.training.joining import SeenClip, calibrate, choose_weight, measure_mo
 from dfdc.training.motion import (
     Described,
     PairSet,
+    cross_fit,
     describe_pairs,
     fit_last_layer,
-    last_layer,
     load_pairs,
     make_twins,
     split_sources,
@@ -126,34 +126,24 @@ def train_motion(
     model = FrameModel(spec).eval()
     load_initial(model, init)
     found, made = describe(model, pairs, seed=seed)
-    seen = _score_clips(Recorder(faces, model), clips, n_frames, progress=progress)
-
-    labels, held = pairs.labels.numpy(), np.zeros(len(pairs))
-    answers: list[np.ndarray] = []
-    twins = np.zeros(len(made.labels))
-    for fold in folds:
-        own, twin = (np.isin(part.sources, sorted(fold)) for part in (found, made))
-        fit_last_layer(model, join(found.part(~own), made.part(~twin)))
-        held[own], twins[twin] = answer(model, found.values[own]), answer(model, made.values[twin])
-        answers.append(np.concatenate([w.detach().numpy().ravel() for w in last_layer(model).parameters()]))
-    seen_clips = []
-    for clip, frames, changes in seen:
-        layer = answers[next(index for index, fold in enumerate(folds) if clip.source in fold)]
-        logits = [float((part @ layer[:-1] + layer[-1]).mean()) if len(part) else 0.0 for part in changes]
-        seen_clips.append(SeenClip(clip, frames, np.array(logits)))
-
-    bounds = _bounds(faces)
-    report = measure_motion(seen_clips, folds, pairs, held, bounds)
-    reals = labels == 0
-    report["pair_auc"] = float(roc_auc_score(labels, held))
-    report["flicker_auc"] = float(
-        roc_auc_score(np.repeat([0, 1], [reals.sum(), len(twins)]), np.concatenate([held[reals], twins]))
-    )
+    recorder = Recorder(faces, model)
+    bounds = recorder.ensemble.bounds()
+    clips_seen = _score_clips(recorder, clips, n_frames, progress=progress)
+    fitted = cross_fit(model, found, made, folds)
+    seen = [
+        SeenClip(clip, frames, np.array([fitted.answer(part, clip.source) for part in changes]))
+        for clip, frames, changes in clips_seen
+    ]
+    report = measure_motion(seen, folds, pairs, fitted.found, bounds)
+    reals = found.labels == 0
+    report["pair_auc"] = float(roc_auc_score(found.labels, fitted.found))
+    both = np.concatenate([fitted.found[reals], fitted.made])
+    report["flicker_auc"] = float(roc_auc_score(np.repeat([0, 1], [reals.sum(), len(fitted.made)]), both))
     report["command"] = spec.command
     (run / "motion.json").write_text(json.dumps(report, indent=1) + "\n")
-    calibration = calibrate(labels, held)
-    weight = choose_weight(seen_clips, calibration, bounds)
-    fit_last_layer(model, join(found, made))
+    calibration = calibrate(found.labels, fitted.found)
+    weight = choose_weight(seen, calibration, bounds)
+    fit_last_layer(model, found.joined(made))
     scores = {name: report["with motion"][name]["value"] for name in ("auc", "log_loss", "balanced_log_loss")}
     scores["pair_auc"], scores["flicker_auc"] = report["pair_auc"], report["flicker_auc"]
     spec = replace(spec, calibration=calibration, weight=weight, validation=scores)
@@ -175,18 +165,6 @@ def describe(model: FrameModel, pairs: PairSet, *, seed: int) -> tuple[Described
     )
 
 
-def join(found: Described, made: Described) -> Described:
-    """Both together."""
-    columns = ("values", "labels", "sources", "made")
-    return Described(*(np.concatenate([getattr(found, name), getattr(made, name)]) for name in columns))
-
-
-@torch.inference_mode()
-def answer(model: FrameModel, values: np.ndarray) -> np.ndarray:
-    """Logits (N,) of the last layer."""
-    return last_layer(model)(torch.from_numpy(values)).squeeze(1).numpy()
-
-
 def _score_clips(
     recorder: Recorder, clips: Sequence[LabelledClip], n_frames: int, *, progress: bool
 ) -> list[tuple[LabelledClip, tuple[np.ndarray, ...], tuple[np.ndarray, ...]]]:
@@ -196,11 +174,6 @@ def _score_clips(
         found = recorder.predict(clip.path, n_frames).status == "ok"
         seen.append((clip, recorder.frames, recorder.changes) if found else (clip, (), ()))
     return seen
-
-
-def _bounds(faces: Sequence[WeightsFile]) -> tuple[float, float]:
-    calibrations = [file.spec.calibration for file in faces]
-    return float(np.mean([c.low for c in calibrations])), float(np.mean([c.high for c in calibrations]))
 
 
 def main(argv: list[str] | None = None) -> int:

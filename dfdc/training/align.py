@@ -86,14 +86,12 @@ class Alignment:
         fit: of their sizes.
         times: (P, 2) float64 seconds from the first frame of original and fake, rising; P pairs.
         offset_s: the fake shows at t + offset_s what the original shows at t.
-        scene: correlation of the mean pictures, -1 to 1.
         movement: correlation of what moves, -1 to 1; 1 where nothing does.
     """
 
     fit: Fit
     times: np.ndarray
     offset_s: float
-    scene: float
     movement: float
 
     def __len__(self) -> int:
@@ -193,7 +191,7 @@ def align_small(original: Small, fake: Small, fit: Fit) -> Alignment:
                 "another person, another take, or another speed"
             )
     offset_s = steps * period
-    return Alignment(fit, _pair(original.times, fake.times, offset_s, period), offset_s, scene, movement)
+    return Alignment(fit, _pair(original.times, fake.times, offset_s, period), offset_s, movement)
 
 
 def find_offset(original: np.ndarray, fake: np.ndarray, *, least: int) -> tuple[int, float]:

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from scipy.stats import beta
 from sklearn.metrics import roc_curve
 
+from dfdc.draft import drafted
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 REAL, FAKE, GREY = "#0072B2", "#D55E00", "#777777"
 OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A800", "#000000", "#8C564B", "#6A3D9A")
@@ -139,8 +141,9 @@ def draw_budgets(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     _save(figure, path)
 
 
-def draw_contact_sheet(path: Path, tiles: Sequence[Tile], *, title: str, columns: int = 6) -> None:
+def draw_contact_sheet(path: Path, tiles: Sequence[Tile], *, title: str) -> None:
     """Write pictures in rows, each with its name, its label and the probability it was given."""
+    columns = 6
     rows = max(-(-len(tiles) // columns), 1)
     figure = Figure(figsize=(columns * 1.7, rows * 2.05 + 0.5), dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=11)
@@ -176,4 +179,5 @@ def _plain(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure).print_png(str(path))
+    with drafted(path) as draft:
+        FigureCanvasAgg(figure).print_png(str(draft))

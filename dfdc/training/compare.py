@@ -14,8 +14,7 @@ from dfdc.audio import log_mel, read_sound
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
-from dfdc.predict import MAX_TRACKS
-from dfdc.tracks import Track, link_tracks
+from dfdc.tracks import Track, find_tracks
 from dfdc.training.align import Alignment, align_clips, frame_period, walk_pairs
 from dfdc.training.separate import read_pairs
 from dfdc.training.sound import SoundComparison, compare_sounds
@@ -34,6 +33,8 @@ JUMP_NEIGHBOURS = 15
 # Where the rest of the picture jumps half as clearly, it is the codec's doing.
 JUMP_OUTSIDE_SHARE = 0.5
 MAX_SHOWN_JUMPS = 3
+# Of the frames that the nets look at so many are kept as pictures, spread evenly.
+N_SHOTS = 4
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,6 @@ def compare_clips(
     ensemble: Ensemble | None,
     *,
     n_frames: int = 24,
-    n_shots: int = 4,
 ) -> Comparison:
     """Compare two clips frame by frame.
 
@@ -146,7 +146,6 @@ def compare_clips(
         detector: finds faces, in the original for the comparison and in both for the scores.
         ensemble: scores faces; None leaves scores out.
         n_frames: looked at by the nets, spread evenly.
-        n_shots: kept as pictures, spread evenly among those.
 
     Raises:
         Misaligned: see `align_clips`.
@@ -156,46 +155,42 @@ def compare_clips(
     sides = read_pairs(original, fake, alignment, n_frames)
     frames = [[alignment.fit.apply(frame.pixels) for frame in side] for side in sides]
     sampled = np.searchsorted(alignment.times[:, 0], [frame.time_s - 1e-6 for frame in sides[0]])
-    searched, faces = detector.search(frames[0])
-    tracks = link_tracks(faces)[:MAX_TRACKS]
+    tracks, faces = find_tracks(frames[0], detector)
     scores = None
     if ensemble is not None:
-        first = _score(frames[0], searched, tracks, ensemble)
-        searched_fake, faces_fake = detector.search(frames[1])
-        scores = first, _score(frames[1], searched_fake, link_tracks(faces_fake)[:MAX_TRACKS], ensemble)
-    boxes = [_boxes_over_time(track, alignment.times[sampled[searched], 0], alignment.times[:, 0]) for track in tracks]
+        scores = _score(frames[0], tracks, ensemble), _score(frames[1], find_tracks(frames[1], detector)[0], ensemble)
+    times = alignment.times[:, 0]
+    step_s = float(np.median(np.diff(times[sampled[list(faces)]]))) if len(faces) > 1 else np.inf
+    boxes = [_boxes_over_time(track, times[sampled], step_s, times) for track in tracks]
     people, outside, heat, jumps = _walk(original, fake, alignment, boxes)
-    kept = np.unique([len(sampled) * (2 * i + 1) // (2 * n_shots) for i in range(n_shots)])
+    kept = np.unique([len(sampled) * (2 * i + 1) // (2 * N_SHOTS) for i in range(N_SHOTS)])
     shots = [Shot(int(sampled[i]), float(alignment.times[sampled[i], 0]), frames[0][i], frames[1][i]) for i in kept]
     sound, note = compare_sound(original, fake)
     return Comparison(alignment, people, outside, heat, sampled, scores, shots, jumps, sound, note)
 
 
-def _score(frames: list[np.ndarray], searched: list[int], tracks: list[Track], ensemble: Ensemble) -> Scores:
+def _score(frames: list[np.ndarray], tracks: list[Track], ensemble: Ensemble) -> Scores:
     """A clip's scores as the kernel has them: each person's mean, then the chance that any is fake."""
-    pairs = [
-        (frames[searched[index]], box) for track in tracks for index, box in zip(track.frames, track.boxes, strict=True)
-    ]
+    pairs = [(frames[index], box) for track in tracks for index, box in zip(track.frames, track.boxes, strict=True)]
     logits = np.split(ensemble.score(pairs), np.cumsum([len(track) for track in tracks])[:-1]) if tracks else []
     alone = np.full(len(frames), np.nan)
     low, high = ensemble.bounds()
-    for position, index in enumerate(searched):
-        own = [part[track.frames == position] for part, track in zip(logits, tracks, strict=True)]
+    for index in range(len(frames)):
+        own = [part[track.frames == index] for part, track in zip(logits, tracks, strict=True)]
         own = [part for part in own if len(part)]
         if own:
             alone[index] = clip_probability(own, low=low, high=high)
     return Scores(clip_probability(logits, low=low, high=high), alone)
 
 
-def _boxes_over_time(track: Track, sampled_times: np.ndarray, times: np.ndarray) -> np.ndarray:
+def _boxes_over_time(track: Track, sampled_times: np.ndarray, step_s: float, times: np.ndarray) -> np.ndarray:
     """A track's boxes (P, 4) at all times (P,), on straight lines between those of its frames; NaN outside them.
 
     Half a step before its first frame and after its last, the person is taken to be there too.
     """
     own = sampled_times[track.frames]
-    reach = np.median(np.diff(sampled_times)) if len(sampled_times) > 1 else np.inf
     boxes = np.stack([np.interp(times, own, track.boxes[:, side]) for side in range(4)], 1).astype(np.float32)
-    boxes[(times < own[0] - reach / 2 - 1e-6) | (times > own[-1] + reach / 2 + 1e-6)] = np.nan
+    boxes[(times < own[0] - step_s / 2 - 1e-6) | (times > own[-1] + step_s / 2 + 1e-6)] = np.nan
     return boxes
 
 
@@ -323,7 +318,7 @@ def compare_sound(original: Path, fake: Path) -> tuple[SoundDifference | None, s
     absent = [name for name, sound in zip(("original", "fake"), sounds, strict=True) if sound is None]
     if absent:
         return None, f"The {' and the '.join(absent)} {'has' if len(absent) == 1 else 'have'} no sound."
-    return SoundDifference(compare_sounds(*sounds), tuple(log_mel(sound.samples) for sound in sounds)), ""
+    return SoundDifference(compare_sounds(*sounds), tuple(map(log_mel, sounds))), ""
 
 
 def frame_rate(alignment: Alignment) -> float:

@@ -23,8 +23,7 @@ from skimage.metrics import structural_similarity
 
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.detect import FaceDetector, Faces
-from dfdc.predict import MAX_TRACKS
-from dfdc.tracks import link_tracks
+from dfdc.tracks import find_tracks
 from dfdc.training.clips import LabelledClip
 from dfdc.training.dataset import DataError
 from dfdc.video import VideoError, read_frames, read_frames_at, stream_frames
@@ -157,9 +156,7 @@ def cut_clip(path: Path, detector: FaceDetector, settings: CutSettings) -> CutCl
         VideoError: it gives no frame.
     """
     frames = read_frames(path, settings.n_frames)
-    searched, faces = detector.search([frame.pixels for frame in frames])
-    frames = [frames[index] for index in searched]
-    tracks = link_tracks(faces)[:MAX_TRACKS]
+    tracks, faces = find_tracks([frame.pixels for frame in frames], detector)
     cuts = [
         Cut(
             int(index),
@@ -184,7 +181,7 @@ def cut_fake(path: Path, original: CutClip, settings: CutSettings) -> CutClip:
         settings: those of the original.
 
     Raises:
-        Misaligned: its frames have another size, or none is shown when one of the original's is.
+        Misaligned: its frames differ by more than `MAX_TRIM` in size, or none is shown when one of the original's is.
         VideoError: it gives no frame.
     """
     times = {cut.time_s for cut in original.cuts}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dfdc.crop import crop_face
+from dfdc.draft import drafted
 from dfdc.training.align import walk_pairs
 from dfdc.training.charts import FAKE, GREY, REAL
 from dfdc.training.compare import SHOWN, Comparison, Person, Shot, difference_levels, frame_rate
@@ -63,13 +63,9 @@ def write_difference(path: Path, pair: Pair) -> Path:
     if path.suffix.lower() not in WRITTEN:
         raise ValueError(f"{path}: ends in {path.suffix!r}; allowed: {', '.join(WRITTEN)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{os.getpid()}.tmp{path.suffix.lower()}")
     write = {".html": _write_page, ".png": _write_picture, ".mp4": _write_clip}[path.suffix.lower()]
-    try:
+    with drafted(path) as draft:
         write(draft, pair)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
     return path
 
 
@@ -341,9 +337,9 @@ def _mean(values: np.ndarray) -> float:
 def _write_picture(path: Path, pair: Pair) -> None:
     """Frames side by side with their heat, the clearest face, and the curves."""
     comparison, scale = pair.comparison, pair.scale
-    shots = [comparison.shots[i] for i in {0, len(comparison.shots) // 2}]
-    faces = [cut for person in comparison.people[:1] for shot in shots[:1] if (cut := _cut(shot, person))]
-    rows = [*shots[:1], *faces]
+    shot = comparison.shots[0]
+    faces = [cut for person in comparison.people[:1] if (cut := _cut(shot, person))]
+    rows = [shot, *faces]
     height, width = comparison.alignment.fit.size
     ratios = [min(height / width, 1.2), *(1.0 for _ in faces), 0.62, 0.5][: len(rows) + (2 if comparison.scores else 1)]
     figure = Figure(figsize=(9.0, 3.0 * sum(ratios) + 0.6), dpi=120, layout="constrained")

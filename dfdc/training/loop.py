@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -131,13 +131,16 @@ def train(
         raise DataError(f"{n_reals} reals cannot fill a batch of {settings.batch_size}; make more crops or it smaller")
     _check_validation(training, validation)
     model = model.to(rank.device, memory_format=torch.channels_last).train()
-    average = running_average(model, settings.ema_decay)
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
-    steps = n_reals // pairs * settings.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / steps, settings.warmup))
-    stateful = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
+    course = set_out(
+        model,
+        steps=n_reals // pairs * settings.epochs,
+        rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup=settings.warmup,
+        ema_decay=settings.ema_decay,
+    )
     made_from = {**asdict(settings), **describe_origin(training, validation, model.spec, start)}
-    first = load_state(folder / "state.pt", stateful, made_from)
+    first = load_state(folder / "state.pt", course.stateful, made_from)
     answer = rank.wrap(model)
     images = training.images.to(rank.device)
     measured = None
@@ -157,15 +160,13 @@ def train(
             weights = None
             if training.weights is not None:
                 weights = training.weights[own[:, 1]].repeat(2).to(rank.device, non_blocking=True)
-            losses.append(take_step(answer, optimizer, pixels, targets, weights))
-            schedule.step()
-            average.update_parameters(model)
+            losses.append(course.step(answer, pixels, targets, weights))
             if len(losses) % 20 == 0:
                 rate = len(losses) * 2 * pairs / (time.monotonic() - started)
                 bar.set_postfix(loss=f"{torch.stack(losses[-100:]).mean():.4f}", images_per_s=f"{rate:.0f}")
         if rank.first:
             seconds = time.monotonic() - started
-            measured = evaluate(average.module, validation)
+            measured = evaluate(course.average.module, validation)
             row = {
                 "epoch": epoch + 1,
                 "train_loss": float(torch.stack(losses).mean()),
@@ -174,12 +175,12 @@ def train(
             }
             # In this order: what is killed in between is done and reported again, and no epoch's row is lost.
             report_epoch(folder, row, progress=progress)
-            save_state(folder / "state.pt", stateful, made_from, epoch + 1)
+            save_state(folder / "state.pt", course.stateful, made_from, epoch + 1)
         rank.wait()
 
     if not rank.first:
         return None
-    final = copy.deepcopy(average.module).eval()
+    final = copy.deepcopy(course.average.module).eval()
     scores, calibration = measured or evaluate(final, validation)  # a run that was done before measured nothing now
     return final.cpu(), scores, calibration
 
@@ -196,6 +197,52 @@ def _check_validation(training: CropSet, validation: CropSet) -> None:
             f"validation has {len(validation) - n_fakes} reals and {n_fakes} fakes, and needs both; make crops with "
             "--val or a larger --val-share, or use more with --limit"
         )
+
+
+@dataclass(frozen=True)
+class Course:
+    """What moves while a model is trained: the model, the average of its weights, and the optimizer on its schedule."""
+
+    model: nn.Module
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+
+    @property
+    def stateful(self) -> dict[str, object]:
+        """What has a state, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def step(self, answer: nn.Module, pixels: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """One step down the gradient; the loss before it.
+
+        Args:
+            answer: the model, or what wraps it for several ranks.
+            pixels: what it sees.
+            targets: (N,) in 0..1.
+            weights: (N,) how much each counts; None for all alike.
+        """
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
+            logits = answer(pixels)
+        loss = functional.binary_cross_entropy_with_logits(logits.float(), targets, weights)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.average.update_parameters(self.model)
+        return loss.detach()
+
+
+def set_out(
+    model: nn.Module, *, steps: int, rate: float, weight_decay: float, warmup: float, ema_decay: float
+) -> Course:
+    """Make ready to train a model for so many steps; the other arguments are those of `TrainSettings`."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / steps, warmup))
+    return Course(model, running_average(model, ema_decay), optimizer, schedule)
 
 
 def running_average(model: nn.Module, decay: float) -> AveragedModel:
@@ -215,19 +262,6 @@ def running_average(model: nn.Module, decay: float) -> AveragedModel:
         torch._foreach_add_(averaged, torch._foreach_mul(current, 1 - kept))
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-
-
-def take_step(
-    answer: nn.Module, optimizer: torch.optim.Optimizer, pixels: Tensor, targets: Tensor, weights: Tensor | None
-) -> Tensor:
-    """One step down the gradient; the loss before it."""
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
-        logits = answer(pixels)
-    loss = functional.binary_cross_entropy_with_logits(logits.float(), targets, weights)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
 
 
 def evaluate(model: FrameModel, crops: CropSet) -> tuple[dict[str, float], Calibration]:
@@ -268,10 +302,3 @@ def learning_rate(done: float, warmup: float) -> float:
     if done < warmup:
         return done / warmup
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """A model's parameters for an optimizer: weight decay holds matrices and filters only."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

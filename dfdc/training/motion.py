@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from dfdc.crop import CropGeometry
 from dfdc.detect import FaceDetector
+from dfdc.draft import drafted
 from dfdc.model import FrameModel, MirroredModel, resize_crops, see_change
 from dfdc.motion import cut_track
-from dfdc.predict import MAX_TRACKS
-from dfdc.tracks import link_tracks
+from dfdc.tracks import find_tracks
 from dfdc.training.clips import LabelledClip
 from dfdc.training.dataset import DataError
 from dfdc.training.flicker import flicker
@@ -96,10 +96,8 @@ def load_pairs(
         if pairs is None:
             detector = detector or FaceDetector()
             pairs = _cut_clip(clip, detector, n_frames, geometry)
-            draft = path.with_suffix(".tmp")
-            with open(draft, "wb") as file:
-                np.savez(file, pairs=pairs, made_from=made_from)
-            draft.replace(path)
+            with drafted(path) as draft:
+                np.savez(draft, pairs=pairs, made_from=made_from)
         if len(pairs):
             parts.append(pairs)
             used.append((clip, len(pairs)))
@@ -130,11 +128,9 @@ def _cut_clip(clip: LabelledClip, detector: FaceDetector, n_frames: int, geometr
     except VideoError as error:
         log.warning("%s: %s", clip.name, error)
         frames = []
-    searched, faces = detector.search([frame.pixels for frame in frames]) if frames else ([], [])
-    tracks = link_tracks(faces)[:MAX_TRACKS]
+    tracks, _ = find_tracks([frame.pixels for frame in frames], detector)
     if clip.label == "FAKE" and len(tracks) > 1:
         tracks = []
-    frames = [frames[index] for index in searched]
     blank = np.zeros((0, geometry.size, geometry.size, 6), np.uint8)
     return np.concatenate([blank, *(cut_track(frames, track, geometry) for track in tracks)])
 
@@ -207,7 +203,11 @@ class Described:
 
     def part(self, chosen: np.ndarray) -> Described:
         """Those that are chosen, by (N,) bool."""
-        return Described(*(column[chosen] for column in (self.values, self.labels, self.sources, self.made)))
+        return Described(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
+    def joined(self, other: Described) -> Described:
+        """Both together."""
+        return Described(*(np.concatenate([getattr(part, f.name) for part in (self, other)]) for f in fields(self)))
 
     def weights(self) -> np.ndarray:
         """(N,): reals count as much as fakes, made fakes as much as found ones, and of each kind all sources alike."""
@@ -240,6 +240,49 @@ def fit_last_layer(model: FrameModel, training: Described) -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(slopes))
         layer.bias.copy_(torch.from_numpy(fitted.intercept_ - slopes @ scaler.mean_))
+
+
+@dataclass(frozen=True)
+class CrossFit:
+    """What last layers say of sources that they never saw, a layer a fold.
+
+    Attributes:
+        folds: sources of each.
+        layers: (F + 1,) of each, slopes and then the bias.
+        found, made: (N,) logits of the pairs that were found and of those that were made.
+    """
+
+    folds: Sequence[set[str]]
+    layers: list[np.ndarray]
+    found: np.ndarray
+    made: np.ndarray
+
+    def answer(self, values: np.ndarray, source: str) -> float:
+        """The mean logit of one source's pairs (P, F), by the layer that never saw it; 0 where there is none."""
+        layer = next(layer for fold, layer in zip(self.folds, self.layers, strict=True) if source in fold)
+        return float((values @ layer[:-1] + layer[-1]).mean()) if len(values) else 0.0
+
+
+def cross_fit(model: FrameModel, found: Described, made: Described, folds: Sequence[set[str]]) -> CrossFit:
+    """Fit a last layer for each fold on the sources outside it, and let it answer inside.
+
+    Args:
+        model: its last layer is that of the last fold afterwards.
+        found, made: pairs that were found, and reals that were made to flicker.
+        folds: sources, see `split_sources`.
+
+    Raises:
+        DataError: outside a fold a class is absent.
+    """
+    fitted = CrossFit(folds, [], np.zeros(len(found.labels)), np.zeros(len(made.labels)))
+    for fold in folds:
+        own, twin = (np.isin(part.sources, sorted(fold)) for part in (found, made))
+        fit_last_layer(model, found.part(~own).joined(made.part(~twin)))
+        layer = np.concatenate([w.detach().numpy().ravel() for w in last_layer(model).parameters()])
+        fitted.layers.append(layer)
+        fitted.found[own] = found.values[own] @ layer[:-1] + layer[-1]
+        fitted.made[twin] = made.values[twin] @ layer[:-1] + layer[-1]
+    return fitted
 
 
 @torch.inference_mode()

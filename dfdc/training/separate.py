@@ -12,7 +12,7 @@ from skimage.metrics import structural_similarity
 from dfdc.audio import read_sound
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.detect import FaceDetector
-from dfdc.tracks import link_tracks
+from dfdc.tracks import find_tracks
 from dfdc.training.align import Alignment, align_clips
 from dfdc.training.sound import SoundComparison, compare_sounds, is_silent
 from dfdc.video import VideoError, read_frames_at
@@ -129,11 +129,10 @@ def measure_pictures(
         [alignment.fit.apply(frame.pixels) for frame in side]
         for side in read_pairs(original, fake, alignment, n_frames)
     ]
-    searched, faces = detector.search(frames[0])
-    tracks = link_tracks(faces)
+    tracks, _ = find_tracks(frames[0], detector)
     crops = [
         [
-            tuple(crop_face(side[searched[index]], box, GEOMETRY) for side in frames)
+            tuple(crop_face(side[index], box, GEOMETRY) for side in frames)
             for index, box in zip(track.frames, track.boxes, strict=True)
         ]
         for track in tracks

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.signal import correlate, correlation_lags
 
-from dfdc.audio import RATE, Sound
+from dfdc.audio import RATE
 
 # Sound is compared in windows of half a second, every quarter.
 WINDOW_S, STEP_S = 0.5, 0.25
@@ -42,27 +42,22 @@ class SoundComparison:
         return self.likeness[~np.isnan(self.likeness)]
 
 
-def compare_sounds(first: Sound, second: Sound) -> SoundComparison:
+def compare_sounds(first: np.ndarray, second: np.ndarray) -> SoundComparison:
     """Lay two sounds over each other and correlate them window by window.
 
     A codec, a filter for telephones or another volume leave the waveform; another voice, a vocoder or an edit do not.
 
     Args:
-        first, second: at `RATE`.
-
-    Raises:
-        ValueError: another rate.
+        first, second: (N,) and (M,) float mono at `RATE`.
     """
-    if {first.rate, second.rate} != {RATE}:
-        raise ValueError(f"rates are {first.rate} and {second.rate}; allowed: {RATE} Hz")
-    lag = find_lag(first.samples, second.samples)
+    lag = find_lag(first, second)
     window, step, slack = round(WINDOW_S * RATE), round(STEP_S * RATE), round(SLACK_S * RATE)
-    start, stop = max(0, -lag), min(len(first.samples), len(second.samples) - lag)
+    start, stop = max(0, -lag), min(len(first), len(second) - lag)
     starts = np.arange(start, max(stop - window, start) + 1, step)
-    padded = np.pad(second.samples, slack + window)
+    padded = np.pad(second, slack + window)
     levels, likeness = [], []
     for begin in starts:
-        a = first.samples[begin : begin + window].astype(float)
+        a = first[begin : begin + window].astype(float)
         b = padded[begin + lag + window : begin + lag + window + len(a) + 2 * slack].astype(float)
         levels.append([_decibels(a), _decibels(b)])
         likeness.append(_best_correlation(a, b))
@@ -103,10 +98,10 @@ def _best_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.clip(values.max(initial=0), 0, 1))
 
 
-def is_silent(sound: Sound) -> bool:
-    """Whether nothing in a sound is above `SILENT_DB` for half a second."""
+def is_silent(sound: np.ndarray) -> bool:
+    """Whether nothing in a sound (N,) is above `SILENT_DB` for half a second."""
     window = round(WINDOW_S * RATE)
-    parts = np.array_split(sound.samples, max(len(sound.samples) // window, 1))
+    parts = np.array_split(sound, max(len(sound) // window, 1))
     return max(_decibels(part.astype(float)) for part in parts) < SILENT_DB
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from dfdc.draft import drafted
 from dfdc.training.dataset import CropSet
 from dfdc.weights import DIGEST_DIGITS, ModelSpec
 
@@ -40,10 +41,9 @@ def digest(values: list) -> str:
 
 def save_state(path: Path, stateful: dict, settings: Mapping[str, object], epoch: int) -> None:
     """Write the states of a model, optimizer and so on after a whole epoch; the old file stays until that is done."""
-    draft = path.with_suffix(".tmp")
     states = {name: part.state_dict() for name, part in stateful.items()}
-    torch.save({**states, "settings": dict(settings), "epoch": epoch}, draft)
-    draft.replace(path)
+    with drafted(path) as draft:
+        torch.save({**states, "settings": dict(settings), "epoch": epoch}, draft)
 
 
 def load_state(path: Path, stateful: dict, settings: Mapping[str, object]) -> int:

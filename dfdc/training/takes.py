@@ -12,6 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from dfdc.audio import read_sound
+from dfdc.draft import drafted
 from dfdc.training.dataset import DataError, read_columns
 from dfdc.training.vocoders import VOCODERS
 from dfdc.video import VideoError
@@ -100,9 +101,8 @@ def make_takes(
         for name in drawn if kind == "speech" else ():
             kept = folder / f"{recording.stem}-{own:08x}-{name}.npy"
             if not kept.exists():
-                draft = kept.with_suffix(".tmp.npy")
-                np.save(draft, VOCODERS[name](real, generator).astype(np.float16))
-                draft.replace(kept)
+                with drafted(kept) as draft:
+                    np.save(draft, VOCODERS[name](real, generator).astype(np.float16))
             made[str(name)] = np.load(kept).astype(np.float32)
         takes.append(Take(row["path"], row["speaker"], real, made))
     if not takes and kind == "speech":
@@ -119,4 +119,4 @@ def _read(path: Path) -> np.ndarray:
         raise DataError(f"{path}: {error}; drop its row") from error
     if sound is None:
         raise DataError(f"{path}: holds no sound; drop its row")
-    return sound.samples
+    return sound

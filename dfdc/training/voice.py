@@ -14,7 +14,7 @@ from tqdm import tqdm
 from dfdc.audio import HOP
 from dfdc.model import VoiceModel
 from dfdc.training.channel import Channel
-from dfdc.training.loop import learning_rate, running_average, take_step
+from dfdc.training.loop import set_out
 from dfdc.training.metrics import measure, measure_calibrated
 from dfdc.training.runlog import report_epoch
 from dfdc.training.state import digest, load_state, save_state
@@ -26,8 +26,8 @@ from dfdc.weights import DIGEST_DIGITS, Calibration, sigmoid
 HEARD_WINDOWS = 3
 # Beside what a window needs, so that a codec's delay and filters' beginnings fall outside.
 MARGIN = 20 * HOP
-# Share of all steps.
-WARMUP = 0.05
+# As in training on faces: the rise's share of all steps, and the weight decay.
+WARMUP, WEIGHT_DECAY = 0.05, 0.02
 
 
 @dataclass(frozen=True)
@@ -104,27 +104,28 @@ def train_voice(
         "init": start and start[:DIGEST_DIGITS],
     }
     model = model.train()
-    average = running_average(model, settings.ema_decay)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.02)
-    total = settings.epochs * settings.steps
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / total, WARMUP))
-    stateful = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
+    course = set_out(
+        model,
+        steps=settings.epochs * settings.steps,
+        rate=settings.learning_rate,
+        weight_decay=WEIGHT_DECAY,
+        warmup=WARMUP,
+        ema_decay=settings.ema_decay,
+    )
     measured = None
-    for epoch in range(load_state(folder / "state.pt", stateful, made_from), settings.epochs):
+    for epoch in range(load_state(folder / "state.pt", course.stateful, made_from), settings.epochs):
         generator = np.random.default_rng((settings.seed, epoch))
         torch.manual_seed(settings.seed * 1000 + epoch)
         started, losses = time.monotonic(), []
         for _ in tqdm(range(settings.steps), desc=f"epoch {epoch + 1}/{settings.epochs}", disable=not progress):
             windows, labels = make_batch(training, music, model.spec.input_size, settings, generator)
-            losses.append(take_step(model, optimizer, torch.from_numpy(windows), torch.from_numpy(labels), None))
-            schedule.step()
-            average.update_parameters(model)
+            losses.append(course.step(model, torch.from_numpy(windows), torch.from_numpy(labels)))
         row = {"epoch": epoch + 1, "train_loss": float(torch.stack(losses).mean())}
-        seconds, measured = time.monotonic() - started, evaluate(average.module, trials)
+        seconds, measured = time.monotonic() - started, evaluate(course.average.module, trials)
         row |= {"seconds": seconds, **measured[0]}
         report_epoch(folder, row, progress=progress)
-        save_state(folder / "state.pt", stateful, made_from, epoch + 1)
-    final = copy.deepcopy(average.module).eval()
+        save_state(folder / "state.pt", course.stateful, made_from, epoch + 1)
+    final = copy.deepcopy(course.average.module).eval()
     scores, calibration = measured or evaluate(final, trials)
     return final, scores, calibration
 
