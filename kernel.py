@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--workers",
         type=_number(int, 256),
-        help="clips at once (default: one a core, and a quarter more where nets run on CUDA)",
+        help="clips at once (default: one a core; where nets run on CUDA a quarter more, at least one)",
     )
     add(
         "--fresh",

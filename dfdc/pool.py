@@ -126,7 +126,8 @@ def predict_clips(
         settings = replace(settings, programs=prepared.programs, device=device)
         if n_workers is None and prepared.device == "cuda":
             plan.n_workers += max(int(MORE_ON_CUDA * plan.n_workers), 1)
-    settings = replace(settings, threads=max(count_cores() // max(min(plan.n_workers, len(clips)), 1), 1))
+    plan.n_workers = max(min(plan.n_workers, len(clips)), 1)
+    settings = replace(settings, threads=max(count_cores() // plan.n_workers, 1))
     pool = _Pool(clips, plan, settings, deadline, work or score_clips)
     try:
         while plan.n_open() and not pool.given_up and not deadline.expired():
@@ -346,7 +347,8 @@ def _prepare(settings: WorkerSettings, deadline: Deadline) -> Prepared:
         if ours.poll(min(START_LIMIT_S, deadline.remaining_s())):
             message = ours.recv()
     except (EOFError, OSError) as error:  # it died, or cannot be started: workers may still do without it
-        log.warning("nets could not be exported (%s); each worker builds them", str(error) or "the process died")
+        reason = str(error) or "the process died"
+        log.warning("the device could not be tried, or nets not exported (%s); each worker does both", reason)
     finally:
         ours.close()
         if process.pid:

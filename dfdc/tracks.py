@@ -27,7 +27,7 @@ class Track:
     """One person over time.
 
     Attributes:
-        frames: (T,) int64 indices of the frames that were searched, rising: gaps are filled.
+        frames: (T,) int64 indices of frames, rising, without gaps among those that were searched.
         boxes: (T, 4) float32 x0, y0, x1, y1; interpolated where the face was not found.
         found: (T,) bool, whether the box was found rather than interpolated.
         score: mean of the detector's scores where it was found, 0 to 1.

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # The data path from the top: what a module may import stands before it.
 ORDER = (
-    *("bundle", "log", "draft", "rules", "deadline", "crop", "weights", "prediction", "video", "audio"),
+    *("bundle", "log", "rules", "deadline", "crop", "weights", "prediction", "video", "audio"),
     *("runtime", "mtcnn", "detect", "tracks", "model", "ensemble", "motion", "voice"),
     *("export", "aggregate", "predict"),
     *("inputs", "submission", "report", "journal", "plan", "workers", "pool", "run"),

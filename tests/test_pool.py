@@ -301,7 +301,7 @@ def test_worker_takes_the_place_of_one_that_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("device", "wanted", "n_clips", "n_workers", "threads"),
-    [("cpu", None, 9, 4, 1), ("cuda", None, 9, 5, 1), ("cuda", 2, 9, 2, 2), ("cpu", None, 1, 4, 4)],
+    [("cpu", None, 9, 4, 1), ("cuda", None, 9, 5, 1), ("cuda", 2, 9, 2, 2), ("cpu", None, 1, 1, 4)],
 )
 def test_workers_share_the_cores_and_on_cuda_there_are_more(
     device: str, wanted: int | None, n_clips: int, n_workers: int, threads: int, monkeypatch: pytest.MonkeyPatch

@@ -23,6 +23,7 @@ from dfdc.submission import details_path, read_predictions
 from dfdc.training.charts import draw_budgets
 from dfdc.training.clips import LabelledClip, read_present
 from dfdc.training.dataset import DataError
+from dfdc.training.draft import drafted
 from dfdc.training.flags import positive
 from dfdc.training.metrics import measure
 
@@ -118,7 +119,8 @@ def main(argv: list[str] | None = None) -> int:
         budgets = compare_budgets(args.videos, frames=args.frames, options=("--device", args.device))
         print(format_table(budgets))
         if args.json:
-            args.json.write_text(json.dumps([asdict(budget) for budget in budgets], indent=1) + "\n")
+            with drafted(args.json) as draft:
+                draft.write_text(json.dumps([asdict(budget) for budget in budgets], indent=1) + "\n")
         if args.picture:
             draw_budgets(args.picture, [asdict(budget) for budget in budgets])
     except (DataError, OSError) as error:

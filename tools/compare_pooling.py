@@ -27,13 +27,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dfdc.draft import drafted
 from dfdc.predict import Predictor
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.tracks import Track
 from dfdc.training.charts import FAKE, GREY, REAL
 from dfdc.training.clips import LabelledClip, read_present
 from dfdc.training.dataset import DataError
+from dfdc.training.draft import drafted
 from dfdc.training.pooling import (
     EDGES,
     FIXED_RULES,

@@ -24,6 +24,7 @@ from dfdc.crop import CropGeometry
 from dfdc.model import FrameModel, load_initial
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.dataset import CropSet, DataError, find_sources, load_crops, load_rows, read_split
+from dfdc.training.draft import drafted
 from dfdc.training.flags import natural, positive
 from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.training.metrics import measure
@@ -208,7 +209,8 @@ def main(argv: list[str] | None = None) -> int:
     print(format_table(outcomes))
     if args.json:
         rows = [{"name": o.name, **o.scores, "difference_low": o.low, "difference_high": o.high} for o in outcomes]
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        with drafted(args.json) as draft:
+            draft.write_text(json.dumps(rows, indent=1) + "\n")
     return 0
 
 

@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.deadline import NEVER
 from dfdc.detect import FaceDetector
-from dfdc.draft import drafted
 from dfdc.ensemble import Ensemble
 from dfdc.inputs import InputError
 from dfdc.pool import predict_clips
@@ -30,6 +29,7 @@ from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.charts import Curve, Tile, draw_contact_sheet, draw_histogram, draw_reliability, draw_roc
 from dfdc.training.clips import read_present
 from dfdc.training.dataset import DataError, find_sources, load_rows, read_split
+from dfdc.training.draft import drafted
 from dfdc.training.flags import natural, positive
 from dfdc.training.metrics import measure_intervals
 from dfdc.video import VideoError, read_frames

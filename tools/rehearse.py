@@ -183,8 +183,8 @@ def make_image(image: Image, folder: Path) -> Path:
         InputError: there is no such Python, or pip cannot install a package.
     """
     interpreter = folder / "bin" / "python"
-    lock = LOCK.read_text() if image.locked else None
-    stamp, wanted = folder / "installed.json", json.dumps([image.python, image.packages, NOTEBOOK_PACKAGES, lock])
+    made_from = [image.python, image.packages, NOTEBOOK_PACKAGES, *([LOCK.read_text()] if image.locked else [])]
+    stamp, wanted = folder / "installed.json", json.dumps(made_from)
     if stamp.exists() and stamp.read_text() == wanted:
         return interpreter
     shutil.rmtree(folder, ignore_errors=True)

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 
 import cv2
@@ -73,7 +73,7 @@ def separate_fakes(
         OSError: the table cannot be written.
     """
     pairs = [pair for folder in folders for pair in find_pairs(folder)]
-    group_families(clip for clip, _ in pairs)  # refuses two of one name
+    group_families(replace(clip, original="") for clip, _ in pairs)  # refuses two of one name
     if not pairs:
         raise DataError(f"{', '.join(map(str, folders))}: no fake lies there together with its original")
     done = {} if overwrite else _read_done(out)

@@ -24,7 +24,6 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.crop import CropGeometry, crop_face
-from dfdc.draft import drafted
 from dfdc.inputs import InputError, collect
 from dfdc.log import show_log
 from dfdc.plan import TOP
@@ -32,6 +31,7 @@ from dfdc.predict import Predictor
 from dfdc.prediction import Prediction
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.tracks import Track
+from dfdc.training.draft import drafted
 from dfdc.video import Frame
 from dfdc.weights import EXTRAS, WeightsError, find_weights, sigmoid
 

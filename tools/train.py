@@ -79,11 +79,11 @@ def train_weights(
         start = file_digest(init)
         print(f"{init.name}: {taken} of {total} tensors taken over")
     rows = read_split(*crops, split="train", limit=limit)
-    training = load_rows(rows, progress=progress)
+    weights = None
     if frame_labels is not None:
         weights, counts = weigh_crops(rows, read_labels(frame_labels), labelled_only=labelled_only)
-        training = replace(training, weights=weights)
         print(f"{frame_labels}: {describe_counts(counts)}")
+    training = replace(load_rows(rows, progress=progress), weights=weights)
     validation = load_crops(*crops, split="val", limit=limit, progress=progress)
     model.spec = replace(model.spec, crop=CropGeometry(size=training.images.shape[-1]))
     if progress and (alone := find_lonely(training)):

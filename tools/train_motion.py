@@ -29,6 +29,7 @@ from dfdc.predict import Predictor
 from dfdc.tracks import Track
 from dfdc.training.clips import LabelledClip, read_present
 from dfdc.training.dataset import DataError
+from dfdc.training.draft import drafted
 from dfdc.training.flags import natural, positive
 from dfdc.training.joining import SeenClip, calibrate, choose_weight, measure_motion
 from dfdc.training.motion import (
@@ -140,7 +141,8 @@ def train_motion(
     both = np.concatenate([fitted.found[reals], fitted.made])
     report["flicker_auc"] = float(roc_auc_score(np.repeat([0, 1], [reals.sum(), len(fitted.made)]), both))
     report["command"] = spec.command
-    (run / "motion.json").write_text(json.dumps(report, indent=1) + "\n")
+    with drafted(run / "motion.json") as draft:
+        draft.write_text(json.dumps(report, indent=1) + "\n")
     calibration = calibrate(found.labels, fitted.found)
     weight = choose_weight(seen, calibration, bounds)
     fit_last_layer(model, found.joined(made))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from scipy.stats import beta
 from sklearn.metrics import roc_curve
 
-from dfdc.draft import drafted
+from dfdc.training.draft import drafted
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 REAL, FAKE, GREY = "#0072B2", "#D55E00", "#777777"

@@ -102,7 +102,7 @@ def group_families(clips: Iterable[LabelledClip]) -> list[list[LabelledClip]]:
         if named.setdefault(clip.name, clip) is not clip:
             raise DataError(
                 f"{clip.path}: shares its name with {named[clip.name].path}; clips go by name: rename one, or name its "
-                "folder alone"
+                "folder alone with another --out"
             )
         families.setdefault(clip.source, []).append(clip)
     for clip in named.values():

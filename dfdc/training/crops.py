@@ -225,8 +225,8 @@ def cut_family(
         done: names of clips that are not to be written again.
 
     Returns:
-        A report for each clip that was not done. Those with the status "error" are logged; neither they nor clips whose
-        file is absent are marked as done.
+        A report for each clip that was not done. Those that failed are logged; neither they, nor fakes whose original
+        did, nor clips whose file is absent are marked as done.
     """
     todo = [clip for clip in clips if clip.name not in done]
     wanted = not settings.plain_frames and any(clip.path.is_file() for clip in todo)

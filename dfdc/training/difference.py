@@ -18,10 +18,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dfdc.crop import crop_face
-from dfdc.draft import drafted
 from dfdc.training.align import walk_pairs
 from dfdc.training.charts import FAKE, GREY, REAL
 from dfdc.training.compare import SHOWN, Comparison, Person, Shot, difference_levels, frame_rate
+from dfdc.training.draft import drafted
 from dfdc.training.sound import STEP_S
 
 # Heat maps are black at no difference and reach their brightest at the face's greatest, but never below so many levels.

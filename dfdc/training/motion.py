@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from dfdc.crop import CropGeometry
 from dfdc.detect import FaceDetector
-from dfdc.draft import drafted
 from dfdc.model import FrameModel, MirroredModel, resize_crops, see_change
 from dfdc.motion import cut_track
 from dfdc.tracks import find_tracks
 from dfdc.training.clips import LabelledClip
 from dfdc.training.dataset import DataError
+from dfdc.training.draft import drafted
 from dfdc.training.flicker import flicker
 from dfdc.training.loop import SCORED_CROPS
 from dfdc.video import VideoError, read_frames

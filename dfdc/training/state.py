@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from dfdc.draft import drafted
 from dfdc.training.dataset import CropSet
+from dfdc.training.draft import drafted
 from dfdc.weights import DIGEST_DIGITS, ModelSpec
 
 
@@ -83,5 +83,7 @@ def load_state(path: Path, stateful: dict, settings: Mapping[str, object]) -> in
         for name, part in stateful.items():
             part.load_state_dict(state[name])
     except (RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: belongs to a run of another net; name it or another folder with --run") from error
+        raise ValueError(
+            f"{path}: belongs to a run of another net, or of an older version; name another folder with --run"
+        ) from error
     return epoch

@@ -12,8 +12,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from dfdc.audio import read_sound
-from dfdc.draft import drafted
 from dfdc.training.dataset import DataError, read_columns
+from dfdc.training.draft import drafted
 from dfdc.training.vocoders import VOCODERS
 from dfdc.video import VideoError
 

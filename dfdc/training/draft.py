@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +9,12 @@ from pathlib import Path
 
 @contextmanager
 def drafted(path: Path) -> Iterator[Path]:
-    """A file to write beside another: it takes the other's place where the block ends well, and goes where it does not.
+    """A file to write beside another: it takes the other's place where the block ends well, and goes where it fails.
 
-    Its suffix is the other's, for those who choose a format by it.
+    Its suffix is the other's, for those who choose a format by it. Its name is always the same: what a killed process
+    leaves, the next one overwrites.
     """
-    draft = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    draft = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         yield draft
         draft.replace(path)
