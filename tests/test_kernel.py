@@ -16,6 +16,7 @@ import pytest
 from clips import write_audio, write_clip
 
 import kernel
+from dfdc.journal import journal_path
 from dfdc.model import load_model, save_model
 from dfdc.weights import find_weights
 
@@ -237,7 +238,7 @@ def test_users_mistake_ends_with_one_line(tmp_path: Path, arguments: list[str], 
 def test_output_folder_that_vanishes_is_no_success(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     process = start([ROOT / "samples", "--out", "out/submission.csv"], tmp_path)
-    while not (tmp_path / "out/predictions.csv").exists():
+    while not journal_path(tmp_path / "out/submission.csv").exists():  # the last of the files that come at once
         assert process.poll() is None
     shutil.rmtree(tmp_path / "out")
     text, _ = process.communicate(timeout=120)
