@@ -260,7 +260,7 @@ class CrossFit:
     def answer(self, values: np.ndarray, source: str) -> float:
         """The mean logit of one source's pairs (P, F), by the layer that never saw it; 0 where there is none."""
         layer = next(layer for fold, layer in zip(self.folds, self.layers, strict=True) if source in fold)
-        return float((values @ layer[:-1] + layer[-1]).mean()) if len(values) else 0.0
+        return float(_answer(layer, values).mean()) if len(values) else 0.0
 
 
 def cross_fit(model: FrameModel, found: Described, made: Described, folds: Sequence[set[str]]) -> CrossFit:
@@ -280,9 +280,13 @@ def cross_fit(model: FrameModel, found: Described, made: Described, folds: Seque
         fit_last_layer(model, found.part(~own).joined(made.part(~twin)))
         layer = np.concatenate([w.detach().numpy().ravel() for w in last_layer(model).parameters()])
         fitted.layers.append(layer)
-        fitted.found[own] = found.values[own] @ layer[:-1] + layer[-1]
-        fitted.made[twin] = made.values[twin] @ layer[:-1] + layer[-1]
+        fitted.found[own], fitted.made[twin] = _answer(layer, found.values[own]), _answer(layer, made.values[twin])
     return fitted
+
+
+def _answer(layer: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Logits (N,) of a layer (F + 1,), slopes and then the bias, for what it sees (N, F)."""
+    return values @ layer[:-1] + layer[-1]
 
 
 @torch.inference_mode()
