@@ -58,6 +58,12 @@ def test_mistakes_are_told_in_one_line(
     assert line.startswith("show_motion: ") and said[case] in line
 
 
+def test_no_pairs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([str(ROOT / "samples/real.mp4"), "--pairs", "0"])
+    assert "argument --pairs: is 0; allowed are whole numbers from 1 up" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["samples/real.mp4", "ff_720.mp4"])  # the first never served in training
 def test_flicker_is_found_in_a_made_clip_and_not_in_its_steady_twin(
     name: str, tmp_path: Path, request: pytest.FixtureRequest

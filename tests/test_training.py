@@ -82,10 +82,11 @@ def make_set(labels: list[int], originals: list[int]) -> CropSet:
 # Tables
 
 
-def test_fakes_of_an_absent_original_have_one_source(tmp_path: Path) -> None:
-    rows = [row("a", "REAL"), *(row(name, "FAKE", original="gone.mp4") for name in "xy"), row("z", "FAKE")]
+def test_original_and_its_fakes_are_one_source_even_where_it_is_absent(tmp_path: Path) -> None:
+    fakes = [*(row(name, "FAKE", original="gone.mp4") for name in "xy"), row("z", "FAKE")]
+    rows = [row("a", "REAL"), row("b", "FAKE", original="a.mp4"), *fakes]
     table = read_split(write_table(tmp_path, rows, images=False), split="train")
-    assert find_sources(table).tolist() == ["a.mp4", "gone.mp4", "gone.mp4", "z.mp4"]
+    assert find_sources(table).tolist() == ["a.mp4", "a.mp4", "gone.mp4", "gone.mp4", "z.mp4"]
 
 
 def test_crops_load_as_the_pixels_that_were_written(tmp_path: Path) -> None:
