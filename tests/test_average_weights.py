@@ -67,7 +67,7 @@ def test_tool_writes_a_calibrated_file_that_says_how_it_was_made(tmp_path: Path,
     measured = [evaluate(load_model(file), load_crops(table, split="val", progress=False))[0] for file in files]
     said = capsys.readouterr().out
     for file, scores in zip(files, measured, strict=True):
-        assert f"{file.path.name}: auc {scores['auc']:.4f}, log_loss {scores['log_loss']:.4f}" in said
+        assert f"{file.path.name}: auc {scores['auc']:.4f}, balanced_log_loss {scores['balanced_log_loss']:.4f}" in said
     assert tool.main([paths[0], "--crops", str(table), "--out", str(tmp_path)]) == 1
     assert "1 weights file(s); an average needs two" in capsys.readouterr().err
     voice = [make(tmp_path, seed, ModelSpec("efficientnet-lite0", 32, "sound", (0.0,), (1.0,))).path for seed in (2, 3)]

@@ -46,7 +46,7 @@ def test_runs_differ_in_the_named_part_only_and_are_not_done_twice(
     assert used == [(), (), ("jpeg",), ("jpeg",)]
     whole, without = json.loads((tmp_path / "recipes.json").read_text())
     assert (whole["name"], without["name"]) == (tool.WHOLE, "no JPEG") and whole["n"] == 12
-    change = without["log_loss"] - whole["log_loss"]
+    change = without["balanced_log_loss"] - whole["balanced_log_loss"]
     assert without["difference_low"] <= change <= without["difference_high"]
     assert f"{change:+.4f}" in capsys.readouterr().out
     assert tool.main(command) == 0

@@ -89,22 +89,36 @@ def test_crops_of_one_video_are_drawn_together(predictions) -> None:
 
 @pytest.mark.parametrize(("temperature", "bias"), [(2.5, 0.0), (0.4, 1.2), (1.0, -0.8)])
 def test_calibration_recovers_temperature_and_bias(temperature: float, bias: float) -> None:
-    """Labels drawn from sigmoid(z / T + b): the likelihood's maximum lies there, to about 1 / sqrt(n)."""
+    """Labels drawn from sigmoid(z / T + b): the likelihood's maximum lies there, to about 1 / sqrt(n).
+
+    The classes' own odds go out of the bias: both count alike.
+    """
     generator = np.random.default_rng(0)
     logits = generator.normal(0, 2 * temperature, 40_000)
-    labels = generator.random(40_000) < sigmoid(logits / temperature + bias)
+    labels = (generator.random(40_000) < sigmoid(logits / temperature + bias)).astype(int)
+    odds = labels.mean() / (1 - labels.mean())
     calibration = fit_calibration(labels, logits)
     assert calibration.temperature == pytest.approx(temperature, rel=0.03)
-    assert calibration.bias == pytest.approx(bias, abs=0.04)
-    after = metrics.log_loss(labels, sigmoid(calibration.logits(logits)))
-    assert after <= metrics.log_loss(labels, sigmoid(logits))
+    assert calibration.bias == pytest.approx(bias - np.log(odds), abs=0.04)
+    before, after = (measure(labels, sigmoid(z))["balanced_log_loss"] for z in (logits, calibration.logits(logits)))
+    assert after <= before
+
+
+def test_calibration_is_for_as_many_fakes_as_reals_however_many_there_are(predictions) -> None:
+    """Five copies of every fake, as DFDC's training clips have them, change nothing but the bounds' sample."""
+    labels, probabilities = predictions
+    logits = np.log(probabilities / (1 - probabilities))
+    copies = np.repeat(np.arange(200), np.where(labels == 1, 5, 1))
+    once, often = fit_calibration(labels, logits), fit_calibration(labels[copies], logits[copies])
+    assert often.temperature == pytest.approx(once.temperature, rel=1e-3)
+    assert often.bias == pytest.approx(once.bias, abs=1e-3)
 
 
 def test_bounds_are_laplaces_rule() -> None:
     """200 predictions: of the lowest 20 one is fake, of the highest 20 none is real: (1 + 1) / 22, 1 / 22."""
     logits = np.linspace(-4, 4, 200)
     labels = (logits > 0).astype(int)
-    labels[5] = 1
+    labels[5], labels[100] = 1, 0  # still as many of each
     calibration = fit_calibration(labels, logits)
     assert calibration.low == pytest.approx(2 / 22)
     assert calibration.high == pytest.approx(1 - 1 / 22)

@@ -89,7 +89,7 @@ def average_weights(files: Sequence[Path], crops: Path, out: Path, *, limit: int
 
 
 def _describe(scores: dict[str, float]) -> str:
-    return ", ".join(f"{name} {scores[name]:.4f}" for name in ("auc", "log_loss"))
+    return ", ".join(f"{name} {scores[name]:.4f}" for name in ("auc", "balanced_log_loss"))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,7 +27,7 @@ from dfdc.training.dataset import CropSet, DataError, find_sources, load_crops, 
 from dfdc.training.draft import drafted
 from dfdc.training.flags import natural, positive
 from dfdc.training.loop import TrainSettings, score_crops, train
-from dfdc.training.metrics import measure
+from dfdc.training.metrics import balance, measure
 from dfdc.training.parallel import Rank
 from dfdc.training.start import revive_if_folded
 from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError, file_digest
@@ -144,10 +144,10 @@ def _train_once(
 def _interval(
     labels: np.ndarray, before: np.ndarray, after: np.ndarray, sources: np.ndarray, samples: int, seed: int
 ) -> tuple[float, float]:
-    """95 % of the differences of the log losses (after less before) over samples of the same sources."""
+    """95 % of the differences of the balanced log losses (after less before) over samples of the same sources."""
     losses = [-np.log(np.where(labels == 1, p, 1 - p)) for p in (before, after)]
-    difference, generator = losses[1] - losses[0], np.random.default_rng(seed)
-    sums, counts = np.bincount(sources, difference), np.bincount(sources)
+    weights, generator = balance(labels), np.random.default_rng(seed)
+    sums, counts = np.bincount(sources, weights * (losses[1] - losses[0])), np.bincount(sources, weights)
     drawn = (generator.integers(len(sums), size=len(sums)) for _ in range(samples))
     means = [sums[picks].sum() / counts[picks].sum() for picks in drawn]
     low, high = np.quantile(means, (0.025, 0.975))
@@ -156,11 +156,11 @@ def _interval(
 
 def format_table(outcomes: list[Outcome]) -> str:
     """In Markdown."""
-    lines = ["| recipe | AUC | log loss | less the whole recipe's |", "|---|---|---|---|"]
+    lines = ["| recipe | AUC | balanced log loss | less the whole recipe's |", "|---|---|---|---|"]
     for o in outcomes:
-        change = o.scores["log_loss"] - outcomes[0].scores["log_loss"]
+        change = o.scores["balanced_log_loss"] - outcomes[0].scores["balanced_log_loss"]
         less = "" if o is outcomes[0] else f"{change:+.4f} ({o.low:+.4f} to {o.high:+.4f})"
-        lines.append(f"| {o.name} | {o.scores['auc']:.4f} | {o.scores['log_loss']:.4f} | {less} |")
+        lines.append(f"| {o.name} | {o.scores['auc']:.4f} | {o.scores['balanced_log_loss']:.4f} | {less} |")
     return "\n".join(lines)
 
 

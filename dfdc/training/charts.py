@@ -105,13 +105,15 @@ def draw_training(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
     Args:
         path: of the PNG.
-        rows: per epoch "epoch", "train_loss", "log_loss" and "auc".
+        rows: per epoch "epoch", "train_loss", "balanced_log_loss" and "auc".
     """
     figure, losses = _start("Training", "", "loss", size=(7.2, 6.0), rows=(1, 1))
     auc = figure.add_subplot(figure.axes[0].get_gridspec()[1], sharex=losses)
     epochs = [row["epoch"] for row in rows]
     losses.plot(epochs, [row["train_loss"] for row in rows], color=GREY, marker=".", label="training, augmented")
-    losses.plot(epochs, [row["log_loss"] for row in rows], color=FAKE, marker=".", label="validation, calibrated")
+    losses.plot(
+        epochs, [row["balanced_log_loss"] for row in rows], color=FAKE, marker=".", label="validation, calibrated"
+    )
     losses.legend(loc="upper right", fontsize=9, frameon=False)
     losses.tick_params(labelbottom=False)
     auc.plot(epochs, [row["auc"] for row in rows], color=REAL, marker=".")

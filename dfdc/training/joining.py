@@ -112,7 +112,7 @@ def choose_weight(seen: Sequence[SeenClip], calibration: Calibration, bounds: tu
 
 
 def calibrate(labels: np.ndarray, logits: np.ndarray) -> Calibration:
-    """Fit a calibration as if there were as many fakes as reals: the fewer are repeated.
+    """Fit a calibration to pairs, see `fit_calibration`.
 
     Args:
         labels: (N,) 0 or 1.
@@ -121,10 +121,9 @@ def calibrate(labels: np.ndarray, logits: np.ndarray) -> Calibration:
     Raises:
         DataError: a class is absent.
     """
-    classes = [np.flatnonzero(labels == label) for label in (0, 1)]
-    if not all(map(len, classes)):
+    n_fakes = int(np.sum(labels == 1))
+    if not 0 < n_fakes < len(labels):
         raise DataError(
-            f"{len(classes[0])} real and {len(classes[1])} fake pairs; calibration needs both: name more clips"
+            f"{len(labels) - n_fakes} real and {n_fakes} fake pairs; calibration needs both: name more clips"
         )
-    even = np.concatenate([np.resize(own, max(map(len, classes))) for own in classes])
-    return fit_calibration(labels[even], logits[even])
+    return fit_calibration(labels, logits)

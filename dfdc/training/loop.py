@@ -265,7 +265,7 @@ def running_average(model: nn.Module, decay: float) -> AveragedModel:
 
 
 def evaluate(model: FrameModel, crops: CropSet) -> tuple[dict[str, float], Calibration]:
-    """Scores after calibration (raw_log_loss: before it), and the calibration."""
+    """Scores after calibration (raw_log_loss: the balanced one before it), and the calibration."""
     training = model.training
     logits = score_crops(model.eval(), crops.images)
     model.train(training)

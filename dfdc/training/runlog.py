@@ -22,7 +22,7 @@ def report_epoch(folder: Path, row: dict[str, float], *, progress: bool = True) 
 
     Args:
         folder: gets log.csv, curves.png and TensorBoard's events.
-        row: column -> value, "epoch" (1 up), "train_loss", "log_loss" and "auc" among them.
+        row: column -> value, "epoch" (1 up) and what `draw_training` draws among them.
         progress: print it, too.
     """
     rows = write_row(folder / "log.csv", row)
