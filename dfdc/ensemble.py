@@ -67,12 +67,16 @@ class Ensemble:
         Raises:
             FloatingPointError: a net's answer is not finite, as half precision may overflow.
         """
+        return self.score_cut(self.cut(faces, n_nets=n_nets))
+
+    def cut(self, faces: list[tuple[np.ndarray, np.ndarray]], *, n_nets: int | None = None) -> list[np.ndarray]:
+        """The faces, see `score`, as each net wants them: (N, S, S, 3) uint8 RGB, one array for nets that agree."""
         crops: dict[CropGeometry, np.ndarray] = {}
         specs = self.specs[:n_nets]
         for spec in specs:
             if spec.crop not in crops:
                 crops[spec.crop] = cut_crops(faces, spec.crop)
-        return self._mean_logits([crops[spec.crop] for spec in specs])
+        return [crops[spec.crop] for spec in specs]
 
     def score_crops(self, crops: np.ndarray) -> np.ndarray:
         """Score crops that have been cut already, the same for every net.
@@ -93,10 +97,10 @@ class Ensemble:
                     f"crops of {images.shape[2]}x{images.shape[1]} px; {spec.architecture} was trained on crops of "
                     f"{spec.crop.size} px: cut them anew with tools/make_crops.py, or name other weights"
                 )
-        return self._mean_logits([images] * len(self.nets))
+        return self.score_cut([images] * len(self.nets))
 
-    def _mean_logits(self, crops: list[np.ndarray]) -> np.ndarray:
-        """From the crops that each of the first so many nets sees."""
+    def score_cut(self, crops: list[np.ndarray]) -> np.ndarray:
+        """Score the crops that `cut` returned; as `score`."""
         runs = zip(self.specs, self.nets, crops, strict=False)
         return np.mean([spec.calibration.logits(run_logits(net, seen, self.batch_size)) for spec, net, seen in runs], 0)
 

@@ -28,8 +28,8 @@ class Prediction:
         tracks: how many persons were scored.
         pairs: in how many frames the change to the next one was looked for; 0 if nothing looks for it.
         seconds: wall time of one worker.
-        decode_s, detect_s, score_s: core-seconds spent on reading frames, on finding faces, and on crops, nets and
-            the voice.
+        decode_s, detect_s, crop_s, score_s: core-seconds spent on reading frames, on finding faces, on cutting these,
+            and on what nets say of them and of the voice.
     """
 
     filename: str
@@ -47,7 +47,13 @@ class Prediction:
     seconds: float = 0.0
     decode_s: float = 0.0
     detect_s: float = 0.0
+    crop_s: float = 0.0
     score_s: float = 0.0
+
+    @property
+    def core_s(self) -> float:
+        """Core-seconds in all."""
+        return self.decode_s + self.detect_s + self.crop_s + self.score_s
 
     @property
     def scored(self) -> bool:

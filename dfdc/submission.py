@@ -125,5 +125,5 @@ class Submission:
 
 
 def _cells(values: dict[str, object]) -> list[object]:
-    digits = {"label": 6, "seconds": 3, "decode_s": 3, "detect_s": 3, "score_s": 3}
+    digits = {"label": 6, "seconds": 3, "decode_s": 3, "detect_s": 3, "crop_s": 3, "score_s": 3}
     return [f"{value:.{digits[name]}f}" if name in digits else value for name, value in values.items()]

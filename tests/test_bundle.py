@@ -285,7 +285,7 @@ def test_licence_of_every_wheel_is_there(bundle: Path) -> None:
 def test_metadata_switch_the_internet_off_and_name_the_inputs(bundle: Path) -> None:
     kernel = json.loads((bundle / "kernel" / "kernel-metadata.json").read_text())
     dataset = json.loads((bundle / "dataset" / "dataset-metadata.json").read_text())
-    assert kernel["enable_internet"] is False and kernel["enable_gpu"] is True
+    assert kernel["enable_internet"] is False and kernel["enable_gpu"] is False
     assert kernel["dataset_sources"] == [dataset["id"]] == ["somebody/dfdc-bundle"]
     assert kernel["competition_sources"] == ["deepfake-detection-challenge"]
     assert kernel["id"].split("/")[1] == kernel["title"].lower().replace(" ", "-")

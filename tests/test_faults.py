@@ -32,6 +32,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 def assert_harmless(outcomes: list[Outcome]) -> None:
+    assert outcomes
     for outcome in outcomes:
         assert outcome.tried > 0
         assert (outcome.lost, outcome.wrong) == (0, 0), outcome

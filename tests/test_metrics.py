@@ -49,6 +49,16 @@ def test_calibration_error_by_hand() -> None:
     assert measure(labels, probabilities)["calibration_error"] == pytest.approx(0.225)
 
 
+def test_scores_by_hand() -> None:
+    """Reals .2 and .6, fakes .4 and .8, .9: five of six pairs in order; one real and one fake on the wrong side."""
+    scores = measure(np.array([0, 0, 1, 1, 1]), np.array([0.2, 0.6, 0.4, 0.8, 0.9]))
+    assert scores["auc"] == pytest.approx(5 / 6) and scores["accuracy"] == pytest.approx(3 / 5)
+    reals, fakes = -np.log([0.8, 0.4]), -np.log([0.4, 0.8, 0.9])
+    assert scores["log_loss"] == pytest.approx((reals.sum() + fakes.sum()) / 5)
+    assert scores["balanced_log_loss"] == pytest.approx((reals.mean() + fakes.mean()) / 2)
+    assert scores["brier"] == pytest.approx((0.04 + 0.36 + 0.36 + 0.04 + 0.01) / 5)
+
+
 def test_perfect_calibration_has_no_error() -> None:
     assert measure(np.array([0, 0, 0, 1]), np.full(4, 0.25))["calibration_error"] == 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dfdc.training.processes import measure_tree
 from tools import rehearse as tool
 from tools.make_bundle import Names, make_bundle
 from tools.rehearse import (
@@ -23,7 +24,6 @@ from tools.rehearse import (
     lay_out,
     project,
     rehearse,
-    tree_bytes,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,9 +173,9 @@ def test_description_says_how_long_a_whole_run_takes() -> None:
 
 
 def test_memory_of_a_process_counts_what_it_touched() -> None:
-    before = tree_bytes(os.getpid())
+    before = measure_tree(os.getpid())[1]
     touched = bytearray(b"x" * 10**8)
-    assert 0.9e8 < tree_bytes(os.getpid()) - before < 1.5e8
+    assert 0.9e8 < measure_tree(os.getpid())[1] - before < 1.5e8
     assert touched
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dfdc.deadline import Deadline
 from dfdc.predict import Predictor
 from dfdc.prediction import Prediction
 from dfdc.weights import find_weights
@@ -41,6 +42,24 @@ def test_page_shows_the_kernels_probabilities_and_the_faces_behind_them(tmp_path
     # A name is text, not markup, and what could not be scored says why.
     assert "broken &lt;b&gt;.mp4" in sections[2] and "not a video of a known kind" in unescape(sections[2])
     assert "://" not in page
+
+
+def test_stopped_page_has_what_was_scored_and_every_clip_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = []
+
+    def answer(self: Predictor, path: Path, n_frames: int, *, name: str, deadline: Deadline) -> Prediction:
+        limits.append(deadline.remaining_s())
+        if name == "real.mp4":
+            raise KeyboardInterrupt
+        return Prediction(name, 0.75)
+
+    monkeypatch.setattr(tool.Watcher, "predict", answer)
+    out = tmp_path / "clips.html"
+    assert tool.main([str(ROOT / "samples"), "--device", "cpu", "--out", str(out)]) == 130
+    assert re.findall(r"<h2>(.*?)</h2>", out.read_text()) == ["doctored.mp4"]
+    assert "stopped" in capsys.readouterr().err and len(limits) == 2 and max(limits) <= 60.0
 
 
 def test_most_likely_fake_comes_first_and_each_person_has_a_line_and_faces() -> None:
@@ -79,4 +98,4 @@ def test_mistakes_end_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert said.startswith(f"show_clips: {out}: ") and "scoring" not in said
     with pytest.raises(SystemExit):
         tool.main([str(ROOT / "samples"), "--frames", "0"])
-    assert "--frames: is 0; allowed: 1 and up" in capsys.readouterr().err
+    assert "--frames: is 0; allowed are whole numbers from 1 up" in capsys.readouterr().err

@@ -16,12 +16,12 @@ from clips import write_clip
 from dfdc.inputs import InputError
 from dfdc.prediction import Prediction
 from dfdc.submission import Submission
+from dfdc.training.processes import measure_tree
 from tools.time_kernel import (
-    Plan,
+    PlannedRun,
     Timing,
     describe,
     main,
-    measure_tree,
     parse_duration,
     read_so_far,
     time_kernel,
@@ -38,9 +38,9 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="ne
 # stages, so that 3 remain: 0.75 a clip.
 TIMING = Timing(
     predictions=(
-        Prediction("a", seconds=1.0, decode_s=1.0, detect_s=0.5, score_s=0.5),
-        Prediction("b", seconds=2.0, decode_s=1.0, detect_s=0.5, score_s=0.5),
-        Prediction("c", seconds=3.0, decode_s=1.0, detect_s=0.5, score_s=0.5),
+        Prediction("a", seconds=1.0, decode_s=1.0, detect_s=0.5, crop_s=0.125, score_s=0.375),
+        Prediction("b", seconds=2.0, decode_s=1.0, detect_s=0.5, crop_s=0.125, score_s=0.375),
+        Prediction("c", seconds=3.0, decode_s=1.0, detect_s=0.5, crop_s=0.25, score_s=0.25),
         Prediction("d", seconds=6.0, decode_s=1.0, detect_s=1.0, status="no_face"),
     ),
     wall_s=10.0,
@@ -92,7 +92,7 @@ def test_what_is_no_duration_is_refused_with_the_allowed_ones(text: str) -> None
 
 def test_times_per_clip_leave_the_start_up_out() -> None:
     assert TIMING.seconds_per_clip == 2.0
-    assert TIMING.core_seconds == (1.0, 0.625, 0.375, 0.75)
+    assert TIMING.core_seconds == (1.0, 0.625, 0.125, 0.25, 0.75)
 
 
 def test_percentiles_are_of_the_time_in_a_worker() -> None:
@@ -102,21 +102,21 @@ def test_percentiles_are_of_the_time_in_a_worker() -> None:
 
 def test_stages_that_take_more_than_the_clock_saw_leave_nothing_else() -> None:
     one = Timing(TIMING.predictions[:1], 3.0, 1.5, 1.0, 0.0, 100.0, 1.0)
-    assert one.core_seconds == (1.0, 0.5, 0.5, 0.0)
+    assert one.core_seconds == (1.0, 0.5, 0.125, 0.375, 0.0)
 
 
 @pytest.mark.parametrize(
     ("plan", "fits", "verdict"),
     [
-        (Plan(), True, "2.22 h of 9.00 h: fits with 75% to spare"),
-        (Plan(n_clips=4000, limit_s=8002.0), True, "fits with 0% to spare"),
-        (Plan(n_clips=4000, limit_s=8001.9), False, "2.22 h of 2.22 h: does not fit"),
-        (Plan(n_clips=20_000), False, "11.11 h of 9.00 h: does not fit"),
-        (Plan(memory_gb=1.5), True, "fits with 75% to spare"),
-        (Plan(memory_gb=1.4), False, "does not fit in 1.4 GB of memory"),
+        (PlannedRun(), True, "2.22 h of 9.00 h: fits with 75% to spare"),
+        (PlannedRun(n_clips=4000, limit_s=8002.0), True, "fits with 0% to spare"),
+        (PlannedRun(n_clips=4000, limit_s=8001.9), False, "2.22 h of 2.22 h: does not fit"),
+        (PlannedRun(n_clips=20_000), False, "11.11 h of 9.00 h: does not fit"),
+        (PlannedRun(memory_gb=1.5), True, "fits with 75% to spare"),
+        (PlannedRun(memory_gb=1.4), False, "does not fit in 1.4 GB of memory"),
     ],
 )
-def test_projection_and_verdict(plan: Plan, fits: bool, verdict: str) -> None:
+def test_projection_and_verdict(plan: PlannedRun, fits: bool, verdict: str) -> None:
     # Start-up once, then 2 s a clip: 4,000 clips take 8,002 s.
     assert TIMING.projected_s(plan) == 2.0 + 2.0 * plan.n_clips
     assert TIMING.fits(plan) is fits
@@ -124,11 +124,11 @@ def test_projection_and_verdict(plan: Plan, fits: bool, verdict: str) -> None:
 
 
 def test_table_names_the_failures() -> None:
-    assert "1 no_face failed" in describe(TIMING, Plan())
+    assert "1 no_face failed" in describe(TIMING, PlannedRun())
 
 
 def test_json_is_one_line_with_the_agreed_keys() -> None:
-    line = to_json(TIMING, Plan())
+    line = to_json(TIMING, PlannedRun())
     assert "\n" not in line
     assert json.loads(line) == {
         "seconds_per_clip": 2.0,
@@ -146,14 +146,14 @@ def test_json_is_one_line_with_the_agreed_keys() -> None:
 @pytest.mark.parametrize("values", [{"n_clips": 0}, {"limit_s": 0.0}, {"limit_s": math.nan}, {"memory_gb": -1.0}])
 def test_plan_without_clips_time_or_memory_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(InputError, match="above 0"):
-        Plan(**values)
+        PlannedRun(**values)
 
 
 def test_what_the_kernel_writes_is_read_back(tmp_path: Path) -> None:
     assert read_so_far(tmp_path / "predictions.csv") == []
     submission = Submission(tmp_path / "submission.csv", ["a, b.mp4", "c.mp4", "later.mp4"])
     written = [
-        Prediction("a, b.mp4", frames=16, seconds=1.25, decode_s=0.5, detect_s=0.25, score_s=0.125),
+        Prediction("a, b.mp4", frames=16, seconds=1.25, decode_s=0.5, detect_s=0.25, crop_s=0.375, score_s=0.125),
         Prediction("c.mp4", status="unreadable", reason='says "no"'),
     ]
     for prediction in written:

@@ -34,6 +34,7 @@ from dfdc.training.charts import FAKE, GREY, REAL
 from dfdc.training.clips import LabelledClip, read_present
 from dfdc.training.dataset import DataError
 from dfdc.training.draft import drafted
+from dfdc.training.flags import natural, positive
 from dfdc.training.pooling import (
     EDGES,
     FIXED_RULES,
@@ -332,7 +333,7 @@ def main(argv: list[str] | None = None) -> int:
         help="keeps the frame logits (default: %(default)s)",
     )
     add("--overwrite", action="store_true", help="score the clips whatever that file holds")
-    add("--frames", type=int, default=32, help="looked at per clip (default: %(default)s)")
+    add("--frames", type=positive, default=32, help="looked at per clip (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
     add("--json", type=Path, metavar="FILE", help="write the scores to it")
     add("--picture", type=Path, metavar="FILE", help="draw them into it, a PNG")
@@ -344,12 +345,9 @@ def main(argv: list[str] | None = None) -> int:
         metavar="SHARE",
         help="make fakes so much of whose frames are fake, the others their original's (default: %(default)s)",
     )
-    add("--samples", type=int, default=5000, help="of the bootstrap (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    add("--samples", type=positive, default=5000, help="of the bootstrap (default: %(default)s)")
+    add("--seed", type=natural, default=0, help="of the bootstrap (default: %(default)s)")
     args = parser.parse_args(argv)
-    for name, given in (("frames", args.frames), ("samples", args.samples)):
-        if given < 1:
-            parser.error(f"--{name} is {given}; allowed: 1 and up")
     if not 0 < args.fake_share <= 1:
         parser.error(f"--fake-share is {args.fake_share}; allowed: above 0, up to 1")
     if not args.spread > 0:

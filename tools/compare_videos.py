@@ -20,6 +20,7 @@ from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.compare import compare_clips
 from dfdc.training.crops import Misaligned
 from dfdc.training.difference import WRITTEN, Pair, write_difference
+from dfdc.training.flags import positive
 from dfdc.video import VideoError
 from dfdc.weights import WeightsError, find_weights
 
@@ -72,13 +73,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--weights", type=Path, default=WEIGHTS, help="weights file or folder (default: weights/)")
     add("--no-scores", action="store_true", help="leave the net's scores out")
-    add("--frames", type=int, default=24, help="frames that the net looks at (default: %(default)s)")
+    add("--frames", type=positive, default=24, help="frames that the net looks at (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
     args = parser.parse_args(argv)
     if bad := [path for path in args.out if path.suffix.lower() not in WRITTEN]:
         parser.error(f"--out {bad[0]}: allowed are files ending in {', '.join(WRITTEN)}")
-    if args.frames < 1:
-        parser.error(f"--frames is {args.frames}; allowed: 1 and up")
     try:
         weights = None if args.no_scores else args.weights
         paths = compare_videos(

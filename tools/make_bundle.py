@@ -38,7 +38,7 @@ IMAGE = ("numpy", "opencv-python-headless", "scipy", "torch", "tqdm")
 BUNDLED = ("av", "efficientnet-pytorch", "facenet-pytorch", "openvino", "safetensors")
 # Published as source only: a wheel is built here.
 SOURCE_ONLY = ("efficientnet-pytorch",)
-PYTHONS = ("3.10", "3.11", "3.12")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # Kaggle's images have had glibc 2.31 or newer since 2022.
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 # Wheels are zip files, whose times begin in 1980: this is the first day of 2000.
@@ -79,7 +79,7 @@ class Names:
 
 
 def make_bundle(
-    out: Path, names: Names, *, wheels: list[Path], gpu: bool = True, root: Path = ROOT, commit: str | None = None
+    out: Path, names: Names, *, wheels: list[Path], gpu: bool = False, root: Path = ROOT, commit: str | None = None
 ) -> Path:
     """Make both folders anew.
 
@@ -399,7 +399,7 @@ def main(argv: list[str] | None = None) -> int:
         default=PYTHONS,
         help=f"Python versions to bundle wheels for (default: {' '.join(PYTHONS)})",
     )
-    add("--gpu", action=argparse.BooleanOptionalAction, default=True, help="whether the kernel asks for a GPU")
+    add("--gpu", action="store_true", help="the kernel asks for a GPU, which its time does not need")
     add("--cache", type=Path, default=ROOT / ".wheels", help="folder that keeps fetched wheels (default: .wheels)")
     args = parser.parse_args(argv)
     try:

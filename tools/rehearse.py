@@ -14,7 +14,6 @@ import argparse
 import csv
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.inputs import InputError, collect
 from dfdc.rules import COMPETITION, find_faults
 from dfdc.submission import read_predictions
+from dfdc.training.flags import positive
+from dfdc.training.processes import find_tree, measure_tree
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
@@ -332,37 +333,17 @@ def run_limited(command: list[str], environment: dict[str, str]) -> tuple[int, i
     process = subprocess.Popen(command, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, cores))
     try:
         while process.poll() is None:
-            peak = max(peak, tree_bytes(process.pid))
+            peak = max(peak, measure_tree(process.pid)[1])
             if peak > MEMORY_BYTES:
                 break
             with suppress(subprocess.TimeoutExpired):
                 process.wait(SAMPLE_S)
     finally:
-        for pid in reversed(tree(process.pid)):
+        for pid in reversed(find_tree(process.pid)):
             with suppress(ProcessLookupError):
                 os.kill(pid, 9)
         process.wait()
     return process.returncode, peak
-
-
-def tree(pid: int) -> list[int]:
-    """A process and its descendants, parents first."""
-    members = [pid]
-    for member in members:
-        with suppress(OSError):
-            for task in Path(f"/proc/{member}/task").iterdir():
-                members += map(int, (task / "children").read_text().split())
-    return members
-
-
-def tree_bytes(pid: int) -> int:
-    """The memory of a process and its descendants; a page that several share counts once in all."""
-    total = 0
-    for member in tree(pid):
-        with suppress(OSError, TypeError):  # it has ended
-            rollup = Path(f"/proc/{member}/smaps_rollup").read_text()
-            total += int(re.search(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[1]) * 1024
-    return total
 
 
 def project(details: Path, wall_s: float) -> Projection | None:
@@ -384,7 +365,7 @@ def project(details: Path, wall_s: float) -> Projection | None:
         if whole:
             once_s = max(wall_s - sum(p.seconds for p in predictions) / N_CORES, 0.0)
             busy_s = sum(p.seconds for p in whole)
-            core_s = sum(p.decode_s + p.detect_s + p.score_s for p in whole)
+            core_s = sum(p.core_s for p in whole)
             share = N_CLIPS / len(whole) / N_CORES
             return Projection(once_s + busy_s * share, once_s + core_s * share)
     return None
@@ -416,7 +397,7 @@ def main(argv: list[str] | None = None) -> int:
         default=["notebook"],
         help="of the kernel (default: notebook)",
     )
-    add("--number", type=int, metavar="N", help="the first N clips only (default: all)")
+    add("--number", type=positive, metavar="N", help="the first N clips only (default: all)")
     add("--cache", type=Path, default=ROOT / ".rehearsal", help="folder that keeps images and results")
     args = parser.parse_args(argv)
     failed = False

@@ -3,7 +3,7 @@
 python tools/show_clips.py CLIPS... --out clips.html
 
 The probabilities are those of kernel.py with as many frames. The page is one file that needs no network, of about 70 kB
-a person; it is written when the last clip is scored.
+a person; it is written at the end, and with the clips scored by then if this is stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.crop import CropGeometry, crop_face
+from dfdc.deadline import Deadline
 from dfdc.inputs import InputError, collect
 from dfdc.log import show_log
 from dfdc.plan import TOP
@@ -32,8 +33,10 @@ from dfdc.prediction import Prediction
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.tracks import Track
 from dfdc.training.draft import drafted
+from dfdc.training.flags import positive
 from dfdc.video import Frame
 from dfdc.weights import EXTRAS, WeightsError, find_weights, sigmoid
+from dfdc.workers import WorkerSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 # Wider than the nets' crops, so that a person sees a person.
@@ -142,12 +145,16 @@ def show_clips(
         raise InputError(f"{out}: is a folder, or its folder does not exist; name a file in one that does with --out")
     watcher = Watcher(find_weights(weights, extras=extras), device=choose_device(device))
     clips = []
-    for name in tqdm(job.names, desc="scoring", unit="clip", disable=None):
-        watcher.persons = []
-        clips.append(ShownClip(watcher.predict(job.paths[name], n_frames, name=name), watcher.persons))
-    page = render_page(clips)
-    with drafted(out) as draft:
-        draft.write_text(page, encoding="utf-8", errors="replace")
+    try:
+        for name in tqdm(job.names, desc="scoring", unit="clip", disable=None):
+            watcher.persons = []
+            deadline = Deadline.after(WorkerSettings.clip_limit_s)
+            prediction = watcher.predict(job.paths[name], n_frames, name=name, deadline=deadline)
+            clips.append(ShownClip(prediction, watcher.persons))
+    finally:  # also where it is stopped
+        if clips:
+            with drafted(out) as draft:
+                draft.write_text(render_page(clips), encoding="utf-8", errors="replace")
     return out
 
 
@@ -197,12 +204,10 @@ def main(argv: list[str] | None = None) -> int:
         default=[],
         help="nets that are off by default, once for each",
     )
-    add("--frames", type=int, default=TOP, help="frames looked at per clip (default: %(default)s)")
+    add("--frames", type=positive, default=TOP, help="frames looked at per clip (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
     args = parser.parse_args(argv)
     show_log("show_clips", logging.WARNING)
-    if args.frames < 1:
-        parser.error(f"--frames: is {args.frames}; allowed: 1 and up")
     try:
         out = show_clips(
             args.paths, args.out, weights=args.weights, extras=args.extras, n_frames=args.frames, device=args.device
@@ -210,6 +215,9 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, WeightsError, DeviceError, OSError) as error:
         print(f"show_clips: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"show_clips: stopped; {args.out} has the clips scored so far", file=sys.stderr)
+        return 130
     print(f"{out}: open it in a browser")
     return 0
 

@@ -27,7 +27,7 @@ from dfdc.motion import N_PAIRS, cut_track
 from dfdc.tracks import find_tracks
 from dfdc.training.charts import FAKE, GREY, REAL
 from dfdc.training.dataset import DataError
-from dfdc.training.flags import positive
+from dfdc.training.flags import natural, positive
 from dfdc.training.flicker import flicker
 from dfdc.training.motion import score_pairs
 from dfdc.video import VideoError, read_frames
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--weights", type=Path, default=OPTIONAL, help="weights that see motion (default: weights/optional/)")
     add("--pairs", type=positive, default=N_PAIRS, help="shown of each clip (default: %(default)s)")
     add("--flicker", action="store_true", help="show each clip's pairs a second time, made to flicker")
-    add("--seed", type=int, default=0, help="of the flicker (default: %(default)s)")
+    add("--seed", type=natural, default=0, help="of the flicker (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
         weights = find_motion(args.weights)

@@ -33,7 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.inputs import InputError, collect
 from dfdc.prediction import Prediction
 from dfdc.submission import details_path, read_predictions
+from dfdc.training.flags import positive
+from dfdc.training.processes import measure_tree
 from dfdc.video import read_frames
+from dfdc.weights import EXTRAS
 
 KERNEL = str(Path(__file__).resolve().parent.parent / "kernel.py")
 # How often memory is looked at: a look takes some 25 ms, during which the process looked at may wait.
@@ -44,7 +47,7 @@ OFFLINE = ["unshare", "-rn"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedRun:
     """The run to project to: how many clips, in what time, in how much memory (10^9 bytes; None for any)."""
 
     n_clips: int = 4000
@@ -88,16 +91,16 @@ class Timing:
 
     @property
     def core_seconds(self) -> tuple[float, ...]:
-        """Per clip: of decoding, of detecting, of crops and scoring, and of all else."""
-        stages = np.sum([(p.decode_s, p.detect_s, p.score_s) for p in self.predictions], axis=0).tolist()
+        """Per clip: of decoding, of detecting, of cropping, of scoring, and of all else."""
+        stages = np.sum([(p.decode_s, p.detect_s, p.crop_s, p.score_s) for p in self.predictions], axis=0).tolist()
         rest = max(self.cpu_s - self.startup_cpu_s - sum(stages), 0.0)
         return tuple(total / len(self.predictions) for total in (*stages, rest))
 
-    def projected_s(self, plan: Plan) -> float:
+    def projected_s(self, plan: PlannedRun) -> float:
         """Seconds that the planned run takes, start-up included."""
         return self.startup_s + plan.n_clips * self.seconds_per_clip
 
-    def fits(self, plan: Plan) -> bool:
+    def fits(self, plan: PlannedRun) -> bool:
         return self.projected_s(plan) <= plan.limit_s and self.peak_mb <= 1000 * (plan.memory_gb or math.inf)
 
 
@@ -179,25 +182,6 @@ def read_so_far(details: Path) -> list[Prediction]:
     return read_predictions(details) if details.exists() else []
 
 
-def measure_tree(pid: int) -> tuple[float, int]:
-    """What a process and its descendants use: core-seconds so far, and bytes of resident memory now.
-
-    A page that several processes share counts in equal parts for each of them (PSS): once in all.
-    """
-    cpu_s, kilobytes, members = 0.0, 0, [pid]
-    for member in members:
-        folder = Path(f"/proc/{member}")
-        with suppress(OSError):  # it has ended
-            # proc(5): behind the name in brackets the third field is the first; 14 to 17 count core time.
-            fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            cpu_s += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-            rollup = (folder / "smaps_rollup").read_text()
-            kilobytes += int(re.search(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[1])
-            for task in (folder / "task").iterdir():
-                members += map(int, (task / "children").read_text().split())
-    return cpu_s, kilobytes * 1024
-
-
 def time_reading(reads: list[tuple[Path, int]], cores: list[int]) -> float:
     """Wall seconds that reading so many frames of each clip takes, with a process a core."""
     context = multiprocessing.get_context("spawn")
@@ -218,19 +202,21 @@ def _read(path: Path, n_frames: int) -> None:
     read_frames(path, n_frames)
 
 
-def describe(timing: Timing, plan: Plan) -> str:
+def describe(timing: Timing, plan: PlannedRun) -> str:
     """The figures for people: a table, its last line the verdict."""
     spare = 1 - timing.projected_s(plan) / plan.limit_s
     misfit = "does not fit" + (f" in {plan.memory_gb} GB of memory" if spare >= 0 else "")
     verdict = f"fits with {spare:.0%} to spare" if timing.fits(plan) else misfit
     failures = Counter(p.status for p in timing.predictions if p.status != "ok")
     failed = ", ".join(f"{n} {status}" for status, n in failures.items()) or "none"
+    names = ("decode", "detect", "crop", "score", "other")
+    stages = (f"{name} {seconds:.2f}" for name, seconds in zip(names, timing.core_seconds, strict=True))
     rows = {
         "seconds per clip": f"{timing.seconds_per_clip:.2f}",
         "  reading alone": f"{timing.floor_s:.2f}, ratio {timing.seconds_per_clip / timing.floor_s:.2f}",
         "  in its worker": "mean {:.2f}, median {:.2f}, p95 {:.2f}, worst {:.2f}".format(*timing.worker_seconds),
         "core-seconds per clip": f"{sum(timing.core_seconds):.2f}",
-        "  by stage": "decode {:.2f}, detect {:.2f}, crop and score {:.2f}, other {:.2f}".format(*timing.core_seconds),
+        "  by stage": ", ".join(stages),
         "start-up": f"{timing.startup_s:.1f} s, {timing.startup_cpu_s:.1f} core-seconds",
         "peak memory": f"{timing.peak_mb:.0f} MB",
         f"{len(timing.predictions)} clips run": f"{failed} failed",
@@ -239,7 +225,7 @@ def describe(timing: Timing, plan: Plan) -> str:
     return "\n".join(f"{name:<23}{value}" for name, value in rows.items())
 
 
-def to_json(timing: Timing, plan: Plan) -> str:
+def to_json(timing: Timing, plan: PlannedRun) -> str:
     """The figures for machines, on one line."""
     figures = {
         "seconds_per_clip": timing.seconds_per_clip,
@@ -266,24 +252,22 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("paths", nargs="+", type=Path, metavar="PATH", help="clip or folder of clips")
     add("--match", metavar="GLOB", default="*", help="only clips of such names, as in 'ff_*.mp4' (default: all)")
-    add("--repeat", type=int, metavar="N", help="N clips in all: repeated in turn, or the first N (default: each once)")
+    add("--repeat", type=int, metavar="N", help="N clips in all, in turn (default: each once)")
     add("--cores", type=int, default=2, help="cores that are used (default: %(default)s)")
-    add("--workers", type=int, help="clips at once (default: the kernel's)")
+    add("--workers", type=positive, help="clips at once (default: the kernel's)")
     add("--device", choices=("auto", "cpu", "cuda"), help="where nets run (default: the kernel's)")
-    add(
-        "--frames", type=int, default=16, help="frames looked at per clip, so that work is fixed (default: %(default)s)"
-    )
+    add("--frames", type=positive, default=16, help="frames looked at per clip (default: %(default)s)")
     add("--weights", type=Path, help="weights file or folder (default: the kernel's)")
-    add("--with", dest="extras", action="append", default=[], metavar="NET", help="as the kernel takes it")
+    add("--with", dest="extras", action="append", choices=EXTRAS, default=[], help="as the kernel takes it")
     add("--memory-gb", type=float, help="10^9 bytes that all processes may take together (default: any amount)")
-    add("--clips", type=int, default=Plan.n_clips, help="clips of the planned run (default: %(default)s)")
+    add("--clips", type=int, default=PlannedRun.n_clips, help="clips of the planned run (default: %(default)s)")
     add("--limit", type=parse_duration, default="9h", help="how long it may take (default: %(default)s)")
     args = parser.parse_args(argv)
     names = [name for name in ("workers", "device", "frames", "weights") if getattr(args, name) is not None]
     kernel = [sys.executable, KERNEL, "--fresh", *(f"--{name}={getattr(args, name)}" for name in names)]
     kernel += [f"--with={extra}" for extra in args.extras]
     try:
-        plan, job = Plan(args.clips, args.limit, args.memory_gb), collect(args.paths)
+        plan, job = PlannedRun(args.clips, args.limit, args.memory_gb), collect(args.paths)
         clips = [job.paths[name] for name in fnmatch.filter(job.names, args.match)]
         timing = time_kernel(clips, kernel, n_clips=args.repeat, cores=args.cores)
     except (InputError, OSError) as error:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults import kernels
-from tests.faults.damage import cut, damage, write_bases
+from tests.faults.damage import damage, write_bases
 from tests.faults.handmade import write_handmade
 from tests.faults.kernels import Kernel, judge, labels, sampled, start, watched
 from tests.faults.sabotage import DEEDS, GRACE_S, LIMIT_S
@@ -649,8 +649,3 @@ def unreadable_clip(bench: Bench) -> list[Outcome]:
             {"said": run.stdout.strip(), "errors": run.stderr[-300:]},
         )
     ]
-
-
-def tiny_clip(folder: Path) -> Path:
-    """The smallest clip with a face: 0.3 s."""
-    return cut(folder / "tiny.mp4", size=160, n_frames=8)
