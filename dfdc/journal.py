@@ -9,6 +9,7 @@ damaged or not ours is passed over, and its clip scored again.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -21,13 +22,15 @@ from importlib import resources
 from pathlib import Path
 from typing import BinaryIO
 
+from dfdc.inputs import InputError
 from dfdc.prediction import Prediction
 from dfdc.weights import WeightsFile
 
 log = logging.getLogger(__name__)
 
-# These say something of the clip; "timeout" and "error" may be the machine's doing, so such clips are tried again.
-LASTING = ("ok", "no_face", "unreadable")
+# These say something of the clip; the others may be the machine's doing, so such clips are tried again: a disk that was
+# away for a moment makes clips unreadable, too, and what is unreadable is known to be so in no time.
+LASTING = ("ok", "no_face")
 MAX_LINE_BYTES = 2**16
 # Counts and seconds are below it; what is not was not written by this module.
 MAX_NUMBER = 2**31
@@ -67,8 +70,9 @@ def identify(path: Path) -> list[object]:
 
     The inode's time of change is kept too: it also moves when permissions change or an old file takes a name.
     """
-    where = os.path.realpath(path)
+    where = str(path)
     try:
+        where = os.path.realpath(path)
         status = os.stat(where)
     except (OSError, ValueError):
         return [where]
@@ -126,7 +130,7 @@ def _read(journal: BinaryIO, path: Path, key: dict[str, object], files: Mapping[
         prediction, file = entry
         done.pop(prediction.filename, None)  # a clip's last line holds
         known = prediction.filename in files and file == files[prediction.filename]
-        if prediction.status in LASTING and known:
+        if _lasts(prediction) and known:
             done[prediction.filename] = prediction
     if n_unusable:
         log.warning("%s: lines torn or damaged and passed over: %d", path, n_unusable)
@@ -153,7 +157,7 @@ class Journal:
 
     def record(self, prediction: Prediction) -> None:
         """Add one clip's prediction, unless it is to be tried again; it is on the disk when this returns."""
-        if self._descriptor is not None and prediction.status in LASTING:
+        if self._descriptor is not None and _lasts(prediction):
             with self._failures_told():
                 self._write({"file": self._files[prediction.filename], **asdict(prediction)})
 
@@ -178,6 +182,39 @@ class Journal:
             reason = error.strerror or error
             log.warning("%s: cannot be written (%s); what comes now is scored again after a kill", self.path, reason)
             self.close()
+
+
+def _lasts(prediction: Prediction) -> bool:
+    """Whether another look would find the same; not where the time that a look had ended it."""
+    return prediction.status in LASTING and prediction.cut_s == 0
+
+
+@contextlib.contextmanager
+def only_run(path: Path) -> Iterator[None]:
+    """Hold a journal while a run lasts, so that no second one writes the same files; it ends with the process.
+
+    Args:
+        path: of the journal; where it cannot be opened or locked, nothing is held.
+
+    Raises:
+        InputError: another run holds it.
+    """
+    try:
+        descriptor = _open_plain(path, os.O_RDWR | os.O_CREAT)
+    except OSError:
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"{path}: another run writes the same files; wait, or name others with --out"
+                ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _open_plain(path: Path, flags: int) -> int:

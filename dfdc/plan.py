@@ -51,6 +51,8 @@ FULL = 0.9
 # ends must not eat the run, and a long one must not be cut short without need.
 SHARES = 8.0
 MIN_LIMIT_S = 5.0
+# Reading may take so much of the time left, at most: what was read is still to be searched and scored.
+READING = 0.8
 
 
 def relative_cost(n_frames: int, n_nets: int = 1) -> float:
@@ -137,7 +139,7 @@ class Plan:
         elif self._further_fits():
             tried, _, _, name = heapq.heappop(self._further)
             look = self._rung_above(tried)
-            task = Task(name, look.n_frames, min(self.clip_limit_s, self.deadline.remaining_s()), look.n_nets)
+            task = Task(name, look.n_frames, self._most_s(), look.n_nets)
             self._tell_climb()
         else:
             return None
@@ -168,7 +170,7 @@ class Plan:
 
     def again(self, name: str) -> Task:
         """Begin a look that is going on anew."""
-        task = replace(self.underway[name][0], limit_s=min(self.clip_limit_s, self.deadline.remaining_s()))
+        task = replace(self.underway[name][0], limit_s=self._most_s())
         self.underway[name] = (task, self.deadline.clock())
         return task
 
@@ -188,7 +190,7 @@ class Plan:
         self._n_measured += 1
         if self._n_measured > self.n_workers:
             self._costs_s.append(cost_s)
-        if self._rung is None and len(self._costs_s) >= PROBES:
+        if self._rung is None and self._first and len(self._costs_s) >= PROBES:
             self._choose_rung()
 
     def _consider(self, prediction: Prediction) -> None:
@@ -256,9 +258,12 @@ class Plan:
         return look
 
     def _first_limit_s(self) -> float:
-        remaining_s = self.deadline.remaining_s()
-        share_s = SHARES * remaining_s * self.n_workers / len(self._first)
-        return min(self.clip_limit_s, remaining_s, max(share_s, MIN_LIMIT_S))
+        share_s = SHARES * self.deadline.remaining_s() * self.n_workers / len(self._first)
+        return min(self._most_s(), max(share_s, MIN_LIMIT_S))
+
+    def _most_s(self) -> float:
+        """What a look may take to read its frames, whatever its share."""
+        return min(self.clip_limit_s, READING * self.deadline.remaining_s())
 
     def _further_fits(self) -> bool:
         if not self._further:

@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 MORE_ON_CUDA = 0.25
 # Loading torch and the nets; minutes on a cold disk.
 START_LIMIT_S = 300.0
-# A clip during which a worker died on the CPU is given to one more worker: the fault may have been another's.
+# A clip during which a worker died on the CPU, or that it could not read or score, is looked at once more, behind the
+# others: the fault may have been another's, or a disk's that was away for a moment.
 MAX_TRIES = 2
 # After so many workers in succession that died while they loaded, a run that has not begun ends; one that has begun
 # goes on with fewer, or on the CPU.
@@ -51,7 +52,7 @@ MAX_CUDA_FAULTS = 3
 CLOSE_LIMIT_S = 1.5
 # Workers are forked from a server process that has imported these: a worker then starts in a moment, and shares them
 # with the others. Nothing in them may start threads or touch CUDA when it is imported.
-PRELOADED = ["cv2", "av", "scipy.optimize", "dfdc.runtime"]
+PRELOADED = ["cv2", "av", "scipy.optimize", "dfdc.runtime", "dfdc.predict", "dfdc.workers"]
 # Big buffers go back to the system after each use by default, and fetching them anew costs torch up to seven times
 # the work. These keep all but the biggest; like the libraries' numbers of threads (clips run side by side instead;
 # torch and OpenCV are told theirs by the worker) they must be there before a process starts.
@@ -168,7 +169,7 @@ class _Pool:
         self.clips, self.plan, self.settings = clips, plan, settings
         self.deadline, self.work = deadline, work
         self.workers: list[_Worker] = []
-        self.deaths: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
         self.failed_starts = 0
         self.places = set(range(plan.n_workers))
         self.on_cpu = self.places if settings.device == "cpu" else set()
@@ -232,7 +233,9 @@ class _Pool:
                 if isinstance(message, Prediction):
                     worker.name, worker.due_s = None, float("inf")
                     del self.cuda_faults[worker.place]
-                    yield self.plan.record(message)
+                    failed = message.status in ("unreadable", "error")
+                    if not (failed and self._try_again(message.filename)):
+                        yield self.plan.record(message)
                 elif isinstance(message, LastWord):
                     self._remove(worker)
                     if worker.device == "cuda":
@@ -268,11 +271,16 @@ class _Pool:
             if worker.device == "cuda":
                 yield from self._blame_cuda(worker, prediction)
                 return
-            self.deaths[worker.name] += 1
-            if status == "error" and self.deaths[worker.name] < MAX_TRIES and worker.name not in self.plan.known:
-                self.plan.retry(worker.name)
-            else:
+            if not (status == "error" and self._try_again(worker.name)):
                 yield self.plan.record(prediction)
+
+    def _try_again(self, name: str) -> bool:
+        """Put a clip back whose first look failed, unless it was tried often enough."""
+        self.failures[name] += 1
+        again = self.failures[name] < MAX_TRIES and name not in self.plan.known
+        if again:
+            self.plan.retry(name)
+        return again
 
     def _blame_cuda(self, worker: _Worker, prediction: Prediction) -> Iterator[Prediction]:
         """Hold a clip whose first look CUDA failed for the CPU; leave CUDA where that worker worked, if it fails on."""

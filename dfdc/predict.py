@@ -88,11 +88,12 @@ class Predictor:
 
     def _predict(self, path: Path, blank: Prediction, deadline: Deadline) -> Prediction:
         clock, self.crop_s = time.process_time, 0.0
-        started = clock()
+        started, began_s = clock(), time.monotonic()
         frames = read_frames(path, blank.wanted, n_pairs=min(self.motion.n_pairs, blank.wanted), deadline=deadline)
         decoded = clock()
+        cut_s = time.monotonic() - began_s if len(frames) < blank.wanted and deadline.expired() else 0.0
         n_pairs = sum(frame.neighbour is not None for frame in frames)
-        seen = replace(blank, frames=len(frames), pairs=n_pairs, decode_s=decoded - started)
+        seen = replace(blank, frames=len(frames), pairs=n_pairs, cut_s=cut_s, decode_s=decoded - started)
         tracks, faces = find_tracks([frame.pixels for frame in frames], self.detector)
         detected = clock()
         n_faces = sum(len(found) > 0 for found in faces.values())

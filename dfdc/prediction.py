@@ -27,6 +27,7 @@ class Prediction:
         faces: in how many of them a face was found.
         tracks: how many persons were scored.
         pairs: in how many frames the change to the next one was looked for; 0 if nothing looks for it.
+        cut_s: wall seconds after which reading was ended, with fewer frames than wanted; 0 if it was not.
         seconds: wall time of one worker.
         decode_s, detect_s, crop_s, score_s: core-seconds spent on reading frames, on finding faces, on cutting these,
             and on what nets say of them and of the voice.
@@ -44,6 +45,7 @@ class Prediction:
     faces: int = 0
     tracks: int = 0
     pairs: int = 0
+    cut_s: float = 0.0
     seconds: float = 0.0
     decode_s: float = 0.0
     detect_s: float = 0.0

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dfdc.deadline import Deadline
 from dfdc.inputs import InputError, Job
-from dfdc.journal import Journal, Past, identify, journal_path, read_journal, scoring_key
+from dfdc.journal import Journal, Past, identify, journal_path, only_run, read_journal, scoring_key
 from dfdc.pool import predict_clips
 from dfdc.prediction import STATUSES, Prediction
 from dfdc.submission import Submission, details_path
@@ -65,8 +65,16 @@ def score_job(
         fresh: whether clips that an earlier run has scored are scored again.
 
     Raises:
-        InputError: the output cannot be written, at the start or at the end, or workers cannot start.
+        InputError: the output cannot be written, at the start or at the end, another run writes it, or workers cannot
+            start.
     """
+    with only_run(journal_path(out)):
+        return _score_job(job, out, settings, n_workers, deadline, fresh)
+
+
+def _score_job(
+    job: Job, out: Path, settings: WorkerSettings, n_workers: int | None, deadline: Deadline, fresh: bool
+) -> Result:
     started = time.monotonic()
     path, files = journal_path(out), {name: identify(job.paths[name]) for name in job.names}
     key = scoring_key(settings.weights, device=settings.device, n_frames=settings.n_frames)

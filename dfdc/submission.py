@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from itertools import chain
 from pathlib import Path
 
-from dfdc.inputs import InputError
+from dfdc.inputs import SUFFIXES, InputError
 from dfdc.prediction import PRIOR, Prediction
 
 log = logging.getLogger(__name__)
@@ -77,13 +77,15 @@ class Submission:
             known: what an earlier run found of some of them; None for nothing.
 
         Raises:
-            InputError: the folder does not exist or cannot be written.
+            InputError: the folder does not exist or cannot be written, or the name is a folder's or a video's.
         """
         self.path = path
         self.predictions: dict[str, Prediction | None] = {name: (known or {}).get(name) for name in names}
         self._written_s = float("-inf")
         if path.is_dir():
             raise InputError(f"{path}: is a folder; --out names a file, such as {path / 'submission.csv'}")
+        if path.suffix.lower() in SUFFIXES:
+            raise InputError(f"{path}: has a video's name; --out names the file to write, such as submission.csv")
         self.details = details_path(path)
         if not path.absolute().parent.is_dir():
             raise InputError(f"{path}: its folder does not exist; make it or name another with --out")
@@ -125,5 +127,5 @@ class Submission:
 
 
 def _cells(values: dict[str, object]) -> list[object]:
-    digits = {"label": 6, "seconds": 3, "decode_s": 3, "detect_s": 3, "crop_s": 3, "score_s": 3}
+    digits = {"label": 6, "cut_s": 3, "seconds": 3, "decode_s": 3, "detect_s": 3, "crop_s": 3, "score_s": 3}
     return [f"{value:.{digits[name]}f}" if name in digits else value for name, value in values.items()]

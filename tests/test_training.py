@@ -25,6 +25,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from dfdc.crop import CropGeometry
 from dfdc.model import FrameModel, load_initial, save_model
 from dfdc.training import loop
+from dfdc.training.augment import RECIPE
 from dfdc.training.dataset import CropSet, DataError, find_lonely, find_sources, load_crops, pair_epoch, read_split
 from dfdc.training.loop import TrainSettings, running_average, score_crops, train
 from dfdc.training.parallel import Rank
@@ -228,6 +229,20 @@ def test_epoch_puts_each_real_once_beside_its_own_fake() -> None:
         seen.add(partner[0])
         assert torch.equal(epoch, pair_epoch(crops, torch.Generator().manual_seed(seed)))
     assert seen == {4, 5}  # a real's fake is drawn anew each epoch
+
+
+def test_fakes_without_an_original_come_as_often_as_the_others() -> None:
+    """Every real has a fake of its own, and a third of the fakes none: in an epoch of 60 pairs, 20 show one of 30."""
+    crops = make_set([0] * 60 + [1] * 90, [-1] * 60 + list(range(60)) + [-1] * 30)
+    counts = torch.zeros(150)
+    for seed in range(30):
+        epoch = pair_epoch(crops, torch.Generator().manual_seed(seed))
+        assert sorted(epoch[:, 0].tolist()) == list(range(60))
+        assert int((epoch[:, 1] >= 120).sum()) == 20
+        paired = epoch[epoch[:, 1] < 120]
+        assert torch.equal(paired[:, 0] + 60, paired[:, 1])
+        counts += torch.bincount(epoch[:, 1], minlength=150)
+    assert counts[60:].min() > 0
 
 
 def test_epoch_without_fakes_is_refused() -> None:
@@ -436,6 +451,26 @@ def test_only_aligned_pairs_are_mixed(tmp_path: Path) -> None:
         images, crops, torch.tensor([[0, 2], [1, 3]]), tiny_model(), settings, torch.Generator().manual_seed(0)
     )
     assert targets[:2].tolist() == [0, 0] and 0 < targets[2] < 1 and targets[3] == 1
+    apart = replace(crops, aligned=torch.tensor([True, True, False, True]))
+    _, targets = loop.make_batch(
+        images, apart, torch.tensor([[0, 2], [1, 3]]), tiny_model(), settings, torch.Generator().manual_seed(0)
+    )
+    assert targets.tolist() == [0, 0, 1, 1]
+
+
+def test_self_blended_fakes_stand_beside_their_targets() -> None:
+    """Augmented by nothing, a real and the fake made of it agree in a corner, whichever of both was changed."""
+    images = torch.randint(0, 256, (8, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    crops = CropSet(images, torch.tensor([0.0] * 4 + [1] * 4), torch.tensor([-1] * 4 + [0, 1, 2, 3]), [""] * 8)
+    settings = TrainSettings(self_blend=1.0, label_smoothing=0.0, without=tuple(step.__name__ for step, _ in RECIPE))
+    changed = set()
+    for seed in range(8):
+        batch = torch.tensor([[0, 4], [1, 5], [2, 6], [3, 7]])
+        pixels, _ = loop.make_batch(images, crops, batch, tiny_model(), settings, torch.Generator().manual_seed(seed))
+        reals, fakes = pixels.chunk(2)
+        assert torch.equal(reals[..., 0, 0], fakes[..., 0, 0]) and not torch.equal(reals, fakes)
+        changed.add(torch.equal(reals, images[:4].float()))
+    assert changed == {True, False}
 
 
 def test_train_tool_writes_weights_that_open(tmp_path: Path) -> None:

@@ -50,6 +50,6 @@ def write_twins(source: Path, folder: Path, *, n_frames: int = 48, detector: Fac
 def _blend(patch: np.ndarray, seed: int) -> np.ndarray:
     """A face blended onto itself; the square is brought to one size and back."""
     square = torch.from_numpy(cv2.resize(patch, (224, 224))).permute(2, 0, 1)[None].float()
-    blended = self_blend(square, torch.Generator().manual_seed(seed), keep_target=True)
+    _, blended = self_blend(square, torch.Generator().manual_seed(seed), keep_target=True)
     changed = cv2.resize((blended - square)[0].permute(1, 2, 0).numpy(), patch.shape[1::-1])
     return np.clip(patch + changed, 0, 255).round().astype(np.uint8)

@@ -26,24 +26,27 @@ _HULLS = (
 _OPACITIES = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
 
 
-def self_blend(images: Tensor, generator: Generator, *, keep_target: bool = False) -> Tensor:
-    """Fakes made from reals alone: each is its own source, changed in colour or sharpness, moved, and laid over itself.
+def self_blend(images: Tensor, generator: Generator, *, keep_target: bool = False) -> tuple[Tensor, Tensor]:
+    """Fakes made from reals alone: each is its own source, moved, and laid over itself, the target.
+
+    Either is changed in colour or sharpness. The real to hold against a fake is its target: against an unchanged one, a
+    changed target's colour alone would tell.
 
     Args:
         images: (N, 3, S, S) float RGB, 0..255.
         generator: on the CPU.
-        keep_target: whether it is always the source that is changed, so that the image stays itself outside the hull;
-            else that is so for half of the calls.
+        keep_target: whether it is always the source that is changed; else that is so for half of the calls.
 
     Returns:
-        A new tensor of the same shape, dtype and range; outside the hull it holds the target's pixels.
+        The targets, which are the images where the source is changed, and the fakes, which have their targets' pixels
+        outside the hull: of the same shape, dtype and range.
     """
     source, target = images, images
     if keep_target or torch.rand((), generator=generator) < 0.5:
         source = _change(images, generator)
     else:
         target = _change(images, generator)
-    return blend(_move(source, generator), target, draw_masks(images, generator))
+    return target, blend(_move(source, generator), target, draw_masks(images, generator))
 
 
 def blend(source: Tensor, target: Tensor, masks: Tensor) -> Tensor:

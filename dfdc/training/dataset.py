@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dfdc.motion import correlate
+
 COLUMNS = ("path", "video", "label", "original", "split")
 LABELS = ("REAL", "FAKE")
+# From this correlation up a fake and its original are taken to be cut alike (docs/experiments.md).
+MIN_OVERLAY = 0.8
 
 
 class DataError(Exception):
@@ -33,6 +37,7 @@ class CropSet:
             the crop is real.
         videos: the video that each crop is from.
         weights: (N,) float32, how much a fake counts, where 0 leaves it out; reals have 1. None where all count alike.
+        aligned: (N,) bool, whether a fake lies over its original, so that both may be mixed. None where all do.
     """
 
     images: Tensor
@@ -40,6 +45,7 @@ class CropSet:
     originals: Tensor
     videos: list[str]
     weights: Tensor | None = None
+    aligned: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -174,7 +180,18 @@ def load_rows(table: pd.DataFrame, *, progress: bool = True) -> CropSet:
     for shard in shards.values():
         shard.close()
     labels = torch.tensor((table.label == "FAKE").to_numpy(np.float32))
-    return CropSet(images, labels, torch.tensor(_find_originals(table)), list(table.video))
+    originals = _find_originals(table)
+    # Those that make_crops cut say how much they differ, for they were cut by one box.
+    aligned = torch.ones(len(table), dtype=torch.bool)
+    for i in np.flatnonzero((table.difference == "unknown") & (np.array(originals) >= 0)).tolist():
+        aligned[i] = _overlay(images, i, originals[i])
+    return CropSet(images, labels, torch.tensor(originals), list(table.video), aligned=aligned)
+
+
+def _overlay(images: Tensor, first: int, second: int) -> bool:
+    """Whether two crops show a face at the same place and moment."""
+    pictures = (images[index].permute(1, 2, 0).numpy() for index in (first, second))
+    return correlate(*pictures) >= MIN_OVERLAY
 
 
 def _find_originals(table: pd.DataFrame) -> list[int]:
@@ -214,7 +231,8 @@ def find_lonely(crops: CropSet) -> list[str]:
 def pair_epoch(crops: CropSet, generator: torch.Generator) -> Tensor:
     """One epoch: every real once, beside a fake of it where there is one, else beside one that is left over.
 
-    Those that are left over come once each before any fake comes again.
+    Fakes without an original come as often as the others do, beside reals without a fake of their own and, where these
+    are too few, beside others. What is left over comes once each before any fake comes again.
 
     Args:
         crops: holds reals and fakes; fakes of weight 0 are passed over.
@@ -233,9 +251,13 @@ def pair_epoch(crops: CropSet, generator: torch.Generator) -> Tensor:
     paired = fakes[crops.originals[fakes] >= 0]
     # NumPy promises that the last of several values stays; torch does not, and a resumed run must draw the same.
     fake_of.numpy()[crops.originals[paired].numpy()] = paired.numpy()
-    spare = fakes[~torch.isin(fakes, fake_of)]
+    lonely = fakes[crops.originals[fakes] < 0]
+    spare = torch.cat([lonely, paired[~torch.isin(paired, fake_of)]])
     chosen = fake_of[reals]
-    lonely = torch.nonzero(chosen < 0).squeeze(1)
-    again = fakes[torch.randint(len(fakes), (max(len(lonely) - len(spare), 0),), generator=generator)]
-    chosen[lonely] = torch.cat([spare, again])[: len(lonely)]
+    n_lonely = min(round(len(reals) * len(lonely) / len(fakes)), len(lonely))
+    order = torch.randperm(len(reals), generator=generator)
+    # Those without a fake of their own first; the sort is stable, so that the rest is random.
+    free = order[torch.argsort(chosen[order] >= 0, stable=True)][: max(n_lonely, int((chosen < 0).sum()))]
+    again = fakes[torch.randint(len(fakes), (max(len(free) - len(spare), 0),), generator=generator)]
+    chosen[free] = torch.cat([spare, again])[: len(free)]
     return torch.stack([reals, chosen], 1)[torch.randperm(len(reals), generator=generator)]

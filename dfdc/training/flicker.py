@@ -29,7 +29,7 @@ def blend_steadily(first: Tensor, second: Tensor, generator: Generator) -> tuple
         New tensors of the same shape, dtype and range.
     """
     seed = _draw_seed(generator)
-    first, second = (self_blend(frame, Generator().manual_seed(seed), keep_target=True) for frame in (first, second))
+    first, second = (self_blend(frame, Generator().manual_seed(seed), keep_target=True)[1] for frame in (first, second))
     return first, second
 
 
@@ -45,7 +45,7 @@ def flicker_second(first: Tensor, second: Tensor, generator: Generator) -> tuple
     """As `flicker`, where it is always the second frame that jumps."""
     steady_first, steady = blend_steadily(first, second, generator)
     anew = torch.rand((), generator=generator) < 0.5
-    other = self_blend(second, generator, keep_target=True) if anew else second
+    other = self_blend(second, generator, keep_target=True)[1] if anew else second
     share = uniform(len(second), LEAST_JUMP, 1, second, generator).view(-1, 1, 1, 1)
     return steady_first, steady + share * (other - steady)
 

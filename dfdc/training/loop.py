@@ -285,12 +285,14 @@ def make_batch(
     both = images[batch.T.flatten().to(images.device, non_blocking=True)].to(device, torch.float32)
     reals, fakes = resize_crops(both, model.spec.input_size).chunk(2)
     mixed, share = mix_pairs(reals, fakes, settings.mixup, generator)
-    aligned = (crops.originals[batch[:, 1]] == batch[:, 0]).to(device, non_blocking=True)
+    own = crops.originals[batch[:, 1]] == batch[:, 0]
+    aligned = (own if crops.aligned is None else own & crops.aligned[batch[:, 1]]).to(device, non_blocking=True)
     fakes = torch.where(aligned.view(-1, 1, 1, 1), mixed, fakes)
     share = torch.where(aligned, share, torch.ones_like(share))
     blended = pick(len(reals), settings.self_blend, generator).to(device, non_blocking=True)
     if len(blended):
-        fakes[blended], share[blended] = self_blend(reals[blended], generator), 1.0
+        reals[blended], fakes[blended] = self_blend(reals[blended], generator)
+        share.index_fill_(0, blended, 1.0)
     pixels = augment(torch.cat([reals, fakes]), generator, without=settings.without)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     targets = torch.cat([torch.zeros_like(share), share])
