@@ -47,7 +47,8 @@ def project(tmp_path: Path) -> Path:
     (root / "weights").mkdir(parents=True)
     (root / "weights" / "net-000000000000.safetensors").write_bytes(b"weights")
     shutil.copytree(ROOT / "dfdc", root / "dfdc", ignore=shutil.ignore_patterns("__pycache__", "training"))
-    shutil.copy(ROOT / "kernel.py", root)
+    for name in ("kernel.py", "LICENSE"):
+        shutil.copy(ROOT / name, root)
     image = ("numpy", "opencv-python-headless", "scipy", "torch", "torchvision", "tqdm")
     lines = [*(f"{name}>=0" for name in image), *(f"{name}>=900,<901" for name in BUNDLED)]
     (root / "requirements.txt").write_text("\n".join(lines))

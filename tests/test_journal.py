@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfdc.journal import Journal, Past, identify, journal_path, read_journal, scoring_key
+from dfdc.inputs import InputError
+from dfdc.journal import Journal, Past, identify, journal_path, only_run, read_journal, scoring_key
 from dfdc.prediction import Prediction
 from dfdc.weights import ModelSpec, WeightsFile
 
@@ -41,7 +42,7 @@ def write(path: Path, files: dict[str, list[object]], *predictions: Prediction, 
 
 
 def test_what_was_recorded_is_read_back_exactly(path: Path, files: dict) -> None:
-    recorded = [FIRST, Prediction(ODD, status="unreadable", reason="says 'no',\n\"really\""), Prediction("b.mp4")]
+    recorded = [FIRST, Prediction(ODD, status="no_face", reason="says 'no',\n\"really\""), Prediction("b.mp4")]
     write(path, files, *recorded)
     past = read_journal(path, KEY, files)
     assert past.done == {p.filename: p for p in recorded}
@@ -60,16 +61,38 @@ def test_absent_journal_is_an_empty_past(path: Path, files: dict, caplog: pytest
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize("status", ["timeout", "error"])
+@pytest.mark.parametrize("status", ["timeout", "error", "unreadable"])
 def test_clip_that_failed_by_the_machine_is_tried_again(path: Path, files: dict, status: str) -> None:
     write(path, files, Prediction("a.mp4", status=status, reason="x"), Prediction("b.mp4"))
     assert list(read_journal(path, KEY, files).done) == ["b.mp4"]
 
 
-@pytest.mark.parametrize("status", ["ok", "no_face", "unreadable"])
+@pytest.mark.parametrize("status", ["ok", "no_face"])
 def test_clip_that_is_known_is_not_tried_again(path: Path, files: dict, status: str) -> None:
     write(path, files, Prediction("a.mp4", status=status))
     assert list(read_journal(path, KEY, files).done) == ["a.mp4"]
+
+
+def test_clip_whose_reading_was_ended_by_its_limit_is_tried_again(path: Path, files: dict) -> None:
+    write(path, files, replace(FIRST, wanted=32, frames=3, cut_s=5.0), Prediction("b.mp4", wanted=32, frames=3))
+    assert list(read_journal(path, KEY, files).done) == ["b.mp4"]
+
+
+def test_second_run_is_refused_while_the_first_lasts(path: Path) -> None:
+    message = "another run writes the same files; wait, or name others with --out"
+    with only_run(path), pytest.raises(InputError, match=message), only_run(path):
+        pass
+    with only_run(path):
+        assert path.exists()
+
+
+def test_journal_that_cannot_be_opened_keeps_no_run_away(tmp_path: Path) -> None:
+    with only_run(tmp_path), only_run(tmp_path / "gone" / "journal"):
+        pass
+
+
+def test_name_that_no_file_can_have_is_identified_by_itself() -> None:
+    assert identify(Path("a\0b.mp4")) == ["a\0b.mp4"]
 
 
 def test_last_line_of_a_clip_holds(path: Path, files: dict) -> None:

@@ -45,6 +45,12 @@ def misbehave(connection: Connection, settings: WorkerSettings) -> None:
         if name.startswith("once") and not path.exists():
             path.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if name.startswith(("unreadable", "better")) and not path.exists():
+            path.with_suffix(".looks").open("a").write("x")
+            if name.startswith("better"):
+                path.touch()
+            connection.send(Prediction(task.name, status="unreadable", reason="cannot be opened"))
+            continue
         connection.send(Prediction(task.name, 0.25))
 
 
@@ -226,6 +232,14 @@ def test_clip_whose_worker_died_once_is_tried_again(tmp_path: Path) -> None:
     clips = {"once.mp4": tmp_path / "was here"}
     (only,) = predict_clips(clips, SETTINGS, n_workers=1, deadline=NEVER, work=misbehave)
     assert (only.status, only.label) == ("ok", 0.25)
+
+
+def test_clip_that_cannot_be_read_is_tried_once_more_behind_the_others(tmp_path: Path) -> None:
+    clips = {name: tmp_path / name for name in ("unreadable.mp4", "better.mp4", "a.mp4")}
+    found = list(predict_clips(clips, SETTINGS, n_workers=1, deadline=NEVER, work=misbehave))
+    assert [p.filename for p in found] == ["a.mp4", "unreadable.mp4", "better.mp4"]
+    assert [p.status for p in found] == ["ok", "unreadable", "ok"] and found[1].reason == "cannot be opened"
+    assert (tmp_path / "unreadable.looks").read_text() == "xx"
 
 
 def test_hanging_worker_is_ended_and_its_clip_times_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,11 +138,13 @@ def test_changed_clip_is_scored_anew(job: Job, workers: FakeWorkers, score: Call
     assert workers.scored == ["b.mp4"]
 
 
-def test_clip_that_failed_by_the_machine_is_tried_again(workers: FakeWorkers, score: Callable[..., Result]) -> None:
+def test_clip_that_the_machine_may_have_failed_is_tried_again(
+    workers: FakeWorkers, score: Callable[..., Result]
+) -> None:
     workers.statuses = {"a.mp4": "timeout", "b.mp4": "unreadable", "c.mp4": "error", "d.mp4": "no_face"}
     score()
     score()
-    assert workers.scored == ["a.mp4", "c.mp4"]
+    assert workers.scored == ["a.mp4", "b.mp4", "c.mp4"]
 
 
 def test_journal_that_cannot_be_written_costs_one_warning(

@@ -87,6 +87,7 @@ def test_full_disk_leaves_the_last_good_file_and_no_draft(
     [
         ("missing/submission.csv", "its folder does not exist; make it"),
         (".", "is a folder"),
+        ("clip.MP4", "has a video's name"),
     ],
 )
 def test_output_that_cannot_be_is_refused_at_once(tmp_path: Path, out: str, message: str) -> None:

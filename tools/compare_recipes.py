@@ -176,6 +176,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--epochs", type=positive, default=TrainSettings.epochs, help="of each run (default: %(default)s)")
     add("--batch-size", type=positive, default=TrainSettings.batch_size, help="crops a step (default: %(default)s)")
     add("--learning-rate", type=float, default=TrainSettings.learning_rate, help="at its peak (default: %(default)s)")
+    add("--mixup", type=float, default=TrainSettings.mixup, help="of the whole recipe (default: %(default)s)")
+    add("--self-blend", type=float, default=TrainSettings.self_blend, help="of the whole recipe (default: %(default)s)")
     add("--limit", type=positive, help="use only so many training crops (default: all)")
     add("--only", nargs="+", choices=CHANGES, default=tuple(CHANGES), metavar="NAME", help=only)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -187,7 +189,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--json: {args.json}: its folder does not exist; make it or name another file")
     try:
         settings = TrainSettings(
-            epochs=args.epochs, batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            mixup=args.mixup,
+            self_blend=args.self_blend,
+            seed=args.seed,
         )
         device = choose_device(args.device)
         training = load_crops(args.crops, split="train", limit=args.limit)

@@ -125,7 +125,7 @@ def make_bundle(
 
 
 def copy_sources(root: Path, dataset: Path) -> None:
-    """The package without its training part, the weights, those of `OPTIONAL` too, and kernel.py.
+    """The package without its training part, the weights, those of `OPTIONAL` too, kernel.py and the licence.
 
     Raises:
         BundleFault: there are no weights.
@@ -140,7 +140,8 @@ def copy_sources(root: Path, dataset: Path) -> None:
         target = dataset / source.relative_to(root)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
-    shutil.copyfile(root / "kernel.py", dataset / "kernel.py")
+    for name in ("kernel.py", "LICENSE"):
+        shutil.copyfile(root / name, dataset / name)
 
 
 def copy_licences(wheel: Path, folder: Path) -> None:
@@ -294,7 +295,7 @@ def _describe_dataset(wheels: list[Path]) -> str:
 - dfdc/: the package; kernel.py: what runs it
 - weights/: the model, with a README of what it was trained on; in optional/, those that are off by default
 - {WHEELS}/: packages that Kaggle's image lacks; the kernel unpacks those it needs
-- licences/: of the wheels, each in a folder of its own
+- LICENSE: of the package and its weights; licences/: of the wheels, each in a folder of its own
 - {MANIFEST}: every file with its size and SHA-256; the kernel checks it at its start
 
 The wheels are as their makers published them, but for efficientnet-pytorch, built from its published source:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,8 @@ COLUMNS = ("path", "video", "label", "original", "split")
 LABELS = ("REAL", "FAKE")
 # From this correlation up a fake and its original are taken to be cut alike (docs/experiments.md).
 MIN_OVERLAY = 0.8
+# Of the machine's memory, what crops may take.
+MEMORY_SHARE = 0.8
 
 
 class DataError(Exception):
@@ -164,19 +168,29 @@ def load_rows(table: pd.DataFrame, *, progress: bool = True) -> CropSet:
         progress: draw a progress bar.
 
     Raises:
-        DataError: an image is missing or does not decode.
+        DataError: an image is missing or does not decode, or all take more memory than there is.
     """
-    images: Tensor | None = None
-    shards: dict[Path, zipfile.ZipFile] = {}
     rows = table.to_dict("records")
-    for i, row in enumerate(tqdm(rows, desc=f"reading {rows[0]['split']}", disable=not progress)):
-        pixels = _read_image(Path(row["folder"]), row["path"], row.get("shard", ""), shards)
-        if images is None:
-            shape = (len(table), 3, *pixels.shape[:2])
-            images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-        if pixels.shape[:2] != images.shape[2:]:
-            raise DataError(f"{row['path']}: {pixels.shape[:2]} pixels, others have {tuple(images.shape[2:])}")
-        images[i] = torch.from_numpy(pixels).permute(2, 0, 1)
+    shards: dict[Path, zipfile.ZipFile] = {}
+    first = _read_image(rows[0], shards)
+    n_bytes = len(rows) * first.nbytes
+    if n_bytes > MEMORY_SHARE * _memory_bytes():
+        raise DataError(
+            f"{len(rows)} crops of {len(first)} px take {n_bytes / 1e9:.0f} GB of memory, and this machine has "
+            f"{_memory_bytes() / 1e9:.0f} GB; use fewer with --limit, or cut fewer with make_crops --frames"
+        )
+    shape = (len(rows), 3, *first.shape[:2])
+    images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+
+    def read(index: int) -> None:
+        pixels = _read_image(rows[index], shards)
+        if pixels.shape != first.shape:
+            raise DataError(f"{rows[index]['path']}: {pixels.shape[:2]} pixels, others have {first.shape[:2]}")
+        images[index] = torch.from_numpy(pixels).permute(2, 0, 1)
+
+    with ThreadPoolExecutor() as pool:  # OpenCV decodes without Python's lock
+        done = pool.map(read, range(len(rows)))
+        list(tqdm(done, desc=f"reading {rows[0]['split']}", total=len(rows), disable=not progress))
     for shard in shards.values():
         shard.close()
     labels = torch.tensor((table.label == "FAKE").to_numpy(np.float32))
@@ -206,10 +220,16 @@ def _find_originals(table: pd.DataFrame) -> list[int]:
     return [index.get(key, -1) for key in wanted]
 
 
-def _read_image(folder: Path, name: str, shard: str, shards: dict[Path, zipfile.ZipFile]) -> np.ndarray:
+def _memory_bytes() -> int:
+    """All that the machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _read_image(row: dict[str, str], shards: dict[Path, zipfile.ZipFile]) -> np.ndarray:
+    folder, name, shard = Path(row["folder"]), row["path"], row.get("shard", "")
     try:
         if shard:
-            if folder / shard not in shards:
+            if folder / shard not in shards:  # two threads may open one both; either serves
                 shards[folder / shard] = zipfile.ZipFile(folder / shard)
             data = shards[folder / shard].read(name)
         else:

@@ -26,7 +26,7 @@ from dfdc.training.state import describe_origin, load_state, save_state
 from dfdc.weights import Calibration
 
 # Crops that are scored together: on the CPU 128 of 192 px take 6 GB beside training's own memory, and are no faster.
-SCORED_CROPS = {"cpu": 16, "cuda": 32}
+SCORED_CROPS = {"cpu": 16, "cuda": 256}
 
 
 @dataclass(frozen=True)
@@ -201,12 +201,17 @@ def _check_validation(training: CropSet, validation: CropSet) -> None:
 
 @dataclass(frozen=True)
 class Course:
-    """What moves while a model is trained: the model, the average of its weights, and the optimizer on its schedule."""
+    """What moves while a model is trained: the model, the average of its weights, and the optimizer on its schedule.
+
+    On CUDA the nets run in bfloat16; a device that only emulates it (a T4) takes float16, whose gradients the scaler
+    keeps from vanishing. Elsewhere it does nothing.
+    """
 
     model: nn.Module
     average: AveragedModel
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
 
     @property
     def stateful(self) -> dict[str, object]:
@@ -222,12 +227,14 @@ class Course:
             targets: (N,) in 0..1.
             weights: (N,) how much each counts; None for all alike.
         """
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
+        half = torch.float16 if self.scaler.is_enabled() else torch.bfloat16
+        with torch.autocast(pixels.device.type, half, enabled=pixels.device.type == "cuda"):
             logits = answer(pixels)
         loss = functional.binary_cross_entropy_with_logits(logits.float(), targets, weights)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.schedule.step()
         self.average.update_parameters(self.model)
         return loss.detach()
@@ -242,7 +249,9 @@ def set_out(
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / steps, warmup))
-    return Course(model, running_average(model, ema_decay), optimizer, schedule)
+    cuda = next(model.parameters()).is_cuda
+    scaler = torch.amp.GradScaler(enabled=cuda and not torch.cuda.is_bf16_supported(including_emulation=False))
+    return Course(model, running_average(model, ema_decay), optimizer, schedule, scaler)
 
 
 def running_average(model: nn.Module, decay: float) -> AveragedModel:

@@ -6,12 +6,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dfdc.runtime import choose_device
+from dfdc.runtime import DeviceError, choose_device
+
+# The others wait so long for the first rank, which evaluates alone.
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -59,15 +63,17 @@ def join_ranks(device: str) -> Iterator[Rank]:
         device: "cpu" or "cuda", which under torchrun is this rank's own.
 
     Raises:
-        DeviceError: CUDA is wanted and does not serve.
+        DeviceError: CUDA is wanted and does not serve, or there are more ranks than GPUs.
     """
     count, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     cuda = choose_device(device, place=local) == "cuda"
     if count == 1:
         yield Rank(0, 1, torch.device(device))
         return
+    if cuda and count > torch.cuda.device_count():
+        raise DeviceError(f"{count} ranks on {torch.cuda.device_count()} GPU(s); start one a GPU: --nproc-per-node")
     place = torch.device("cuda", local) if cuda else torch.device(device)
-    distributed.init_process_group("nccl" if cuda else "gloo")
+    distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         yield Rank(distributed.get_rank(), count, place)
     finally:
