@@ -31,7 +31,7 @@ from dfdc.training.loop import TrainSettings, running_average, score_crops, trai
 from dfdc.training.parallel import Rank
 from dfdc.training.runlog import read_command
 from dfdc.training.start import download_imagenet, has_folded_norms, revive_batch_norms
-from dfdc.weights import ModelSpec, WeightsError, find_weights
+from dfdc.weights import Calibration, ModelSpec, WeightsError, find_weights
 from tools import time_training as time_tool
 from tools import train as train_tool
 
@@ -330,6 +330,25 @@ def test_killed_run_goes_on_with_the_same_losses_and_weights(
         with open(folder / "log.csv", newline="") as file:
             logs.append([{k: v for k, v in line.items() if k != "seconds"} for line in csv.DictReader(file)])
     assert logs[0] == logs[1] and len(logs[0]) == TINY.epochs
+
+
+def test_epoch_that_is_best_on_validation_is_what_remains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
+    settings, losses, weights = TrainSettings(epochs=3, batch_size=8), [0.6, 0.4, 0.5], []
+
+    def measure(model: FrameModel, crops: CropSet) -> tuple[dict[str, float], Calibration]:
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        loss = losses[len(weights) - 1]
+        return {"auc": 0.5, "log_loss": loss, "balanced_log_loss": loss}, Calibration(bias=loss)
+
+    monkeypatch.setattr(loop, "evaluate", measure)
+    final, scores, calibration = train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
+    assert scores["log_loss"] == calibration.bias == 0.4 and len(weights) == 3
+    assert all(torch.equal(value, weights[1][name]) for name, value in final.state_dict().items())
+    losses.append(0.45)  # a run that is done goes through its loop without an epoch, and measures what it returns
+    again, scores, _ = train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
+    assert scores["log_loss"] == 0.45
+    assert all(torch.equal(value, weights[1][name]) for name, value in again.state_dict().items())
 
 
 def test_state_of_another_run_is_refused(tmp_path: Path) -> None:

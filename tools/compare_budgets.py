@@ -40,6 +40,7 @@ class Budget:
         seconds: of wall time that a clip keeps one worker busy, mean.
         core_seconds: of decoding, finding faces and scoring, mean.
         log_loss, auc: over all clips; those that cannot be scored count with the prior.
+        clip_seconds: of wall time that each clip kept its worker busy, in the folder's order.
     """
 
     n_frames: int
@@ -47,6 +48,7 @@ class Budget:
     core_seconds: float
     log_loss: float
     auc: float
+    clip_seconds: tuple[float, ...]
 
 
 def compare_budgets(videos: Path, *, frames: Sequence[int] = FRAMES, options: Sequence[str] = ()) -> list[Budget]:
@@ -93,6 +95,7 @@ def _measure(clips: list[LabelledClip], predictions: list[Prediction], n_frames:
         core_seconds=float(np.mean([p.core_s for p in predictions])),
         log_loss=scores["log_loss"],
         auc=scores["auc"],
+        clip_seconds=tuple(p.seconds for p in predictions),
     )
 
 

@@ -19,6 +19,7 @@ from dfdc.model import FrameModel, MirroredModel, resize_crops
 from dfdc.training.augment import RECIPE, augment, mix_pairs, pick
 from dfdc.training.blend import self_blend
 from dfdc.training.dataset import CropSet, DataError, pair_epoch
+from dfdc.training.draft import drafted
 from dfdc.training.metrics import measure_calibrated
 from dfdc.training.parallel import Rank
 from dfdc.training.runlog import report_epoch
@@ -29,9 +30,13 @@ from dfdc.weights import Calibration
 SCORED_CROPS = {"cpu": 16, "cuda": 256}
 
 
+# The best epoch's averaged weights: the last ones need not be the best (docs/experiments.md).
+BEST = "best.pt"
+
+
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train; the defaults are what the experiment log found to pay.
+    """How to train; docs/experiments.md says which of the defaults were told apart from others.
 
     Attributes:
         epochs: passes over the real crops, each beside one fake.
@@ -106,15 +111,15 @@ def train(
     Args:
         model: where training starts; the same in every rank.
         training, validation: disjoint in originals, of one size.
-        folder: gets state.pt (for resuming), log.csv with a line an epoch, curves.png and TensorBoard's events.
+        folder: gets state.pt (for resuming), best.pt, log.csv with a line an epoch, curves.png, TensorBoard's events.
         settings: how.
         start: which weights the model has; see `describe_origin`.
         rank: which of the processes that train together this is, and its device; None for one alone on the CPU.
         progress: draw progress bars.
 
     Returns:
-        The averaged model on the CPU, in evaluation mode, its validation scores (see `evaluate`), and the calibration
-        fitted there; None in every rank but the first.
+        The averaged model of the epoch with the least log loss on validation, on the CPU and in evaluation mode, its
+        scores there (see `evaluate`), and the calibration fitted there; None in every rank but the first.
 
     Raises:
         DataError: there are not enough crops for a batch, or validation's have another size or lack a class.
@@ -143,7 +148,7 @@ def train(
     first = load_state(folder / "state.pt", course.stateful, made_from)
     answer = rank.wrap(model)
     images = training.images.to(rank.device)
-    measured = None
+    best = None
 
     for epoch in range(first, settings.epochs):
         # Every epoch has seeds of its own, so that a run that goes on draws what the whole run would have drawn.
@@ -174,14 +179,19 @@ def train(
                 **measured[0],
             }
             # In this order: what is killed in between is done and reported again, and no epoch's row is lost.
-            report_epoch(folder, row, progress=progress)
+            rows = report_epoch(folder, row, progress=progress)
+            if row["balanced_log_loss"] <= min(other["balanced_log_loss"] for other in rows):
+                best = measured
+                with drafted(folder / BEST) as draft:
+                    torch.save(course.average.module.state_dict(), draft)
             save_state(folder / "state.pt", course.stateful, made_from, epoch + 1)
         rank.wait()
 
     if not rank.first:
         return None
     final = copy.deepcopy(course.average.module).eval()
-    scores, calibration = measured or evaluate(final, validation)  # a run that was done before measured nothing now
+    final.load_state_dict(torch.load(folder / BEST, weights_only=True))
+    scores, calibration = best or evaluate(final, validation)  # it may be of before this run went on
     return final.cpu(), scores, calibration
 
 

@@ -17,13 +17,16 @@ from dfdc.training.charts import draw_training
 from dfdc.weights import Calibration
 
 
-def report_epoch(folder: Path, row: dict[str, float], *, progress: bool = True) -> None:
+def report_epoch(folder: Path, row: dict[str, float], *, progress: bool = True) -> list[dict[str, float]]:
     """Log one epoch.
 
     Args:
         folder: gets log.csv, curves.png and TensorBoard's events.
         row: column -> value, "epoch" (1 up) and what `draw_training` draws among them.
         progress: print it, too.
+
+    Returns:
+        All rows of the log.
     """
     rows = write_row(folder / "log.csv", row)
     draw_training(folder / "curves.png", rows)
@@ -34,6 +37,7 @@ def report_epoch(folder: Path, row: dict[str, float], *, progress: bool = True) 
                 writer.add_scalar(name, value, int(row["epoch"]))
     if progress:
         print(" ".join(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+    return rows
 
 
 def write_row(path: Path, row: dict[str, float]) -> list[dict[str, float]]:
