@@ -204,16 +204,20 @@ def only_run(path: Path) -> Iterator[None]:
     except OSError:
         yield
         return
+    held = False
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(
-                    f"{path}: another run writes the same files; wait, or name others with --out"
-                ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError as error:
+            raise InputError(f"{path}: another run writes the same files; wait, or name others with --out") from error
+        except OSError:  # a file system without locks
+            pass
         yield
     finally:
+        with contextlib.suppress(OSError):  # its folder is gone
+            if held and os.fstat(descriptor).st_size == 0:  # the run was refused before it began
+                path.unlink()
         os.close(descriptor)
 
 

@@ -82,8 +82,10 @@ def test_second_run_is_refused_while_the_first_lasts(path: Path) -> None:
     message = "another run writes the same files; wait, or name others with --out"
     with only_run(path), pytest.raises(InputError, match=message), only_run(path):
         pass
+    assert not path.exists()  # nothing was written
     with only_run(path):
-        assert path.exists()
+        path.write_text("something")
+    assert path.exists()
 
 
 def test_journal_that_cannot_be_opened_keeps_no_run_away(tmp_path: Path) -> None:

@@ -237,7 +237,8 @@ def test_users_mistake_ends_with_one_line(tmp_path: Path, arguments: list[str], 
 def test_output_folder_that_vanishes_is_no_success(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     process = start([ROOT / "samples", "--out", "out/submission.csv"], tmp_path)
-    while not journal_path(tmp_path / "out/submission.csv").exists():  # the last of the files that come at once
+    journal = journal_path(tmp_path / "out/submission.csv")
+    while not (journal.exists() and journal.stat().st_size):  # its first line is the last that is written at once
         assert process.poll() is None
     shutil.rmtree(tmp_path / "out")
     text, _ = process.communicate(timeout=120)

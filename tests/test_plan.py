@@ -6,16 +6,18 @@ Runs are simulated: a clock that jumps from one finished look to the next, worke
 from __future__ import annotations
 
 import heapq
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dfdc.deadline import NEVER, Deadline
-from dfdc.plan import CERTAIN, GRACE_S, LOW, PROBES, QUICK, TOP, Plan, Task, relative_cost
+from dfdc.plan import CERTAIN, GRACE_S, LOW, MIN_LIMIT_S, PROBES, QUICK, TOP, Plan, Task, relative_cost
 from dfdc.prediction import Prediction
 
 CLIP_LIMIT_S = 60.0
@@ -112,6 +114,17 @@ def uneven(seconds: float = 2.0, *, sigma: float, seed: int = 0) -> Cost:
 
     factors = np.random.default_rng(seed).lognormal(-(sigma**2) / 2, sigma, 4000).tolist()
     return lambda task: seconds * factors[int(task.name)] * relative_cost(task.n_frames, task.n_nets)
+
+
+def recorded(seed: int = 0) -> Cost:
+    """Each clip costs what one of those costs that were timed, at as many frames.
+
+    The file is of tools/compare_budgets.py --json on 28 clips of several data sets, both of two cores busy.
+    """
+    rows = json.loads((Path(__file__).parent / "recorded_costs.json").read_text())
+    seconds = {row["n_frames"]: row["clip_seconds"] for row in rows}
+    which = np.random.default_rng(seed).integers(len(seconds[LOW]), size=4000).tolist()
+    return lambda task: seconds[task.n_frames][which[int(task.name)]]
 
 
 def pass_s(n_clips: int, n_frames: int, *, n_workers: int = 2, seconds: float = 2.0, n_nets: int = 1) -> float:
@@ -274,6 +287,25 @@ def test_heavy_tails_neither_break_the_budget_nor_leave_a_clip_without_a_score(s
     assert len(run.predictions) == 4000
     assert run.end_s <= limit_h * 3600
     assert sum(p.status == "timeout" for p in run.predictions.values()) < 60
+
+
+@pytest.mark.parametrize("limit_h", [0.25, 0.5, 0.75, 8.5])
+def test_recorded_costs_with_heavy_tails_stay_in_the_budget(limit_h: float) -> None:
+    """4,000 clips that cost what 28 real ones did, and one in a hundred up to 600 s."""
+    usual, generator = recorded(), np.random.default_rng(0)
+    monsters = {str(i): generator.uniform(10, 600) for i in generator.choice(4000, 40, replace=False)}
+    run = simulate(numbered(4000), lambda task: monsters.get(task.name) or usual(task), limit_h * 3600)
+    assert run.end_s <= limit_h * 3600
+    hung = [name for name, p in run.predictions.items() if p.status == "timeout"]
+    assert set(hung) <= monsters.keys()
+    if limit_h < 0.6:  # too little for all: it went to one frame of as many as it was enough for
+        scored_s = sum(usual(Task(name, LOW, 60.0)) for name in run.predictions if name not in monsters)
+        assert scored_s + len(hung) * (MIN_LIMIT_S + GRACE_S) >= 0.9 * 2 * limit_h * 3600
+    else:
+        assert len(run.predictions) == 4000
+    if limit_h > 8:
+        low = [name for name, frames in run.frames.items() if frames < TOP and name not in monsters]
+        assert not [name for name in low if CERTAIN[0] <= label_of(name) <= CERTAIN[1]]
 
 
 def test_run_with_a_minute_left_scores_as_many_clips_as_it_can() -> None:
