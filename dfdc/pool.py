@@ -50,9 +50,10 @@ MAX_CUDA_FAULTS = 3
 # Ending all workers takes at most so long, or the run's last files come late; one that a dead disk or driver holds
 # cannot be killed.
 CLOSE_LIMIT_S = 1.5
-# Workers are forked from a server process that has imported these: a worker then starts in a moment, and shares them
-# with the others. Nothing in them may start threads or touch CUDA when it is imported.
-PRELOADED = ["cv2", "av", "scipy.optimize", "dfdc.runtime", "dfdc.predict", "dfdc.workers"]
+# Workers are forked from a server process that has imported these, and with them OpenCV, PyAV, SciPy and OpenVINO: a
+# worker then starts in a moment, and shares them with the others. Nothing in them may start threads or touch CUDA when
+# it is imported.
+PRELOADED = ["dfdc.predict", "dfdc.workers"]
 # Big buffers go back to the system after each use by default, and fetching them anew costs torch up to seven times
 # the work. These keep all but the biggest; like the libraries' numbers of threads (clips run side by side instead;
 # torch and OpenCV are told theirs by the worker) they must be there before a process starts.

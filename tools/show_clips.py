@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"show_clips: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"show_clips: stopped; {args.out} has the clips scored so far", file=sys.stderr)
+        print("show_clips: stopped", file=sys.stderr)
         return 130
     print(f"{out}: open it in a browser")
     return 0

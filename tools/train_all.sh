@@ -5,7 +5,7 @@
 # tools/train_all.sh CROPS.CSV INIT OUT     INIT is a safetensors file to start from, such as ImageNet weights
 #
 # EPOCHS=40 SIZE=224 of the long runs; PART_EPOCHS=8 PART_SIZE=128 of those with and without each part; MORE adds flags
-# of tools/train.py to the long runs.
+# of tools/train.py to the long runs. PARTS, LIMIT and BATCH make all of it small, for a rehearsal.
 set -euo pipefail
 crops=$1 init=$2 out=$3
 root=$(cd "$(dirname "$0")/.." && pwd)

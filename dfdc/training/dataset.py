@@ -173,11 +173,11 @@ def load_rows(table: pd.DataFrame, *, progress: bool = True) -> CropSet:
     rows = table.to_dict("records")
     shards: dict[Path, zipfile.ZipFile] = {}
     first = _read_image(rows[0], shards)
-    n_bytes = len(rows) * first.nbytes
-    if n_bytes > MEMORY_SHARE * _memory_bytes():
+    n_bytes, n_there = len(rows) * first.nbytes, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if n_bytes > MEMORY_SHARE * n_there:
         raise DataError(
             f"{len(rows)} crops of {len(first)} px take {n_bytes / 1e9:.0f} GB of memory, and this machine has "
-            f"{_memory_bytes() / 1e9:.0f} GB; use fewer with --limit, or cut fewer with make_crops --frames"
+            f"{n_there / 1e9:.0f} GB; use fewer with --limit, or cut fewer with make_crops --frames"
         )
     shape = (len(rows), 3, *first.shape[:2])
     images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
@@ -218,11 +218,6 @@ def _find_originals(table: pd.DataFrame) -> list[int]:
     aligned = (table.label == "FAKE") & (table.difference != "")
     wanted = zip(table.original.where(aligned, ""), *places, strict=True)
     return [index.get(key, -1) for key in wanted]
-
-
-def _memory_bytes() -> int:
-    """All that the machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _read_image(row: dict[str, str], shards: dict[Path, zipfile.ZipFile]) -> np.ndarray:

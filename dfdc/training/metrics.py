@@ -116,10 +116,8 @@ def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> Calibration:
     fitted = minimize(loss, np.zeros(2), method="Nelder-Mead").x
     calibration = Calibration(float(np.exp(-fitted[0])), float(fitted[1]), 1e-6, 1 - 1e-6)
     order = np.argsort(calibration.probabilities(logits))
-    low, high = (
-        _error_of_tenth(labels[order], weights[order]),
-        _error_of_tenth(1 - labels[order[::-1]], weights[order[::-1]]),
-    )
+    least, most = order, order[::-1]
+    low, high = _error_of_tenth(labels[least], weights[least]), _error_of_tenth(1 - labels[most], weights[most])
     return replace(calibration, low=low, high=1 - high)
 
 

@@ -63,15 +63,17 @@ def join_ranks(device: str) -> Iterator[Rank]:
         device: "cpu" or "cuda", which under torchrun is this rank's own.
 
     Raises:
-        DeviceError: CUDA is wanted and does not serve, or there are more ranks than GPUs.
+        DeviceError: CUDA is wanted and does not serve, or this machine has more ranks than GPUs.
     """
     count, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     cuda = choose_device(device, place=local) == "cuda"
     if count == 1:
         yield Rank(0, 1, torch.device(device))
         return
-    if cuda and count > torch.cuda.device_count():
-        raise DeviceError(f"{count} ranks on {torch.cuda.device_count()} GPU(s); start one a GPU: --nproc-per-node")
+    if cuda and local >= torch.cuda.device_count():
+        raise DeviceError(
+            f"rank {local} has none of {torch.cuda.device_count()} GPU(s); start one a GPU: --nproc-per-node"
+        )
     place = torch.device("cuda", local) if cuda else torch.device(device)
     distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:

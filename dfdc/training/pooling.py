@@ -16,6 +16,7 @@ from scipy.optimize import minimize
 from dfdc.aggregate import clip_probability, logit
 from dfdc.prediction import PRIOR
 from dfdc.training.dataset import DataError
+from dfdc.training.metrics import balance
 from dfdc.weights import sigmoid
 
 # From a track's frame logits (T,), T at least 1, in any order, to its own.
@@ -198,7 +199,7 @@ def _fit(
     owners = np.repeat(np.arange(len(clips)), [len(clip.tracks) for clip in clips])
     # The kernel's prior of one person among several, as `clip_probability` shifts it.
     shifts = np.array([logit(1 - (1 - PRIOR) ** (1 / len(clip.tracks))) - logit(PRIOR) for clip in clips])[owners]
-    importance = len(labels) / 2 / np.where(labels == 1, n_fakes, len(labels) - n_fakes)
+    importance = balance(labels)
     # The sum of the weights is the scale: it is to spread as far however many they are.
     spreads = spread * np.append(np.full(len(start), SCALE_SPREAD / math.sqrt(len(start))), BIAS_SPREAD)
     centre = np.append(start, 0.0)
