@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfdc.model import FrameModel, load_model, save_model
+from dfdc.model import build_model, load_model, save_model
 from dfdc.training.dataset import load_crops
 from dfdc.training.loop import evaluate
 from dfdc.weights import ModelSpec, WeightsError, WeightsFile, open_weights
+from tests.nets import lively
 from tests.test_training import pairs, write_table
 from tools import average_weights as tool
 
@@ -22,7 +23,7 @@ SPEC = ModelSpec("efficientnet-lite0", 32, trained_on="a", validation={"auc": 0.
 
 def make(folder: Path, seed: int, spec: ModelSpec = SPEC) -> WeightsFile:
     torch.manual_seed(seed)
-    return open_weights(save_model(FrameModel(spec), folder, name=f"net{seed}"))
+    return open_weights(save_model(lively(build_model(spec)), folder, name=f"net{seed}"))
 
 
 def test_every_tensor_is_the_mean(tmp_path: Path) -> None:

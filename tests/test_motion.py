@@ -21,6 +21,7 @@ from dfdc.runtime import open_net
 from dfdc.tracks import Track
 from dfdc.video import Frame
 from dfdc.weights import Calibration, ModelSpec, WeightsFile, find_weights, open_weights
+from tests.nets import lively
 
 ROOT = Path(__file__).resolve().parent.parent
 GEOMETRY = CropGeometry(size=64)
@@ -36,8 +37,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[WeightsFile]:
     folder = tmp_path_factory.mktemp("weights")
     (folder / "optional").mkdir()
     torch.manual_seed(0)
-    save_model(FrameModel(FACE), folder, name="face")
-    save_model(FrameModel(replace(MOTION, weight=0.5)), folder / "optional", name="motion")
+    save_model(lively(FrameModel(FACE)), folder, name="face")
+    save_model(lively(FrameModel(replace(MOTION, weight=0.5))), folder / "optional", name="motion")
     return find_weights(folder, extras=["motion"])
 
 

@@ -31,6 +31,7 @@ from dfdc.training.motion import (
     split_sources,
 )
 from dfdc.weights import Calibration, ModelSpec, find_weights
+from tests.nets import lively
 from tools.train_motion import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,7 +117,7 @@ def test_twins_are_the_reals_and_flicker(pairs: PairSet) -> None:
 
 
 def test_the_last_layer_answers_to_its_input_what_the_net_answers_to_the_pairs(pairs: PairSet) -> None:
-    model = FrameModel(SPEC).eval()
+    model = lively(FrameModel(SPEC))
     torch.nn.init.normal_(last_layer(model).weight)
     values = describe_pairs(model, pairs.pairs)
     assert values.shape == (16, 1280) and values.dtype == np.float32
@@ -135,7 +136,7 @@ def described(n: int = 40, *, seed: int = 0) -> Described:
 
 
 def test_fitting_finds_what_tells_fakes_and_leaves_the_body_alone() -> None:
-    model = FrameModel(SPEC).eval()
+    model = lively(FrameModel(SPEC))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     fit_last_layer(model, described())
     others = described(seed=1)
@@ -167,7 +168,7 @@ def test_pairs_are_scored_as_the_kernel_does(pairs: PairSet) -> None:
     from dfdc.model import PairNet
 
     torch.manual_seed(0)
-    model = FrameModel(SPEC).eval()
+    model = lively(FrameModel(SPEC))
     with torch.inference_mode():
         by_kernel = PairNet(model)(pairs.pairs.permute(0, 2, 3, 1)).numpy()
     assert score_pairs(model, pairs.pairs) == pytest.approx(by_kernel, abs=1e-4)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from dfdc.crop import CropGeometry
 from dfdc.model import FrameModel, build_network, load_initial, load_model, resize_crops, save_model
 from dfdc.weights import Calibration, ModelSpec, WeightsError, file_digest, find_weights, open_weights, sigmoid
+from tests.nets import lively
 
 SPEC = ModelSpec(
     architecture="efficientnet-lite0",
@@ -30,7 +31,7 @@ SPEC = ModelSpec(
 @pytest.fixture(scope="module")
 def model() -> FrameModel:
     torch.manual_seed(0)
-    return FrameModel(SPEC).eval()
+    return lively(FrameModel(SPEC))
 
 
 @pytest.fixture

@@ -1,0 +1,34 @@
+"""Untrained nets whose answers depend on what they see."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from dfdc.audio import N_BANDS
+from dfdc.model import FrameModel, VoiceModel
+
+Model = TypeVar("Model", FrameModel, VoiceModel)
+
+
+def lively(model: Model) -> Model:
+    """Give a fresh model's batch norms the statistics of noise, in place: without them it answers to everything alike.
+
+    Returns:
+        The model, in evaluation mode.
+    """
+    generator, size = torch.Generator().manual_seed(0), model.spec.input_size
+    shape = (32, N_BANDS, size) if isinstance(model, VoiceModel) else (32, 3, size, size)
+    noise = torch.randn(shape, generator=generator) * model.std.mean() + model.mean.mean()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    with torch.no_grad():
+        for norm in norms:
+            norm.momentum = 1.0
+        model.train()(noise)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        assert model.eval()(noise).std() > 0.05
+    return model
