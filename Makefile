@@ -35,6 +35,7 @@ soak: .venv/installed
 	$(BIN)/python -m tests.faults --out docs --only soak
 
 bundle: .venv/installed
+	$(if $(KAGGLE_USER),,$(error name your account on Kaggle: make bundle KAGGLE_USER=yourname))
 	$(BIN)/python tools/make_bundle.py --user "$(KAGGLE_USER)" --out bundle
 
 rehearsal: .venv/installed

@@ -66,7 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         default=Path("submission.csv"),
-        help="the file to write; predictions.csv beside it says more (default: %(default)s)",
+        help="the file to write; beside it predictions.csv says more (NAME.predictions.csv for another NAME.csv) "
+        "(default: %(default)s)",
     )
     add("--sample-submission", type=Path, help="CSV whose rows are wanted, in its order (default: every clip found)")
     add(

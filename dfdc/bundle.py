@@ -27,7 +27,7 @@ from pathlib import Path
 
 MANIFEST = "manifest.json"
 WHEELS = "wheels"
-UPLOAD = "kaggle datasets version -p bundle/dataset --dir-mode zip -m again"
+UPLOAD = "kaggle datasets version -p bundle/dataset --dir-mode zip -m again; then kaggle kernels push -p bundle/kernel"
 # How one package is called in each of its builds, and what it is imported as.
 OTHER_NAMES = {"opencv-python-headless": ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")}
 MODULES = {"opencv-python-headless": "cv2"}

@@ -27,6 +27,9 @@ LITE0_BLOCKS = (
     "r1_k3_s11_e6_i192_o320",
 )
 
+# Two views of different sizes differ more than mirror images do, and their mean is better (docs/experiments.md).
+VIEW_MARGIN = 0.05
+
 # How a change of so many levels looks to a net for motion: grey where there is none; 43 levels fill the scale.
 GREY, CHANGE_GAIN = 127.0, 3.0
 
@@ -175,30 +178,40 @@ class FrameModel(_NormalizedNet):
         return self._answer(resize_crops(crops.float(), self.spec.input_size))
 
 
-class MirroredModel(nn.Module):
-    """A frame model that looks at each crop and at its mirror image and answers with the mean of both logits.
+class TwoViewModel(nn.Module):
+    """A frame model that looks at each crop twice and answers with the mean of both logits.
 
-    It is what is evaluated, calibrated and shipped; training sees one of the two at a time.
+    The second view is the mirror image; with a margin it is smaller, too, and the crop's edge is repeated around it. It
+    is what is evaluated, calibrated and shipped; training sees one view at a time.
     """
 
-    def __init__(self, model: FrameModel) -> None:
+    def __init__(self, model: FrameModel, *, margin: float = VIEW_MARGIN) -> None:
+        """Wrap a model.
+
+        Args:
+            model: stays as it is.
+            margin: around the mirror image on each side, as a share of what the net sees; from 0 to under a half.
+        """
         super().__init__()
         self.model = model
+        self.margin = margin
 
     def forward(self, crops: Tensor) -> Tensor:
         """As `FrameModel.forward`."""
-        # Resized once, and both in one batch: two calls would double an exported net's weights.
-        crops = resize_crops(crops.float(), self.model.spec.input_size)
-        plain, mirrored = self.model(torch.cat([crops, crops.flip(3)])).chunk(2)
-        return (plain + mirrored) / 2
+        crops, size = crops.float(), self.model.spec.input_size
+        margin = round(self.margin * size)
+        mirrored = functional.pad(resize_crops(crops.flip(3), size - 2 * margin), (margin,) * 4, mode="replicate")
+        # Both in one batch: two calls would double an exported net's weights.
+        first, second = self.model(torch.cat([resize_crops(crops, size), mirrored])).chunk(2)
+        return (first + second) / 2
 
 
 class CropNet(nn.Module):
-    """A mirrored model that takes crops as arrays hold them: what the kernel runs."""
+    """A model with two views that takes crops as arrays hold them: what the kernel runs."""
 
     def __init__(self, model: FrameModel) -> None:
         super().__init__()
-        self.model = MirroredModel(model)
+        self.model = TwoViewModel(model)
 
     def forward(self, crops: Tensor) -> Tensor:
         """Logits (N,) of crops (N, H, W, 3) uint8 RGB."""
@@ -222,11 +235,11 @@ def see_change(pairs: Tensor, size: int) -> Tensor:
 
 
 class PairNet(nn.Module):
-    """A mirrored model that takes pairs as arrays hold them: what the kernel runs to see motion."""
+    """A model with two views that takes pairs as arrays hold them: what the kernel runs to see motion."""
 
     def __init__(self, model: FrameModel) -> None:
         super().__init__()
-        self.model = MirroredModel(model)
+        self.model = TwoViewModel(model, margin=0)
         self.input_size = model.spec.input_size
 
     def forward(self, pairs: Tensor) -> Tensor:

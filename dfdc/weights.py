@@ -235,7 +235,7 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
     for wanted in sorted(set(extras)):  # in whichever order they are asked for, a run is the same run
         fitting = that_see(wanted, optional)
         if not fitting:
-            raise WeightsError(f"{path / OPTIONAL}: holds no weights that see {wanted}; leave --with {wanted} out")
+            raise WeightsError(f"{path / OPTIONAL}: no weights see {wanted}; copy some there, or leave out --with")
         opened += fitting
     return opened
 

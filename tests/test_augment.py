@@ -85,6 +85,10 @@ def test_cut_out_hides_one_part_and_leaves_the_rest(crops: Tensor) -> None:
         assert 0.05 < changed.float().mean() < 0.6
 
 
+def test_flip_swaps_left_and_right(crops: Tensor) -> None:
+    assert torch.equal(flip(crops, seeded())[..., 0], crops[..., -1])
+
+
 def test_grey_is_luminance() -> None:
     red = torch.zeros((1, 3, 16, 16))
     red[:, 0] = 200
@@ -92,9 +96,9 @@ def test_grey_is_luminance() -> None:
 
 
 def test_mixed_pairs_lie_between_fake_and_original() -> None:
-    reals, fakes = torch.zeros((400, 3, 2, 2)), torch.full((400, 3, 2, 2), 100.0)
+    reals, fakes = torch.full((400, 3, 2, 2), 50.0), torch.full((400, 3, 2, 2), 200.0)
     mixed, share = mix_pairs(reals, fakes, 0.5, seeded())
-    assert torch.allclose(mixed, share.view(-1, 1, 1, 1) * fakes)
+    assert torch.allclose(mixed, 50 + 150 * share.view(-1, 1, 1, 1).expand_as(mixed))
     assert 150 < (share < 1).sum() < 250 and share.min() >= 0  # binomial(400, .5): five standard deviations
     untouched, share = mix_pairs(reals, fakes, 0.0, seeded())
     assert torch.equal(untouched, fakes) and (share == 1).all()

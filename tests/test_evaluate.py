@@ -15,11 +15,12 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 from dfdc.crop import CropGeometry
-from dfdc.model import FrameModel, save_model
+from dfdc.model import CropNet, FrameModel, load_model, save_model
 from dfdc.pool import predict_clips
 from dfdc.prediction import Prediction
 from dfdc.training.dataset import DataError
-from dfdc.weights import Calibration, ModelSpec, sigmoid
+from dfdc.weights import Calibration, ModelSpec, find_weights, sigmoid
+from tests.nets import lively
 from tools import evaluate as tool
 from tools.evaluate import Scored, draw_pictures, evaluate, format_table, main, report_scores, score_crop_table
 
@@ -32,12 +33,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two nets from chance, each with a calibration of its own."""
+    """Two nets from chance, each with a calibration of its own: of 24 crops most logits lie inside the bounds."""
     folder = tmp_path_factory.mktemp("weights")
-    for seed, calibration in enumerate((Calibration(0.01, 0.3, 0.02, 0.9), Calibration(0.02, -0.5, 0.04, 0.98))):
+    for seed, calibration in enumerate((Calibration(0.5, 0.3, 0.02, 0.9), Calibration(1.0, -0.5, 0.04, 0.98))):
         torch.manual_seed(seed)
         spec = ModelSpec("mobilenet-v2", SIDE, crop=CropGeometry(size=SIDE), calibration=calibration)
-        save_model(FrameModel(spec), folder, name=f"net{seed}")
+        save_model(lively(FrameModel(spec)), folder, name=f"net{seed}")
     return folder
 
 
@@ -72,18 +73,31 @@ def scored() -> Scored:
 
 
 def test_ensemble_scores_crops_with_the_mean_of_calibrated_logits(weights: Path, table: Path) -> None:
-    alone = [score_crop_table(table, path, device="cpu").probabilities for path in sorted(weights.iterdir())]
     both = score_crop_table(table, weights, device="cpu")
-    logits = [np.log(p / (1 - p)) for p in alone]
-    inside = np.all([(p > 0.04) & (p < 0.9) for p in alone], 0)  # a member's own bounds hide its logit
-    assert inside.sum() >= 8
-    assert both.probabilities[inside] == pytest.approx(sigmoid(np.mean(logits, 0))[inside], abs=1e-6)
-    assert both.probabilities.min() >= 0.03 and both.probabilities.max() <= 0.94  # means of the members' bounds
+    crops = np.stack([cv2.imread(str(table.with_name(name)))[:, :, ::-1] for name in both.names])
+    with torch.inference_mode():
+        raw = [CropNet(load_model(file)).eval()(torch.from_numpy(crops)).numpy() for file in find_weights(weights)]
+    logits = [file.spec.calibration.logits(z) for file, z in zip(find_weights(weights), raw, strict=True)]
+    assert all(np.ptp(z) > 0.3 for z in logits)
+    expected = np.clip(sigmoid(np.mean(logits, 0)), 0.03, 0.94)  # means of the members' bounds
+    # The kernel's runtime sums in another order.
+    assert both.probabilities == pytest.approx(expected, abs=1e-3)
     assert both.names[4] == "1-1.png" and both.sources[4] == "1.mp4" and both.manipulations[-1] == "swap"
     assert set(both.sources[12:]) == {"4.mp4", "5.mp4", "0.mp4"}  # a fake's is its original, where that is named
     assert both.labels.tolist() == [0] * 12 + [1] * 12
     written = cv2.cvtColor(cv2.imread(str(table.with_name("1-1.png"))), cv2.COLOR_BGR2RGB)
     assert np.array_equal(both.picture(4), written)
+
+
+def test_probabilities_stay_within_the_mean_of_the_bounds(table: Path, tmp_path: Path) -> None:
+    for seed, bounds in enumerate(((0.45, 0.5), (0.49, 0.6))):
+        torch.manual_seed(seed)
+        spec = ModelSpec(
+            "mobilenet-v2", SIDE, crop=CropGeometry(size=SIDE), calibration=Calibration(0.01, 0.0, *bounds)
+        )
+        save_model(lively(FrameModel(spec)), tmp_path, name=f"net{seed}")
+    probabilities = score_crop_table(table, tmp_path, device="cpu").probabilities
+    assert (probabilities.min(), probabilities.max()) == pytest.approx((0.47, 0.55))
 
 
 def test_crops_give_a_json_a_table_and_pictures(
@@ -198,6 +212,23 @@ def test_mistakes_end_with_one_line(
     assert main(["--weights", str(weights), "--device", "cpu", *arguments]) == 1
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "flag", "needed"),
+    [
+        ("--crops", ["--with", "motion"], "--videos"),
+        ("--crops", ["--frames", "4"], "--videos"),
+        ("--videos", ["--split", "train"], "--crops"),
+        ("--videos", ["--limit", "4"], "--crops"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, source: str, flag: list[str], needed: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main([source, str(tmp_path), *flag])
+    assert f"{flag[0]}: goes with {needed} only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

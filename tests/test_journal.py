@@ -49,10 +49,12 @@ def test_what_was_recorded_is_read_back_exactly(path: Path, files: dict) -> None
     assert past.end == path.stat().st_size
 
 
-def test_lines_are_on_the_disk_before_the_next_clip(path: Path, files: dict) -> None:
-    journal = Journal(path, KEY, files)
+def test_lines_are_on_the_disk_before_the_next_clip(path: Path, files: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, synced = Journal(path, KEY, files), []
+    monkeypatch.setattr("dfdc.journal.os.fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
     journal.record(FIRST)
     assert read_journal(path, KEY, files).done == {"a.mp4": FIRST}
+    assert synced[-1] == path.stat().st_size
     journal.close()
 
 

@@ -429,6 +429,7 @@ def test_fake_that_was_not_laid_over_its_original_stands_alone(tmp_path: Path) -
     ("rows", "said"),
     [
         ([row("a", "REAL")], "holds no fake"),
+        (family(1, split="val"), "holds no fake to train on"),
         ([{**row("a", "FAKE"), "shard": "a.zip"}], "its images lie in zips"),
         ([{k: v for k, v in row("a", "FAKE").items() if k != "track"}], "columns track are missing"),
     ],

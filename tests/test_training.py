@@ -23,7 +23,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 
 from dfdc.crop import CropGeometry
-from dfdc.model import FrameModel, load_initial, save_model
+from dfdc.model import CropNet, FrameModel, load_initial, save_model
 from dfdc.training import loop
 from dfdc.training.augment import RECIPE
 from dfdc.training.dataset import CropSet, DataError, find_lonely, find_sources, load_crops, pair_epoch, read_split
@@ -32,11 +32,20 @@ from dfdc.training.parallel import Rank
 from dfdc.training.runlog import read_command
 from dfdc.training.start import download_imagenet, has_folded_norms, revive_batch_norms
 from dfdc.weights import Calibration, ModelSpec, WeightsError, find_weights
+from tests.nets import lively
 from tools import time_training as time_tool
 from tools import train as train_tool
 
+ROOT = Path(__file__).resolve().parent.parent
 SIDE = 32
+# Two ranks, on a port that is free.
+TORCHRUN = [
+    *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"),
+    *("--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"),
+]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 B0 = "efficientnet-b0"
+EVERY_STEP = tuple(step.__name__ for step, _ in RECIPE)
 TINY = TrainSettings(epochs=3, batch_size=8, ema_decay=0.5)
 
 
@@ -72,6 +81,10 @@ def pairs(n: int, *, split: str = "train") -> list[dict[str, object]]:
 def tiny_model(seed: int = 0) -> FrameModel:
     torch.manual_seed(seed)
     return FrameModel(ModelSpec("efficientnet-lite0", SIDE))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def make_set(labels: list[int], originals: list[int]) -> CropSet:
@@ -463,30 +476,61 @@ def test_only_what_ran_on_the_device_keeps_it_busy() -> None:
 
 
 def test_only_aligned_pairs_are_mixed(tmp_path: Path) -> None:
-    images = torch.zeros((4, 3, SIDE, SIDE), dtype=torch.uint8)
+    """Of two reals and two fakes, each of one level, the first fake is the first real's."""
+    images = torch.tensor([10, 20, 110, 220], dtype=torch.uint8).view(4, 1, 1, 1).repeat(1, 3, SIDE, SIDE)
     crops = CropSet(images, torch.tensor([0.0, 0, 1, 1]), torch.tensor([-1, -1, 0, -1]), ["a", "b", "c", "d"])
-    settings = TrainSettings(mixup=1.0, label_smoothing=0.0, self_blend=0.0)
-    _, targets = loop.make_batch(
-        images, crops, torch.tensor([[0, 2], [1, 3]]), tiny_model(), settings, torch.Generator().manual_seed(0)
-    )
+    settings = TrainSettings(mixup=1.0, label_smoothing=0.0, self_blend=0.0, without=EVERY_STEP)
+    batch, apart = torch.tensor([[0, 2], [1, 3]]), replace(crops, aligned=torch.tensor([True, True, False, True]))
+    made = [loop.make_batch(images, c, batch, tiny_model(), settings, seeded()) for c in (crops, apart)]
+    (pixels, targets), (pixels_apart, targets_apart) = made
     assert targets[:2].tolist() == [0, 0] and 0 < targets[2] < 1 and targets[3] == 1
-    apart = replace(crops, aligned=torch.tensor([True, True, False, True]))
-    _, targets = loop.make_batch(
-        images, apart, torch.tensor([[0, 2], [1, 3]]), tiny_model(), settings, torch.Generator().manual_seed(0)
-    )
-    assert targets.tolist() == [0, 0, 1, 1]
+    assert pixels[:, 0, 0, 0].tolist() == [10, 20, pytest.approx(10 + 100 * float(targets[2]), abs=0.51), 220]
+    assert targets_apart.tolist() == [0, 0, 1, 1]
+    assert pixels_apart[:, 0, 0, 0].tolist() == [10, 20, 110, 220]
+
+
+def test_crops_that_overlay_their_original_are_told_from_others(tmp_path: Path) -> None:
+    """Where the table does not say how much a fake differs."""
+    table = write_table(tmp_path, [*pairs(1), row("other", "FAKE", original="train00.mp4")])
+    coarse = np.random.default_rng(1).integers(60, 190, (2, 4, 4, 3), dtype=np.uint8)
+    smooth, another = (cv2.resize(part, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC) for part in coarse)
+    for name, pixels in {"train00": smooth, "train00f": smooth + 9, "other": another}.items():
+        cv2.imwrite(str(tmp_path / f"{name}.png"), pixels)
+    assert load_crops(table, split="train", progress=False).aligned.tolist() == [True, True, False]
+
+
+def test_a_pair_counts_as_its_fake_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
+    crops = replace(crops, weights=torch.arange(8.0))
+    batches, counted, make_batch, step = [], [], loop.make_batch, loop.Course.step
+
+    def noting_batch(images, known, batch, *more):
+        batches.append(batch)
+        return make_batch(images, known, batch, *more)
+
+    def noting_weights(course, answer, pixels, targets, weights=None):
+        counted.append(weights)
+        return step(course, answer, pixels, targets, weights)
+
+    monkeypatch.setattr(loop, "make_batch", noting_batch)
+    monkeypatch.setattr(loop.Course, "step", noting_weights)
+    train(tiny_model(), crops, crops, tmp_path, replace(TINY, epochs=1), progress=False)
+    for batch, weights in zip(batches, counted, strict=True):
+        assert weights.tolist() == batch[:, 1].tolist() * 2
+    assert len(set(counted[0].tolist())) == 4
 
 
 def test_self_blended_fakes_stand_beside_their_targets() -> None:
     """Augmented by nothing, a real and the fake made of it agree in a corner, whichever of both was changed."""
     images = torch.randint(0, 256, (8, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     crops = CropSet(images, torch.tensor([0.0] * 4 + [1] * 4), torch.tensor([-1] * 4 + [0, 1, 2, 3]), [""] * 8)
-    settings = TrainSettings(self_blend=1.0, label_smoothing=0.0, without=tuple(step.__name__ for step, _ in RECIPE))
+    settings = TrainSettings(mixup=1.0, self_blend=1.0, label_smoothing=0.0, without=EVERY_STEP)
     changed = set()
     for seed in range(8):
         batch = torch.tensor([[0, 4], [1, 5], [2, 6], [3, 7]])
-        pixels, _ = loop.make_batch(images, crops, batch, tiny_model(), settings, torch.Generator().manual_seed(seed))
+        pixels, targets = loop.make_batch(images, crops, batch, tiny_model(), settings, seeded(seed))
         reals, fakes = pixels.chunk(2)
+        assert targets.tolist() == [0] * 4 + [1] * 4  # whatever mixing made of the fakes that they replace
         assert torch.equal(reals[..., 0, 0], fakes[..., 0, 0]) and not torch.equal(reals, fakes)
         changed.add(torch.equal(reals, images[:4].float()))
     assert changed == {True, False}
@@ -508,18 +552,41 @@ def test_train_tool_writes_weights_that_open(tmp_path: Path) -> None:
     assert file.spec.validation["n"] == 6 and 0 <= file.spec.validation["auc"] <= 1
 
 
+def test_what_is_evaluated_is_what_the_kernel_runs() -> None:
+    torch.manual_seed(0)
+    model = lively(FrameModel(ModelSpec("efficientnet-lite0", SIDE)))
+    images = torch.randint(0, 256, (6, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    with torch.inference_mode():
+        by_kernel = CropNet(model)(images.permute(0, 2, 3, 1)).numpy()
+        seen_once = model(images).numpy()
+    assert score_crops(model, images) == pytest.approx(by_kernel, abs=1e-5)
+    assert np.abs(by_kernel - seen_once).max() > 1e-3
+
+
+def test_ranks_average_their_gradients(tmp_path: Path) -> None:
+    """One sees 1, the other 2: the mean slope of what they answer is 1.5."""
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        "import torch\n"
+        "from dfdc.training.parallel import join_ranks\n"
+        "with join_ranks('cpu') as rank:\n"
+        "    model = torch.nn.Linear(1, 1)\n"
+        "    rank.wrap(model)(torch.full((1, 1), 1.0 + rank.index)).sum().backward()\n"
+        "    assert model.weight.grad.item() == 1.5, model.weight.grad\n"
+    )
+    done = subprocess.run([*TORCHRUN, "--", str(script)], capture_output=True, text=True, env=ONE_THREAD, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_processes_train_one_model_together(tmp_path: Path) -> None:
     table = write_table(tmp_path, pairs(8) + pairs(3, split="val"))
-    root = Path(__file__).resolve().parent.parent
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"),
-        *("--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"),
-        *("--", str(root / "tools/train.py"), "--crops", str(table), "--run", str(tmp_path / "run")),
+        *TORCHRUN,
+        *("--", str(ROOT / "tools/train.py"), "--crops", str(table), "--run", str(tmp_path / "run")),
         *("--out", str(tmp_path / "weights"), "--input-size", "32", "--epochs", "2", "--batch-size", "8"),
         *("--device", "cpu"),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     (file,) = find_weights(tmp_path / "weights")
     assert file.spec.validation["n"] == 6
@@ -548,6 +615,8 @@ def test_downloaded_imagenet_weights_fit_and_bring_their_normalization(monkeypat
     model = download_imagenet(ModelSpec(B0, SIDE))
     assert (model.net._conv_stem.weight == 0.25).all() and not (model.net._fc.weight == 0.25).all()
     assert model.spec.mean == pytest.approx((0.485 * 255, 0.456 * 255, 0.406 * 255))
+    assert model.spec.std == pytest.approx((0.229 * 255, 0.224 * 255, 0.225 * 255))
+    assert model.std.flatten().tolist() == pytest.approx(model.spec.std)
 
 
 def test_imagenet_weights_without_network_or_without_source_name_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:

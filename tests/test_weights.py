@@ -131,7 +131,7 @@ def test_optional_nets_come_when_asked_for(model: FrameModel, tmp_path: Path) ->
     save_model(FrameModel(motion), tmp_path / "optional", name="motion")
     assert [file.spec.sees for file in find_weights(tmp_path)] == ["face"]
     assert [file.spec.sees for file in find_weights(tmp_path, extras=["motion", "motion"])] == ["face", "motion"]
-    with pytest.raises(WeightsError, match="optional: holds no weights that see sound; leave --with sound out"):
+    with pytest.raises(WeightsError, match="optional: no weights see sound; copy some there, or leave out --with"):
         find_weights(tmp_path, extras=["sound"])
     with pytest.raises(WeightsError, match=r"is one file, and --with looks into a folder's optional/"):
         find_weights(next(tmp_path.glob("faces*")), extras=["motion"])

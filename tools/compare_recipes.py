@@ -21,7 +21,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.crop import CropGeometry
-from dfdc.model import FrameModel, load_initial
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.dataset import CropSet, DataError, find_sources, load_crops, load_rows, read_split
 from dfdc.training.draft import drafted
@@ -29,8 +28,8 @@ from dfdc.training.flags import natural, positive
 from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.training.metrics import balance, measure
 from dfdc.training.parallel import Rank
-from dfdc.training.start import revive_if_folded
-from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError, file_digest
+from dfdc.training.start import revive_if_folded, start_model
+from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError
 
 WHOLE = "the whole recipe"
 # What each run changes in the settings.
@@ -130,10 +129,8 @@ def _train_once(
     """Calibrated probabilities (N,) of the validation crops, from the folder where the run was done before."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    model, start = FrameModel(spec), None
+    model, start = start_model(spec, init=init)
     if init is not None:
-        load_initial(model, init)
-        start = file_digest(init)
         revive_if_folded(model, training.images)
     # A run that is done goes through its loop without an epoch.
     rank = Rank(0, 1, torch.device(device))

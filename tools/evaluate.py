@@ -275,6 +275,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--samples", type=positive, default=1000, help="of the bootstrap (default: %(default)s)")
     add("--seed", type=natural, default=0, help="of the bootstrap (default: %(default)s)")
     args = parser.parse_args(argv)
+    needed, others = ("--videos", ("extras", "frames", "workers")) if args.crops else ("--crops", ("split", "limit"))
+    for name in others:
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('extras', 'with')}: goes with {needed} only")
     try:
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -380,8 +380,9 @@ def describe(out: Path, names: Names) -> str:
     return "\n".join(
         [
             *lines,
-            f"kaggle datasets create -p {dataset} --dir-mode zip    # later: kaggle datasets version ... -m MESSAGE",
+            f"kaggle datasets create -p {dataset} --dir-mode zip",
             f"kaggle kernels push -p {out / 'kernel'}    # once {names.user}/{names.dataset} is ready there",
+            f"later, instead of the first: kaggle datasets version -p {dataset} --dir-mode zip -m MESSAGE",
         ]
     )
 

@@ -18,7 +18,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.crop import CropGeometry
-from dfdc.model import FrameModel, load_initial
 from dfdc.runtime import DeviceError
 from dfdc.training.dataset import DataError, find_lonely, load_crops, load_rows, read_split
 from dfdc.training.flags import natural, positive
@@ -26,8 +25,8 @@ from dfdc.training.labels import describe_counts, read_labels, weigh_crops
 from dfdc.training.loop import TrainSettings, train
 from dfdc.training.parallel import Rank, join_ranks
 from dfdc.training.runlog import save_trained
-from dfdc.training.start import download_imagenet, revive_if_folded
-from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError, file_digest
+from dfdc.training.start import revive_if_folded, start_model
+from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError
 
 
 def train_weights(
@@ -71,13 +70,7 @@ def train_weights(
     run.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    model, start = FrameModel(ModelSpec(architecture=architecture, input_size=input_size)), None
-    if imagenet:
-        model, start = download_imagenet(model.spec), "imagenet"
-    if init is not None:
-        taken, total = load_initial(model, init)
-        start = file_digest(init)
-        print(f"{init.name}: {taken} of {total} tensors taken over")
+    model, start = start_model(ModelSpec(architecture, input_size), init=init, imagenet=imagenet)
     rows = read_split(*crops, split="train", limit=limit)
     weights = None
     if frame_labels is not None:

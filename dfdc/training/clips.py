@@ -12,6 +12,8 @@ from pathlib import Path, PureWindowsPath
 from dfdc.training.dataset import LABELS, DataError
 
 METADATA = "metadata.json"
+# What it says, for messages.
+FORM = '{"a.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE", "original": "a.mp4"}, ...}'
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,9 @@ def read_metadata(folder: Path) -> list[LabelledClip]:
         entries = json.loads(path.read_text(encoding="utf-8"))
         json.dumps(entries, ensure_ascii=False).encode("utf-8")  # JSON can spell halves of characters: no file's name
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); a folder of clips needs it, in DFDC's form") from error
+        raise DataError(f"{path}: cannot be read ({error}); labelled clips need it: {FORM}") from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
-        raise DataError(
-            f'{path}: not in DFDC\'s form, {{"name.mp4": {{"label": "FAKE", "original": "other.mp4"}}, ...}}'
-        )
+        raise DataError(f"{path}: not in DFDC's form, {FORM}")
     clips = []
     for name, entry in sorted(entries.items()):
         if PureWindowsPath(name).name != name or name in ("", ".", "..") or "\0" in name:

@@ -140,7 +140,7 @@ def read_split(*csvs: Path, split: str, limit: int | None = None) -> pd.DataFram
     if rows.empty:
         raise DataError(
             f"{where}: no row has the split {split!r}; it has {', '.join(sorted(set(table.split))) or 'none'}; "
-            "tools/make_crops.py with --val or --val-share keeps clips for 'val'"
+            "tools/make_crops.py shares originals out by --val or --val-share; name another share, or more originals"
         )
     return rows
 

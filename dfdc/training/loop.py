@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from dfdc.model import FrameModel, MirroredModel, resize_crops
+from dfdc.model import FrameModel, TwoViewModel, resize_crops
 from dfdc.training.augment import RECIPE, augment, mix_pairs, pick
 from dfdc.training.blend import self_blend
 from dfdc.training.dataset import CropSet, DataError, pair_epoch
@@ -78,7 +78,7 @@ class TrainSettings:
 
 @torch.inference_mode()
 def score_crops(model: FrameModel, images: Tensor) -> np.ndarray:
-    """Logits of many crops, each the mean of a crop's and its mirror image's.
+    """Logits of many crops, each the mean of a crop's two views.
 
     Args:
         model: in evaluation mode.
@@ -88,7 +88,7 @@ def score_crops(model: FrameModel, images: Tensor) -> np.ndarray:
         (N,) float32.
     """
     device = model.mean.device
-    answer = MirroredModel(model)
+    answer = TwoViewModel(model)
     logits = [answer(batch.to(device)).float().cpu() for batch in images.split(SCORED_CROPS[device.type])]
     return torch.cat(logits).numpy()
 

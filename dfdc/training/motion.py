@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dfdc.crop import CropGeometry
 from dfdc.detect import FaceDetector
-from dfdc.model import FrameModel, MirroredModel, resize_crops, see_change
+from dfdc.model import FrameModel, TwoViewModel, resize_crops, see_change
 from dfdc.motion import cut_track
 from dfdc.tracks import find_tracks
 from dfdc.training.clips import LabelledClip
@@ -297,6 +297,6 @@ def score_pairs(model: FrameModel, pairs: Tensor) -> np.ndarray:
         model: in evaluation mode.
         pairs: on the CPU.
     """
-    answer, size = MirroredModel(model), model.spec.input_size
+    answer, size = TwoViewModel(model, margin=0), model.spec.input_size
     logits = [answer(see_change(batch.float(), size)) for batch in pairs.split(SCORED_CROPS["cpu"])]
     return torch.cat(logits).numpy()

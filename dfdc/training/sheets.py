@@ -86,10 +86,11 @@ class TableFakes:
         self._rows: dict[str, list[Row]] = {}
         for row in table.to_dict("records"):
             self._rows.setdefault(row["video"], []).append(row)
-        fakes = [rows[0] for rows in self._rows.values() if rows[0]["label"] == "FAKE"]
+        firsts = [rows[0] for rows in self._rows.values()]
+        fakes = [row for row in firsts if row["label"] == "FAKE" and row["split"] == "train"]
         self.kinds = {row["video"]: row.get("manipulation", "") for row in fakes}
         if not self.kinds:
-            raise DataError(f"{csv}: holds no fake; only the frames of fakes are labelled")
+            raise DataError(f"{csv}: holds no fake to train on (split train); only the frames of these are labelled")
 
     def collect(self, video: str) -> Sheet:
         """A fake's shots, without scores."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from dfdc.model import FrameModel, VoiceModel
-from dfdc.weights import ModelSpec, WeightsError
+from dfdc.model import FrameModel, VoiceModel, load_initial
+from dfdc.weights import ModelSpec, WeightsError, file_digest
 
 # Of pixels in 0..255: what the published nets that can be downloaded were trained with.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -48,6 +49,27 @@ def download_imagenet(spec: ModelSpec) -> FrameModel:
             f"{spec.architecture}: ImageNet weights cannot be fetched ({error}); go online, or name a file with --init"
         ) from error
     return model
+
+
+def start_model(spec: ModelSpec, *, init: Path | None = None, imagenet: bool = False) -> tuple[FrameModel, str | None]:
+    """The model that training starts from, and what names its start; how much of a file was taken over is printed.
+
+    Args:
+        spec: of the model.
+        init: safetensors file to start from; None for weights of chance.
+        imagenet: start from `download_imagenet` instead.
+
+    Raises:
+        WeightsError: the file cannot be used, or there is nothing to download.
+    """
+    if imagenet:
+        return download_imagenet(spec), "imagenet"
+    model = FrameModel(spec)
+    if init is None:
+        return model, None
+    taken, total = load_initial(model, init)
+    print(f"{init.name}: {taken} of {total} tensors taken over")
+    return model, file_digest(init)
 
 
 def has_folded_norms(model: FrameModel | VoiceModel) -> bool:
