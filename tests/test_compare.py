@@ -209,10 +209,19 @@ def test_foreign_pair_is_refused_with_its_reason(clips, tmp_path, capsys, monkey
     assert not out.exists()
 
 
-def test_samples_are_compared_with_the_shipped_weights(tmp_path, capsys):
-    samples, out = PROJECT / "samples", tmp_path / "d.html"
+def test_samples_are_compared_with_the_shipped_weights(tmp_path, capsys, monkeypatch):
+    samples, out, made = PROJECT / "samples", tmp_path / "d.html", []
+
+    def noted(*args, **more):
+        made.append(compare_clips(*args, **more))
+        return made[-1]
+
+    monkeypatch.setattr(compare_videos, "compare_clips", noted)
     arguments = [str(samples / "real.mp4"), str(samples / "doctored.mp4")]
     assert compare_videos.main([*arguments, "--device", "cpu", "--frames", "4", "--out", str(out)]) == 0
     text = Tags(out.read_text(encoding="utf-8")).text
     assert "net's P(fake) of the original, 4 frames" in text
+    real, fake = (scores.probability for scores in made[0].scores)
+    assert fake > real + 0.1
+    assert text.index(f"{real:.0%}") < text.index(f"{fake:.0%}")
     assert capsys.readouterr().out.strip() == str(out)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dfdc.model import FrameModel, save_model
 from dfdc.training import loop
@@ -32,18 +34,25 @@ def test_runs_differ_in_the_named_part_only_and_are_not_done_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     table = write_table(tmp_path, pairs(32) + pairs(6, split="val"))
-    used, augment = [], loop.augment
+    used, augment, begun, train = [], loop.augment, [], tool.train
 
     def record(images, generator, *, without):
         used.append(without)
         return augment(images, generator, without=without)
 
+    def note(model, training, validation, folder, settings, **more):
+        begun.append((asdict(settings), model.net._conv_stem.weight.clone()))
+        return train(model, training, validation, folder, settings, **more)
+
     monkeypatch.setattr(loop, "augment", record)
+    monkeypatch.setattr(tool, "train", note)
     command = ["--crops", str(table), "--run", str(tmp_path / "run"), "--input-size", "32", "--epochs", "1"]
     command += ["--batch-size", "32", "--learning-rate", "0.002"]  # two batches
     command += ["--device", "cpu", "--only", "no JPEG", "--json", str(tmp_path / "recipes.json")]
     assert tool.main(command) == 0
     assert used == [(), (), ("jpeg",), ("jpeg",)]
+    (settings, weights), (others, other_weights) = begun
+    assert others == {**settings, "without": ("jpeg",)} and torch.equal(weights, other_weights)
     whole, without = json.loads((tmp_path / "recipes.json").read_text())
     assert (whole["name"], without["name"]) == (tool.WHOLE, "no JPEG") and whole["n"] == 12
     change = without["balanced_log_loss"] - whole["balanced_log_loss"]

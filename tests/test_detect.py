@@ -12,9 +12,9 @@ from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
 from facenet_pytorch.models.utils.detect_face import detect_face
 from skimage.data import astronaut
 
-from dfdc.detect import HARD, QUICK, FaceDetector, Faces
+from dfdc.detect import HARD, HARD_FRAMES, NO_FACES, QUICK, FaceDetector, Faces
 from dfdc.mtcnn import load_mtcnn
-from dfdc.tracks import link_tracks, overlap
+from dfdc.tracks import find_tracks, link_tracks, overlap
 from dfdc.video import read_frames
 
 
@@ -124,6 +124,21 @@ def test_looking_hard_finds_small_dark_faces_that_a_quick_look_misses(
     # The face is a quarter of where it is in the portrait: centre (223, 120) / 4.
     centres = (hard.boxes[:, :2] + hard.boxes[:, 2:]) / 2
     assert np.abs(centres - [900 + 56, 400 + 30]).max(1).min() < 12
+
+
+def test_where_no_frame_shows_a_face_some_are_looked_at_hard(
+    detector: FaceDetector, portrait: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, (face,) = [], detector.detect([portrait])
+    monkeypatch.setattr(detector, "follow", lambda frames: [NO_FACES] * len(frames))
+    monkeypatch.setattr(detector, "detect", lambda frames, settings=QUICK: asked.append(settings) or [face])
+    frames = [portrait] * 20
+    searched, found = detector.search(frames)
+    assert asked == [HARD] * HARD_FRAMES and found == [face] * HARD_FRAMES
+    assert searched[0] == 0 and searched[-1] == 19 and searched == sorted(set(searched))
+    # A track's frames are those of the clip, not of what was searched.
+    (track,), faces = find_tracks(frames, detector)
+    assert track.frames.tolist() == searched == list(faces)
 
 
 def test_moving_face_is_followed_without_searching_every_frame(

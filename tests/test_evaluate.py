@@ -80,8 +80,9 @@ def test_ensemble_scores_crops_with_the_mean_of_calibrated_logits(weights: Path,
     logits = [file.spec.calibration.logits(z) for file, z in zip(find_weights(weights), raw, strict=True)]
     assert all(np.ptp(z) > 0.3 for z in logits)
     expected = np.clip(sigmoid(np.mean(logits, 0)), 0.03, 0.94)  # means of the members' bounds
-    # The kernel's runtime sums in another order.
-    assert both.probabilities == pytest.approx(expected, abs=1e-3)
+    assert np.ptp(expected) > 0.1
+    # The kernel's runtime sums in another order, and of noise a pixel is rounded to another level here and there.
+    assert both.probabilities == pytest.approx(expected, abs=5e-3)
     assert both.names[4] == "1-1.png" and both.sources[4] == "1.mp4" and both.manipulations[-1] == "swap"
     assert set(both.sources[12:]) == {"4.mp4", "5.mp4", "0.mp4"}  # a fake's is its original, where that is named
     assert both.labels.tolist() == [0] * 12 + [1] * 12

@@ -170,6 +170,26 @@ def fail_at_place_1(connection: Connection, settings: WorkerSettings) -> None:
             connection.send(Prediction(task.name, {"cuda": 0.25, "cpu": 0.75}[device]))
 
 
+def wait_for_the_cpu(connection: Connection, settings: WorkerSettings) -> None:
+    """CUDA fails one clip; it answers for the others, with all frames wanted, when the CPU has begun, which is slow."""
+    device = "cpu" if settings.device == "cpu" else "cuda"
+    connection.send(Ready(f"a fake {device}", device))
+    with contextlib.suppress(EOFError):
+        while True:
+            path, task = connection.recv()
+            flag = path.parent / "the CPU was here"
+            if device == "cpu":
+                flag.touch()
+                threading.Event().wait(0.2)
+            elif task.name.startswith("fault"):
+                connection.send(LastWord(Prediction(task.name, status="error", reason="CUDA error: launch failure")))
+                return
+            while not flag.exists():
+                threading.Event().wait(0.01)
+            label = {"cuda": 0.25, "cpu": 0.75}[device]
+            connection.send(Prediction(task.name, label, wanted=task.n_frames, nets=task.n_nets, frames=task.n_frames))
+
+
 def load_on_the_cpu_only(connection: Connection, settings: WorkerSettings) -> None:
     if settings.device != "cpu":
         os._exit(3)
@@ -368,11 +388,15 @@ def test_clip_that_cuda_failed_is_scored_on_the_cpu(
     assert "CUDA failed 1 clips; a worker on the CPU takes them" in caplog.text
 
 
-def test_further_looks_stay_on_cuda_beside_a_clip_that_it_failed() -> None:
+def test_further_looks_stay_on_cuda_beside_a_clip_that_it_failed(tmp_path: Path) -> None:
     known = {f"{i}.mp4": Prediction(f"{i}.mp4", 0.4, wanted=8, nets=1, frames=8) for i in range(40)}
-    found = run(["fault.mp4", *known], work=fail_on_cuda, known=known)
+    clips = {name: tmp_path / name for name in ("fault.mp4", *known)}
+    looks = predict_clips(clips, SETTINGS, n_workers=2, deadline=NEVER, work=wait_for_the_cpu, known=known)
+    found = {p.filename: p for p in looks}
     assert found["fault.mp4"].label == 0.75
-    assert len(found) == 41
+    labels = [found[name].label for name in known]
+    # Were CUDA left altogether, it would answer at most for the one look that it was at.
+    assert len(found) == 41 and labels.count(0.25) > 10 and set(labels) <= {0.25, 0.75}
 
 
 @pytest.mark.parametrize("fault", ["fault", "crash"])

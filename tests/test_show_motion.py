@@ -15,6 +15,7 @@ from dfdc.detect import FaceDetector
 from dfdc.model import FrameModel, load_model, save_model
 from dfdc.training.motion import score_pairs
 from dfdc.weights import ModelSpec
+from tools import show_motion
 from tools.show_motion import cut_pairs, find_motion, main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +38,21 @@ def test_picture_shows_every_clip_and_its_flickering_twin(weights: Path, tmp_pat
         assert picture.std() > 20
         sizes.append(picture.shape)
     assert sizes[1][0] == pytest.approx(2 * sizes[0][0], abs=2) and sizes[1][1] == sizes[0][1]
+
+
+def test_twins_below_are_the_pairs_made_to_flicker(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(show_motion, "_draw", lambda rows, *_: drawn.extend(rows))
+    command = [str(ROOT / "samples/real.mp4"), "--weights", str(weights), "--pairs", "3", "--flicker"]
+    assert show_motion.main([*command, "--out", str(tmp_path / "out.png")]) == 0
+    plain, made = drawn
+    assert (plain.name, made.name) == ("real.mp4", "real.mp4, made to flicker")
+    changes = [(row.pairs[:, 3:].float() - row.pairs[:, :3]).abs().mean() for row in drawn]
+    assert changes[1] > changes[0] + 0.5
+    # Outside the face the frames are the same ones.
+    assert torch.equal(plain.pairs[..., 0, 0], made.pairs[..., 0, 0])
 
 
 @pytest.mark.parametrize("case", ["no face", "no clip", "no weights", "no folder"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,9 @@ def crops() -> Tensor:
 
 @pytest.fixture
 def pairs(crops: Tensor) -> PairSet:
-    """Pairs that hardly change: 8 of 2 real sources, 8 of 2 fake ones, of which one has a single pair."""
-    both = torch.cat([crops, (crops + 2).clamp(0, 255)], 1).to(torch.uint8)
+    """Pairs that change: 8 of 2 real sources, 8 of 2 fake ones, of which one has a single pair."""
+    change = torch.randint(-20, 21, crops.shape, generator=seeded())
+    both = torch.cat([crops, (crops + change).clamp(0, 255)], 1).to(torch.uint8)
     sources = np.array(["a"] * 4 + ["b"] * 4 + ["c"] * 7 + ["d"])
     return PairSet(both, torch.tensor([0.0] * 8 + [1.0] * 8), np.char.add(sources, ".mp4"), sources)
 
@@ -77,6 +79,15 @@ def test_a_steady_blend_of_equal_frames_does_not_change_and_flicker_does(seed: i
     assert torch.equal(crops, before)
     again = flicker(crops, crops, seeded(seed))
     assert torch.equal(first, again[0]) and torch.equal(second, again[1])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_each_frame_stays_itself_and_in_its_place(seed: int, crops: Tensor) -> None:
+    """No hull reaches a corner: there both frames are what they were."""
+    for make in (blend_steadily, flicker, flicker_second):
+        first, second = make(crops, crops.flip(0), seeded(seed))
+        assert torch.equal(first[..., 0, 0], crops[..., 0, 0]), make
+        assert torch.equal(second[..., 0, 0], crops.flip(0)[..., 0, 0]), make
 
 
 def test_flicker_keeps_to_the_face(crops: Tensor) -> None:
@@ -220,6 +231,17 @@ def test_no_source_lies_in_two_folds(folder: Path) -> None:
     assert sorted(name for fold in folds for name in fold) == ["ann.mp4", "ben.mp4"]
     with pytest.raises(DataError, match="2 sources cannot be split into 5 folds"):
         split_sources(clips, 5)
+
+
+def test_a_folds_layer_is_fitted_without_its_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = []
+    monkeypatch.setattr(motion, "fit_last_layer", lambda model, training: fitted.append(set(training.sources)))
+    found = described()
+    made = replace(found.part(found.labels == 0), made=np.ones(20, bool), labels=np.ones(20, int))
+    sources = sorted(set(found.sources))
+    folds = [set(sources[::2]), set(sources[1::2])]
+    motion.cross_fit(lively(FrameModel(SPEC)), found, made, folds)
+    assert fitted == [folds[1], folds[0]]
 
 
 # What motion adds

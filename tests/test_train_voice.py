@@ -12,13 +12,13 @@ import pytest
 import torch
 from pairs import make_speech
 
-from dfdc.audio import RATE
+from dfdc.audio import N_BANDS, RATE
 from dfdc.model import VoiceModel
 from dfdc.training.dataset import DataError
 from dfdc.training.state import save_state
 from dfdc.training.takes import Take, make_takes, read_speech
 from dfdc.training.vocoders import VOCODERS, by_griffin_lim
-from dfdc.training.voice import VoiceSettings, evaluate, make_batch, make_trials, score_trials, train_voice
+from dfdc.training.voice import Trial, VoiceSettings, evaluate, make_batch, make_trials, score_trials, train_voice
 from dfdc.voice import Listener
 from dfdc.weights import ModelSpec, find_weights
 from tools.train_voice import main, train_weights
@@ -195,11 +195,25 @@ def test_run_of_other_voices_is_not_gone_on_with(one_thread: None, tmp_path: Pat
         train_voice(VoiceModel(SPEC), known, [], trials, tmp_path, settings, start="0123" * 16, progress=False)
 
 
-def test_scores_are_stated_per_vocoder() -> None:
-    trials = make_trials(takes(range(2)), 64)
-    assert [trial.label for trial in trials] == [0, 1, 0, 1]
+def test_scores_are_stated_per_vocoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two vocoders one is told from real voices without a mistake, the other never."""
+    windows = np.zeros((1, N_BANDS, 64), np.float32)
+    kinds = [(label, name) for name in ("lpc", "griffin_lim") for label in (0, 1)] * 3
+    trials = [Trial(windows, label, name, str(index)) for index, (label, name) in enumerate(kinds)]
+    logits = np.array([(1.0 if name == "lpc" else -1.0) * (2 * label - 1) for label, name in kinds])
+    monkeypatch.setattr("dfdc.training.voice.score_trials", lambda model, found: logits)
     scores, _ = evaluate(VoiceModel(SPEC).eval(), trials)
-    assert "auc_griffin_lim" in scores
+    assert (scores["auc_lpc"], scores["auc_griffin_lim"], scores["auc"]) == (1, 0, 0.5)
+
+
+def test_trials_are_each_takes_real_voice_and_its_twins() -> None:
+    assert [trial.label for trial in make_trials(takes(range(2)), 64)] == [0, 1, 0, 1]
+
+
+def test_training_takes_are_made_by_the_vocoders_that_are_named(speech: Path, tmp_path: Path) -> None:
+    named = ["griffin_lim", "lpc"]
+    for take in make_takes(speech, tmp_path / "takes", split="train", vocoders=named, progress=False):
+        assert sorted(take.made) == named
 
 
 def test_tool_writes_weights_that_the_kernel_hears_with(

@@ -571,7 +571,8 @@ def test_ranks_average_their_gradients(tmp_path: Path) -> None:
         "from dfdc.training.parallel import join_ranks\n"
         "with join_ranks('cpu') as rank:\n"
         "    model = torch.nn.Linear(1, 1)\n"
-        "    rank.wrap(model)(torch.full((1, 1), 1.0 + rank.index)).sum().backward()\n"
+        "    answer = rank.wrap(model)\n"
+        "    answer(torch.full((1, 1), 1.0 + rank.index)).sum().backward()\n"
         "    assert model.weight.grad.item() == 1.5, model.weight.grad\n"
     )
     done = subprocess.run([*TORCHRUN, "--", str(script)], capture_output=True, text=True, env=ONE_THREAD, timeout=300)
