@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 # Crops go through a net in groups of so many: on one core groups of 8 are no faster, and take 25 MB more a worker.
 BATCH_CROPS = {"cpu": 4, "cuda": 256}
+# Of a person with so many faces each face is seen once, by turns in one of the two views, instead of in both: half the
+# work, and a clip's logit moves by a tenth (docs/experiments.md).
+MIN_SHARED = 8
 
 
 def build_crop_nets(files: list[WeightsFile], device: str) -> list[tuple[nn.Module, Input]]:
@@ -27,7 +30,8 @@ def build_crop_nets(files: list[WeightsFile], device: str) -> list[tuple[nn.Modu
     from dfdc.model import CropNet, load_model
 
     loaded = [load_model(file, device=device, half=device == "cuda") for file in files]
-    return [(CropNet(model).eval(), Input.images(model.spec.crop.size)) for model in loaded]
+    sides = [model.spec.crop.size for model in loaded]
+    return [(CropNet(model).eval(), Input((side, side, 6))) for model, side in zip(loaded, sides, strict=True)]
 
 
 class Ensemble:
@@ -54,11 +58,19 @@ class Ensemble:
         calibrations = [spec.calibration for spec in self.specs[:n_nets]]
         return float(np.mean([c.low for c in calibrations])), float(np.mean([c.high for c in calibrations]))
 
-    def score(self, faces: list[tuple[np.ndarray, np.ndarray]], *, n_nets: int | None = None) -> np.ndarray:
+    def score(
+        self,
+        faces: list[tuple[np.ndarray, np.ndarray]],
+        *,
+        lengths: Sequence[int] | None = None,
+        n_nets: int | None = None,
+    ) -> np.ndarray:
         """Score faces, each cut as each net wants it.
 
         Args:
             faces: pairs of a frame (H, W, 3) uint8 RGB and a box (4,) x0, y0, x1, y1 in its pixels.
+            lengths: how many of them belong to the first person, the second and so on; see `share_views`. None where
+                they do not belong together, and each is seen in both views.
             n_nets: how many nets answer, the first ones; None for all.
 
         Returns:
@@ -67,7 +79,7 @@ class Ensemble:
         Raises:
             FloatingPointError: a net's answer is not finite, as half precision may overflow.
         """
-        return self.score_cut(self.cut(faces, n_nets=n_nets))
+        return self.score_cut(self.cut(faces, n_nets=n_nets), lengths=lengths)
 
     def cut(self, faces: list[tuple[np.ndarray, np.ndarray]], *, n_nets: int | None = None) -> list[np.ndarray]:
         """The faces, see `score`, as each net wants them: (N, S, S, 3) uint8 RGB, one array for nets that agree."""
@@ -99,10 +111,40 @@ class Ensemble:
                 )
         return self.score_cut([images] * len(self.nets))
 
-    def score_cut(self, crops: list[np.ndarray]) -> np.ndarray:
+    def score_cut(self, crops: list[np.ndarray], *, lengths: Sequence[int] | None = None) -> np.ndarray:
         """Score the crops that `cut` returned; as `score`."""
+        views = share_views([1] * len(crops[0]) if lengths is None else lengths)
         runs = zip(self.specs, self.nets, crops, strict=False)
-        return np.mean([spec.calibration.logits(run_logits(net, seen, self.batch_size)) for spec, net, seen in runs], 0)
+        return np.mean([spec.calibration.logits(self._run(net, seen, views)) for spec, net, seen in runs], 0)
+
+    def _run(self, net: Net, crops: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """A net's logits (N,) of crops (N, S, S, 3), each the mean over the views that show it."""
+        sums, counts = np.zeros(len(crops)), np.bincount(views.ravel(), minlength=len(crops))
+        for start in range(0, len(views), self.batch_size):  # never two copies of all crops
+            part = views[start : start + self.batch_size]
+            shown = np.concatenate([crops[part[:, 0]], crops[part[:, 1]]], 3)
+            np.add.at(sums, part, run_logits(net, shown, self.batch_size))
+        return sums / counts
+
+
+def share_views(lengths: Sequence[int]) -> np.ndarray:
+    """Which crops a net's two views show.
+
+    Args:
+        lengths: how many crops belong to the first person, to the second and so on.
+
+    Returns:
+        (V, 2) int64 indices of crops, all persons' in a row: of what the first view shows, and the second. Each crop of
+        a person who has fewer than `MIN_SHARED` is shown in both; else neighbours share, one view each, and a last one
+        that has no neighbour is shown in both.
+    """
+    views, start = [np.zeros((0, 2), np.int64)], 0
+    for length in lengths:
+        own = np.arange(start, start + length)
+        shared = length // 2 * 2 if length >= MIN_SHARED else 0
+        views += [own[:shared].reshape(-1, 2), np.stack([own[shared:]] * 2, 1)]
+        start += length
+    return np.concatenate(views)
 
 
 def cut_crops(faces: list[tuple[np.ndarray, np.ndarray]], geometry: CropGeometry) -> np.ndarray:

@@ -198,12 +198,17 @@ class TwoViewModel(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         """As `FrameModel.forward`."""
-        crops, size = crops.float(), self.model.spec.input_size
+        return torch.stack(self.answer(crops, crops)).mean(0)
+
+    def answer(self, crops: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N,) of crops (N, 3, H, W) in the first view, and of others, as many, in the second."""
+        size = self.model.spec.input_size
         margin = round(self.margin * size)
-        mirrored = functional.pad(resize_crops(crops.flip(3), size - 2 * margin), (margin,) * 4, mode="replicate")
+        mirrored = resize_crops(others.float().flip(3), size - 2 * margin)
+        mirrored = functional.pad(mirrored, (margin,) * 4, mode="replicate")
         # Both in one batch: two calls would double an exported net's weights.
-        first, second = self.model(torch.cat([resize_crops(crops, size), mirrored])).chunk(2)
-        return (first + second) / 2
+        first, second = self.model(torch.cat([resize_crops(crops.float(), size), mirrored])).chunk(2)
+        return first, second
 
 
 class CropNet(nn.Module):
@@ -213,9 +218,9 @@ class CropNet(nn.Module):
         super().__init__()
         self.model = TwoViewModel(model)
 
-    def forward(self, crops: Tensor) -> Tensor:
-        """Logits (N,) of crops (N, H, W, 3) uint8 RGB."""
-        return self.model(crops.permute(0, 3, 1, 2))
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N,) of each view of crops (N, H, W, 6) uint8: RGB of what the first shows, then the second."""
+        return self.model.answer(*crops.permute(0, 3, 1, 2).chunk(2, 1))
 
 
 def see_change(pairs: Tensor, size: int) -> Tensor:

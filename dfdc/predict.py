@@ -129,8 +129,8 @@ class Predictor:
         started = time.process_time()
         crops = self.ensemble.cut(faces, n_nets=n_nets)
         self.crop_s = time.process_time() - started
-        logits = self.ensemble.score_cut(crops)
-        return np.split(logits, np.cumsum([len(track) for track in tracks])[:-1])
+        lengths = [len(track) for track in tracks]
+        return np.split(self.ensemble.score_cut(crops, lengths=lengths), np.cumsum(lengths)[:-1])
 
 
 def _describe(error: Exception) -> str:

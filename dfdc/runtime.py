@@ -134,12 +134,13 @@ def run_batches(net: Net, items: np.ndarray, size: int) -> list[tuple[np.ndarray
 
 
 def run_logits(net: Net, items: np.ndarray, size: int) -> np.ndarray:
-    """The answers (N,) of a net that gives one number an item, in batches as `run_batches` makes them.
+    """The answers of a net that gives one number an item (N,), or several (N, K), in batches as `run_batches` makes.
 
     Raises:
         FloatingPointError: one of them is not finite, as half precision may overflow.
     """
-    logits = np.concatenate([np.zeros(0, np.float32), *(part for (part,) in run_batches(net, items, size))])
+    parts = [part[0] if len(part) == 1 else np.stack(part, 1) for part in run_batches(net, items, size)]
+    logits = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if not np.isfinite(logits).all():
         raise FloatingPointError("a net answers with numbers that are not finite")
     return logits

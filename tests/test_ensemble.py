@@ -14,7 +14,7 @@ import torch
 
 from dfdc import runtime
 from dfdc.crop import CropGeometry
-from dfdc.ensemble import Ensemble, cut_crops
+from dfdc.ensemble import MIN_SHARED, Ensemble, cut_crops, share_views
 from dfdc.export import export_programs
 from dfdc.model import VIEW_MARGIN, CropNet, FrameModel, TwoViewModel, load_model, resize_crops, save_model
 from dfdc.runtime import DeviceError, Input, choose_device, compile_net, export_net, open_net
@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # What a logit of these nets may move by where one pixel is rounded to the next level.
 LEVEL = 5e-3
 SPEC = ModelSpec(architecture="efficientnet-lite0", input_size=32, crop=CropGeometry(size=48))
+# A crop for each of a net's two views.
+SHOWN = Input((48, 48, 6))
 
 
 @pytest.fixture(scope="module")
@@ -51,47 +53,76 @@ def net(files: list[WeightsFile]) -> CropNet:
 
 @pytest.fixture(scope="module")
 def crops() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), dtype=np.uint8)
+    """Five, and as many others, for a net's two views."""
+    return np.random.default_rng(0).integers(0, 256, (5, 48, 48, 6), dtype=np.uint8)
+
+
+def answers(net: CropNet, crops: np.ndarray) -> np.ndarray:
+    """(N, 2) by torch."""
+    with torch.inference_mode():
+        return torch.stack(net(torch.from_numpy(crops)), 1).numpy()
 
 
 def test_openvino_answers_like_torch(net: CropNet, crops: np.ndarray) -> None:
     pytest.importorskip("openvino")
-    (fast,) = compile_net(net, "cpu", Input.images(48))(crops)
-    with torch.inference_mode():
-        # Both compute in float32; sums are ordered differently.
-        assert fast == pytest.approx(net(torch.from_numpy(crops)).numpy(), abs=1e-3)
+    fast = np.stack(compile_net(net, "cpu", SHOWN)(crops), 1)
+    assert np.ptp(fast, axis=0).min() > 20 * LEVEL
+    # Both compute in float32; sums are ordered differently.
+    assert fast == pytest.approx(answers(net, crops), abs=LEVEL)
 
 
 def test_exported_net_answers_like_the_compiled_one(net: CropNet, crops: np.ndarray) -> None:
     pytest.importorskip("openvino")
-    (opened,) = open_net(export_net(net, Input.images(48)), threads=1)(crops)
-    (compiled,) = compile_net(net, "cpu", Input.images(48))(crops)
-    assert opened == pytest.approx(compiled, abs=1e-5)
+    opened = open_net(export_net(net, SHOWN), threads=1)(crops)
+    compiled = compile_net(net, "cpu", SHOWN)(crops)
+    for ours, theirs in zip(opened, compiled, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-def answer_by_hand(model: FrameModel, crops: np.ndarray, *, margin: int) -> np.ndarray:
-    """The mean logit of crops (N, S, S, 3) and of their mirror images, smaller by a margin of repeated edges."""
-    size = model.spec.input_size
-    images = torch.from_numpy(crops).permute(0, 3, 1, 2).float()
-    small = resize_crops(images, size - 2 * margin).numpy()[..., ::-1]
+def views_by_hand(model: FrameModel, crops: np.ndarray, others: np.ndarray, *, margin: int) -> np.ndarray:
+    """Logits (N, 2) of crops (N, S, S, 3), and of others' mirror images, smaller by a margin of repeated edges."""
+    images, mirrored = (torch.from_numpy(part).permute(0, 3, 1, 2).float() for part in (crops, others))
+    small = resize_crops(mirrored, model.spec.input_size - 2 * margin).numpy()[..., ::-1]
     edges = np.pad(small, ((0, 0), (0, 0), (margin, margin), (margin, margin)), mode="edge")
     with torch.inference_mode():
-        return (model(images) + model(torch.from_numpy(edges))).numpy() / 2
+        return np.stack([model(images).numpy(), model(torch.from_numpy(edges)).numpy()], 1)
 
 
-def test_crop_and_its_smaller_mirror_image_count_the_same(net: CropNet, crops: np.ndarray) -> None:
+def test_second_view_is_a_smaller_mirror_image(net: CropNet, crops: np.ndarray) -> None:
     margin = round(VIEW_MARGIN * SPEC.input_size)
     assert margin > 0
-    with torch.inference_mode():
-        answer = net(torch.from_numpy(crops)).numpy()
-    assert answer == pytest.approx(answer_by_hand(net.model.model, crops, margin=margin), abs=LEVEL)
-    assert answer != pytest.approx(answer_by_hand(net.model.model, crops, margin=0), abs=LEVEL)
+    halves = np.split(crops, 2, 3)
+    assert answers(net, crops) == pytest.approx(views_by_hand(net.model.model, *halves, margin=margin), abs=LEVEL)
+    assert answers(net, crops) != pytest.approx(views_by_hand(net.model.model, *halves, margin=0), abs=LEVEL)
 
 
 def test_without_margin_the_mirror_image_is_as_large(net: CropNet, crops: np.ndarray) -> None:
+    crops = crops[..., :3]
     with torch.inference_mode():
         answer = TwoViewModel(net.model.model, margin=0)(torch.from_numpy(crops).permute(0, 3, 1, 2)).numpy()
-    assert answer == pytest.approx(answer_by_hand(net.model.model, crops, margin=0), abs=LEVEL)
+    by_hand = views_by_hand(net.model.model, crops, crops, margin=0).mean(1)
+    assert answer == pytest.approx(by_hand, abs=LEVEL)
+
+
+def test_many_faces_of_a_person_share_the_views_and_few_are_seen_in_both() -> None:
+    assert share_views([]).shape == (0, 2)
+    assert share_views([2, 1]).tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert share_views([MIN_SHARED - 1]).tolist() == [[i, i] for i in range(MIN_SHARED - 1)]
+    assert share_views([1, MIN_SHARED, 1]).tolist() == [[0, 0], [1, 2], [3, 4], [5, 6], [7, 8], [9, 9]]
+    assert share_views([MIN_SHARED + 1]).tolist()[-2:] == [[MIN_SHARED - 2, MIN_SHARED - 1], [MIN_SHARED] * 2]
+
+
+def test_a_face_that_shares_the_views_has_the_logit_of_its_own(files: list[WeightsFile], faces: list) -> None:
+    alone = Ensemble(files[:1])
+    calibration, margin = files[0].spec.calibration, round(VIEW_MARGIN * SPEC.input_size)
+    crops = cut_crops(faces, files[0].spec.crop)
+    both = calibration.logits(views_by_hand(load_model(files[0]), crops, crops, margin=margin))
+    # Of 20 faces the first nine are one person's, and the ninth is left without a neighbour.
+    expected = np.where(np.arange(20) % 2, both[:, 1], both[:, 0])
+    expected[8:] = both[8:].mean(1)
+    assert np.abs(both[:, 0] - both[:, 1]).max() > 10 * LEVEL
+    assert alone.score(faces, lengths=[9, 7, 4]) == pytest.approx(expected, abs=LEVEL)
+    assert alone.score(faces) == pytest.approx(both.mean(1), abs=LEVEL)
 
 
 class Edges(torch.nn.Module):
@@ -130,7 +161,7 @@ def test_openvino_computes_in_single_precision_on_every_cpu(net: CropNet) -> Non
     openvino = pytest.importorskip("openvino")
     options = runtime._options(1)
     assert options["INFERENCE_PRECISION_HINT"] == "f32"  # said, not left to this CPU
-    compiled = openvino.Core().compile_model(runtime._convert(net, Input.images(48)), "CPU", options)
+    compiled = openvino.Core().compile_model(runtime._convert(net, SHOWN), "CPU", options)
     assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
 
 
@@ -185,8 +216,8 @@ print(Predictor(files, programs=programs).predict(Path(sys.argv[2]), 4).status)
 def test_ensemble_is_the_mean_of_calibrated_logits(files: list[WeightsFile], faces: list) -> None:
     by_hand = []
     for file in files:
-        margin = round(VIEW_MARGIN * file.spec.input_size)
-        raw = answer_by_hand(load_model(file), cut_crops(faces, file.spec.crop), margin=margin)
+        crops, margin = cut_crops(faces, file.spec.crop), round(VIEW_MARGIN * file.spec.input_size)
+        raw = views_by_hand(load_model(file), crops, crops, margin=margin).mean(1)
         by_hand.append(raw / file.spec.calibration.temperature + file.spec.calibration.bias)
     ensemble = Ensemble(files)
     assert ensemble.score(faces) == pytest.approx(np.mean(by_hand, axis=0), abs=LEVEL)

@@ -172,7 +172,8 @@ def compare_clips(
 def _score(frames: list[np.ndarray], tracks: list[Track], ensemble: Ensemble) -> Scores:
     """A clip's scores as the kernel has them: each person's mean, then the chance that any is fake."""
     pairs = [(frames[index], box) for track in tracks for index, box in zip(track.frames, track.boxes, strict=True)]
-    logits = np.split(ensemble.score(pairs), np.cumsum([len(track) for track in tracks])[:-1]) if tracks else []
+    lengths = [len(track) for track in tracks]
+    logits = np.split(ensemble.score(pairs, lengths=lengths), np.cumsum(lengths)[:-1]) if tracks else []
     alone = np.full(len(frames), np.nan)
     low, high = ensemble.bounds()
     for index in range(len(frames)):
