@@ -30,8 +30,7 @@ def build_crop_nets(files: list[WeightsFile], device: str) -> list[tuple[nn.Modu
     from dfdc.model import CropNet, load_model
 
     loaded = [load_model(file, device=device, half=device == "cuda") for file in files]
-    sides = [model.spec.crop.size for model in loaded]
-    return [(CropNet(model).eval(), Input((side, side, 6))) for model, side in zip(loaded, sides, strict=True)]
+    return [(CropNet(model).eval(), Input.pairs(model.spec.crop.size)) for model in loaded]
 
 
 class Ensemble:

@@ -40,8 +40,7 @@ def build_pair_nets(files: Sequence[WeightsFile], device: str) -> list[tuple[nn.
     from dfdc.model import PairNet, load_model
 
     loaded = [load_model(file, device=device, half=device == "cuda") for file in files]
-    sides = [model.spec.crop.size for model in loaded]
-    return [(PairNet(model).eval(), Input((side, side, 6))) for model, side in zip(loaded, sides, strict=True)]
+    return [(PairNet(model).eval(), Input.pairs(model.spec.crop.size)) for model in loaded]
 
 
 class Motion:

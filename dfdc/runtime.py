@@ -48,6 +48,11 @@ class Input:
         """Square images (side, side, 3) uint8 RGB; images of any size where that is None."""
         return cls((side, side, 3))
 
+    @classmethod
+    def pairs(cls, side: int) -> Input:
+        """Two square images in one array (side, side, 6) uint8: RGB of the first, then of the second."""
+        return cls((side, side, 6))
+
     def example(self) -> np.ndarray:
         """One of them, all zeros; a side that varies has 48."""
         return np.zeros((1, *(side or 48 for side in self.shape)), self.dtype)

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEVEL = 5e-3
 SPEC = ModelSpec(architecture="efficientnet-lite0", input_size=32, crop=CropGeometry(size=48))
 # A crop for each of a net's two views.
-SHOWN = Input((48, 48, 6))
+SHOWN = Input.pairs(48)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from dfdc import pool
 from dfdc.deadline import NEVER, Deadline
 from dfdc.inputs import InputError
-from dfdc.plan import Plan
+from dfdc.plan import Plan, Task
 from dfdc.pool import predict_clips
 from dfdc.prediction import Prediction
 from dfdc.runtime import choose_device
@@ -152,26 +153,8 @@ def fail_on_cuda(connection: Connection, settings: WorkerSettings) -> None:
         connection.send(Prediction(task.name, {"cuda": 0.25, "cpu": 0.75}[device]))
 
 
-def fail_at_place_1(connection: Connection, settings: WorkerSettings) -> None:
-    """On CUDA, whatever is looked at there fails; the other place goes on when the CPU has taken over."""
-    device = "cpu" if settings.device == "cpu" else "cuda"
-    connection.send(Ready(f"a fake {device}", device))
-    with contextlib.suppress(EOFError):
-        while True:
-            path, task = connection.recv()
-            flag = path.parent / "the CPU was here"
-            if device == "cpu":
-                flag.touch()
-            elif settings.place == 1:
-                connection.send(LastWord(Prediction(task.name, status="error", reason="CUDA error: launch failure")))
-                return
-            while not flag.exists():
-                threading.Event().wait(0.01)
-            connection.send(Prediction(task.name, {"cuda": 0.25, "cpu": 0.75}[device]))
-
-
-def wait_for_the_cpu(connection: Connection, settings: WorkerSettings) -> None:
-    """CUDA fails one clip; it answers for the others, with all frames wanted, when the CPU has begun, which is slow."""
+def wait_for_the_cpu(connection: Connection, settings: WorkerSettings, fails: Callable[[Task], bool]) -> None:
+    """CUDA fails some looks, and takes the others, with all frames wanted, when the CPU has begun, which is slow."""
     device = "cpu" if settings.device == "cpu" else "cuda"
     connection.send(Ready(f"a fake {device}", device))
     with contextlib.suppress(EOFError):
@@ -181,13 +164,21 @@ def wait_for_the_cpu(connection: Connection, settings: WorkerSettings) -> None:
             if device == "cpu":
                 flag.touch()
                 threading.Event().wait(0.2)
-            elif task.name.startswith("fault"):
+            elif fails(task):
                 connection.send(LastWord(Prediction(task.name, status="error", reason="CUDA error: launch failure")))
                 return
             while not flag.exists():
                 threading.Event().wait(0.01)
             label = {"cuda": 0.25, "cpu": 0.75}[device]
             connection.send(Prediction(task.name, label, wanted=task.n_frames, nets=task.n_nets, frames=task.n_frames))
+
+
+def fail_at_place_1(connection: Connection, settings: WorkerSettings) -> None:
+    wait_for_the_cpu(connection, settings, lambda task: settings.place == 1)
+
+
+def fail_one_clip(connection: Connection, settings: WorkerSettings) -> None:
+    wait_for_the_cpu(connection, settings, lambda task: task.name.startswith("fault"))
 
 
 def load_on_the_cpu_only(connection: Connection, settings: WorkerSettings) -> None:
@@ -391,7 +382,7 @@ def test_clip_that_cuda_failed_is_scored_on_the_cpu(
 def test_further_looks_stay_on_cuda_beside_a_clip_that_it_failed(tmp_path: Path) -> None:
     known = {f"{i}.mp4": Prediction(f"{i}.mp4", 0.4, wanted=8, nets=1, frames=8) for i in range(40)}
     clips = {name: tmp_path / name for name in ("fault.mp4", *known)}
-    looks = predict_clips(clips, SETTINGS, n_workers=2, deadline=NEVER, work=wait_for_the_cpu, known=known)
+    looks = predict_clips(clips, SETTINGS, n_workers=2, deadline=NEVER, work=fail_one_clip, known=known)
     found = {p.filename: p for p in looks}
     assert found["fault.mp4"].label == 0.75
     labels = [found[name].label for name in known]
