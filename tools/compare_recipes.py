@@ -179,6 +179,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--only", nargs="+", choices=CHANGES, default=tuple(CHANGES), metavar="NAME", help=only)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", choices=("cpu", "cuda"), default=device, help="where to train (default: CUDA if there)")
+    compile_help = "the nets, for faster steps on CUDA: takes minutes first, and needs a C compiler"
+    add("--compile", action="store_true", help=compile_help)
     add("--seed", type=natural, default=0, help="of everything random (default: %(default)s)")
     add("--json", type=Path, help="write the scores there, too")
     args = parser.parse_args(argv)
@@ -191,6 +193,7 @@ def main(argv: list[str] | None = None) -> int:
             learning_rate=args.learning_rate,
             mixup=args.mixup,
             self_blend=args.self_blend,
+            compiled=args.compile,
             seed=args.seed,
         )
         device = choose_device(args.device)

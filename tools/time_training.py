@@ -59,6 +59,7 @@ def time_training(
     batch_size: int = 256,
     n_steps: int = 50,
     device: str = "cuda",
+    compiled: bool = False,
 ) -> TrainingSpeed:
     """Train on made crops for some steps, and time them.
 
@@ -68,6 +69,7 @@ def time_training(
         batch_size: crops per step, even.
         n_steps: that are timed, after a tenth as many (at least two) that are not.
         device: "cpu" or "cuda".
+        compiled: see `TrainSettings`; what compiling takes is not timed.
 
     Raises:
         ValueError: the batch is odd, or the net cannot see that size.
@@ -84,6 +86,7 @@ def time_training(
         ema_decay=settings.ema_decay,
     )
     chances = torch.Generator().manual_seed(0)
+    answer = torch.compile(model) if compiled else model
     pairs = torch.arange(len(crops)).view(2, -1).T
 
     def draw() -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,11 +94,11 @@ def time_training(
         return make_batch(crops.images, crops, chosen, model, settings, chances)
 
     def whole_step() -> None:
-        course.step(model, *draw())
+        course.step(answer, *draw())
 
     batch = draw()
     whole_s = _time(whole_step, n_steps, device)
-    net_s = _time(lambda: course.step(model, *batch), n_steps, device)
+    net_s = _time(lambda: course.step(answer, *batch), n_steps, device)
     cuda = device == "cuda"
     return TrainingSpeed(
         device=torch.cuda.get_device_name() if cuda else "CPU",
@@ -160,6 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--steps", type=positive, default=50, help="that are timed (default: %(default)s)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", choices=("cpu", "cuda"), default=device, help="where to train (default: CUDA if there)")
+    add("--compile", action="store_true", help="the net, as tools/train.py --compile does")
     args = parser.parse_args(argv)
     try:
         speed = time_training(
@@ -168,6 +172,7 @@ def main(argv: list[str] | None = None) -> int:
             batch_size=args.batch_size,
             n_steps=args.steps,
             device=choose_device(args.device),
+            compiled=args.compile,
         )
     except (DeviceError, ValueError) as error:
         print(f"time_training: {error}", file=sys.stderr)

@@ -144,14 +144,14 @@ def _quantise(planes: Tensor, table: str, scale: Tensor) -> Tensor:
 
 def cut_out(images: Tensor, generator: Generator) -> Tensor:
     """Hide one part of the face behind its image's mean colour, so that no single part decides."""
-    images = images.clone()
     side = images.shape[-1]
     jitter = torch.rand((len(images), 4), generator=generator) * 0.1 - 0.05
-    for i, part in enumerate(torch.randint(len(FACE_PARTS), (len(images),), generator=generator).tolist()):
-        box = ((torch.tensor(FACE_PARTS[part]) + jitter[i]).clamp(0, 1) * side).round().int().tolist()
-        x0, y0, x1, y1 = box
-        images[i, :, y0:y1, x0:x1] = images[i].mean((1, 2), keepdim=True)
-    return images
+    parts = torch.tensor(FACE_PARTS)[torch.randint(len(FACE_PARTS), (len(images),), generator=generator)]
+    boxes = ((parts + jitter).clamp(0, 1) * side).round().to(images.device, non_blocking=True)
+    x0, y0, x1, y1 = boxes.view(-1, 4, 1, 1).unbind(1)
+    place = torch.arange(side, device=images.device)
+    across, down = (place >= x0) & (place < x1), (place.view(-1, 1) >= y0) & (place.view(-1, 1) < y1)
+    return torch.where((across & down).unsqueeze(1), images.mean((2, 3), keepdim=True), images)
 
 
 # In the order in which they happen to a real clip: the face, the camera, the coding; then what we hide.

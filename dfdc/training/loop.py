@@ -49,6 +49,7 @@ class TrainSettings:
         mixup: probability that an aligned pair's fake is mixed with its original.
         self_blend: probability that a pair's fake is its real, blended onto itself.
         without: names of augmentation's steps that are left out, for comparing recipes.
+        compiled: by `torch.compile`, which takes minutes at first and needs a C compiler, for faster steps on CUDA.
         seed: of everything.
     """
 
@@ -62,6 +63,7 @@ class TrainSettings:
     mixup: float = 0.3
     self_blend: float = 0.2
     without: tuple[str, ...] = ()
+    compiled: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,7 +91,8 @@ def score_crops(model: FrameModel, images: Tensor) -> np.ndarray:
     """
     device = model.mean.device
     answer = TwoViewModel(model)
-    logits = [answer(batch.to(device)).float().cpu() for batch in images.split(SCORED_CROPS[device.type])]
+    with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):  # as the kernel's nets run there
+        logits = [answer(batch.to(device)).float().cpu() for batch in images.split(SCORED_CROPS[device.type])]
     return torch.cat(logits).numpy()
 
 
@@ -147,6 +150,8 @@ def train(
     made_from = {**asdict(settings), **describe_origin(training, validation, model.spec, start)}
     first = load_state(folder / "state.pt", course.stateful, made_from)
     answer = rank.wrap(model)
+    if settings.compiled:
+        answer = torch.compile(answer)
     images = training.images.to(rank.device)
     best = None
 
@@ -254,12 +259,13 @@ def set_out(
     model: nn.Module, *, steps: int, rate: float, weight_decay: float, warmup: float, ema_decay: float
 ) -> Course:
     """Make ready to train a model for so many steps; the other arguments are those of `TrainSettings`."""
+    cuda = next(model.parameters()).is_cuda
+    torch.backends.cudnn.benchmark |= cuda  # every batch has one shape, whose fastest convolutions are worth finding
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=rate)
+    optimizer = torch.optim.AdamW(groups, lr=rate, fused=cuda)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / steps, warmup))
-    cuda = next(model.parameters()).is_cuda
     scaler = torch.amp.GradScaler(enabled=cuda and not torch.cuda.is_bf16_supported(including_emulation=False))
     return Course(model, running_average(model, ema_decay), optimizer, schedule, scaler)
 
