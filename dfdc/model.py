@@ -30,6 +30,9 @@ LITE0_BLOCKS = (
 # Two views of different sizes differ more than mirror images do, and their mean is better (docs/experiments.md).
 VIEW_MARGIN = 0.05
 
+# Before its sigmoid, .98 after it.
+OPEN_GATE = 4.0
+
 # How a change of so many levels looks to a net for motion: grey where there is none; 43 levels fill the scale.
 GREY, CHANGE_GAIN = 127.0, 3.0
 
@@ -102,7 +105,7 @@ def load_initial(model: FrameModel | VoiceModel, path: Path) -> tuple[int, int]:
     """Start from a weights file: every tensor whose name and shape agree is taken over.
 
     From one of ours that sees the same, mean and std come with them. A net that sees sound takes a spectrogram for a
-    grey picture.
+    grey picture. Squeeze-excitation that the file lacks, as Lite0's does, lets nearly everything through at first.
 
     Args:
         model: changed in place.
@@ -129,6 +132,9 @@ def load_initial(model: FrameModel | VoiceModel, path: Path) -> tuple[int, int]:
     if not fitting:
         raise WeightsError(f"{path}: no tensor fits {model.spec.architecture}; name weights of the same family")
     model.net.load_state_dict(fitting, strict=False)
+    for name, module in model.net.named_modules():
+        if name.endswith("_se_expand") and f"{name}.bias" not in fitting:
+            nn.init.constant_(module.bias, OPEN_GATE)
     if stated is not None and stated.sees == model.spec.sees:
         model.normalize(stated.mean, stated.std)
     return len(fitting), len(own)

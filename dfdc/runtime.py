@@ -174,11 +174,11 @@ def compile_net(net: nn.Module, device: str, takes: Input) -> Net:
     @torch.inference_mode()
     def run(items: np.ndarray) -> tuple[np.ndarray, ...]:
         try:
-            outputs = net(torch.from_numpy(items).to(device))
+            outputs = net(torch.from_numpy(fill_up(items) if device == "cuda" else items).to(device))
             outputs = tuple(o.float() for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
             if device == "cuda":
                 wait_for_device()
-            return tuple(output.cpu().numpy() for output in outputs)
+            return tuple(output[: len(items)].cpu().numpy() for output in outputs)
         except torch.cuda.OutOfMemoryError as error:
             reason = str(error)
         # Outside the except clause: the error there keeps the batch's tensors alive.
@@ -188,6 +188,12 @@ def compile_net(net: nn.Module, device: str, takes: Input) -> Net:
     if device == "cuda":  # what the first run takes, and whether it fails, belongs to the start and not to a clip
         run(takes.example())
     return run
+
+
+def fill_up(items: np.ndarray) -> np.ndarray:
+    """Items (N, ...), and zeros up to the next power of two: to cuDNN every other N is a net that it has to plan."""
+    missing = 2 ** (len(items) - 1).bit_length() - len(items)
+    return np.concatenate([items, np.zeros((missing, *items.shape[1:]), items.dtype)]) if missing else items
 
 
 def wait_for_device() -> None:
