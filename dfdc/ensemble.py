@@ -14,8 +14,9 @@ from dfdc.weights import WeightsError, WeightsFile, that_see
 if TYPE_CHECKING:
     from torch import nn
 
-# Crops go through a net in groups of so many: on one core groups of 8 are no faster, and take 25 MB more a worker.
-BATCH_CROPS = {"cpu": 4, "cuda": 256}
+# Crops go through a net in groups of so many: on one core groups of 8 are no faster, and take 25 MB more a worker. On
+# CUDA a smaller group is filled up: it is what one person's 32 faces make, two in a row of views.
+BATCH_CROPS = {"cpu": 4, "cuda": 16}
 # Of a person with so many faces each face is seen once, by turns in one of the two views, instead of in both: half the
 # work, and a clip's logit moves by a tenth (docs/experiments.md).
 MIN_SHARED = 8
@@ -50,7 +51,9 @@ class Ensemble:
         device, files = str(device), that_see("face", files)
         self.specs = [file.spec for file in files]
         self.batch_size = BATCH_CROPS[device]
-        self.nets = nets or [compile_net(net, device, takes) for net, takes in build_crop_nets(files, device)]
+        self.nets = nets or [
+            compile_net(net, device, takes, batch=self.batch_size) for net, takes in build_crop_nets(files, device)
+        ]
 
     def bounds(self, n_nets: int | None = None) -> tuple[float, float]:
         """The least and the greatest probability that so many nets answer with: the means of theirs."""

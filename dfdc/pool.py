@@ -112,20 +112,25 @@ def predict_clips(
     Raises:
         InputError: workers cannot start.
     """
-    plan = Plan(
-        clips,
-        n_frames=settings.n_frames,
-        n_workers=n_workers or count_cores(),
-        clip_limit_s=settings.clip_limit_s,
-        deadline=deadline,
-        n_nets=max(len(that_see("face", settings.weights)), 1),
-        known=known,
-    )
+
+    def make_plan() -> Plan:
+        return Plan(
+            clips,
+            n_frames=settings.n_frames,
+            n_workers=n_workers or count_cores(),
+            clip_limit_s=settings.clip_limit_s,
+            deadline=deadline,
+            n_nets=max(len(that_see("face", settings.weights)), 1),
+            known=known,
+        )
+
+    plan = make_plan()
     if work is None and plan.n_open():
         prepared = _prepare(settings, deadline)
         # "auto" stays where CUDA serves: a worker whose own GPU does not is to run on the CPU.
         device = "cpu" if prepared.device == "cpu" else settings.device
-        settings = replace(settings, programs=prepared.programs, device=device)
+        settings = replace(settings.on(prepared.device), programs=prepared.programs, device=device)
+        plan = make_plan()
         if n_workers is None and prepared.device == "cuda":
             plan.n_workers += max(int(MORE_ON_CUDA * plan.n_workers), 1)
     plan.n_workers = max(min(plan.n_workers, len(clips)), 1)

@@ -151,13 +151,14 @@ def run_logits(net: Net, items: np.ndarray, size: int) -> np.ndarray:
     return logits
 
 
-def compile_net(net: nn.Module, device: str, takes: Input) -> Net:
+def compile_net(net: nn.Module, device: str, takes: Input, *, batch: int = 1) -> Net:
     """Make a net as fast as its device allows.
 
     Args:
         net: in evaluation mode, on any device; answers with one tensor or several.
         device: "cpu" or "cuda".
         takes: its input.
+        batch: on CUDA, how many are filled up to where there are fewer, so that most batches have one shape.
 
     Returns:
         The net. It raises MemoryError where CUDA has too little memory for so large a batch.
@@ -173,8 +174,9 @@ def compile_net(net: nn.Module, device: str, takes: Input) -> Net:
 
     @torch.inference_mode()
     def run(items: np.ndarray) -> tuple[np.ndarray, ...]:
+        nonlocal batch
         try:
-            outputs = net(torch.from_numpy(fill_up(items) if device == "cuda" else items).to(device))
+            outputs = net(torch.from_numpy(fill_up(items, batch) if device == "cuda" else items).to(device))
             outputs = tuple(o.float() for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
             if device == "cuda":
                 wait_for_device()
@@ -183,6 +185,9 @@ def compile_net(net: nn.Module, device: str, takes: Input) -> Net:
             reason = str(error)
         # Outside the except clause: the error there keeps the batch's tensors alive.
         torch.cuda.empty_cache()
+        if batch > 1:
+            batch = 1
+            return run(items)
         raise MemoryError(reason)
 
     if device == "cuda":  # what the first run takes, and whether it fails, belongs to the start and not to a clip
@@ -190,9 +195,12 @@ def compile_net(net: nn.Module, device: str, takes: Input) -> Net:
     return run
 
 
-def fill_up(items: np.ndarray) -> np.ndarray:
-    """Items (N, ...), and zeros up to the next power of two: to cuDNN every other N is a net that it has to plan."""
-    missing = 2 ** (len(items) - 1).bit_length() - len(items)
+def fill_up(items: np.ndarray, least: int = 1) -> np.ndarray:
+    """Items (N, ...) and zeros up to the next power of two, at least so many.
+
+    To cuDNN another N is another net, which takes it two core-seconds to plan (docs/experiments.md).
+    """
+    missing = max(2 ** (len(items) - 1).bit_length(), least) - len(items)
     return np.concatenate([items, np.zeros((missing, *items.shape[1:]), items.dtype)]) if missing else items
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,8 @@ CHANNELS = {"face": 3, "motion": 3, "sound": 1}
 # Below a folder of weights, those that the kernel uses only when told, and what they may see.
 OPTIONAL = "optional"
 EXTRAS = ("motion", "sound")
+# And those that answer beside the others where there is a GPU or time for them; see `dfdc.workers.WorkerSettings.on`.
+FURTHER = "further"
 
 
 class WeightsError(Exception):
@@ -149,11 +151,17 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A weights file whose digest fits its name."""
+    """A weights file whose digest fits its name.
+
+    Attributes:
+        path, digest, spec: where it lies, its SHA-256 as 64 hex digits, and what its header says.
+        further: whether it is one of a folder's `FURTHER`.
+    """
 
     path: Path
     digest: str
     spec: ModelSpec
+    further: bool = False
 
 
 def file_digest(path: Path) -> str:
@@ -205,7 +213,7 @@ def _read_spec(path: Path) -> ModelSpec:
 
 
 def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]:
-    """Open a weights file, or every weights file of a folder; several form an ensemble.
+    """Open a weights file, or every weights file of a folder and those of its `FURTHER`; several form an ensemble.
 
     Args:
         path: a .safetensors file or a folder that holds some.
@@ -213,7 +221,7 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
 
     Returns:
         At least one, the best first by log loss on validation, which answers alone where time is short; by name where
-        none is stated. Then the optional ones.
+        none is stated. Then the further ones, in the same order, and the optional ones.
 
     Raises:
         WeightsError: nothing there, or a file that does not check.
@@ -229,6 +237,8 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
     opened = sorted(map(open_weights, files), key=_stated_log_loss)
     if not that_see("face", opened):
         raise WeightsError(f"{path}: none of its weights sees faces, and without these no clip is scored; name others")
+    further = [replace(open_weights(file), further=True) for file in sorted((path / FURTHER).glob("*.safetensors"))]
+    opened += sorted(further, key=_stated_log_loss)
     if extras and not path.is_dir():
         raise WeightsError(f"{path}: is one file, and --with looks into a folder's {OPTIONAL}/; name the folder")
     optional = [open_weights(file) for file in sorted((path / OPTIONAL).glob("*.safetensors"))] if extras else []

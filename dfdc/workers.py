@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,16 @@ class WorkerSettings:
     clip_limit_s: float = 60.0
     programs: Programs | None = field(default=None, repr=False)
     place: int = 0
+
+    def on(self, device: str) -> WorkerSettings:
+        """These settings, with the weights that answer on "cpu" or "cuda".
+
+        Further ones do on CUDA, where they cost next to nothing, and on the CPU where the time is there to be used; who
+        asks for so many frames there asks for a quick answer.
+        """
+        if device == "cuda" or self.n_frames is None:
+            return self
+        return replace(self, weights=tuple(file for file in self.weights if not file.further))
 
 
 @dataclass(frozen=True)
@@ -143,7 +153,7 @@ def prepare(connection: Connection, settings: WorkerSettings) -> None:
         return
     try:
         device = choose_device(settings.device)
-        connection.send(Prepared(device, export_programs(settings.weights) if device == "cpu" else None))
+        connection.send(Prepared(device, export_programs(settings.on(device).weights) if device == "cpu" else None))
     except ImportError as error:
         connection.send(Refusal(_describe_missing(error)))
     except (DeviceError, WeightsError) as error:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.bundle import MANIFEST, WHEELS, Entry, Manifest, describe_file, version_in
 from dfdc.rules import COMPETITION, MAX_BUNDLE_BYTES
-from dfdc.weights import OPTIONAL
+from dfdc.weights import FURTHER, OPTIONAL
 
 ROOT = Path(__file__).resolve().parent.parent
 # What scoring imports: Kaggle's image has the first itself, of the second wheels are bundled. openvino-telemetry,
@@ -125,7 +125,7 @@ def make_bundle(
 
 
 def copy_sources(root: Path, dataset: Path) -> None:
-    """The package without its training part, the weights, those of `OPTIONAL` too, kernel.py and the licence.
+    """The package without its training part, the weights with `FURTHER` and `OPTIONAL`, kernel.py and the licence.
 
     Raises:
         BundleFault: there are no weights.
@@ -135,8 +135,8 @@ def copy_sources(root: Path, dataset: Path) -> None:
     weights = sorted((root / "weights").glob("*.safetensors"))
     if not weights:
         raise BundleFault(f"{root / 'weights'}: holds no .safetensors file; train one with tools/train.py")
-    optional = sorted((root / "weights" / OPTIONAL).glob("*.safetensors"))
-    for source in [*weights, *optional, *(root / "weights").glob("README.md")]:
+    below = [file for name in (FURTHER, OPTIONAL) for file in sorted((root / "weights" / name).glob("*.safetensors"))]
+    for source in [*weights, *below, *(root / "weights").glob("README.md")]:
         target = dataset / source.relative_to(root)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
