@@ -115,12 +115,14 @@ def test_packages_come_from_wheels_in_every_kind_of_process(bundle: Path, tmp_pa
     assert not Path(folder).parent.exists(), "the unpacked packages outlive the process"
 
 
-def test_nets_that_are_off_by_default_are_bundled_too(project: Path, wheels: list[Path], tmp_path: Path) -> None:
-    (project / "weights" / "optional").mkdir()
-    (project / "weights" / "optional" / "net-111111111111.safetensors").write_bytes(b"more weights")
+@pytest.mark.parametrize("folder", ["optional", "further"])
+def test_nets_below_the_weights_are_bundled_too(folder: str, project: Path, wheels: list[Path], tmp_path: Path) -> None:
+    name = f"weights/{folder}/net-111111111111.safetensors"
+    (project / name).parent.mkdir()
+    (project / name).write_bytes(b"more weights")
     out = make_bundle(tmp_path / "bundle", NAMES, wheels=wheels, root=project, commit="abc")
-    assert (out / "dataset/weights/optional/net-111111111111.safetensors").read_bytes() == b"more weights"
-    assert "weights/optional/net-111111111111.safetensors" in (out / "dataset" / MANIFEST).read_text()
+    assert (out / "dataset" / name).read_bytes() == b"more weights"
+    assert name in (out / "dataset" / MANIFEST).read_text()
 
 
 def test_kernel_starts_from_a_bundle_and_says_so(bundle: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from dfdc.plan import Plan, Task
 from dfdc.pool import predict_clips
 from dfdc.prediction import Prediction
 from dfdc.runtime import choose_device
+from dfdc.weights import ModelSpec, WeightsFile
 from dfdc.workers import LastWord, Prepared, Ready, Refusal, WorkerSettings
 
 SETTINGS = WorkerSettings(weights=())
@@ -346,6 +347,30 @@ def test_workers_share_the_cores_and_on_cuda_there_are_more(
     done = list(predict_clips(clips, WorkerSettings(weights=()), n_workers=wanted, deadline=NEVER))
     assert {p.label for p in done} == {0.25}
     assert made == [(n_workers, threads, "cpu" if device == "cpu" else "auto")]
+
+
+@pytest.mark.parametrize(
+    ("device", "n_frames", "n_nets"), [("cpu", 16, 1), ("cpu", None, 2), ("cuda", 16, 2), ("cuda", None, 2)]
+)
+def test_further_nets_answer_on_cuda_and_where_no_number_of_frames_is_asked_for(
+    device: str, n_frames: int | None, n_nets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Spy(pool._Pool):
+        def __init__(self, clips: dict, plan: Plan, settings: WorkerSettings, *rest: object) -> None:
+            made.append([file.digest for file in settings.weights])
+            super().__init__(clips, plan, settings, *rest)
+
+    monkeypatch.setattr(pool, "_prepare", lambda *_: Prepared(device))
+    monkeypatch.setattr(pool, "_Pool", Spy)
+    monkeypatch.setattr(pool, "score_clips", misbehave)
+    face = ModelSpec("efficientnet-lite0", 32)
+    weights = (WeightsFile(Path("a"), "a", face), WeightsFile(Path("b"), "b", face, further=True))
+    settings = WorkerSettings(weights=weights, n_frames=n_frames)
+    (done,) = predict_clips({"a.mp4": Path("a.mp4")}, settings, deadline=NEVER)
+    assert made == [["a", "b"][:n_nets]]
+    assert done.nets == n_nets
 
 
 @pytest.mark.parametrize(("place", "gpu"), [(0, 0), (1, 1), (2, 0)])

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.error import URLError
@@ -640,6 +641,24 @@ def test_run_leaves_curves_and_tensorboard_events(tmp_path: Path) -> None:
         logged = [float(line["train_loss"]) for line in csv.DictReader(file)]
     assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3]
     assert [event.value for event in events.Scalars("train_loss")] == pytest.approx(logged)
+
+
+def test_compiled_net_is_what_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch makes of it is left to torch: compiling takes a minute."""
+    calls = []
+
+    def compile_(model: FrameModel) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda pixels: calls.append(len(pixels)) or model(pixels)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    expected, *_ = train(tiny_model(), crops, crops, tmp_path / "a", TINY, progress=False)
+    assert not calls
+    found, *_ = train(tiny_model(), crops, crops, tmp_path / "b", replace(TINY, compiled=True), progress=False)
+    assert calls == [8] * TINY.epochs
+    assert all(torch.equal(one, other) for one, other in zip(found.parameters(), expected.parameters(), strict=True))
 
 
 def test_training_speed_is_told_for_the_whole_step_and_for_the_net(capsys: pytest.CaptureFixture) -> None:

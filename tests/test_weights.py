@@ -148,6 +148,14 @@ def test_optional_nets_come_in_one_order(model: FrameModel, tmp_path: Path) -> N
         assert [file.spec.sees for file in find_weights(tmp_path, extras=extras)] == ["face", "motion", "sound"]
 
 
+def test_further_nets_come_behind_the_others_and_say_so(model: FrameModel, tmp_path: Path) -> None:
+    (tmp_path / "further").mkdir()
+    for name, folder, loss in (("c", "", 0.4), ("a", "further", 0.3), ("b", "further", 0.2)):
+        save_model(model, tmp_path / folder, name=name, spec=replace(SPEC, validation={"log_loss": loss}))
+    found = [(file.path.name[0], file.further) for file in find_weights(tmp_path)]
+    assert found == [("c", False), ("b", True), ("a", True)]
+
+
 def test_weights_without_a_net_for_faces_are_refused(tmp_path: Path) -> None:
     spec = ModelSpec("efficientnet-lite0", 32, sees="sound", mean=(0.0,), std=(1.0,))
     save_model(FrameModel(spec), tmp_path, name="voice")
@@ -215,3 +223,19 @@ def test_pretrained_backbone_is_taken_over_whole(shared: Path) -> None:
     assert taken == len(load_file(path))
     # What is left: the classifier's two tensors and the norms' batch counters.
     assert total - taken == 2 + sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+
+
+def test_squeeze_excitation_that_a_start_lacks_lets_everything_through(path: Path) -> None:
+    planted = FrameModel(replace(SPEC, architecture="efficientnet-b0"))
+    load_initial(planted, path)
+    for block in planted.net._blocks:
+        squeezed = torch.zeros(1, block._se_expand.in_channels, 1, 1)
+        assert (torch.sigmoid(block._se_expand(squeezed)) > 0.95).all()
+
+
+def test_squeeze_excitation_of_a_start_is_taken_over(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    start, planted = (FrameModel(replace(SPEC, architecture="efficientnet-b0")) for _ in range(2))
+    load_initial(planted, save_model(start, tmp_path, name="start"))
+    for own, theirs in zip(planted.net._blocks, start.net._blocks, strict=True):
+        assert torch.allclose(own._se_expand.bias, theirs._se_expand.bias, atol=1e-3)
