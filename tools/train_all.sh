@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# What is left for a GPU, in one command: how fast it trains, what each part of the recipe brings, and two long runs of
-# other seeds, evaluated alone and together. Every step goes on where it was stopped.
+# What a GPU is for, in one command: how fast it trains, what each part of the recipe brings, and a long run of each net,
+# evaluated alone and together. Every step goes on where it was stopped.
 #
-# tools/train_all.sh CROPS.CSV INIT OUT     INIT is a safetensors file of the same net to start from, in weights/ for one
+# tools/train_all.sh CROPS.CSV INIT OUT     INIT is a safetensors file to start from: of EfficientNet-Lite0, which B0 can
+#                                           start from as well; that in weights/ for one
 #
-# EPOCHS=40 SIZE=224 of the long runs; PART_EPOCHS=8 PART_SIZE=128 of those with and without each part; NET of all of
-# them, for one tools/train.py knows; MORE adds flags of tools/train.py to the long runs. PARTS, LIMIT and BATCH make all
-# of it small, for a rehearsal.
+# NETS="efficientnet-lite0 efficientnet-b0", EPOCHS=40 and SIZE=224 of the long runs, SEED=1 of the first of them and one
+# more of each next; PART_EPOCHS=8 PART_SIZE=128 of the runs with and without each part, by the first net; MORE adds flags
+# of tools/train.py to the long runs. PARTS, LIMIT and BATCH make all of it small, for a rehearsal.
 set -euo pipefail
 crops=$1 init=$2 out=$3
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -14,18 +15,23 @@ python=${PYTHON:-$root/.venv/bin/python}
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 train=("$python" "$root/tools/train.py")
 if ((gpus > 1)); then train=("$python" -m torch.distributed.run --nproc-per-node "$gpus" -- "$root/tools/train.py"); fi
-net=${NET:-efficientnet-lite0}
+read -ra nets <<< "${NETS:-efficientnet-lite0 efficientnet-b0}"
+# What the shipped weights were trained with (weights/README.md).
+recipe=(--mixup 0.5 --self-blend 0.25)
+if ((gpus > 0)); then recipe+=(--compile --batch-size 256 --learning-rate 2e-3 --ema-decay 0.995); fi
 mkdir -p "$out/weights"
 
-if ((gpus > 0)); then "$python" "$root/tools/time_training.py" --architecture efficientnet-b0 | tee "$out/speed.txt"; fi
+if ((gpus > 0)); then "$python" "$root/tools/time_training.py" --architecture efficientnet-b0 --compile | tee "$out/speed.txt"; fi
 "$python" "$root/tools/compare_recipes.py" --crops "$crops" --init "$init" --run "$out/parts" --json "$out/parts.json" \
-  --architecture "$net" \
+  --architecture "${nets[0]}" \
   --epochs "${PART_EPOCHS:-8}" --input-size "${PART_SIZE:-128}" ${PARTS:+--only "$PARTS"} ${LIMIT:+--limit "$LIMIT"} \
   ${BATCH:+--batch-size "$BATCH"} | tee "$out/parts.md"
-for seed in 1 2; do
-  "${train[@]}" --crops "$crops" --init "$init" --architecture "$net" --run "$out/seed-$seed" --seed "$seed" \
-    --epochs "${EPOCHS:-40}" --input-size "${SIZE:-224}" ${LIMIT:+--limit "$LIMIT"} ${BATCH:+--batch-size "$BATCH"} ${MORE:-}
-  cp "$out/seed-$seed"/*.safetensors "$out/weights/"
-  "$python" "$root/tools/evaluate.py" --crops "$crops" --weights "$out/seed-$seed" --json "$out/seed-$seed.json"
+for number in "${!nets[@]}"; do
+  run=$out/${nets[number]}
+  "${train[@]}" --crops "$crops" --init "$init" --architecture "${nets[number]}" --run "$run" \
+    --seed $((${SEED:-1} + number)) --epochs "${EPOCHS:-40}" --input-size "${SIZE:-224}" "${recipe[@]}" \
+    ${LIMIT:+--limit "$LIMIT"} ${BATCH:+--batch-size "$BATCH"} ${MORE:-}
+  cp "$run"/*.safetensors "$out/weights/"
+  "$python" "$root/tools/evaluate.py" --crops "$crops" --weights "$run" --json "$run.json"
 done
-"$python" "$root/tools/evaluate.py" --crops "$crops" --weights "$out/weights" --json "$out/both.json" --pictures "$out/pictures"
+"$python" "$root/tools/evaluate.py" --crops "$crops" --weights "$out/weights" --json "$out/all.json" --pictures "$out/pictures"
