@@ -219,7 +219,7 @@ def test_kaggle_needs_no_flag(tmp_path: Path) -> None:
     ],
 )
 def test_users_mistake_ends_with_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
-    (shipped,) = find_weights(ROOT / "weights")
+    shipped, *_ = find_weights(ROOT / "weights")
     places = {"SAMPLES": ROOT / "samples"}
     if "DAMAGED" in arguments:
         places["DAMAGED"] = tmp_path / shipped.path.name
