@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--weights",
         type=Path,
-        help="weights file or folder; several files form an ensemble "
+        help="weights file, or folder whose files, and those in its folder further/, form an ensemble "
         "(default: weights/ beside the package, else the first of Kaggle's inputs' folders of that name)",
     )
     add(
@@ -86,7 +86,8 @@ def build_parser() -> argparse.ArgumentParser:
         "(from the folder optional/ in the weights)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
-    add("--frames", type=_number(int, 256), help="frames looked at per clip (default: what time allows)")
+    frames_help = "frames looked at per clip; on the CPU without the nets of further/ (default: what time allows)"
+    add("--frames", type=_number(int, 256), help=frames_help)
     add(
         "--time-limit",
         type=_number(float, math.inf),

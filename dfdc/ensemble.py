@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 # Crops go through a net in groups of so many: on one core groups of 8 are no faster, and take 25 MB more a worker. On
-# CUDA a smaller group is filled up: it is what one person's 32 faces make, two in a row of views.
+# CUDA a smaller group is filled up: 16 are what one person's 32 faces make, which share the two views.
 BATCH_CROPS = {"cpu": 4, "cuda": 16}
 # Of a person with so many faces each face is seen once, by turns in one of the two views, instead of in both: half the
 # work, and a clip's logit moves by a tenth (docs/experiments.md).

@@ -5,7 +5,7 @@ ICPR 2020). Reading a clip costs as much as looking at 30 frames of it, so a sec
 one; and a clip without a score costs .69, more than any number of frames wins back. Therefore:
 
 - Where time allows it comfortably, every clip gets `TOP` frames and all nets in its only look; no quick pass is wasted.
-- Before frames are saved on, further nets are: the first net, the best on validation, then answers alone.
+- Before frames are saved on, further nets are: the first one then answers alone.
 - "Comfortably" means: the time would also do for a pass at the rung below. A run that is given less starts there, and
   climbs clip by clip, the most uncertain first, in an order that does not depend on the time. So more time never lowers
   the frames of a clip: it only lets the same steps go further, and where it lets the run start a rung higher, it would

@@ -113,24 +113,30 @@ def predict_clips(
         InputError: workers cannot start.
     """
 
-    def make_plan() -> Plan:
+    def make_plan(settings: WorkerSettings) -> Plan:
+        n_nets = max(len(that_see("face", settings.weights)), 1)
+        # The journal of a run with so many frames may be of a device on which fewer or more nets answer.
+        same = {name: p for name, p in (known or {}).items() if settings.n_frames is None or p.nets in (0, n_nets)}
         return Plan(
             clips,
             n_frames=settings.n_frames,
             n_workers=n_workers or count_cores(),
             clip_limit_s=settings.clip_limit_s,
             deadline=deadline,
-            n_nets=max(len(that_see("face", settings.weights)), 1),
-            known=known,
+            n_nets=n_nets,
+            known=same,
         )
 
-    plan = make_plan()
+    plan = make_plan(settings)
     if work is None and plan.n_open():
         prepared = _prepare(settings, deadline)
         # "auto" stays where CUDA serves: a worker whose own GPU does not is to run on the CPU.
         device = "cpu" if prepared.device == "cpu" else settings.device
-        settings = replace(settings.on(prepared.device), programs=prepared.programs, device=device)
-        plan = make_plan()
+        used = settings.on(prepared.device)
+        if left_out := len(settings.weights) - len(used.weights):
+            log.info("--frames on the CPU: %d further net(s) left out, for speed", left_out)
+        settings = replace(used, programs=prepared.programs, device=device)
+        plan = make_plan(settings)
         if n_workers is None and prepared.device == "cuda":
             plan.n_workers += max(int(MORE_ON_CUDA * plan.n_workers), 1)
     plan.n_workers = max(min(plan.n_workers, len(clips)), 1)

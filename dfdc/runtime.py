@@ -185,8 +185,9 @@ def compile_net(net: nn.Module, device: str, takes: Input, *, batch: int = 1) ->
             reason = str(error)
         # Outside the except clause: the error there keeps the batch's tensors alive.
         torch.cuda.empty_cache()
-        if batch > 1:
+        if len(fill_up(items, batch)) > len(fill_up(items)):
             batch = 1
+            log.warning("the nets' device is out of memory; their batches are not filled up any more")
             return run(items)
         raise MemoryError(reason)
 
@@ -196,7 +197,7 @@ def compile_net(net: nn.Module, device: str, takes: Input, *, batch: int = 1) ->
 
 
 def fill_up(items: np.ndarray, least: int = 1) -> np.ndarray:
-    """Items (N, ...) and zeros up to the next power of two, at least so many.
+    """Items (N, ...), N >= 1, and zeros behind them up to the next power of two, at least so many.
 
     To cuDNN another N is another net, which takes it two core-seconds to plan (docs/experiments.md).
     """

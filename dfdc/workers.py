@@ -46,12 +46,11 @@ class WorkerSettings:
     place: int = 0
 
     def on(self, device: str) -> WorkerSettings:
-        """These settings, with the weights that answer on "cpu" or "cuda".
+        """These settings, with the weights that answer on "cpu", on "cuda", or on whatever "auto" turns out to be.
 
-        Further ones do on CUDA, where they cost next to nothing, and on the CPU where the time is there to be used; who
-        asks for so many frames there asks for a quick answer.
+        Further ones always do, but on the CPU with a fixed `n_frames`: there they are left out, for speed.
         """
-        if device == "cuda" or self.n_frames is None:
+        if device != "cpu" or self.n_frames is None:
             return self
         return replace(self, weights=tuple(file for file in self.weights if not file.further))
 

@@ -350,7 +350,8 @@ def test_workers_share_the_cores_and_on_cuda_there_are_more(
 
 
 @pytest.mark.parametrize(
-    ("device", "n_frames", "n_nets"), [("cpu", 16, 1), ("cpu", None, 2), ("cuda", 16, 2), ("cuda", None, 2)]
+    ("device", "n_frames", "n_nets"),
+    [("cpu", 16, 1), ("cpu", None, 2), ("cuda", 16, 2), ("cuda", None, 2), ("auto", 16, 2)],
 )
 def test_further_nets_answer_on_cuda_and_where_no_number_of_frames_is_asked_for(
     device: str, n_frames: int | None, n_nets: int, monkeypatch: pytest.MonkeyPatch
@@ -371,6 +372,25 @@ def test_further_nets_answer_on_cuda_and_where_no_number_of_frames_is_asked_for(
     (done,) = predict_clips({"a.mp4": Path("a.mp4")}, settings, deadline=NEVER)
     assert made == [["a", "b"][:n_nets]]
     assert done.nets == n_nets
+
+
+@pytest.mark.parametrize(("n_frames", "asked"), [(16, True), (None, False)])
+def test_score_of_fewer_nets_than_answer_now_is_taken_again_where_frames_are_fixed(
+    n_frames: int | None, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run begun on the CPU and gone on with on CUDA is one by all nets; with time to plan by, that is the plan's."""
+    monkeypatch.setattr(pool, "_prepare", lambda *_: Prepared("cuda"))
+    monkeypatch.setattr(pool, "score_clips", misbehave)
+    face = ModelSpec("efficientnet-lite0", 32)
+    weights = (WeightsFile(Path("a"), "a", face), WeightsFile(Path("b"), "b", face, further=True))
+    known = {
+        "one.mp4": Prediction("one.mp4", 0.99, wanted=16, nets=1, frames=16),
+        "two.mp4": Prediction("two.mp4", 0.99, wanted=16, nets=2, frames=16),
+    }
+    clips = {name: Path(name) for name in known}
+    settings = WorkerSettings(weights=weights, n_frames=n_frames)
+    done = [p.filename for p in predict_clips(clips, settings, deadline=NEVER, known=known)]
+    assert done == ["one.mp4"] * asked
 
 
 @pytest.mark.parametrize(("place", "gpu"), [(0, 0), (1, 1), (2, 0)])

@@ -643,6 +643,13 @@ def test_run_leaves_curves_and_tensorboard_events(tmp_path: Path) -> None:
     assert [event.value for event in events.Scalars("train_loss")] == pytest.approx(logged)
 
 
+def test_answers_that_are_not_finite_are_no_scores() -> None:
+    model = tiny_model().eval()
+    model.net._fc.bias.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="lower --learning-rate"):
+        score_crops(model, torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8))
+
+
 def test_compiled_net_is_what_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch makes of it is left to torch: compiling takes a minute."""
     calls = []

@@ -3,8 +3,8 @@
 python tools/compare_pooling.py videos --json pooling.json --picture docs/pooling.png
 python tools/compare_pooling.py videos --logits logits.npz --fake-share 0.3
 
-Clips are scored by the kernel's own path, once: their frame logits stay in a file, which serves again while weights,
-clips and number of frames are the same. What is fitted is measured on sources that it never saw.
+Clips are scored by the kernel's own path and all nets, once: their frame logits stay in a file, which serves while
+weights, clips and number of frames are the same. What is fitted is measured on sources that it never saw.
 """
 
 from __future__ import annotations

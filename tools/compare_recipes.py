@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--only", nargs="+", choices=CHANGES, default=tuple(CHANGES), metavar="NAME", help=only)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", choices=("cpu", "cuda"), default=device, help="where to train (default: CUDA if there)")
-    compile_help = "the nets, for faster steps on CUDA: takes minutes first, and needs a C compiler"
+    compile_help = "the nets, for faster steps on CUDA: takes a minute or more first, and a C compiler"
     add("--compile", action="store_true", help=compile_help)
     add("--seed", type=natural, default=0, help="of everything random (default: %(default)s)")
     add("--json", type=Path, help="write the scores there, too")
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
             settings=settings,
             device=device,
         )
-    except (DataError, WeightsError, DeviceError, ValueError, OSError) as error:
+    except (DataError, WeightsError, DeviceError, FloatingPointError, ValueError, OSError) as error:
         print(f"compare_recipes: {error}", file=sys.stderr)
         return 1
     print(format_table(outcomes))

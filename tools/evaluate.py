@@ -73,7 +73,7 @@ class Scored:
 def score_crop_table(
     csv: Path, weights: Path, *, split: str = "val", device: str = "auto", limit: int | None = None
 ) -> Scored:
-    """Score the crops of one split with the mean of the nets' calibrated logits, as the kernel does a frame's.
+    """Score the crops of one split with the mean of all nets' calibrated logits, as the kernel does a frame's.
 
     Raises:
         DataError, WeightsError, DeviceError: the table, an image, the weights or the device cannot be used.

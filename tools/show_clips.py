@@ -2,8 +2,9 @@
 
 python tools/show_clips.py CLIPS... --out clips.html
 
-The probabilities are those of kernel.py with as many frames. The page is one file that needs no network, of about 70 kB
-a person; it is written at the end, and with the clips scored by then if this is stopped by Ctrl-C.
+The probabilities are those of kernel.py with as many frames and all nets, those of weights/further/ too. The page is
+one file that needs no network, of about 70 kB a person; it is written at the end, and with the clips scored by then if
+this is stopped by Ctrl-C.
 """
 
 from __future__ import annotations

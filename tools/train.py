@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--mixup", type=float, default=defaults.mixup, help=mixup_help)
     blend_help = "probability of a made fake (default: %(default)s)"
     add("--self-blend", type=float, default=defaults.self_blend, help=blend_help)
-    compile_help = "the net, for faster steps on CUDA: takes minutes first, and needs a C compiler"
+    compile_help = "the net, for faster steps on CUDA: takes a minute or more first, and a C compiler"
     add("--compile", action="store_true", help=compile_help)
     add("--seed", type=natural, default=defaults.seed, help="of everything random (default: %(default)s)")
     add("--frame-labels", type=Path, metavar="FILE", help="labels of frames: not visible is left out")
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
                 frame_labels=args.frame_labels,
                 labelled_only=args.labelled_only,
             )
-    except (DataError, WeightsError, DeviceError, ValueError, OSError) as error:
+    except (DataError, WeightsError, DeviceError, FloatingPointError, ValueError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 1
     return 0

@@ -5,9 +5,12 @@
 # tools/train_all.sh CROPS.CSV INIT OUT     INIT is a safetensors file to start from: of EfficientNet-Lite0, which B0 can
 #                                           start from as well; that in weights/ for one
 #
-# NETS="efficientnet-lite0 efficientnet-b0", EPOCHS=40 and SIZE=224 of the long runs, SEED=1 of the first of them and one
-# more of each next; PART_EPOCHS=8 PART_SIZE=128 of the runs with and without each part, by the first net; MORE adds flags
-# of tools/train.py to the long runs. PARTS, LIMIT and BATCH make all of it small, for a rehearsal.
+# OUT/weights is as the kernel takes it: the first net, which is fast, and the others in further/. On CUDA nets are
+# compiled, which takes a C compiler.
+#
+# Of the long runs: NETS="efficientnet-lite0 efficientnet-b0"; SEED=1, 2 for the second net and so on; EPOCHS=40; SIZE=224;
+# MORE for other flags of tools/train.py. Of the runs with and without each part, by the first net: PART_EPOCHS=8,
+# PART_SIZE=128. PARTS, LIMIT and BATCH make all of it small, for a rehearsal.
 set -euo pipefail
 crops=$1 init=$2 out=$3
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -16,10 +19,10 @@ gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 train=("$python" "$root/tools/train.py")
 if ((gpus > 1)); then train=("$python" -m torch.distributed.run --nproc-per-node "$gpus" -- "$root/tools/train.py"); fi
 read -ra nets <<< "${NETS:-efficientnet-lite0 efficientnet-b0}"
-# What the shipped weights were trained with (weights/README.md).
+# As the shipped weights were trained (weights/README.md; B0 with less mixup).
 recipe=(--mixup 0.5 --self-blend 0.25)
 if ((gpus > 0)); then recipe+=(--compile --batch-size 256 --learning-rate 2e-3 --ema-decay 0.995); fi
-mkdir -p "$out/weights"
+mkdir -p "$out/weights/further"
 
 if ((gpus > 0)); then "$python" "$root/tools/time_training.py" --architecture efficientnet-b0 --compile | tee "$out/speed.txt"; fi
 "$python" "$root/tools/compare_recipes.py" --crops "$crops" --init "$init" --run "$out/parts" --json "$out/parts.json" \
@@ -27,11 +30,12 @@ if ((gpus > 0)); then "$python" "$root/tools/time_training.py" --architecture ef
   --epochs "${PART_EPOCHS:-8}" --input-size "${PART_SIZE:-128}" ${PARTS:+--only "$PARTS"} ${LIMIT:+--limit "$LIMIT"} \
   ${BATCH:+--batch-size "$BATCH"} | tee "$out/parts.md"
 for number in "${!nets[@]}"; do
-  run=$out/${nets[number]}
+  seed=$((${SEED:-1} + number))
+  run=$out/${nets[number]}-$seed
   "${train[@]}" --crops "$crops" --init "$init" --architecture "${nets[number]}" --run "$run" \
-    --seed $((${SEED:-1} + number)) --epochs "${EPOCHS:-40}" --input-size "${SIZE:-224}" "${recipe[@]}" \
+    --seed "$seed" --epochs "${EPOCHS:-40}" --input-size "${SIZE:-224}" "${recipe[@]}" \
     ${LIMIT:+--limit "$LIMIT"} ${BATCH:+--batch-size "$BATCH"} ${MORE:-}
-  cp "$run"/*.safetensors "$out/weights/"
+  if ((number > 0)); then cp "$run"/*.safetensors "$out/weights/further/"; else cp "$run"/*.safetensors "$out/weights/"; fi
   "$python" "$root/tools/evaluate.py" --crops "$crops" --weights "$run" --json "$run.json"
 done
 "$python" "$root/tools/evaluate.py" --crops "$crops" --weights "$out/weights" --json "$out/all.json" --pictures "$out/pictures"

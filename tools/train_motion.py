@@ -1,10 +1,10 @@
 """Train a net that sees the change between neighbouring frames, and measure what it adds on clips it never saw.
 
-python tools/train_motion.py videos --init weights/efficientnet-lite0-192-*.safetensors --run runs/motion
+python tools/train_motion.py videos --init weights/efficientnet-lite0-*.safetensors --run runs/motion
 
 The net has the body of one that sees faces, and a last layer of its own. One layer for each fold of the sources is
-fitted to the others and scores the fold's clips as the kernel does. Calibration and weight are fitted on what these say
-of clips they never saw, and travel with a last one, fitted to all clips.
+fitted to the others and scores the fold's clips as the kernel does, beside all nets. Calibration and weight are fitted
+on what these say of clips they never saw, and travel with a last one, fitted to all clips.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class TrainSettings:
         mixup: probability that an aligned pair's fake is mixed with its original.
         self_blend: probability that a pair's fake is its real, blended onto itself.
         without: names of augmentation's steps that are left out, for comparing recipes.
-        compiled: by `torch.compile`, which takes minutes at first and needs a C compiler, for faster steps on CUDA.
+        compiled: by `torch.compile`, for faster steps on CUDA; takes a minute or more first, and a C compiler.
         seed: of everything.
     """
 
@@ -87,13 +87,21 @@ def score_crops(model: FrameModel, images: Tensor) -> np.ndarray:
         images: (N, 3, H, W) uint8, on the CPU or the model's device.
 
     Returns:
-        (N,) float32.
+        (N,) float32, on CUDA of half precision's sums.
+
+    Raises:
+        FloatingPointError: one of them is not finite.
     """
     device = model.mean.device
     answer = TwoViewModel(model)
     with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):  # as the kernel's nets run there
         logits = [answer(batch.to(device)).float().cpu() for batch in images.split(SCORED_CROPS[device.type])]
-    return torch.cat(logits).numpy()
+    found = torch.cat(logits).numpy()
+    if not np.isfinite(found).all():
+        raise FloatingPointError(
+            f"{model.spec.architecture}: its answers are not finite; train with a lower --learning-rate"
+        )
+    return found
 
 
 def train(
@@ -107,7 +115,8 @@ def train(
     rank: Rank | None = None,
     progress: bool = True,
 ) -> tuple[FrameModel, dict[str, float], Calibration] | None:
-    """Train a model; a run that was killed goes on from its last whole epoch, with the same losses.
+    """Train a model; a run that was killed goes on from its last whole epoch, with the same losses (on CUDA but for
+    rounding: it may choose other convolutions).
 
     Several ranks split each batch between them; the first one evaluates, writes and reports.
 
@@ -237,7 +246,7 @@ class Course:
         """One step down the gradient; the loss before it.
 
         Args:
-            answer: the model, or what wraps it for several ranks.
+            answer: the model, or what wraps or compiles it.
             pixels: what it sees.
             targets: (N,) in 0..1.
             weights: (N,) how much each counts; None for all alike.
@@ -258,9 +267,12 @@ class Course:
 def set_out(
     model: nn.Module, *, steps: int, rate: float, weight_decay: float, warmup: float, ema_decay: float
 ) -> Course:
-    """Make ready to train a model for so many steps; the other arguments are those of `TrainSettings`."""
+    """Make ready to train a model for so many steps; the other arguments are those of `TrainSettings`.
+
+    On CUDA this process looks for the fastest convolutions from then on: all batches of a run have one shape.
+    """
     cuda = next(model.parameters()).is_cuda
-    torch.backends.cudnn.benchmark |= cuda  # every batch has one shape, whose fastest convolutions are worth finding
+    torch.backends.cudnn.benchmark |= cuda
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
