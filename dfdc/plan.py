@@ -118,7 +118,9 @@ class Plan:
         self.known = dict(known or {})
         self.underway: dict[str, tuple[Task, float]] = {}
         self._order = {name: rank for rank, name in enumerate(names)}
-        self._first = deque(name for name in self._order if name not in self.known)
+        # With so many frames a run may have begun on a device on which another number of nets answers.
+        other = {name for name, p in self.known.items() if n_frames is not None and p.nets not in (0, n_nets)}
+        self._first = deque(name for name in self._order if name not in self.known or name in other)
         self._further: list[tuple[Look, float, int, str]] = []
         self._costs_s: deque[float] = deque(maxlen=WINDOW)
         self._n_measured = 0

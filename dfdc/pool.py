@@ -114,17 +114,14 @@ def predict_clips(
     """
 
     def make_plan(settings: WorkerSettings) -> Plan:
-        n_nets = max(len(that_see("face", settings.weights)), 1)
-        # The journal of a run with so many frames may be of a device on which fewer or more nets answer.
-        same = {name: p for name, p in (known or {}).items() if settings.n_frames is None or p.nets in (0, n_nets)}
         return Plan(
             clips,
             n_frames=settings.n_frames,
             n_workers=n_workers or count_cores(),
             clip_limit_s=settings.clip_limit_s,
             deadline=deadline,
-            n_nets=n_nets,
-            known=same,
+            n_nets=max(len(that_see("face", settings.weights)), 1),
+            known=known,
         )
 
     plan = make_plan(settings)

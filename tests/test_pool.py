@@ -393,6 +393,12 @@ def test_score_of_fewer_nets_than_answer_now_is_taken_again_where_frames_are_fix
     assert done == ["one.mp4"] * asked
 
 
+def test_score_of_fewer_nets_stays_where_no_time_is_left() -> None:
+    known = {"one.mp4": Prediction("one.mp4", 0.99, wanted=16, nets=2, frames=16)}
+    settings = WorkerSettings(weights=(), n_frames=16)
+    assert not list(predict_clips({"one.mp4": Path("one.mp4")}, settings, deadline=Deadline.after(0), known=known))
+
+
 @pytest.mark.parametrize(("place", "gpu"), [(0, 0), (1, 1), (2, 0)])
 def test_workers_take_turns_on_several_gpus(place: int, gpu: int, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[int] = []
