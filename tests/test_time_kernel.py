@@ -53,7 +53,7 @@ TIMING = Timing(
 
 # Answers at once, and says what it was called with; told to hold memory, it does so for long enough to be seen.
 FAKE_KERNEL = """
-import csv, json, os, sys, time
+import csv, json, os, subprocess, sys, time
 from pathlib import Path
 clips = [Path(name) for name in sys.argv[sys.argv.index("--") + 1 :]]
 out = Path(sys.argv[sys.argv.index("--out") + 1])
@@ -66,6 +66,8 @@ with open(out.with_name("predictions.csv"), "w", newline="") as file:
 seen = {"clips": [c.name for c in clips], "cores": len(os.sched_getaffinity(0)), "argv": sys.argv[1:]}
 seen["network"] = os.readlink("/proc/self/ns/net")
 Path(__file__).with_name("seen.json").write_text(json.dumps(seen))
+if "--child-holds" in sys.argv:
+    subprocess.run([sys.executable, "-c", "import time; held = b'1' * 400_000_000; time.sleep(60)"])
 if "--hold" in sys.argv:
     held = b"1" * 50_000_000
     time.sleep(1)
@@ -203,6 +205,19 @@ def test_clips_are_repeated_under_other_names_on_the_chosen_cores_without_networ
 
 
 @needs_proc
+def test_the_largest_process_is_killed_where_all_take_more_memory_than_allowed(fake: list[str], tmp_path: Path) -> None:
+    """A run that goes on without it is timed; one whose only process it is does not fit."""
+    clip = write_clip(tmp_path / "a.mp4")
+    timing = time_kernel([clip], [*fake, "--child-holds"], cores=1, memory_gb=0.2)
+    assert timing.n_killed == 1
+    assert timing.peak_mb > 200
+    assert "MB, 1 killed of its processes" in describe(timing, PlannedRun(memory_gb=0.2))
+    assert not timing.fits(PlannedRun(memory_gb=0.2))
+    with pytest.raises(MemoryError, match=r"does not fit in 0\.04 GB of memory: it ended with code -9 after 1 "):
+        time_kernel([clip], [*fake, "--hold"], cores=1, memory_gb=0.04)
+
+
+@needs_proc
 def test_kernel_that_fails_is_told(fake: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="the kernel ended with code 1"):
         time_kernel([write_clip(tmp_path / "a.mp4")], [*fake, "--fail"], cores=1)
@@ -244,7 +259,7 @@ def test_real_kernel_is_timed_and_judged(tmp_path: Path, capsys: pytest.CaptureF
         pytest.skip("weights/ holds no weights")
     write_clip(tmp_path / "a.mp4")
     flags = ["--repeat", "2", "--cores", "1", "--device", "cpu", "--frames", "2"]
-    assert main([str(tmp_path), *flags, "--clips", "1", "--limit", "1s", "--memory-gb", "0.001"]) == 1
+    assert main([str(tmp_path), *flags, "--clips", "1", "--limit", "1s", "--memory-gb", "100"]) == 1
     table, line = capsys.readouterr().out.rstrip("\n").rsplit("\n", 1)
     figures = json.loads(line)
     assert set(figures) == JSON_KEYS
@@ -252,3 +267,5 @@ def test_real_kernel_is_timed_and_judged(tmp_path: Path, capsys: pytest.CaptureF
     assert min(value for key, value in figures.items() if key != "fits") >= 0
     assert figures["peak_rss_mb"] > 50
     assert "2 no_face failed" in table
+    assert main([str(tmp_path), *flags, "--memory-gb", "0.2"]) == 1
+    assert "the kernel does not fit in 0.2 GB of memory" in capsys.readouterr().err

@@ -3,7 +3,8 @@
 python tools/time_kernel.py clips --match 'ff_*.mp4' --repeat 24 --frames 16 --device cpu --memory-gb 2
 
 It prints a table, and the figures as JSON on the last line. The exit code is 0 if the planned run fits, 1 if it does
-not, 2 for a mistake. It needs Linux, whose /proc tells what a process and its children use.
+not, 2 for a mistake. It needs Linux, whose /proc tells what a process and its children use. As Linux does where memory
+is short, it kills the largest of the kernel's processes as often as all of them take more than --memory-gb.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from dfdc.inputs import InputError, collect
 from dfdc.prediction import Prediction
 from dfdc.submission import details_path, read_predictions
 from dfdc.training.flags import positive
-from dfdc.training.processes import measure_tree
+from dfdc.training.processes import kill_largest, measure_tree
 from dfdc.video import read_frames
 from dfdc.weights import EXTRAS
 
@@ -69,6 +70,7 @@ class Timing:
         startup_s, startup_cpu_s: the part of them before its first clip began.
         peak_mb: the most resident memory (10^6 bytes) that its processes had together.
         floor_s: wall time per clip of reading the same frames on the same cores and nothing else.
+        n_killed: how many of its processes were killed for want of memory.
     """
 
     predictions: tuple[Prediction, ...]
@@ -78,6 +80,7 @@ class Timing:
     startup_cpu_s: float
     peak_mb: float
     floor_s: float = math.nan
+    n_killed: int = 0
 
     @property
     def seconds_per_clip(self) -> float:
@@ -104,7 +107,9 @@ class Timing:
         return self.projected_s(plan) <= plan.limit_s and self.peak_mb <= 1000 * (plan.memory_gb or math.inf)
 
 
-def time_kernel(clips: list[Path], kernel: list[str], *, n_clips: int | None = None, cores: int = 2) -> Timing:
+def time_kernel(
+    clips: list[Path], kernel: list[str], *, n_clips: int | None = None, cores: int = 2, memory_gb: float | None = None
+) -> Timing:
     """Run the kernel on clips, then read the same frames of them and do nothing else.
 
     Args:
@@ -112,9 +117,11 @@ def time_kernel(clips: list[Path], kernel: list[str], *, n_clips: int | None = N
         kernel: the command that scores, with all its flags but clips and --out.
         n_clips: how many are run: the given ones in turn, again and again under other names. None for each once.
         cores: how many cores the kernel, and then the reading, may use.
+        memory_gb: how much memory the kernel's processes may take together (10^9 bytes); None for any.
 
     Raises:
         InputError: not so many cores, no clip, or a kernel that fails or reads no frame.
+        MemoryError: a kernel that fails because its processes were killed for want of memory.
     """
     available = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
     if not 1 <= cores <= len(available):
@@ -134,29 +141,33 @@ def time_kernel(clips: list[Path], kernel: list[str], *, n_clips: int | None = N
             command = OFFLINE + command
         else:
             print(f"time_kernel: {' '.join(OFFLINE)} does not work here: the network stays on", file=sys.stderr)
-        timing = run_kernel(command, out, available[:cores])
+        timing = run_kernel(command, out, available[:cores], memory_gb=memory_gb)
         reads = [(out.with_name(p.filename), p.frames) for p in timing.predictions if p.frames]
         if not reads:
             raise InputError(f"no clip gave a frame ({timing.predictions[0].reason}); name other clips")
         return replace(timing, floor_s=time_reading(reads, available[:cores]) / len(reads))
 
 
-def run_kernel(command: list[str], out: Path, cores: list[int]) -> Timing:
-    """Run a command that writes a submission, and watch what its processes use.
+def run_kernel(command: list[str], out: Path, cores: list[int], *, memory_gb: float | None = None) -> Timing:
+    """Run a command that writes a submission, and watch what its processes use; see `time_kernel`.
 
     The first clip began when the first result appeared, less the seconds it took. Where several results appear at
     once, as those of very short clips do, it began at least as much earlier as a worker a core needs for all of them.
 
     Raises:
         InputError: the command fails or writes no prediction.
+        MemoryError: it does so after some of its processes were killed for want of memory.
     """
-    details, samples, peak_bytes, first = details_path(out), [(0.0, 0.0)], 0, []
+    details, samples, peak_bytes, n_killed, first = details_path(out), [(0.0, 0.0)], 0, 0, []
     began, ended_cpu_s = time.monotonic(), sum(os.times()[2:4])
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, cores))
     try:
         while process.poll() is None:
             now_s, (cpu_s, resident) = time.monotonic() - began, measure_tree(process.pid)
             peak_bytes = max(peak_bytes, resident)
+            if memory_gb is not None and resident > 1e9 * memory_gb:
+                kill_largest(process.pid)
+                n_killed += 1
             if not first:
                 samples.append((now_s, cpu_s))
                 first, first_s = read_so_far(details), now_s
@@ -167,6 +178,11 @@ def run_kernel(command: list[str], out: Path, cores: list[int]) -> Timing:
         process.wait()
     cpu_s = sum(os.times()[2:4]) - ended_cpu_s  # workers that the kernel killed are among them, for it waited for them
     wall_s, predictions = time.monotonic() - began, read_so_far(details)
+    if n_killed and (process.returncode or not predictions):
+        raise MemoryError(
+            f"the kernel does not fit in {memory_gb} GB of memory: it ended with code {process.returncode} after "
+            f"{n_killed} of its processes were killed; allow more with --memory-gb, or take fewer --workers"
+        )
     if process.returncode or not predictions:
         raise InputError(f"the kernel ended with code {process.returncode}; what it said stands above")
     if not first:
@@ -174,7 +190,7 @@ def run_kernel(command: list[str], out: Path, cores: list[int]) -> Timing:
     seconds = [p.seconds for p in first]
     startup_s = max(first_s - max(*seconds, sum(seconds) / len(cores)), 0.0)
     startup_cpu_s = max(at_s for now_s, at_s in samples if now_s <= startup_s)
-    return Timing(tuple(predictions), wall_s, cpu_s, startup_s, startup_cpu_s, peak_bytes / 1e6)
+    return Timing(tuple(predictions), wall_s, cpu_s, startup_s, startup_cpu_s, peak_bytes / 1e6, n_killed=n_killed)
 
 
 def read_so_far(details: Path) -> list[Prediction]:
@@ -209,6 +225,7 @@ def describe(timing: Timing, plan: PlannedRun) -> str:
     verdict = f"fits with {spare:.0%} to spare" if timing.fits(plan) else misfit
     failures = Counter(p.status for p in timing.predictions if p.status != "ok")
     failed = ", ".join(f"{n} {status}" for status, n in failures.items()) or "none"
+    killed = f", {timing.n_killed} killed of its processes" if timing.n_killed else ""
     names = ("decode", "detect", "crop", "score", "other")
     stages = (f"{name} {seconds:.2f}" for name, seconds in zip(names, timing.core_seconds, strict=True))
     rows = {
@@ -218,7 +235,7 @@ def describe(timing: Timing, plan: PlannedRun) -> str:
         "core-seconds per clip": f"{sum(timing.core_seconds):.2f}",
         "  by stage": ", ".join(stages),
         "start-up": f"{timing.startup_s:.1f} s, {timing.startup_cpu_s:.1f} core-seconds",
-        "peak memory": f"{timing.peak_mb:.0f} MB",
+        "peak memory": f"{timing.peak_mb:.0f} MB{killed}",
         f"{len(timing.predictions)} clips run": f"{failed} failed",
         f"{plan.n_clips} clips": f"{timing.projected_s(plan) / 3600:.2f} h of {plan.limit_s / 3600:.2f} h: {verdict}",
     }
@@ -259,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--frames", type=positive, default=16, help="frames looked at per clip (default: %(default)s)")
     add("--weights", type=Path, help="weights file or folder (default: the kernel's)")
     add("--with", dest="extras", action="append", choices=EXTRAS, default=[], help="as the kernel takes it")
-    add("--memory-gb", type=float, help="10^9 bytes that all processes may take together (default: any amount)")
+    add("--memory-gb", type=float, help="10^9 bytes that the kernel's processes may take together (default: any)")
     add("--clips", type=int, default=PlannedRun.n_clips, help="clips of the planned run (default: %(default)s)")
     add("--limit", type=parse_duration, default="9h", help="how long it may take (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -269,7 +286,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         plan, job = PlannedRun(args.clips, args.limit, args.memory_gb), collect(args.paths)
         clips = [job.paths[name] for name in fnmatch.filter(job.names, args.match)]
-        timing = time_kernel(clips, kernel, n_clips=args.repeat, cores=args.cores)
+        timing = time_kernel(clips, kernel, n_clips=args.repeat, cores=args.cores, memory_gb=args.memory_gb)
+    except MemoryError as error:
+        print(f"time_kernel: {error}", file=sys.stderr)
+        return 1
     except (InputError, OSError) as error:
         print(f"time_kernel: {error}", file=sys.stderr)
         return 2
