@@ -251,8 +251,9 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
 
 
 def _stated_log_loss(file: WeightsFile) -> float:
-    """On validation; infinite where it is not stated or no number."""
-    loss = file.spec.validation.get("log_loss")
+    """On validation, both classes counted alike where that is stated; infinite where nothing or no number is."""
+    validation = file.spec.validation
+    loss = validation.get("balanced_log_loss", validation.get("log_loss"))
     return loss if isinstance(loss, int | float) and not math.isnan(loss) else math.inf
 
 

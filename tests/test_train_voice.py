@@ -131,6 +131,12 @@ def test_real_and_made_windows_differ_by_the_voice_alone() -> None:
     np.testing.assert_array_equal(windows[:4], windows[4:])
 
 
+def test_takes_without_speech_are_refused() -> None:
+    silent = [Take("hum", "ann", np.zeros(10 * RATE, np.float32), {"world": np.zeros(10 * RATE, np.float32)})]
+    with pytest.raises(DataError, match="windows of the 1 training takes in a row held no speech; look whether"):
+        make_batch(silent, [], 32, VoiceSettings(batch_size=2), np.random.default_rng(0))
+
+
 def test_music_takes_the_place_of_reals_only() -> None:
     rhythm = 0.1 * np.sin(np.arange(3 * RATE) * 2.5) * (np.sin(np.arange(3 * RATE) * 20 / RATE) > 0)
     music = [Take("m", "m", rhythm.astype(np.float32), {})]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -32,6 +33,7 @@ from dfdc.training.loop import TrainSettings, running_average, score_crops, trai
 from dfdc.training.parallel import Rank
 from dfdc.training.runlog import read_command
 from dfdc.training.start import download_imagenet, has_folded_norms, revive_batch_norms
+from dfdc.training.state import load_state, save_state
 from dfdc.weights import Calibration, ModelSpec, WeightsError, find_weights
 from tests.nets import lively
 from tools import time_training as time_tool
@@ -212,6 +214,17 @@ def test_crops_that_do_not_decode_or_are_missing_are_named(tmp_path: Path) -> No
         load_crops(table, split="train", progress=False)
 
 
+def test_crops_that_all_ranks_together_have_no_memory_for_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write_table(tmp_path, pairs(1))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert len(load_crops(table, split="train", progress=False)) == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(10**9))
+    with pytest.raises(DataError, match=r"in 1000000000 process\(es\), and this machine has .* use fewer with --limit"):
+        load_crops(table, split="train", progress=False)
+
+
 def test_crops_of_two_sizes_are_refused(tmp_path: Path) -> None:
     table = write_table(tmp_path, pairs(2))
     cv2.imwrite(str(tmp_path / "train01.png"), np.zeros((16, 16, 3), np.uint8))
@@ -376,9 +389,13 @@ def test_state_of_another_run_is_refused(tmp_path: Path) -> None:
         train(other, crops, crops, tmp_path, settings, progress=False)
     with pytest.raises(ValueError, match="init was None, is imagenet;"):
         train(tiny_model(), crops, crops, tmp_path, settings, start="imagenet", progress=False)
+    again = replace(crops, images=crops.images // 2)
+    with pytest.raises(ValueError, match=r"another run: pixels was \w+, is \w+;"):
+        train(tiny_model(), again, crops, tmp_path, settings, progress=False)
     weighed = replace(crops, weights=torch.ones(len(crops)), videos=[f"other{name}" for name in crops.videos])
     with pytest.raises(ValueError, match=r"crops was \w+, is \w+; frame_labels was None, is"):
         train(tiny_model(), weighed, crops, tmp_path, settings, progress=False)
+    train(tiny_model(), crops, crops, tmp_path, replace(settings, compiled=True), progress=False)
     # An older version told of its settings alone: what it did not tell is not compared.
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     state["settings"] = asdict(settings)
@@ -391,6 +408,16 @@ def test_state_of_another_run_is_refused(tmp_path: Path) -> None:
         ValueError, match=r"state\.pt: cannot be read .*delete it to begin anew, or name another folder"
     ):
         train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
+
+
+def test_state_of_a_device_that_scaled_no_gradients_serves_one_that_does(tmp_path: Path) -> None:
+    """A T4 scales float16's; the CPU and newer GPUs do not, and their scaler's state is empty."""
+    path = tmp_path / "state.pt"
+    weights = torch.nn.Linear(2, 1)
+    save_state(path, {"model": weights, "scaler": torch.amp.GradScaler(enabled=False)}, {}, 3)
+    scaler, other = torch.amp.GradScaler("cpu", enabled=True), torch.nn.Linear(2, 1)
+    assert load_state(path, {"model": other, "scaler": scaler}, {}) == 3
+    assert torch.equal(other.weight, weights.weight) and scaler.get_scale() == 65536
 
 
 def test_too_few_crops_for_a_batch_are_refused(tmp_path: Path) -> None:
@@ -443,6 +470,8 @@ def test_command_tells_no_folders_of_the_machine(monkeypatch: pytest.MonkeyPatch
     ("tool", "arguments", "said"),
     [
         (train_tool, ["--batch-size", "7"], "train: epochs 12, batch_size 7: allowed are 1 up, and even"),
+        (train_tool, ["--mixup", "30"], "train: mixup is 30.0; allowed are probabilities, 0 to 1"),
+        (train_tool, ["--self-blend", "nan"], "train: self_blend is nan; allowed are probabilities, 0 to 1"),
         (train_tool, ["--epochs", "0"], "argument --epochs: is 0; allowed are whole numbers from 1 up"),
         (train_tool, ["--limit", "0"], "argument --limit: is 0; allowed"),
         (train_tool, ["--run", "{}/crops.csv"], "train: [Errno 17] File exists"),
@@ -551,6 +580,42 @@ def test_train_tool_writes_weights_that_open(tmp_path: Path) -> None:
     assert file.spec.architecture == "mobilenet-v2" and file.spec.input_size == 32
     assert file.spec.trained_on == f"8 crops of {tmp_path.name}/crops.csv, split train"
     assert file.spec.validation["n"] == 6 and 0 <= file.spec.validation["auc"] <= 1
+
+
+def test_run_that_goes_on_after_its_end_leaves_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the same net, of which only the commit differs, would answer as an ensemble; another net's file stays."""
+    crops, run = write_table(tmp_path, pairs(4) + pairs(3, split="val")), tmp_path / "run"
+    settings = TrainSettings(epochs=1, batch_size=8)
+    paths = []
+    for commit, folder, seed in (("first", run, 0), ("second", run, 0), ("second", tmp_path / "other", 1)):
+        monkeypatch.setattr("dfdc.training.runlog.read_commit", lambda commit=commit: commit)
+        settings = replace(settings, seed=seed)
+        paths.append(
+            train_tool.train_weights(
+                [crops], folder, run, architecture="mobilenet-v2", input_size=32, settings=settings, progress=False
+            )
+        )
+    assert len(set(paths)) == 3 and sorted(run.glob("*.safetensors")) == sorted(paths[1:])
+
+
+def test_gpu_without_memory_for_a_step_says_what_to_lower(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def run_out(model: FrameModel, pixels: torch.Tensor) -> torch.Tensor:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    table = write_table(tmp_path, pairs(4) + pairs(3, split="val"))
+    small = ["--architecture", "mobilenet-v2", "--input-size", "32", "--batch-size", "8", "--device", "cpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FrameModel, "forward", run_out)
+        assert train_tool.main(["--crops", str(table), "--run", str(tmp_path / "run"), *small]) == 1
+    assert "train: 8 crops a step are too many for the GPU's memory; use fewer with --batch-size" in (
+        capsys.readouterr().err
+    )
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(ValueError, match="needs a C compiler, and no-such-compiler is not installed; leave --compile"):
+        loop.compile_net(tiny_model())
 
 
 def test_what_is_evaluated_is_what_the_kernel_runs() -> None:
@@ -663,6 +728,7 @@ def test_compiled_net_is_what_learns(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tmp_path / name).mkdir()
     expected, *_ = train(tiny_model(), crops, crops, tmp_path / "a", TINY, progress=False)
     assert not calls
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     found, *_ = train(tiny_model(), crops, crops, tmp_path / "b", replace(TINY, compiled=True), progress=False)
     assert calls == [8] * TINY.epochs
     assert all(torch.equal(one, other) for one, other in zip(found.parameters(), expected.parameters(), strict=True))

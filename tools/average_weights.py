@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         average_weights(args.files, args.crops, args.out, limit=args.limit)
-    except (DataError, WeightsError, OSError) as error:
+    except (DataError, WeightsError, FloatingPointError, OSError) as error:
         print(f"average_weights: {error}", file=sys.stderr)
         return 1
     return 0

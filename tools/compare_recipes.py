@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
             settings=settings,
             device=device,
         )
-    except (DataError, WeightsError, DeviceError, FloatingPointError, ValueError, OSError) as error:
+    except (DataError, WeightsError, DeviceError, FloatingPointError, MemoryError, ValueError, OSError) as error:
         print(f"compare_recipes: {error}", file=sys.stderr)
         return 1
     print(format_table(outcomes))

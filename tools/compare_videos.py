@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     except Misaligned as error:
         print(f"compare_videos: {args.fake} does not belong to {args.original}: {error}", file=sys.stderr)
         return 1
-    except (VideoError, WeightsError, DeviceError, OSError) as error:
+    except (VideoError, WeightsError, DeviceError, FloatingPointError, MemoryError, OSError) as error:
         print(f"compare_videos: {args.original}, {args.fake}: {error}", file=sys.stderr)
         return 1
     for path in paths:

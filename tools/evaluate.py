@@ -294,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
                 n_workers=args.workers,
             )
         evaluate(scored, json_path=args.json, pictures=args.pictures, samples=args.samples, seed=args.seed)
-    except (DataError, WeightsError, InputError, DeviceError, OSError) as error:
+    except (DataError, WeightsError, InputError, DeviceError, FloatingPointError, MemoryError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
     return 0

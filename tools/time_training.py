@@ -23,7 +23,7 @@ from dfdc.model import FrameModel
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.dataset import CropSet
 from dfdc.training.flags import positive
-from dfdc.training.loop import TrainSettings, make_batch, set_out
+from dfdc.training.loop import TrainSettings, compile_net, make_batch, set_out
 from dfdc.weights import ARCHITECTURES, ModelSpec
 
 # How many different crops there are, or a batch's where that is more.
@@ -77,16 +77,9 @@ def time_training(
     settings = TrainSettings(batch_size=batch_size)
     model = FrameModel(ModelSpec(architecture, input_size)).to(device, memory_format=torch.channels_last).train()
     crops = _make_crops(max(N_CROPS, batch_size) // 2, torch.device(device))
-    course = set_out(
-        model,
-        steps=100 * n_steps,
-        rate=1e-4,
-        weight_decay=settings.weight_decay,
-        warmup=settings.warmup,
-        ema_decay=settings.ema_decay,
-    )
+    course = set_out(model, steps=100 * n_steps, rate=1e-4, ema_decay=settings.ema_decay)
     chances = torch.Generator().manual_seed(0)
-    answer = torch.compile(model) if compiled else model
+    answer = compile_net(model) if compiled else model
     pairs = torch.arange(len(crops)).view(2, -1).T
 
     def draw() -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
             device=choose_device(args.device),
             compiled=args.compile,
         )
-    except (DeviceError, ValueError) as error:
+    except (DeviceError, MemoryError, ValueError) as error:
         print(f"time_training: {error}", file=sys.stderr)
         return 1
     print(f"{args.architecture} at {args.input_size} px, batches of {args.batch_size}, on {speed.device}:")

@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
                 frame_labels=args.frame_labels,
                 labelled_only=args.labelled_only,
             )
-    except (DataError, WeightsError, DeviceError, FloatingPointError, ValueError, OSError) as error:
+    except (DataError, WeightsError, DeviceError, FloatingPointError, MemoryError, ValueError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 1
     return 0

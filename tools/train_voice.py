@@ -48,7 +48,7 @@ def train_weights(
 
     Args:
         speech: table of recordings, see `dfdc.training.takes`.
-        run: folder for made voices, the log and for resuming.
+        run: folder for the log and for resuming; made voices go to a folder "takes" beside it.
         out: folder that gets the weights.
         init: safetensors of ImageNet weights or ours; None starts from scratch.
         leave_out: one of `VOCODERS` that is not trained on, but validated.

@@ -173,11 +173,12 @@ def load_rows(table: pd.DataFrame, *, progress: bool = True) -> CropSet:
     rows = table.to_dict("records")
     shards: dict[Path, zipfile.ZipFile] = {}
     first = _read_image(rows[0], shards)
-    n_bytes, n_there = len(rows) * first.nbytes, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    n_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's: each of its processes reads all crops
+    n_bytes, n_there = n_ranks * len(rows) * first.nbytes, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if n_bytes > MEMORY_SHARE * n_there:
         raise DataError(
-            f"{len(rows)} crops of {len(first)} px take {n_bytes / 1e9:.0f} GB of memory, and this machine has "
-            f"{n_there / 1e9:.0f} GB; use fewer with --limit, or cut fewer with make_crops --frames"
+            f"{len(rows)} crops of {len(first)} px take {n_bytes / 1e9:.0f} GB of memory in {n_ranks} process(es), and "
+            f"this machine has {n_there / 1e9:.0f} GB; use fewer with --limit, or cut fewer with make_crops --frames"
         )
     shape = (len(rows), 3, *first.shape[:2])
     images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import shutil
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,6 +32,8 @@ from dfdc.weights import Calibration
 SCORED_CROPS = {"cpu": 16, "cuda": 256}
 
 
+# AdamW's, on matrices and filters only; and the share of all steps in which the learning rate rises.
+WEIGHT_DECAY, WARMUP = 0.02, 0.05
 # The best epoch's averaged weights: the last ones need not be the best (docs/experiments.md).
 BEST = "best.pt"
 
@@ -41,9 +45,7 @@ class TrainSettings:
     Attributes:
         epochs: passes over the real crops, each beside one fake.
         batch_size: crops per step, half of them real; even.
-        learning_rate: peak, reached after `warmup` of all steps, then a cosine down to zero.
-        weight_decay: AdamW's, on matrices and filters only.
-        warmup: share of all steps.
+        learning_rate: peak, reached after `WARMUP` of all steps, then a cosine down to zero.
         ema_decay: per step, of the averaged weights that are evaluated and shipped; see `running_average`.
         label_smoothing: targets are drawn towards one half by it.
         mixup: probability that an aligned pair's fake is mixed with its original.
@@ -56,8 +58,6 @@ class TrainSettings:
     epochs: int = 12
     batch_size: int = 64
     learning_rate: float = 1e-3
-    weight_decay: float = 0.02
-    warmup: float = 0.05
     ema_decay: float = 0.998
     label_smoothing: float = 0.01
     mixup: float = 0.3
@@ -73,6 +73,9 @@ class TrainSettings:
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; allowed are 0, which averages nothing, to below 1")
+        for name in ("label_smoothing", "mixup", "self_blend"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed are probabilities, 0 to 1")
         steps = {step.__name__ for step, _ in RECIPE}
         if unknown := set(self.without) - steps:
             raise ValueError(f"without {', '.join(sorted(unknown))}: allowed are {', '.join(sorted(steps))}")
@@ -152,16 +155,14 @@ def train(
         model,
         steps=n_reals // pairs * settings.epochs,
         rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        warmup=settings.warmup,
         ema_decay=settings.ema_decay,
     )
     made_from = {**asdict(settings), **describe_origin(training, validation, model.spec, start)}
     first = load_state(folder / "state.pt", course.stateful, made_from)
     answer = rank.wrap(model)
     if settings.compiled:
-        answer = torch.compile(answer)
-    images = training.images.to(rank.device)
+        answer = compile_net(answer)
+    images = training.images.to(rank.device) if fits_beside(training.images, rank.device) else training.images
     best = None
 
     for epoch in range(first, settings.epochs):
@@ -209,6 +210,23 @@ def train(
     return final.cpu(), scores, calibration
 
 
+def compile_net(net: nn.Module) -> nn.Module:
+    """By `torch.compile`.
+
+    Raises:
+        ValueError: there is no C compiler, which it needs.
+    """
+    compiler = os.environ.get("CC", "gcc")
+    if shutil.which(compiler) is None:
+        raise ValueError(f"--compile: needs a C compiler, and {compiler} is not installed; leave --compile out")
+    return torch.compile(net)
+
+
+def fits_beside(images: Tensor, device: torch.device) -> bool:
+    """Whether images leave half of a GPU's free memory to training; elsewhere they are where they are."""
+    return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] / 2
+
+
 def _check_validation(training: CropSet, validation: CropSet) -> None:
     sizes = [crops.images.shape[-1] for crops in (training, validation)]
     if sizes[0] != sizes[1]:
@@ -250,7 +268,18 @@ class Course:
             pixels: what it sees.
             targets: (N,) in 0..1.
             weights: (N,) how much each counts; None for all alike.
+
+        Raises:
+            MemoryError: the GPU has too little for so many.
         """
+        try:
+            return self._step(answer, pixels, targets, weights)
+        except torch.cuda.OutOfMemoryError as error:
+            raise MemoryError(
+                f"{len(pixels)} crops a step are too many for the GPU's memory; use fewer with --batch-size"
+            ) from error
+
+    def _step(self, answer: nn.Module, pixels: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         half = torch.float16 if self.scaler.is_enabled() else torch.bfloat16
         with torch.autocast(pixels.device.type, half, enabled=pixels.device.type == "cuda"):
             logits = answer(pixels)
@@ -264,9 +293,7 @@ class Course:
         return loss.detach()
 
 
-def set_out(
-    model: nn.Module, *, steps: int, rate: float, weight_decay: float, warmup: float, ema_decay: float
-) -> Course:
+def set_out(model: nn.Module, *, steps: int, rate: float, ema_decay: float) -> Course:
     """Make ready to train a model for so many steps; the other arguments are those of `TrainSettings`.
 
     On CUDA this process looks for the fastest convolutions from then on: all batches of a run have one shape.
@@ -275,9 +302,9 @@ def set_out(
     torch.backends.cudnn.benchmark |= cuda
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate, fused=cuda)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / steps, warmup))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / steps))
     scaler = torch.amp.GradScaler(enabled=cuda and not torch.cuda.is_bf16_supported(including_emulation=False))
     return Course(model, running_average(model, ema_decay), optimizer, schedule, scaler)
 
@@ -336,8 +363,8 @@ def make_batch(
     return pixels, targets * (1 - settings.label_smoothing) + settings.label_smoothing / 2
 
 
-def learning_rate(done: float, warmup: float) -> float:
+def learning_rate(done: float) -> float:
     """The share of its peak after so great a part (0 to 1) of all steps: a rise, then a cosine down to zero."""
-    if done < warmup:
-        return done / warmup
-    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+    if done < WARMUP:
+        return done / WARMUP
+    return 0.5 * (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP)))

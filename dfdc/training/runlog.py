@@ -9,6 +9,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
 from dfdc.model import FrameModel, VoiceModel, save_model
@@ -70,6 +72,9 @@ def save_trained(
 ) -> Path:
     """Write a model with what came of it; the running command and the code's commit go with it.
 
+    A file of the same name and tensors, as a run leaves that goes on after its end, is replaced: two would answer as an
+    ensemble.
+
     Args:
         model, folder, name: as `dfdc.model.save_model`.
         calibration, trained_on: see `dfdc.weights.ModelSpec`.
@@ -86,7 +91,16 @@ def save_trained(
         validation=scores,
         commit=read_commit(),
     )
-    return save_model(model, folder, name=name, spec=spec)
+    path = save_model(model, folder, name=name, spec=spec)
+    for other in folder.glob(f"{name}-*.safetensors"):
+        if other != path and _same_tensors(other, path):
+            other.unlink()
+    return path
+
+
+def _same_tensors(first: Path, second: Path) -> bool:
+    tensors, others = load_file(first), load_file(second)
+    return tensors.keys() == others.keys() and all(torch.equal(value, others[key]) for key, value in tensors.items())
 
 
 def read_command() -> str:
@@ -101,8 +115,9 @@ def _shorten(word: str) -> str:
 
 
 def read_commit() -> str:
-    """The code's commit; empty where it is no git checkout, or git is not installed."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    """The code's commit, with -dirty where files differ from it; empty without git, or where it is no checkout."""
+    folder = str(Path(__file__).parent)
+    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:

@@ -13,6 +13,9 @@ from dfdc.training.dataset import CropSet
 from dfdc.training.draft import drafted
 from dfdc.weights import DIGEST_DIGITS, ModelSpec
 
+# Of this share of the crops a run knows the pixels: crops that were cut anew are others.
+PIXELS_EVERY = 97
+
 
 def describe_origin(training: CropSet, validation: CropSet, spec: ModelSpec, start: str | None) -> dict[str, object]:
     """What a run is made from, beside its settings, in words that can be compared.
@@ -23,9 +26,11 @@ def describe_origin(training: CropSet, validation: CropSet, spec: ModelSpec, sta
         start: of the weights that it starts from: a file's digest, "imagenet", or None from scratch.
     """
     crops = [[part.videos, part.labels.tolist(), part.originals.tolist()] for part in (training, validation)]
+    pixels = b"".join(part.images[::PIXELS_EVERY].numpy().tobytes() for part in (training, validation))
     weights = None if training.weights is None else digest(training.weights.tolist())
     return {
         "crops": digest(crops),
+        "pixels": hashlib.sha256(pixels).hexdigest()[:DIGEST_DIGITS],
         "crop_size": training.images.shape[-1],
         "frame_labels": weights,
         "init": start and start[:DIGEST_DIGITS],
@@ -47,7 +52,7 @@ def save_state(path: Path, stateful: dict, settings: Mapping[str, object], epoch
 
 
 def load_state(path: Path, stateful: dict, settings: Mapping[str, object]) -> int:
-    """Load the last whole epoch's state, if there is one.
+    """Load the last whole epoch's state, if there is one; compiled or not, and on which device, it is the same run.
 
     Args:
         path: of the file; it may be absent.
@@ -73,7 +78,9 @@ def load_state(path: Path, stateful: dict, settings: Mapping[str, object]) -> in
             "folder with --run"
         ) from error
     other = [
-        f"{name} was {saved[name]}, is {value}" for name, value in settings.items() if saved.get(name, value) != value
+        f"{name} was {saved[name]}, is {value}"
+        for name, value in settings.items()
+        if name != "compiled" and saved.get(name, value) != value
     ]
     if other:
         raise ValueError(
@@ -81,7 +88,8 @@ def load_state(path: Path, stateful: dict, settings: Mapping[str, object]) -> in
         )
     try:
         for name, part in stateful.items():
-            part.load_state_dict(state[name])
+            if state[name]:  # that of a scaler of gradients is empty where it had nothing to scale
+                part.load_state_dict(state[name])
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(
             f"{path}: belongs to a run of another net, or of an older version; name another folder with --run"

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from dfdc.audio import HOP
 from dfdc.model import VoiceModel
 from dfdc.training.channel import Channel
+from dfdc.training.dataset import DataError
 from dfdc.training.loop import set_out
 from dfdc.training.metrics import measure, measure_calibrated
 from dfdc.training.runlog import report_epoch
@@ -24,10 +25,10 @@ from dfdc.weights import DIGEST_DIGITS, Calibration, sigmoid
 
 # Windows of a validation take that are heard.
 HEARD_WINDOWS = 3
+# So many windows in a row without speech are no chance.
+MAX_SILENT = 1000
 # Beside what a window needs, so that a codec's delay and filters' beginnings fall outside.
 MARGIN = 20 * HOP
-# As in training on faces: the rise's share of all steps, and the weight decay.
-WARMUP, WEIGHT_DECAY = 0.05, 0.02
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class VoiceSettings:
         epochs: of `steps` batches each.
         steps: of an epoch.
         batch_size: windows a step, half of them real.
-        learning_rate: peak, reached after `WARMUP` of all steps, then a cosine down to zero.
+        learning_rate: peak; see `dfdc.training.loop.learning_rate`.
         ema_decay: per step, of the averaged weights that are evaluated and shipped.
         music: share of the reals that are music instead, which is nobody's voice, made or not.
         seed: of everything.
@@ -108,8 +109,6 @@ def train_voice(
         model,
         steps=settings.epochs * settings.steps,
         rate=settings.learning_rate,
-        weight_decay=WEIGHT_DECAY,
-        warmup=WARMUP,
         ema_decay=settings.ema_decay,
     )
     measured = None
@@ -141,15 +140,24 @@ def make_batch(
 
     A real and the made window beside it are the same words through the same channel, so that neither the words nor the
     channel tell them apart.
+
+    Raises:
+        DataError: no speech is found in the training takes.
     """
-    reals, fakes = [], []
+    reals, fakes, n_silent = [], [], 0
     while len(reals) < settings.batch_size // 2:
+        if n_silent == MAX_SILENT:
+            raise DataError(
+                f"{MAX_SILENT} windows of the {len(training)} training takes in a row held no speech; look whether the "
+                "table's kinds are right and the recordings loud enough"
+            )
         take = training[generator.integers(len(training))]
         channel = Channel.draw(generator)
         start = int(generator.integers(max(len(take.real) - n_columns * HOP - MARGIN, 1)))
         made = take.made[str(generator.choice(sorted(take.made)))]
         fake, real = (_hear(samples, start, n_columns, channel) for samples in (made, take.real))
-        if not (is_speech(real) and is_speech(fake)):
+        n_silent = 0 if is_speech(real) and is_speech(fake) else n_silent + 1
+        if n_silent:
             continue
         if music and generator.random() < settings.music:
             other = music[generator.integers(len(music))].real
