@@ -43,7 +43,8 @@ PROBES = 16
 WINDOW = 100
 # Until something is measured: worker-seconds of a clip at `QUICK` frames.
 PRIOR_COST_S = 2.5
-# Decoding ends at a look's limit, and what was decoded is scored; a worker that is so much later is taken to hang.
+# Reading ends at a look's limit, and what was read is searched and scored: in as much time again, and in so many
+# seconds at least. A worker that is later is taken to hang.
 GRACE_S = 20.0
 # First looks get fewer frames where those that are left would take more than this share of the time.
 FULL = 0.9
@@ -81,12 +82,21 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """A look at a clip: its row, how many frames, the wall seconds it may take, and how many nets answer."""
+    """A look at a clip: its row, how many frames, the wall seconds that reading may take, and how many nets answer."""
 
     name: str
     n_frames: int
     limit_s: float
     n_nets: int = 1
+
+    @property
+    def most_s(self) -> float:
+        """Wall seconds after which its worker is taken to hang."""
+        return _most_s(self.limit_s)
+
+
+def _most_s(limit_s: float) -> float:
+    return limit_s + max(limit_s, GRACE_S)
 
 
 class Plan:
@@ -109,7 +119,7 @@ class Plan:
             names: of the rows, in the order in which they get their first look.
             n_frames: for one look of so many, by all nets, at each clip; None for as many as time allows.
             n_workers: how many looks go on at once.
-            clip_limit_s: wall seconds that a look may take, at most.
+            clip_limit_s: wall seconds that a look may take to read its frames, at most.
             deadline: of the run; its clock is the only one.
             n_nets: how many there are.
             known: what an earlier run found, of rows among the names.
@@ -118,9 +128,9 @@ class Plan:
         self.known = dict(known or {})
         self.underway: dict[str, tuple[Task, float]] = {}
         self._order = {name: rank for rank, name in enumerate(names)}
-        # With so many frames a run may have begun on a device on which another number of nets answers.
-        other = {name for name, p in self.known.items() if n_frames is not None and p.nets not in (0, n_nets)}
-        self._first = deque(name for name in self._order if name not in self.known or name in other)
+        # With so many frames a run may have begun on a device on which fewer nets answer.
+        fewer = {name for name, p in self.known.items() if n_frames is not None and 0 < p.nets < n_nets}
+        self._first = deque(name for name in self._order if name not in self.known or name in fewer)
         self._further: list[tuple[Look, float, int, str]] = []
         self._costs_s: deque[float] = deque(maxlen=WINDOW)
         self._n_measured = 0
@@ -141,7 +151,7 @@ class Plan:
         elif self._further_fits():
             tried, _, _, name = heapq.heappop(self._further)
             look = self._rung_above(tried)
-            task = Task(name, look.n_frames, self._most_s(), look.n_nets)
+            task = Task(name, look.n_frames, self._longest_s(), look.n_nets)
             self._tell_climb()
         else:
             return None
@@ -159,7 +169,8 @@ class Plan:
         prediction = replace(prediction, wanted=task.n_frames, nets=task.n_nets)
         earlier = self.known.get(prediction.filename)
         if earlier and not (prediction.status == "ok" and prediction.frames >= earlier.frames):
-            prediction = replace(earlier, wanted=task.n_frames, nets=task.n_nets)
+            nets = task.n_nets if self.n_frames is None else earlier.nets  # else the next run would not try again
+            prediction = replace(earlier, wanted=task.n_frames, nets=nets)
         else:
             self._consider(prediction)
         self.known[prediction.filename] = prediction
@@ -172,7 +183,7 @@ class Plan:
 
     def again(self, name: str) -> Task:
         """Begin a look that is going on anew."""
-        task = replace(self.underway[name][0], limit_s=self._most_s())
+        task = replace(self.underway[name][0], limit_s=self._longest_s())
         self.underway[name] = (task, self.deadline.clock())
         return task
 
@@ -215,7 +226,7 @@ class Plan:
     def _begin(self) -> None:
         """Choose the top rung at once where even the worst case allows it; else clips are measured first."""
         self._begun = True
-        worst_s = self._rounds() * (self.clip_limit_s + GRACE_S)
+        worst_s = self._rounds() * _most_s(self.clip_limit_s)
         n, left = len(self._first), _hours(self.deadline.remaining_s())
         if worst_s <= self.deadline.remaining_s():
             self._rung = self._rungs[-1]
@@ -261,9 +272,9 @@ class Plan:
 
     def _first_limit_s(self) -> float:
         share_s = SHARES * self.deadline.remaining_s() * self.n_workers / len(self._first)
-        return min(self._most_s(), max(share_s, MIN_LIMIT_S))
+        return min(self._longest_s(), max(share_s, MIN_LIMIT_S))
 
-    def _most_s(self) -> float:
+    def _longest_s(self) -> float:
         """What a look may take to read its frames, whatever its share."""
         return min(self.clip_limit_s, READING * self.deadline.remaining_s())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from dfdc.deadline import Deadline
 from dfdc.inputs import InputError
-from dfdc.plan import GRACE_S, Plan, Task
+from dfdc.plan import Plan, Task
 from dfdc.prediction import Prediction
 from dfdc.weights import that_see
 from dfdc.workers import LastWord, Prepared, Ready, Refusal, WorkerSettings, prepare, score_clips
@@ -40,6 +41,9 @@ MAX_TRIES = 2
 # After so many workers in succession that died while they loaded, a run that has not begun ends; one that has begun
 # goes on with fewer, or on the CPU.
 MAX_FAILED_STARTS = 2
+# Killed at a clip, workers may have been too many for the memory: after so many the run goes on with one fewer. While
+# there are several, it is not held against the clip.
+MAX_KILLS = 2
 # Where none is left by then, memory or processes may come back: so many are tried, after pauses that double each time.
 MAX_RESTARTS = 10
 START_PAUSE_S = 0.5
@@ -132,7 +136,7 @@ def predict_clips(
         used = settings.on(prepared.device)
         if left_out := len(settings.weights) - len(used.weights):
             log.info("--frames on the CPU: %d further net(s) left out, for speed", left_out)
-        settings = replace(used, programs=prepared.programs, device=device)
+        settings = replace(used, programs=prepared.programs, openvino=prepared.openvino, device=device)
         plan = make_plan(settings)
         if n_workers is None and prepared.device == "cuda":
             plan.n_workers += max(int(MORE_ON_CUDA * plan.n_workers), 1)
@@ -164,6 +168,7 @@ class _Pool:
         devices: the kinds that workers have run on.
         held: clips that CUDA failed; a worker on the CPU is to score them.
         cuda_faults: how many in succession, by place.
+        n_killed: workers that something killed at a clip, since there was one fewer.
         given_up: whether no worker can be had any more.
     """
 
@@ -185,6 +190,7 @@ class _Pool:
         self.devices: set[str] = set()
         self.held: list[str] = []
         self.cuda_faults: Counter[int] = Counter()
+        self.n_killed = 0
         self.given_up = False
 
     def staff(self) -> None:
@@ -197,10 +203,7 @@ class _Pool:
         for worker in [w for w in self.workers if w.device == "cuda" and w.name is None and w.place in self.on_cpu]:
             self._remove(worker)
         if self.failed_starts >= MAX_FAILED_STARTS and self.workers:
-            self.places = {worker.place for worker in self.workers}
-            self.on_cpu = self.on_cpu & self.places
-            self.plan.n_workers, self.failed_starts = len(self.places), 0
-            log.warning("goes on with %d workers", len(self.places))
+            self._keep({worker.place for worker in self.workers})
         if self.failed_starts and not self.workers:
             pause_s = START_PAUSE_S * 2 ** (self.failed_starts - 1)
             time.sleep(max(min(pause_s, MAX_PAUSE_S, self.deadline.remaining_s()), 0))
@@ -216,11 +219,15 @@ class _Pool:
                 log.warning("a worker cannot be started (%s)", error)
                 break
 
+    def _keep(self, places: set[int]) -> None:
+        """Go on with workers at these places alone."""
+        self.places, self.on_cpu = places, self.on_cpu & places
+        self.plan.n_workers, self.failed_starts, self.n_killed = len(places), 0, 0
+        log.warning("goes on with %d worker(s)", len(places))
+
     def _settings_at(self, place: int) -> WorkerSettings:
-        if place not in self.on_cpu or self.settings.device == "cpu":
-            return replace(self.settings, place=place)
-        # Without programs: where those are what fails, torch builds the nets.
-        return replace(self.settings, place=place, device="cpu", programs=None)
+        device = "cpu" if place in self.on_cpu else self.settings.device
+        return replace(self.settings, place=place, device=device)
 
     def assign(self) -> None:
         """Give each idle worker a look to take."""
@@ -258,8 +265,10 @@ class _Pool:
                     worker.device, worker.due_s = message.device, float("inf")
                     self.devices.add(message.device)
                     self.failed_starts = 0
-                elif isinstance(message, Refusal) and not self.devices:
-                    raise InputError(message.reason)
+                elif isinstance(message, Refusal):
+                    if not self.devices and len(self.workers) == 1:
+                        raise InputError(message.reason)
+                    yield from self._bury(worker, f"refused ({message.reason})", "error")
                 else:
                     yield from self._bury(worker, _epitaph(worker), "error")
             elif worker.due_s < time.monotonic() and not worker.connection.poll():
@@ -279,9 +288,23 @@ class _Pool:
             prediction = Prediction(worker.name, status=status, reason=f"its worker {fault}")
             if worker.device == "cuda":
                 yield from self._blame_cuda(worker, prediction)
-                return
-            if not (status == "error" and self._try_again(worker.name)):
+            elif worker.process.exitcode == -signal.SIGKILL and status == "error" and self._make_room(worker):
+                self.plan.retry(worker.name)
+            elif not (status == "error" and self._try_again(worker.name)):
                 yield self.plan.record(prediction)
+
+    def _make_room(self, worker: _Worker) -> bool:
+        """Where a worker was killed beside others: go on without it if it is not the first, and look at its clip anew.
+
+        Returns:
+            Whether the clip is to be put back: not where no other worker takes memory, or it has a score already.
+        """
+        if len(self.places) == 1 or worker.name in self.plan.known:
+            return False
+        self.n_killed += 1
+        if self.n_killed >= MAX_KILLS:
+            self._keep(self.places - {worker.place})
+        return True
 
     def _try_again(self, name: str) -> bool:
         """Put a clip back whose first look failed, unless it was tried often enough."""
@@ -340,9 +363,17 @@ class _Pool:
         self.workers.clear()
 
 
-def count_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """The cores that this process may use: those it may run on, and no more than a container's quota is worth.
+
+    Args:
+        quota: where Linux states it: microseconds of core time, or "max", in how many of wall time.
+    """
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # there is none
+        core_us, wall_us = map(int, quota.read_text().split())
+        n_cores = min(n_cores, max(math.ceil(core_us / wall_us), 1))
+    return n_cores
 
 
 def _prepare(settings: WorkerSettings, deadline: Deadline) -> Prepared:
@@ -365,7 +396,7 @@ def _prepare(settings: WorkerSettings, deadline: Deadline) -> Prepared:
             message = ours.recv()
     except (EOFError, OSError) as error:  # it died, or cannot be started: workers may still do without it
         reason = str(error) or "the process died"
-        log.warning("the device could not be tried, or nets not exported (%s); each worker does both", reason)
+        log.warning("the device could not be tried, or nets not exported (%s); torch runs the nets", reason)
     finally:
         ours.close()
         if process.pid:
@@ -373,7 +404,7 @@ def _prepare(settings: WorkerSettings, deadline: Deadline) -> Prepared:
             process.join(timeout=5)
     if isinstance(message, Refusal):
         raise InputError(message.reason)
-    return message or Prepared(settings.device)
+    return message or Prepared(settings.device, openvino=False)
 
 
 def _start(settings: WorkerSettings, work: Work) -> _Worker:
@@ -406,7 +437,7 @@ def _environment() -> Iterator[None]:
 
 def _give(worker: _Worker, task: Task, path: Path) -> None:
     worker.name = task.name
-    worker.due_s = time.monotonic() + task.limit_s + GRACE_S
+    worker.due_s = time.monotonic() + task.most_s
     with contextlib.suppress(OSError):  # it died while idle: its closed connection is noticed at the next wait
         worker.connection.send((path, task))
 

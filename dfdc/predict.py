@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from dfdc.voice import Listener
 from dfdc.weights import WeightsFile, that_see
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Predictor:
@@ -100,7 +103,7 @@ class Predictor:
         seen = replace(seen, faces=n_faces, tracks=len(tracks), detect_s=detected - decoded)
         if tracks:
             logits = self.score_tracks(frames, tracks, n_nets=seen.nets)
-            changes = self.motion.score(frames, tracks)
+            changes = self._beside(path, lambda: self.motion.score(frames, tracks)) or [0.0] * len(tracks)
             logits = [track + change for track, change in zip(logits, changes, strict=True)]
             low, high = self.ensemble.bounds(seen.nets)
             seen = replace(seen, label=clip_probability(logits, low=low, high=high))
@@ -111,13 +114,21 @@ class Predictor:
 
     def _hear(self, path: Path, seen: Prediction, deadline: Deadline) -> Prediction:
         """What was seen of a clip, and what its voice adds."""
-        score = None if deadline.expired() else self.listener.listen(path)
+        score = None if deadline.expired() else self._beside(path, lambda: self.listener.listen(path))
         if score is None:
             return seen
         voice = voice_probability(score)
         return replace(
             seen, label=add_voice(seen.label, voice, high=self.listener.high), picture=seen.label, voice=voice
         )
+
+    def _beside(self, path: Path, look: Callable[[], T]) -> T | None:
+        """What an optional net finds; where it fails, what the others found stands."""
+        try:
+            return look()
+        except Exception:
+            log.exception("%s: an optional net failed; the others' score stands", path)
+            return None
 
     def score_tracks(self, frames: list[Frame], tracks: list[Track], *, n_nets: int | None = None) -> list[np.ndarray]:
         """The calibrated logits (T,) of each track's frames, by the first so many nets; None for all."""

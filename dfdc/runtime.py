@@ -58,6 +58,12 @@ class Input:
         return np.zeros((1, *(side or 48 for side in self.shape)), self.dtype)
 
 
+def do_without_openvino() -> None:
+    """From now on torch runs this process's nets."""
+    global openvino
+    openvino = None
+
+
 class DeviceError(Exception):
     """A device that is asked for and not there; the message names the cure."""
 
@@ -107,7 +113,7 @@ def describe_runtime(device: str) -> str:
     import torch
 
     if device == "cpu":
-        return f"CPU, torch {torch.__version__} (OpenVINO is not installed: nets take about twice the time)"
+        return f"CPU, torch {torch.__version__} (without OpenVINO nets take about twice the time)"
     return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
 
 
@@ -223,8 +229,9 @@ def export_net(net: nn.Module, takes: Input) -> bytes:
     Raises:
         Exception: of any kind, where OpenVINO cannot take the net.
     """
-    program = io.BytesIO()
-    _compile(_convert(net, takes), 1).export_model(program)
+    program, compiled = io.BytesIO(), _compile(_convert(net, takes), 1)
+    _wrap(compiled)(takes.example())  # what this CPU cannot run is to fail here, before a clip is lost on it
+    compiled.export_model(program)
     return program.getvalue()
 
 

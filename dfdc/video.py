@@ -30,6 +30,8 @@ from dfdc.deadline import NEVER, Deadline
 
 # Frames are reduced to this longest side while they are converted: an 8K clip costs no more memory than a 1080p one.
 MAX_SIDE = 1920
+# Pixels are at most so many times as wide as high: those of widescreen film, squeezed into half the width, are.
+MAX_ASPECT = 2.0
 # What a stream may claim: 8K film. Decoders allocate by the claim, not by the data: without a limit, a file of 5 kB
 # that claims 16000 x 16000 takes 1.7 GB and 12 s before it is even open.
 MAX_PIXELS = 8192 * 4352
@@ -37,6 +39,9 @@ DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 MAX_PACKETS = 1_000_000
 # From this many packets on (five minutes at 30 a second), key frames alone will do where there are enough of them.
 LONG_CLIP_PACKETS = 9_000
+# So many frames a stream's times of showing may lie behind those of decoding. Codecs hold back 16 at most, some of
+# which may be shown for longer.
+MAX_DELAY = 100
 # Containers that hold their own data. Playlists and lists of other files (hls, dash, concat, ...) are not among them.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,flv,ogg,asf,wtv,mxf,nut,ivf,obu,h264,hevc,gif,"
@@ -147,8 +152,8 @@ def stream_frames(path: Path) -> Iterator[Frame]:
         VideoError: the file is unreadable, not a video, or too large.
     """
     index = _index(path, NEVER)
-    convert = _converter()
     with _opened(path) as (container, stream):
+        convert = _converter(stream)
         for time, frame in _rising(_timed(_decoded(container, stream, NEVER), index, stream)):
             yield Frame(time - index.times[0], convert(frame))
 
@@ -227,10 +232,11 @@ class _Index:
 
 def _index(path: Path, deadline: Deadline) -> _Index:
     with _opened(path) as (container, stream):
-        stamps, n_keys = [], 0
+        stamps, order, n_keys = [], [], 0
         for packet in _demux(container, stream, deadline):
             if not packet.is_discard:  # cut off by an edit list: decoded for others' sake, never shown
                 stamps.append(packet.pts)
+                order.append(packet.dts)
                 n_keys += packet.is_keyframe
         unit, rate = float(stream.time_base), float(stream.average_rate or 25)
     if not stamps:
@@ -238,9 +244,25 @@ def _index(path: Path, deadline: Deadline) -> _Index:
             raise VideoTimeout("out of time before the first frame")
         raise VideoError("its video stream holds no frame")
     distinct = set(stamps)
-    if None in distinct or len(distinct) <= len(stamps) / 2:
+    if None in distinct or len(distinct) <= len(stamps) / 2 or not _agree(stamps, order, rate * unit):
         return _Index([count / rate for count in range(len(stamps))], rate, n_keys)
     return _Index(sorted(stamp * unit for stamp in distinct), None, n_keys)
+
+
+def _agree(shown: list[int], decoded: list[int | None], pace: float) -> bool:
+    """Whether packets' times of showing may be believed: they follow those of decoding, which rise.
+
+    Parts that were joined begin anew, and a damaged time lies anywhere; frames behind either would not be looked at.
+
+    Args:
+        shown, decoded: in order of decoding; of the latter some may be absent.
+        pace: frames in a unit of time.
+    """
+    both = [(pts, dts) for pts, dts in zip(shown, decoded, strict=True) if dts is not None]
+    if any(after[1] < before[1] for before, after in pairwise(both)):
+        return False
+    delays = [(pts - dts) * pace for pts, dts in both]
+    return not delays or max(delays) - min(delays) <= MAX_DELAY
 
 
 def _spread(times: list[float], n_frames: int) -> list[float]:
@@ -275,7 +297,7 @@ def _decode(
         rising = _rising(_timed(decoded, index, stream))
         # Without pairs no frame is held for the one before it: the decoder then has one buffer more to use again.
         pairs = _with_following(rising) if n_pairs else ((time, (frame, None)) for time, frame in rising)
-        convert = _converter()
+        convert = _converter(stream)
         frames = []
         for time, (frame, following) in _nearest(pairs, moments):
             neighbour = convert(following) if following is not None and len(frames) in paired else None
@@ -332,9 +354,10 @@ def _nearest(frames: Iterable[tuple[float, Pair]], moments: list[float]) -> Iter
         yield before
 
 
-def _converter() -> Callable[[VideoFrame], np.ndarray]:
-    """From a clip's frames to RGB pixels, reduced to `MAX_SIDE`, then turned and mirrored as its container asks."""
+def _converter(stream: VideoStream) -> Callable[[VideoFrame], np.ndarray]:
+    """From frames to RGB: square pixels, reduced to `MAX_SIDE`, then turned and mirrored as the container asks."""
     reformatter = VideoReformatter()
+    aspect = _pixel_aspect(stream)
     matrix = None
 
     def convert(frame: VideoFrame) -> np.ndarray:
@@ -343,7 +366,7 @@ def _converter() -> Callable[[VideoFrame], np.ndarray]:
         matrix = matrix or _display_matrix(frame)
         # ISO 14496-12: a pixel at x, y is shown at ax + cy, bx + dy.
         a, b, c, d = matrix
-        pixels = _to_rgb(frame, reformatter)
+        pixels = _to_rgb(frame, reformatter, aspect)
         if abs(b) > abs(a):
             pixels, a, d = pixels.transpose(1, 0, 2), c, b
         return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
@@ -351,15 +374,22 @@ def _converter() -> Callable[[VideoFrame], np.ndarray]:
     return convert
 
 
-def _to_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
-    scale = min(1.0, MAX_SIDE / max(frame.width, frame.height))
-    size = [max(round(side * scale), 1) for side in (frame.width, frame.height)]
+def _to_rgb(frame: VideoFrame, reformatter: VideoReformatter, aspect: float) -> np.ndarray:
+    width, height = frame.width * max(aspect, 1), frame.height * max(1 / aspect, 1)
+    scale = min(1.0, MAX_SIDE / max(width, height))
+    size = [max(round(side * scale), 1) for side in (width, height)]
     # A frame may state a colour space that swscale does not know: it is taken for the commonest one, a tint at worst.
     for space in (None, Colorspace.ITU709):
         with suppress(av.FFmpegError):
             rgb = reformatter.reformat(frame, *size, "rgb24", space, space, interpolation=Interpolation.AREA)
             return rgb.to_ndarray()
     raise VideoError(f"its pixels ({frame.format.name}) cannot be converted")
+
+
+def _pixel_aspect(stream: VideoStream) -> float:
+    """Width by height of a pixel; 1 where nothing is said of it, or nothing that a camera or a disc has."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 1 / MAX_ASPECT <= aspect <= MAX_ASPECT else 1.0
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:

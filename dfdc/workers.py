@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import signal
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from dfdc.export import Programs
     from dfdc.predict import Predictor
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class WorkerSettings:
@@ -32,8 +35,9 @@ class WorkerSettings:
         device: "auto", "cpu" or "cuda".
         n_frames: frames per clip; None for as many as time allows.
         threads: native threads per worker; `dfdc.pool.predict_clips` shares the cores out.
-        clip_limit_s: wall seconds that one clip may take.
+        clip_limit_s: wall seconds that reading one clip may take.
         programs: the nets as OpenVINO's programs; None where each worker is to build them, by torch.
+        openvino: whether a worker without programs may run its nets on the CPU by OpenVINO.
         place: of the worker among those that run, from 0; where there are several GPUs, they take turns.
     """
 
@@ -43,6 +47,7 @@ class WorkerSettings:
     threads: int = 1
     clip_limit_s: float = 60.0
     programs: Programs | None = field(default=None, repr=False)
+    openvino: bool = True
     place: int = 0
 
     def on(self, device: str) -> WorkerSettings:
@@ -65,10 +70,17 @@ class Ready:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known before the first worker: the kind of device that serves, and the nets' programs for the CPU."""
+    """What is known before the first worker.
+
+    Attributes:
+        device: the kind of device that serves.
+        programs: the nets' for the CPU; None where CUDA serves, or OpenVINO does not.
+        openvino: whether OpenVINO is to be used at all.
+    """
 
     device: str
     programs: Programs | None = field(default=None, repr=False)
+    openvino: bool = True
 
 
 @dataclass(frozen=True)
@@ -118,20 +130,25 @@ def _load(settings: WorkerSettings) -> tuple[Predictor, str]:
     import cv2
 
     from dfdc.predict import Predictor
-    from dfdc.runtime import DeviceError, choose_device, describe_runtime
+    from dfdc.runtime import DeviceError, choose_device, describe_runtime, do_without_openvino
 
     cv2.setNumThreads(settings.threads)
-    device, programs = "cpu", settings.programs
-    if programs is None:
-        import torch
-
-        torch.set_num_threads(settings.threads)
-        try:
-            device = choose_device(settings.device, place=settings.place)
-        except DeviceError as error:
-            raise InputError(str(error)) from error
     files = list(settings.weights)
-    return Predictor(files, device=device, programs=programs, threads=settings.threads), describe_runtime(device)
+    if settings.programs is not None:
+        try:
+            return Predictor(files, programs=settings.programs, threads=settings.threads), describe_runtime("cpu")
+        except RuntimeError as error:
+            log.warning("OpenVINO cannot open the nets' programs (%s)", error)
+    import torch
+
+    torch.set_num_threads(settings.threads)
+    if settings.programs is not None or not settings.openvino:
+        do_without_openvino()
+    try:
+        device = choose_device(settings.device, place=settings.place)
+    except DeviceError as error:
+        raise InputError(str(error)) from error
+    return Predictor(files, device=device), describe_runtime(device)
 
 
 def release_memory() -> None:
@@ -152,7 +169,8 @@ def prepare(connection: Connection, settings: WorkerSettings) -> None:
         return
     try:
         device = choose_device(settings.device)
-        connection.send(Prepared(device, export_programs(settings.on(device).weights) if device == "cpu" else None))
+        programs = export_programs(settings.on(device).weights) if device == "cpu" else None
+        connection.send(Prepared(device, programs, openvino=device == "cuda" or programs is not None))
     except ImportError as error:
         connection.send(Refusal(_describe_missing(error)))
     except (DeviceError, WeightsError) as error:

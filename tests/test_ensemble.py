@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from dfdc import runtime
+from dfdc import runtime, workers
 from dfdc.crop import CropGeometry
 from dfdc.ensemble import MIN_SHARED, Ensemble, cut_crops, share_views
-from dfdc.export import export_programs
+from dfdc.export import Programs, export_programs
 from dfdc.model import VIEW_MARGIN, CropNet, FrameModel, TwoViewModel, load_model, resize_crops, save_model
 from dfdc.runtime import DeviceError, Input, choose_device, compile_net, export_net, open_net
 from dfdc.weights import Calibration, ModelSpec, WeightsError, WeightsFile, find_weights, open_weights
+from dfdc.workers import WorkerSettings
 from tests.nets import lively
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,7 +154,7 @@ def test_without_openvino_torch_serves(files: list[WeightsFile], monkeypatch: py
     fast = Ensemble(files).score(faces)
     assert np.ptp(fast) > 20 * LEVEL
     monkeypatch.setattr(runtime, "openvino", None)
-    assert "OpenVINO is not installed" in runtime.describe_runtime("cpu")
+    assert "without OpenVINO" in runtime.describe_runtime("cpu")
     assert Ensemble(files).score(faces) == pytest.approx(fast, abs=LEVEL)
 
 
@@ -188,6 +190,34 @@ def test_programs_answer_like_the_nets_that_torch_built(files: list[WeightsFile]
 def test_no_programs_without_openvino(files: list[WeightsFile], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "openvino", None)
     assert export_programs(files) is None
+
+
+def test_net_that_openvino_cannot_run_here_is_not_exported(
+    files: list[WeightsFile], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("openvino")
+
+    def fail(compiled: object) -> Callable[[np.ndarray], None]:
+        def run(items: np.ndarray) -> None:
+            raise RuntimeError("no such instruction")
+
+        return run
+
+    monkeypatch.setattr(runtime, "_wrap", fail)
+    assert export_programs(files) is None
+    assert "OpenVINO cannot take the nets (no such instruction)" in caplog.text
+
+
+def test_worker_that_cannot_open_programs_runs_its_nets_by_torch(
+    files: list[WeightsFile], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(runtime, "openvino", runtime.openvino)  # as it was, once the test is done
+    broken = Programs(detector=(b"",) * 3, crops=(b"",) * len(files))
+    predictor, described = workers._load(WorkerSettings(tuple(files), device="cpu", programs=broken))
+    assert "OpenVINO cannot open the nets' programs" in caplog.text
+    assert described.startswith("CPU, torch") and runtime.openvino is None
+    assert len(predictor.ensemble.nets) == len(files)
 
 
 def test_programs_are_refused_like_nets(files: list[WeightsFile], tmp_path: Path) -> None:

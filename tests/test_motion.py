@@ -209,6 +209,19 @@ def test_a_clips_score_joins_frames_and_changes(files: list[WeightsFile], progra
     assert (joined.pairs, alone.pairs) == (N_PAIRS, 0)
 
 
+def test_optional_nets_that_fail_leave_the_others_score(
+    files: list[WeightsFile], programs: Programs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip = ROOT / "samples/real.mp4"
+    alone = Predictor(files[:1], programs=replace(programs, motion=())).predict(clip, 4)
+    predictor = Predictor(files, programs=programs)
+    for net, method in ((predictor.motion, "score"), (predictor.listener, "listen")):
+        monkeypatch.setattr(net, method, lambda *_: 1 / 0)
+    prediction = predictor.predict(clip, 4)
+    assert (prediction.status, prediction.label) == ("ok", pytest.approx(alone.label, abs=1e-6))
+    assert caplog.text.count("an optional net failed; the others' score stands") == 2
+
+
 def test_a_look_at_few_frames_pairs_no_more_than_these(files: list[WeightsFile], programs: Programs) -> None:
     prediction = Predictor(files, programs=programs).predict(ROOT / "samples/real.mp4", 2)
     assert (prediction.status, prediction.frames, prediction.pairs) == ("ok", 2, 2)

@@ -82,7 +82,7 @@ def simulate(
     while not deadline.expired():
         while len(busy) < n_workers and (task := plan.next()):
             run.looks.append(task)
-            took_s = min(cost_s(task), task.limit_s + GRACE_S)
+            took_s = min(cost_s(task), task.most_s)
             heapq.heappush(busy, (now[0] + took_s, len(run.looks), took_s, task))
         assert plan.n_open() >= len(busy)
         if not busy:
@@ -92,7 +92,7 @@ def simulate(
         if deadline.expired():
             now[0] = limit_s
             break
-        hung = took_s >= task.limit_s + GRACE_S
+        hung = took_s >= task.most_s
         found = Prediction(task.name, status="timeout", reason="hung") if hung else answer(task)
         run.predictions[task.name] = plan.record(found)
     run.end_s = now[0]

@@ -60,6 +60,18 @@ def refuse(connection: Connection, settings: WorkerSettings) -> None:
     connection.send(Refusal("weights/x: do not fit"))
 
 
+def refuse_at_the_second_place(connection: Connection, settings: WorkerSettings) -> None:
+    """The first place's worker loads once the other one has refused."""
+    refused = Path(settings.device)
+    if settings.place == 1:
+        refused.touch()
+        connection.send(Refusal("GPU 1 is taken"))
+        return
+    while not refused.exists():
+        os.sched_yield()
+    misbehave(connection, settings)
+
+
 def die_at_once(connection: Connection, settings: WorkerSettings) -> None:
     os._exit(3)
 
@@ -240,6 +252,16 @@ def test_clip_that_kills_its_worker_twice_gets_a_row_and_the_others_are_scored(n
     assert {found[n].label for n in ("a.mp4", "b.mp4", "c.mp4")} == {0.25}
 
 
+def test_clips_whose_workers_are_killed_are_looked_at_by_fewer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As where memory is short: two kills cost a worker and no clip; what kills the last one, twice, is at fault."""
+    found = run(["killed.mp4", *(f"{i}.mp4" for i in range(5))], n_workers=2)
+    assert caplog.text.count("goes on with 1 worker(s)") == 1
+    assert caplog.text.count("killed.mp4: its worker died: Killed, perhaps out of memory") == 4
+    assert [name for name, p in found.items() if p.status != "ok"] == ["killed.mp4"]
+
+
 def test_clip_whose_worker_died_once_is_tried_again(tmp_path: Path) -> None:
     clips = {"once.mp4": tmp_path / "was here"}
     (only,) = predict_clips(clips, SETTINGS, n_workers=1, deadline=NEVER, work=misbehave)
@@ -255,7 +277,7 @@ def test_clip_that_cannot_be_read_is_tried_once_more_behind_the_others(tmp_path:
 
 
 def test_hanging_worker_is_ended_and_its_clip_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfdc.pool.GRACE_S", 0.2)
+    monkeypatch.setattr("dfdc.plan.GRACE_S", 0.2)
     settings = WorkerSettings(weights=(), clip_limit_s=2.0)
     found = run(["hang.mp4", "a.mp4"], settings=settings, n_workers=1)
     assert found["hang.mp4"].status == "timeout"
@@ -275,6 +297,14 @@ def test_deadline_that_has_passed_starts_no_worker() -> None:
 def test_worker_that_refuses_ends_the_run_with_its_reason() -> None:
     with pytest.raises(InputError, match="weights/x: do not fit"):
         run(["a.mp4"], work=refuse)
+
+
+def test_worker_that_refuses_leaves_the_run_to_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One GPU of two does not serve: its worker's word comes while the other one loads."""
+    settings = WorkerSettings(weights=(), device=str(tmp_path / "refused"))
+    found = run(["a.mp4", "b.mp4"], work=refuse_at_the_second_place, settings=settings, n_workers=2)
+    assert {p.status for p in found.values()} == {"ok"}
+    assert "a worker refused (GPU 1 is taken) while it loaded" in caplog.text
 
 
 def test_workers_that_never_load_end_the_run() -> None:
@@ -316,13 +346,26 @@ def test_slot_whose_workers_never_load_is_given_up(tmp_path: Path, caplog: pytes
     found = run(names, work=load_first_only, settings=settings, n_workers=2)
     assert {p.status for p in found.values()} == {"ok"}
     assert (tmp_path / "starts").read_text().count("x") <= 4
-    assert "goes on with 1 workers" in caplog.text
+    assert "goes on with 1 worker(s)" in caplog.text
 
 
 def test_worker_takes_the_place_of_one_that_left(tmp_path: Path) -> None:
     settings = WorkerSettings(weights=(), device=str(tmp_path / "place"))
     found = run([f"{i}.mp4" for i in range(6)], work=meet_and_leave, settings=settings)
     assert {p.label for p in found.values()} == {0.25, 0.5}
+
+
+@pytest.mark.parametrize(
+    ("quota", "n_cores"),
+    [("150000 100000\n", 2), ("50000 100000", 1), ("900000 100000", 4), ("max 1", 4), ("", 4)],
+)
+def test_a_containers_quota_counts_as_cores(
+    quota: str, n_cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert pool.count_cores(tmp_path / "absent") == 4
+    (tmp_path / "cpu.max").write_text(quota)
+    assert pool.count_cores(tmp_path / "cpu.max") == n_cores
 
 
 @pytest.mark.parametrize(
@@ -386,6 +429,7 @@ def test_score_of_fewer_nets_than_answer_now_is_taken_again_where_frames_are_fix
     known = {
         "one.mp4": Prediction("one.mp4", 0.99, wanted=16, nets=1, frames=16),
         "two.mp4": Prediction("two.mp4", 0.99, wanted=16, nets=2, frames=16),
+        "three.mp4": Prediction("three.mp4", 0.99, wanted=16, nets=3, frames=16),
     }
     clips = {name: Path(name) for name in known}
     settings = WorkerSettings(weights=weights, n_frames=n_frames)
@@ -422,7 +466,7 @@ def test_worker_that_leaves_costs_no_clip() -> None:
 def test_clip_that_cuda_failed_is_scored_on_the_cpu(
     name: str, n_workers: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("dfdc.pool.GRACE_S", 0.2)
+    monkeypatch.setattr("dfdc.plan.GRACE_S", 0.2)
     settings = WorkerSettings(weights=(), device="auto", clip_limit_s=2.0)
     found = run([name, *(f"{i}.mp4" for i in range(5))], work=fail_on_cuda, settings=settings, n_workers=n_workers)
     assert (found[name].label, found[name].status) == (0.75, "ok")

@@ -615,7 +615,7 @@ def test_gpu_without_memory_for_a_step_says_what_to_lower(tmp_path: Path, capsys
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(ValueError, match="needs a C compiler, and no-such-compiler is not installed; leave --compile"):
-        loop.compile_net(tiny_model())
+        loop.compile_training(tiny_model())
 
 
 def test_what_is_evaluated_is_what_the_kernel_runs() -> None:

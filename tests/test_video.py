@@ -6,6 +6,8 @@ import itertools
 import os
 import random
 import socket
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -34,6 +36,26 @@ def everything(path: Path) -> list[tuple[float, av.VideoFrame]]:
     with av.open(str(path)) as clip:
         frames = list(clip.decode(video=0))
     return [(frame.time - frames[0].time, frame) for frame in frames]
+
+
+def copy_packets(
+    source: Path,
+    target: Path,
+    change: Callable[[av.Packet, int], None] = lambda packet, number: None,
+    *,
+    aspect: tuple[int, int] | None = None,
+) -> Path:
+    """Copy a clip without coding it anew, each packet changed, and with pixels of an aspect."""
+    with av.open(str(source)) as clip, av.open(str(target), "w") as output:
+        stream = output.add_stream_from_template(clip.streams.video[0])
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = Fraction(*aspect)
+        for number, packet in enumerate(clip.demux(video=0)):
+            if packet.size:
+                change(packet, number)
+                packet.stream = stream
+                output.mux(packet)
+    return target
 
 
 def refusal(path: Path) -> str:
@@ -257,6 +279,36 @@ def test_the_picture_may_change_its_size_midway(tmp_path):
     path = tmp_path / "both.ts"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     assert {frame.pixels.shape for frame in read_frames(path, 30)} == {(48, 64, 3), (64, 96, 3)}
+
+
+@pytest.mark.parametrize("n_first", [20, 10])
+def test_parts_whose_times_begin_anew_are_looked_at_too(tmp_path, n_first):
+    parts = [write_clip(tmp_path / f"{n}.ts", codec="mpeg2video", n_frames=n) for n in (n_first, 30 - n_first)]
+    path = tmp_path / "both.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert numbers(read_frames(path, 30)) == [*range(n_first), *range(30 - n_first)]
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".mkv"])
+def test_a_damaged_time_hides_no_frame(tmp_path, suffix):
+    """One that is said to be shown long after all others."""
+
+    def damage(packet, number):
+        packet.pts += (number == 13) * int(1000 / packet.time_base)
+
+    path = copy_packets(write_clip(tmp_path / "a.mp4"), tmp_path / f"b{suffix}", damage)
+    assert numbers(read_frames(path, 8)) == EIGHT_OF_THIRTY
+
+
+@pytest.mark.parametrize(
+    ("ratio", "shape"),
+    [((4, 3), (48, 85)), ((1, 2), (96, 64)), ((1, 1), (48, 64)), (None, (48, 64)), ((9, 1), (48, 64))],
+)
+def test_pixels_that_are_not_square_are_made_so(tmp_path, ratio, shape):
+    path = copy_packets(write_clip(tmp_path / "plain.mp4", n_frames=8), tmp_path / "a.mp4", aspect=ratio)
+    frames = read_frames(path, 8)
+    assert {frame.pixels.shape for frame in frames} == {(*shape, 3)}
+    assert numbers(frames) == list(range(8))
 
 
 # Upright

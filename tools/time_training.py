@@ -23,7 +23,7 @@ from dfdc.model import FrameModel
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.dataset import CropSet
 from dfdc.training.flags import positive
-from dfdc.training.loop import TrainSettings, compile_net, make_batch, set_out
+from dfdc.training.loop import TrainSettings, compile_training, make_batch, set_out
 from dfdc.weights import ARCHITECTURES, ModelSpec
 
 # How many different crops there are, or a batch's where that is more.
@@ -79,7 +79,7 @@ def time_training(
     crops = _make_crops(max(N_CROPS, batch_size) // 2, torch.device(device))
     course = set_out(model, steps=100 * n_steps, rate=1e-4, ema_decay=settings.ema_decay)
     chances = torch.Generator().manual_seed(0)
-    answer = compile_net(model) if compiled else model
+    answer = compile_training(model) if compiled else model
     pairs = torch.arange(len(crops)).view(2, -1).T
 
     def draw() -> tuple[torch.Tensor, torch.Tensor]:

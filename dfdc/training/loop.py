@@ -161,7 +161,7 @@ def train(
     first = load_state(folder / "state.pt", course.stateful, made_from)
     answer = rank.wrap(model)
     if settings.compiled:
-        answer = compile_net(answer)
+        answer = compile_training(answer)
     images = training.images.to(rank.device) if fits_beside(training.images, rank.device) else training.images
     best = None
 
@@ -210,7 +210,7 @@ def train(
     return final.cpu(), scores, calibration
 
 
-def compile_net(net: nn.Module) -> nn.Module:
+def compile_training(net: nn.Module) -> nn.Module:
     """By `torch.compile`.
 
     Raises:

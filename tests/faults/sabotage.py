@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import kernel
-from dfdc import pool, run, workers
+from dfdc import plan, pool, run, workers
 from dfdc.deadline import Deadline
 from dfdc.prediction import Prediction
 from dfdc.video import Frame, VideoError, VideoTimeout, read_frames
@@ -151,6 +151,6 @@ def main() -> int:
     else:
         pool.score_clips = score_sabotaged
     if limit_s := os.environ.get("FAULTS_LIMIT_S"):
-        pool.GRACE_S = GRACE_S
+        plan.GRACE_S = GRACE_S
         kernel.WorkerSettings = lambda **values: WorkerSettings(**{**values, "clip_limit_s": float(limit_s)})
     return kernel.main(sys.argv[1:])
