@@ -19,7 +19,7 @@ def clip_probability(tracks: list[np.ndarray], *, low: float, high: float) -> fl
     A track's logit is the mean of its frames' logits: averaging many frames is what tells a fake from one bad frame.
     A clip is fake if any of its persons is. Among K persons each is fake with the prior 1 - (1 - PRIOR)^(1/K), so
     that the clip's prior stays `PRIOR` however many faces are found; then the chances that a person is real are
-    multiplied. A fake at .98 beside a certain real bystander is .96, where a mean would say .5; a certain real beside
+    multiplied. A fake at .98 beside a certain real bystander is .95, where a mean would say .5; a certain real beside
     a face that says nothing is .30, where a maximum would say .5.
 
     Args:

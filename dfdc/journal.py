@@ -42,7 +42,7 @@ def journal_path(submission: Path) -> Path:
 
 
 def scoring_key(weights: Sequence[WeightsFile], *, device: str, n_frames: int | None) -> dict[str, object]:
-    """What the scores of a run depend on, besides its clips: equal keys, equal scores.
+    """What the scores of a run depend on, besides its clips, as far as a user chooses it.
 
     Args:
         weights: of the run.

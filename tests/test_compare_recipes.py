@@ -73,14 +73,19 @@ def test_runs_differ_in_the_named_part_only_and_are_not_done_twice(
 def test_interval_is_of_paired_differences() -> None:
     """Crops differ wildly, the second recipe is better by the same step on each: there is no doubt about it."""
     generator = np.random.default_rng(0)
-    labels = np.ones(500, int)
-    losses = generator.uniform(0.2, 3.0, 500)
-    sources = np.arange(500)
-    low, high = tool._interval(labels, np.exp(-losses), np.exp(-(losses - 0.1)), sources, 200, 0)
-    assert (low, high) == pytest.approx((-0.1, -0.1), abs=1e-9)
-    noisy = losses + generator.normal(0, 1.0, 500)
-    low, high = tool._interval(labels, np.exp(-losses), np.exp(-noisy), sources, 200, 0)
-    assert low < np.mean(noisy - losses) < high and high - low == pytest.approx(4 / np.sqrt(500), rel=0.3)
+    labels, sources = np.arange(1000) % 2, np.arange(1000) // 2
+    losses = generator.uniform(0.2, 3.0, 1000)
+
+    def compare(losses: np.ndarray, others: np.ndarray, times: int = 1) -> tuple[float, float, float]:
+        called = [np.exp(-part) for part in (losses, others)]
+        before, after = (np.repeat(np.where(labels == 1, p, 1 - p), times) for p in called)
+        change = tool.compare_losses(labels.repeat(times), sources.repeat(times), before, after, samples=200, seed=0)
+        return change["low"], change["value"], change["high"]
+
+    assert compare(losses, losses - 0.1) == pytest.approx((-0.1, -0.1, -0.1), abs=1e-9)
+    noise = generator.normal(0, 0.1, 1000)
+    low, value, high = compare(losses, losses + noise)
+    assert value == pytest.approx(noise.mean()) and low < value < high
+    assert high - low == pytest.approx(0.4 / np.sqrt(1000), rel=0.3)
     # The same crop four times over tells no more than once.
-    four = [np.repeat(part, 4) for part in (labels, np.exp(-losses), np.exp(-noisy), sources)]
-    assert tool._interval(*four, 200, 0) == pytest.approx((low, high))
+    assert compare(losses, losses + noise, times=4) == pytest.approx((low, value, high))

@@ -53,11 +53,12 @@ def write_clip(path: Path, frames: list[np.ndarray], *, b_frames: int) -> Path:
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clips: an original, its fake, the same fake without 16 px at both sides, and one without a face."""
+    """Clips: an original, and encoded otherwise; its fake, and without 16 px at both sides; one without a face."""
     folder = tmp_path_factory.mktemp("material")
     reals = [portrait(i) for i in range(N_FRAMES)]
     fakes = [paint_mouth(portrait(i), i) for i in range(N_FRAMES)]
     write_clip(folder / "real.mp4", reals, b_frames=3)
+    write_clip(folder / "again.mp4", reals, b_frames=0)
     write_clip(folder / "fake.mp4", fakes, b_frames=0)
     write_clip(folder / "trimmed.mp4", [fake[:, 16:-16] for fake in fakes], b_frames=0)
     write_clip(folder / "small.mp4", [cv2.resize(fake, (192, 144)) for fake in fakes], b_frames=0)
@@ -168,10 +169,10 @@ def test_fake_with_trimmed_sides_is_still_aligned(material: Path, tmp_path: Path
 
 def test_fake_that_equals_its_original_can_be_left_out(material: Path, tmp_path: Path) -> None:
     clips = lay_out(tmp_path / "clips", material, {"real.mp4": REAL, "fake.mp4": FAKE, "sound.mp4": FAKE})
-    shutil.copy(material / "real.mp4", clips / "sound.mp4")
+    shutil.copy(material / "again.mp4", clips / "sound.mp4")
     rows = cut(clips, tmp_path / "all")
     equal = [row for row in rows if row["video"] == "sound.mp4"]
-    assert [(row["difference"], row["ssim"]) for row in equal] == [("0.0", "1.0")] * 3
+    assert len(equal) == 3 and all(float(row["difference"]) > 0 for row in equal)
     settings = CutSettings(n_frames=3, geometry=SETTINGS.geometry, skip_equal=True)
     left = cut(clips, tmp_path / "left", settings)
     assert [row for row in rows if row["video"] != "sound.mp4"] == left
@@ -200,7 +201,7 @@ def test_one_odd_clip_ends_nothing_and_is_tried_again(
 ) -> None:
     clips = lay_out(tmp_path / "clips", material, {"real.mp4": REAL, "fake.mp4": FAKE})
     with monkeypatch.context() as patch:
-        patch.setattr("dfdc.training.crops.compare", lambda *_: 1 / 0)
+        patch.setattr("dfdc.training.crops.compare_pictures", lambda *_: 1 / 0)
         rows = cut(clips, tmp_path / "out")
     assert "fake.mp4: error, ZeroDivisionError" in capsys.readouterr().err
     assert {row["video"] for row in rows} == {"real.mp4"}

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from dfdc.aggregate import clip_probability, logit
 from dfdc.prediction import Prediction
 from dfdc.training.dataset import DataError
-from dfdc.training.metrics import measure
+from dfdc.training.metrics import draw_sources, measure, score_samples
 from dfdc.training.pooling import (
     EDGES,
     FIXED_RULES,
@@ -27,12 +27,10 @@ from dfdc.training.pooling import (
     ScoredClip,
     clip_logits,
     compare_rules,
-    draw_sources,
     fit_pooling,
     left_out_logits,
     rank_means,
     recalibrate,
-    score_samples,
     splice_fakes,
     take_any,
     take_any_keeping_prior,

@@ -10,7 +10,8 @@ import pytest
 from scipy.signal import istft, stft
 
 from dfdc.detect import Faces
-from dfdc.training.separate import BLOCK, block_differences, judge_sound, separate
+from dfdc.training.pictures import BLOCK, block_differences
+from dfdc.training.separate import judge_sound, separate
 from dfdc.training.sound import compare_sounds, find_lag, is_silent
 from tests.pairs import SPOT, make_speech, paint, write_pair_clip
 from tools import separate_fakes

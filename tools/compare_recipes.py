@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import logit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -26,12 +27,14 @@ from dfdc.training.dataset import CropSet, DataError, find_sources, load_crops, 
 from dfdc.training.draft import drafted
 from dfdc.training.flags import natural, positive
 from dfdc.training.loop import TrainSettings, score_crops, train
-from dfdc.training.metrics import balance, measure
+from dfdc.training.metrics import draw_scores, interval, measure
 from dfdc.training.parallel import Rank
 from dfdc.training.start import revive_if_folded, start_model
 from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError
 
 WHOLE = "the whole recipe"
+# Probabilities are bounded by their calibration already, within these.
+TINY = 1e-9
 # What each run changes in the settings.
 CHANGES: dict[str, dict[str, object]] = {
     WHOLE: {},
@@ -102,7 +105,7 @@ def compare_recipes(
     """
     settings = settings or TrainSettings()
     spec = replace(spec, crop=CropGeometry(size=training.images.shape[-1]))
-    labels, owners = validation.labels.numpy().astype(int), np.unique(sources, return_inverse=True)[1]
+    labels = validation.labels.numpy().astype(int)
     outcomes: list[Outcome] = []
     for name in dict.fromkeys((WHOLE, *names)):
         folder = run / name.replace(" ", "-").replace(",", "")
@@ -110,8 +113,10 @@ def compare_recipes(
         probabilities = _train_once(training, validation, folder, spec, init, changed, device)
         outcome = Outcome(name, probabilities, measure(labels, probabilities))
         if outcomes:
-            low, high = _interval(labels, outcomes[0].probabilities, probabilities, owners, samples, settings.seed)
-            outcome = replace(outcome, low=low, high=high)
+            change = compare_losses(
+                labels, sources, outcomes[0].probabilities, probabilities, samples=samples, seed=settings.seed
+            )
+            outcome = replace(outcome, low=change["low"], high=change["high"])
         outcomes.append(outcome)
         print(format_table(outcomes).splitlines()[-1], flush=True)
     return outcomes
@@ -138,17 +143,21 @@ def _train_once(
     return calibration.probabilities(score_crops(final.to(rank.device), validation.images))
 
 
-def _interval(
-    labels: np.ndarray, before: np.ndarray, after: np.ndarray, sources: np.ndarray, samples: int, seed: int
-) -> tuple[float, float]:
-    """95 % of the differences of the balanced log losses (after less before) over samples of the same sources."""
-    losses = [-np.log(np.where(labels == 1, p, 1 - p)) for p in (before, after)]
-    weights, generator = balance(labels), np.random.default_rng(seed)
-    sums, counts = np.bincount(sources, weights * (losses[1] - losses[0])), np.bincount(sources, weights)
-    drawn = (generator.integers(len(sums), size=len(sums)) for _ in range(samples))
-    means = [sums[picks].sum() / counts[picks].sum() for picks in drawn]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
+def compare_losses(
+    labels: np.ndarray, sources: Sequence[str], before: np.ndarray, after: np.ndarray, *, samples: int, seed: int
+) -> dict[str, float]:
+    """The balanced log loss after a change less that before it: its value, low and high of the 95 % interval.
+
+    Args:
+        labels: (N,) 0 or 1, both occur.
+        sources: (N,) what is drawn as a whole.
+        before, after: (N,) probabilities.
+        samples, seed: of the bootstrap over sources.
+    """
+    answers = {"before": logit(before), "after": logit(after)}
+    generator = np.random.default_rng(seed)
+    drawn = draw_scores(labels, sources, answers, generator, samples=samples, low=TINY, high=1 - TINY)
+    return interval(drawn["after"]["balanced_log_loss"] - drawn["before"]["balanced_log_loss"])
 
 
 def format_table(outcomes: list[Outcome]) -> str:
@@ -173,8 +182,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--epochs", type=positive, default=TrainSettings.epochs, help="of each run (default: %(default)s)")
     add("--batch-size", type=positive, default=TrainSettings.batch_size, help="crops a step (default: %(default)s)")
     add("--learning-rate", type=float, default=TrainSettings.learning_rate, help="at its peak (default: %(default)s)")
-    add("--mixup", type=float, default=TrainSettings.mixup, help="of the whole recipe (default: %(default)s)")
-    add("--self-blend", type=float, default=TrainSettings.self_blend, help="of the whole recipe (default: %(default)s)")
+    ema_help = "of the averaged weights (default: %(default)s)"
+    add("--ema-decay", type=float, default=TrainSettings.ema_decay, help=ema_help)
     add("--limit", type=positive, help="use only so many training crops (default: all)")
     add("--only", nargs="+", choices=CHANGES, default=tuple(CHANGES), metavar="NAME", help=only)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -191,8 +200,7 @@ def main(argv: list[str] | None = None) -> int:
             epochs=args.epochs,
             batch_size=args.batch_size,
             learning_rate=args.learning_rate,
-            mixup=args.mixup,
-            self_blend=args.self_blend,
+            ema_decay=args.ema_decay,
             compiled=args.compile,
             seed=args.seed,
         )

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a GPU is for, in one command: how fast it trains, what each part of the recipe brings, and a long run of each net,
-# evaluated alone and together. Every step goes on where it was stopped.
+# What a GPU is for, in one command: how fast it trains, a long run of each net, evaluated alone and together, and what
+# each part of the recipe brings. Every step goes on where it was stopped.
 #
 # tools/train_all.sh CROPS.CSV INIT OUT     INIT is a safetensors file to start from: of EfficientNet-Lite0, which B0 can
 #                                           start from as well; that in weights/ for one
@@ -9,8 +9,9 @@
 # compiled, which takes a C compiler.
 #
 # Of the long runs: NETS="efficientnet-lite0 efficientnet-b0"; SEED=1, 2 for the second net and so on; EPOCHS=40; SIZE=224;
-# MORE for other flags of tools/train.py. Of the runs with and without each part, by the first net: PART_EPOCHS=8,
-# PART_SIZE=128. PARTS, LIMIT and BATCH make all of it small, for a rehearsal.
+# MORE for other flags of tools/train.py. Of the runs with and without each part, by the first net: PART_INIT, best a file
+# that has seen no face yet (INIT); PART_EPOCHS=8, PART_SIZE=128. PARTS, LIMIT and BATCH make all of it small, for a
+# rehearsal.
 set -euo pipefail
 crops=$1 init=$2 out=$3
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -19,23 +20,25 @@ gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 train=("$python" "$root/tools/train.py")
 if ((gpus > 1)); then train=("$python" -m torch.distributed.run --nproc-per-node "$gpus" -- "$root/tools/train.py"); fi
 read -ra nets <<< "${NETS:-efficientnet-lite0 efficientnet-b0}"
-# As the shipped weights were trained (weights/README.md; B0 with less mixup).
-recipe=(--mixup 0.5 --self-blend 0.25)
-if ((gpus > 0)); then recipe+=(--compile --batch-size 256 --learning-rate 2e-3 --ema-decay 0.995); fi
+fast=()
+if ((gpus > 0)); then fast=(--compile --batch-size 256 --learning-rate 2e-3 --ema-decay 0.995); fi
 mkdir -p "$out/weights/further"
 
 if ((gpus > 0)); then "$python" "$root/tools/time_training.py" --architecture efficientnet-b0 --compile | tee "$out/speed.txt"; fi
-"$python" "$root/tools/compare_recipes.py" --crops "$crops" --init "$init" --run "$out/parts" --json "$out/parts.json" \
-  --architecture "${nets[0]}" \
-  --epochs "${PART_EPOCHS:-8}" --input-size "${PART_SIZE:-128}" ${PARTS:+--only "$PARTS"} ${LIMIT:+--limit "$LIMIT"} \
-  ${BATCH:+--batch-size "$BATCH"} | tee "$out/parts.md"
 for number in "${!nets[@]}"; do
   seed=$((${SEED:-1} + number))
   run=$out/${nets[number]}-$seed
   "${train[@]}" --crops "$crops" --init "$init" --architecture "${nets[number]}" --run "$run" \
-    --seed "$seed" --epochs "${EPOCHS:-40}" --input-size "${SIZE:-224}" "${recipe[@]}" \
+    --seed "$seed" --epochs "${EPOCHS:-40}" --input-size "${SIZE:-224}" ${fast[@]+"${fast[@]}"} \
     ${LIMIT:+--limit "$LIMIT"} ${BATCH:+--batch-size "$BATCH"} ${MORE:-}
-  if ((number > 0)); then cp "$run"/*.safetensors "$out/weights/further/"; else cp "$run"/*.safetensors "$out/weights/"; fi
+  folder=$out/weights
+  if ((number > 0)); then folder+=/further; fi
+  rm -f "$folder/${nets[number]}-"*.safetensors  # of an earlier start: two of one net would both answer
+  cp "$run"/*.safetensors "$folder/"
   "$python" "$root/tools/evaluate.py" --crops "$crops" --weights "$run" --json "$run.json"
 done
 "$python" "$root/tools/evaluate.py" --crops "$crops" --weights "$out/weights" --json "$out/all.json" --pictures "$out/pictures"
+"$python" "$root/tools/compare_recipes.py" --crops "$crops" --init "${PART_INIT:-$init}" --run "$out/parts" \
+  --json "$out/parts.json" --architecture "${nets[0]}" --epochs "${PART_EPOCHS:-8}" --input-size "${PART_SIZE:-128}" \
+  ${fast[@]+"${fast[@]}"} ${PARTS:+--only "$PARTS"} ${LIMIT:+--limit "$LIMIT"} ${BATCH:+--batch-size "$BATCH"} \
+  | tee "$out/parts.md"

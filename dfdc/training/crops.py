@@ -19,13 +19,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from skimage.metrics import structural_similarity
 
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.detect import FaceDetector, Faces
 from dfdc.tracks import find_tracks
 from dfdc.training.clips import LabelledClip
 from dfdc.training.dataset import DataError
+from dfdc.training.pictures import PictureDifference, compare_pictures
 from dfdc.video import VideoError, read_frames, read_frames_at, stream_frames
 
 log = logging.getLogger(__name__)
@@ -43,9 +43,6 @@ SAME_TIME_S = 0.008
 # FaceForensics++'s Face2Face and NeuralTextures trim 11 and 8 px from both sides to get to multiples of 32 (measured by
 # shifting them over their originals); what differs by more was scaled, and cannot be compared pixel for pixel.
 MAX_TRIM = 64
-# A track that differs no more than this, on average, was not manipulated. Of 1,703 fakes of DFDC the closest to its
-# original (in the dark) has 1.5 levels and .972; a real clip encoded again at CRF 18 has 1.4 to 1.9 and .98.
-EQUAL_DIFFERENCE, EQUAL_SSIM = 1.0, 0.98
 PLAIN_JPEG_QUALITY = 95
 
 
@@ -61,7 +58,7 @@ class CutSettings:
         n_frames: looked at per clip, spread evenly over its time; None for all, of whole frames only.
         geometry: of the crops.
         jpeg_quality: of the crops, 1 to 100; None writes PNG, which loses nothing.
-        skip_equal: whether a fake's tracks that look like the original are left out.
+        skip_equal: whether a fake's tracks that are its original's, encoded anew or not, are left out.
         plain_frames: write whole frames as JPEG instead of crops.
     """
 
@@ -206,12 +203,6 @@ def cut_fake(path: Path, original: CutClip, settings: CutSettings) -> CutClip:
     return CutClip(size, cuts)
 
 
-def compare(cut: Cut, original: Cut) -> tuple[float, float]:
-    """Mean absolute difference in levels (0 to 255) and structural similarity (-1 to 1) of two crops."""
-    difference = np.abs(cut.crop.astype(np.int16) - original.crop).mean()
-    return float(difference), float(structural_similarity(cut.crop, original.crop, channel_axis=2, data_range=255))
-
-
 def cut_family(
     clips: list[LabelledClip], out: Path, detector: FaceDetector, settings: CutSettings, *, done: frozenset[str]
 ) -> list[Report]:
@@ -354,10 +345,12 @@ def _describe(
     """The images of a clip by file name, and their rows."""
     if not cut_clip.cuts:
         return {}, Report(clip.name, "no_face", f"no face in {settings.n_frames} frames")
-    likeness: dict[tuple[int, int], tuple[float, float]] = {}
-    if original:
-        twins = {(cut.frame, cut.track): cut for cut in original.cuts}
-        likeness = {(cut.frame, cut.track): compare(cut, twins[cut.frame, cut.track]) for cut in cut_clip.cuts}
+    twins = {(cut.frame, cut.track): cut.crop for cut in original.cuts} if original else {}
+    likeness = {
+        (cut.frame, cut.track): compare_pictures(twins[cut.frame, cut.track], cut.crop)
+        for cut in cut_clip.cuts
+        if original
+    }
     equal = _equal_tracks(likeness) if settings.skip_equal else set()
     images, rows = {}, []
     for cut in cut_clip.cuts:
@@ -365,7 +358,7 @@ def _describe(
             continue
         name = f"{cut.frame:05d}-{cut.track}.{'png' if settings.jpeg_quality is None else 'jpg'}"
         images[name] = cut.crop
-        difference, ssim = likeness.get((cut.frame, cut.track), ("", ""))
+        differs = likeness.get((cut.frame, cut.track))
         row = {
             "path": f"{IMAGES}/{clip.name}/{name}",
             **{"video": clip.name, "label": clip.label, "original": clip.original},
@@ -374,8 +367,8 @@ def _describe(
             "box": _numbers(cut.box),
             "landmarks": "" if cut.landmarks is None else _numbers(cut.landmarks),
             "source_size": settings.geometry.square(cut.box)[2],
-            "difference": difference and round(difference, 4),
-            "ssim": ssim and round(ssim, 5),
+            "difference": "" if differs is None else round(differs.difference, 4),
+            "ssim": "" if differs is None else round(differs.ssim, 5),
         }
         rows.append(tuple(row[column] for column in CROP_COLUMNS))
     if not rows:
@@ -383,13 +376,12 @@ def _describe(
     return images, Report(clip.name, rows=tuple(rows))
 
 
-def _equal_tracks(likeness: dict[tuple[int, int], tuple[float, float]]) -> set[int]:
-    """The tracks of those that `compare` found equal, given by frame and track."""
-    tracks: dict[int, list[tuple[float, float]]] = {}
-    for (_, track), values in likeness.items():
-        tracks.setdefault(track, []).append(values)
-    means = {track: np.mean(values, 0) for track, values in tracks.items()}
-    return {track for track, (levels, ssim) in means.items() if levels <= EQUAL_DIFFERENCE and ssim >= EQUAL_SSIM}
+def _equal_tracks(likeness: dict[tuple[int, int], PictureDifference]) -> set[int]:
+    """The tracks that are their original's, of how crops, given by frame and track, differ from their original's."""
+    tracks: dict[int, list[PictureDifference]] = {}
+    for (_, track), difference in likeness.items():
+        tracks.setdefault(track, []).append(difference)
+    return {track for track, differences in tracks.items() if PictureDifference.mean(differences).equal}
 
 
 def _write_frames(clip: LabelledClip, settings: CutSettings, draft: Path) -> Report:

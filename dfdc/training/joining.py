@@ -10,9 +10,8 @@ import numpy as np
 from dfdc.aggregate import clip_probability, logit
 from dfdc.training.clips import LabelledClip
 from dfdc.training.dataset import DataError
-from dfdc.training.metrics import fit_calibration
+from dfdc.training.metrics import draw_scores, fit_calibration, interval, score_samples
 from dfdc.training.motion import PairSet
-from dfdc.training.pooling import draw_scores, interval, score_samples
 from dfdc.weights import Calibration
 
 # How much motion may count; 0 leaves it out.

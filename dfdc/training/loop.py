@@ -60,8 +60,8 @@ class TrainSettings:
     learning_rate: float = 1e-3
     ema_decay: float = 0.998
     label_smoothing: float = 0.01
-    mixup: float = 0.3
-    self_blend: float = 0.2
+    mixup: float = 0.5
+    self_blend: float = 0.25
     without: tuple[str, ...] = ()
     compiled: bool = False
     seed: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -89,6 +90,75 @@ def _members(indices: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
     order = indices[np.argsort(groups[indices], kind="stable")]
     _, starts = np.unique(groups[order], return_index=True)
     return np.split(order, starts[1:])
+
+
+def draw_sources(sources: Sequence[str], generator: np.random.Generator, *, samples: int) -> np.ndarray:
+    """Draw as many sources as there are, with replacement.
+
+    Returns:
+        (samples, N) how often each of the N clips is drawn; a source's clips alike.
+    """
+    _, owners = np.unique(sources, return_inverse=True)
+    n = owners.max() + 1
+    return generator.multinomial(n, np.full(n, 1 / n), size=samples)[:, owners]
+
+
+def score_samples(
+    labels: np.ndarray, logits: np.ndarray, counts: np.ndarray, *, low: float, high: float
+) -> dict[str, np.ndarray]:
+    """Scores of samples of clips.
+
+    Args:
+        labels: (N,) 0 or 1.
+        logits: (N,) of the clips.
+        counts: (B, N) how often a sample holds a clip; both classes in each.
+        low, high: the bounds of the probabilities; the AUC is of the order before them.
+
+    Returns:
+        auc, log_loss and balanced_log_loss (mean of the two classes' means), (B,) float64 each.
+    """
+    probabilities = np.clip(sigmoid(logits), low, high)
+    losses = -np.log(np.where(labels == 1, probabilities, 1 - probabilities))
+    fakes, reals = counts[:, labels == 1], counts[:, labels == 0]
+    above = logits[labels == 1][:, None] - logits[labels == 0]
+    wins = ((fakes @ ((np.sign(above) + 1) / 2)) * reals).sum(1)
+    by_class = [(part @ losses[labels == label]) / part.sum(1) for label, part in ((1, fakes), (0, reals))]
+    return {
+        "auc": wins / fakes.sum(1) / reals.sum(1),
+        "log_loss": counts @ losses / counts.sum(1),
+        "balanced_log_loss": np.mean(by_class, axis=0),
+    }
+
+
+def draw_scores(
+    labels: np.ndarray,
+    sources: Sequence[str],
+    answers: Mapping[str, np.ndarray],
+    generator: np.random.Generator,
+    *,
+    samples: int,
+    low: float,
+    high: float,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Scores of several answers on the clips as they are, then on samples of their sources, the same for all answers.
+
+    Args:
+        labels, low, high: as `score_samples`.
+        sources: (N,) of the clips.
+        answers: name -> (N,) logits.
+        generator: the only source of chance.
+        samples: how many; those that lack a class are left out.
+    """
+    counts = draw_sources(sources, generator, samples=samples)
+    counts = counts[(counts[:, labels == 1].sum(1) > 0) & (counts[:, labels == 0].sum(1) > 0)]
+    counts = np.concatenate([np.ones((1, len(labels)), int), counts])
+    return {name: score_samples(labels, logits, counts, low=low, high=high) for name, logits in answers.items()}
+
+
+def interval(values: np.ndarray) -> dict[str, float]:
+    """The first value (of what was measured), and low and high of the 95 % in which the others lie."""
+    low, high = np.quantile(values[1:], (0.025, 0.975))
+    return {"value": float(values[0]), "low": float(low), "high": float(high)}
 
 
 def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> Calibration:

@@ -7,7 +7,7 @@ persons make a clip is the kernel's own for every rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from dfdc.aggregate import clip_probability, logit
 from dfdc.prediction import PRIOR
 from dfdc.training.dataset import DataError
-from dfdc.training.metrics import balance
+from dfdc.training.metrics import balance, draw_scores, interval
 from dfdc.weights import sigmoid
 
 # From a track's frame logits (T,), T at least 1, in any order, to its own.
@@ -261,69 +261,6 @@ def splice_fakes(clips: Sequence[ScoredClip], share: float) -> list[ScoredClip]:
     return spliced
 
 
-def draw_sources(sources: Sequence[str], generator: np.random.Generator, *, samples: int) -> np.ndarray:
-    """Draw as many sources as there are, with replacement.
-
-    Returns:
-        (samples, N) how often each of the N clips is drawn; a source's clips alike.
-    """
-    _, owners = np.unique(sources, return_inverse=True)
-    n = owners.max() + 1
-    return generator.multinomial(n, np.full(n, 1 / n), size=samples)[:, owners]
-
-
-def score_samples(
-    labels: np.ndarray, logits: np.ndarray, counts: np.ndarray, *, low: float, high: float
-) -> dict[str, np.ndarray]:
-    """Scores of samples of clips.
-
-    Args:
-        labels: (N,) 0 or 1.
-        logits: (N,) of the clips.
-        counts: (B, N) how often a sample holds a clip; both classes in each.
-        low, high: the bounds of the probabilities; the AUC is of the order before them.
-
-    Returns:
-        auc, log_loss and balanced_log_loss (mean of the two classes' means), (B,) float64 each.
-    """
-    probabilities = np.clip(sigmoid(logits), low, high)
-    losses = -np.log(np.where(labels == 1, probabilities, 1 - probabilities))
-    fakes, reals = counts[:, labels == 1], counts[:, labels == 0]
-    above = logits[labels == 1][:, None] - logits[labels == 0]
-    wins = ((fakes @ ((np.sign(above) + 1) / 2)) * reals).sum(1)
-    by_class = [(part @ losses[labels == label]) / part.sum(1) for label, part in ((1, fakes), (0, reals))]
-    return {
-        "auc": wins / fakes.sum(1) / reals.sum(1),
-        "log_loss": counts @ losses / counts.sum(1),
-        "balanced_log_loss": np.mean(by_class, axis=0),
-    }
-
-
-def draw_scores(
-    labels: np.ndarray,
-    sources: Sequence[str],
-    answers: Mapping[str, np.ndarray],
-    generator: np.random.Generator,
-    *,
-    samples: int,
-    low: float,
-    high: float,
-) -> dict[str, dict[str, np.ndarray]]:
-    """Scores of several answers on the clips as they are, then on samples of their sources, the same for all answers.
-
-    Args:
-        labels, low, high: as `score_samples`.
-        sources: (N,) of the clips.
-        answers: name -> (N,) logits.
-        generator: the only source of chance.
-        samples: how many; those that lack a class are left out.
-    """
-    counts = draw_sources(sources, generator, samples=samples)
-    counts = counts[(counts[:, labels == 1].sum(1) > 0) & (counts[:, labels == 0].sum(1) > 0)]
-    counts = np.concatenate([np.ones((1, len(labels)), int), counts])
-    return {name: score_samples(labels, logits, counts, low=low, high=high) for name, logits in answers.items()}
-
-
 def compare_rules(
     clips: Sequence[ScoredClip],
     *,
@@ -367,9 +304,3 @@ def compare_rules(
         for key, baseline in baselines.items():
             scores[key] = scores["balanced_log_loss"] - drawn[baseline]["balanced_log_loss"]
     return {name: {key: interval(values) for key, values in scores.items()} for name, scores in drawn.items()}
-
-
-def interval(values: np.ndarray) -> dict[str, float]:
-    """The first value (of what was measured), and low and high of the 95 % in which the others lie."""
-    low, high = np.quantile(values[1:], (0.025, 0.975))
-    return {"value": float(values[0]), "low": float(low), "high": float(high)}

@@ -7,27 +7,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from skimage.metrics import structural_similarity
 
 from dfdc.audio import read_sound
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.detect import FaceDetector
 from dfdc.tracks import find_tracks
 from dfdc.training.align import Alignment, align_clips
+from dfdc.training.pictures import SIDE, PictureDifference, compare_pictures
 from dfdc.training.sound import SoundComparison, compare_sounds, is_silent
 from dfdc.video import VideoError, read_frames_at
 
 # Faces are compared with some of what surrounds them, for the seam of a swap lies outside the box.
-GEOMETRY = CropGeometry(side_ratio=1.2, shift_ratio=0.0, size=224)
-# A face is divided into 14 x 14 blocks, whose means forget most of what a codec does; of them the 3 % count that differ
-# most, for a mouth is no larger. What differs within blocks of half that side is the codec's detail.
-BLOCK, TOP_PERCENT = 16, 97
-# Changed is a face whose blocks differ by so many times the detail. Of 12 fakes at hand that were measured the least
-# has 4.4; of 17 encodings of five of their originals (H.264 at CRF 23 and 36 and at half the size, MPEG-4 at 200 kb/s)
-# the most has 3.3.
-PICTURE_CONTRAST = 3.8
-# Less than so many levels of detail is rounding; less than so many levels between blocks nobody made.
-LEAST_DETAIL, LEAST_LEVELS = 0.5, 1.5
+GEOMETRY = CropGeometry(side_ratio=1.2, shift_ratio=0.0, size=SIDE)
 # Changed is a sound of which more than this share is unlike its original. Of 9 clips' sounds through AAC, MP3 and Opus
 # down to 10 kb/s the medians are .86 up, of 8 of them through Griffin-Lim or at another pitch .51 down. Noise 15 dB
 # below the speech makes one of the 9, with quiet parts, look changed.
@@ -63,28 +54,6 @@ class Change:
     sound_likeness: float | None = None
     sound_share: float | None = None
     note: str = ""
-
-
-@dataclass(frozen=True)
-class PictureDifference:
-    """How one person's crops differ, averaged over frames; see `Change`.
-
-    Attributes:
-        detail: levels by which pixels differ from their block's difference.
-    """
-
-    block_difference: float
-    detail: float
-    difference: float
-    ssim: float
-
-    @property
-    def contrast(self) -> float:
-        return self.block_difference / max(self.detail, LEAST_DETAIL)
-
-    @property
-    def changed(self) -> bool:
-        return self.contrast > PICTURE_CONTRAST and self.block_difference > LEAST_LEVELS
 
 
 def separate(original: Path, fake: Path, detector: FaceDetector, *, n_frames: int = 16) -> Change:
@@ -138,12 +107,12 @@ def measure_pictures(
         for track in tracks
     ]
     if crops:
-        return [_difference(pairs) for pairs in crops], ""
+        return [_mean_difference(pairs) for pairs in crops], ""
     side = (GEOMETRY.size, GEOMETRY.size)
     whole = [
         tuple(cv2.resize(f, side, interpolation=cv2.INTER_AREA) for f in pair) for pair in zip(*frames, strict=True)
     ]
-    return [_difference(whole)], NO_FACE
+    return [_mean_difference(whole)], NO_FACE
 
 
 def read_pairs(original: Path, fake: Path, alignment: Alignment, n_frames: int) -> tuple[list, list]:
@@ -162,38 +131,8 @@ def read_pairs(original: Path, fake: Path, alignment: Alignment, n_frames: int) 
     return sides
 
 
-def _difference(pairs: list[tuple[np.ndarray, np.ndarray]]) -> PictureDifference:
-    """Of pairs of crops (S, S, 3) uint8 RGB."""
-    values = [
-        (
-            *block_differences(first, second),
-            np.abs(first.astype(np.int16) - second).mean(),
-            structural_similarity(first, second, channel_axis=2, data_range=255),
-        )
-        for first, second in pairs
-    ]
-    return PictureDifference(*(float(value) for value in np.mean(values, 0)))
-
-
-def block_differences(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Levels by which blocks differ where they differ most, and by which detail differs on average.
-
-    Another skin, shade or shape moves a block's mean; noise, and what a codec does to detail, hardly does. A shift of
-    all pixels alike is no change: codecs disagree about colour.
-
-    Args:
-        first, second: (S, S, 3) uint8 RGB, S a multiple of `BLOCK`.
-    """
-    signed = second.astype(np.float32) - first
-    signed -= np.median(signed, axis=(0, 1))
-    blocks = np.abs(_block_means(signed, BLOCK)).max(-1)
-    half = _block_means(signed, BLOCK // 2).repeat(BLOCK // 2, 0).repeat(BLOCK // 2, 1)
-    return float(np.percentile(blocks, TOP_PERCENT)), float(np.abs(signed - half).mean())
-
-
-def _block_means(picture: np.ndarray, side: int) -> np.ndarray:
-    n = len(picture) // side
-    return picture.reshape(n, side, n, side, 3).mean((1, 3))
+def _mean_difference(pairs: list[tuple[np.ndarray, np.ndarray]]) -> PictureDifference:
+    return PictureDifference.mean(compare_pictures(first, second) for first, second in pairs)
 
 
 def _compare_sound(original: Path, fake: Path) -> tuple[dict[str, object], str]:
