@@ -109,9 +109,9 @@ class FaceDetector:
         """
         device = str(device)
         self.batch_frames, self.batch_candidates = BATCH_FRAMES[device], BATCH_CANDIDATES[device]
-        self.pnet, self.rnet, self.onet = nets or [
-            compile_net(net, device, takes) for net, takes in build_detector_nets()
-        ]
+        if nets is None:
+            nets = [compile_net(net, device, takes) for net, takes in build_detector_nets()]
+        self.pnet, self.rnet, self.onet = nets
 
     def search(self, frames: list[np.ndarray]) -> tuple[list[int], list[Faces]]:
         """Find the faces of a clip's frames: a quick look at all; where that finds none, a hard look at some.
@@ -183,7 +183,7 @@ class FaceDetector:
             while stop < min(len(frames), start + self.batch_frames) and frames[stop].shape == frames[start].shape:
                 stop += 1
             batch = [_brighten(frame) for frame in frames[start:stop]] if settings.brighten else frames[start:stop]
-            pyramids = [_halve(frame) for frame in batch]
+            pyramids = [_build_pyramid(frame) for frame in batch]
             found += self._judge(pyramids, self._propose(pyramids, settings), settings.thresholds)
             start = stop
         return found
@@ -194,9 +194,9 @@ class FaceDetector:
         if not len(owners):
             return [NO_FACES] * len(frames)
         boxes = np.concatenate(around)
-        pyramids = [_halve(frame) for frame in frames]
+        pyramids = [_build_pyramid(frame) for frame in frames]
         # What was found before and after is mostly one face in one place.
-        picked = _suppress(boxes, np.ones(len(boxes)), owners, MAX_SHARED)
+        picked = _nms(boxes, np.ones(len(boxes)), owners, MAX_SHARED)
         windows = [_cut_window(pyramids[owners[k]], boxes[k]) for k in picked]
         images, corners, sides = (np.stack(parts) for parts in zip(*windows, strict=True))
         found = []
@@ -244,7 +244,7 @@ class FaceDetector:
         ends = [np.floor(at / scales[which, None]) + corners[which] for at in (place, place + PNET_SIDE - 1)]
         boxes = np.concatenate(ends, 1)
         moved = boxes + offsets[which, :, row, column] * np.tile(ends[1] - ends[0], 2)
-        picked = _suppress(boxes, scores, which, 0.5)
+        picked = _nms(boxes, scores, which, 0.5)
         return boxes[picked], scores[picked], owners[which[picked]], moved[picked]
 
     def _judge(self, pyramids: list[Pyramid], candidates: Candidates, thresholds: tuple[float, ...]) -> list[Faces]:
@@ -263,7 +263,7 @@ class FaceDetector:
             return boxes, owners
         offsets, chances = self._run(self.rnet, patches)
         kept = np.flatnonzero(chances[:, 1] > threshold)
-        kept = kept[_suppress(boxes[kept], chances[kept, 1], owners[kept], 0.7)]
+        kept = kept[_nms(boxes[kept], chances[kept, 1], owners[kept], 0.7)]
         return _square(_move(boxes[kept], offsets[kept])), owners[kept]
 
     def _finish(
@@ -279,7 +279,7 @@ class FaceDetector:
         sides = (boxes[:, 2:] - boxes[:, :2] + 1)[:, None]
         points = points[kept].reshape(-1, 2, 5).transpose(0, 2, 1) * sides + boxes[:, None, :2] - 1
         boxes = _move(boxes, offsets[kept])
-        picked = _suppress_contained(boxes, scores, owners, 0.7)
+        picked = _nms_contained(boxes, scores, owners, 0.7)
         return boxes[picked], scores[picked], owners[picked], points[picked]
 
     def _run(self, net: Net, images: np.ndarray) -> list[np.ndarray]:
@@ -293,19 +293,19 @@ def _merge(found: list[tuple[np.ndarray, ...]]) -> Candidates:
     if not found:
         return np.zeros((0, 4)), np.zeros(0, int)
     boxes, scores, owners, moved = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    picked = _suppress(boxes, scores, owners, 0.7)
+    picked = _nms(boxes, scores, owners, 0.7)
     return _square(moved[picked]), owners[picked]
 
 
-def _suppress(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, most: float) -> np.ndarray:
-    """Indices of boxes, best first, without those whose overlap with a better one of their group exceeds a limit."""
+def _nms(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, most: float) -> np.ndarray:
+    """Non-maximum suppression: indices of boxes, best first, without what overlaps a better one of its group too much."""
     rectangles = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
     picked = cv2.dnn.NMSBoxesBatched(rectangles.tolist(), scores.tolist(), groups.tolist(), 0.0, most)
     return np.asarray(picked, int).reshape(-1)
 
 
-def _suppress_contained(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, most: float) -> np.ndarray:
-    """As `_suppress`, with the overlap as a share of the smaller box: a part of a face is no second face."""
+def _nms_contained(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, most: float) -> np.ndarray:
+    """As `_nms`, with the overlap as a share of the smaller box: a part of a face is no second face."""
     sides = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(boxes[:, None, :2], boxes[None, :, :2]) + 1
     areas = (boxes[:, 2:] - boxes[:, :2] + 1).prod(1)
     shares = np.clip(sides, 0, None).prod(2) / np.minimum(areas[:, None], areas)
@@ -330,7 +330,7 @@ def _move(boxes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return boxes + offsets * np.tile(boxes[:, 2:] - boxes[:, :2] + 1, 2)
 
 
-def _halve(frame: np.ndarray) -> Pyramid:
+def _build_pyramid(frame: np.ndarray) -> Pyramid:
     """A frame and its successive halves: what is looked at small is cut out of a small one, for a tenth of the time."""
     levels = [frame]
     while min(levels[-1].shape[:2]) >= 4 * ONET_SIDE:

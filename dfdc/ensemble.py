@@ -51,9 +51,10 @@ class Ensemble:
         device, files = str(device), that_see("face", files)
         self.specs = [file.spec for file in files]
         self.batch_size = BATCH_CROPS[device]
-        self.nets = nets or [
-            compile_net(net, device, takes, batch=self.batch_size) for net, takes in build_crop_nets(files, device)
-        ]
+        if nets is None:
+            built = build_crop_nets(files, device)
+            nets = [compile_net(net, device, takes, batch=self.batch_size) for net, takes in built]
+        self.nets = nets
 
     def bounds(self, n_nets: int | None = None) -> tuple[float, float]:
         """The least and the greatest probability that so many nets answer with: the means of theirs."""

@@ -185,7 +185,7 @@ class FrameModel(_NormalizedNet):
 
 
 class TwoViewModel(nn.Module):
-    """A frame model that looks at each crop twice and answers with the mean of both logits.
+    """A frame model with test-time augmentation: it looks at each crop twice and answers with the mean of both logits.
 
     The second view is the mirror image; with a margin it is smaller, too, and the crop's edge is repeated around it. It
     is what is evaluated, calibrated and shipped; training sees one view at a time.

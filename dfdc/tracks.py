@@ -61,7 +61,7 @@ def find_tracks(frames: Sequence[np.ndarray], detector: FaceDetector) -> tuple[l
     return tracks, dict(zip(searched, faces, strict=True))
 
 
-def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection over union of boxes.
 
     Args:
@@ -97,7 +97,7 @@ def link_tracks(faces: list[Faces]) -> list[Track]:
         ]
         recent = [track for track in linked if index - track[-1].frame <= MAX_GAP + 1]
         if recent and hits:
-            shares = overlap(np.stack([track[-1].box for track in recent]), found.boxes)
+            shares = iou(np.stack([track[-1].box for track in recent]), found.boxes)
             shares[shares < MIN_OVERLAP] = 0
             for row, column in zip(*linear_sum_assignment(-shares), strict=True):
                 if shares[row, column] > 0:

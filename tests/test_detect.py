@@ -14,7 +14,7 @@ from skimage.data import astronaut
 
 from dfdc.detect import HARD, HARD_FRAMES, NO_FACES, QUICK, FaceDetector, Faces
 from dfdc.mtcnn import load_mtcnn
-from dfdc.tracks import find_tracks, link_tracks, overlap
+from dfdc.tracks import find_tracks, iou, link_tracks
 from dfdc.video import read_frames
 
 
@@ -67,7 +67,7 @@ def test_boxes_and_landmarks_equal_the_packages_own(detector: FaceDetector, port
     boxes, points = np.asarray(boxes[0], float), np.asarray(points[0], float)
     assert len(found) == len(boxes) == 1
     # Resizing differs (OpenCV's exact areas against torch's whole windows), so boxes agree within a few pixels.
-    assert overlap(found.boxes, boxes[:, :4])[0, 0] > 0.9
+    assert iou(found.boxes, boxes[:, :4])[0, 0] > 0.9
     assert np.abs(found.landmarks[0] - points[0]).max() < 3
     assert found.scores[0] == pytest.approx(boxes[0, 4], abs=0.01)
 
@@ -92,7 +92,7 @@ def test_batch_equals_one_by_one(detector: FaceDetector, portrait: np.ndarray) -
 def test_box_follows_the_scale_of_the_frame(detector: FaceDetector, portrait: np.ndarray) -> None:
     (small,) = detector.detect([portrait])
     (large,) = detector.detect([cv2.resize(portrait, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)])
-    assert overlap(large.boxes[:1] / 3, small.boxes[:1])[0, 0] > 0.85
+    assert iou(large.boxes[:1] / 3, small.boxes[:1])[0, 0] > 0.85
 
 
 def test_face_that_leaves_the_frame_is_handled(detector: FaceDetector, portrait: np.ndarray) -> None:
@@ -149,8 +149,8 @@ def test_moving_face_is_followed_without_searching_every_frame(
     assert [np.array_equal(frame, frames[4 * i]) for i, frame in enumerate(whole)] == [True] * 4
     for faces, alone in zip(followed, detector.detect(frames), strict=True):
         # Candidates come from another scale and place, and the nets refine them to nearly the same box.
-        assert overlap(faces.boxes, alone.boxes).shape == (1, 1)
-        assert overlap(faces.boxes, alone.boxes)[0, 0] > 0.75
+        assert iou(faces.boxes, alone.boxes).shape == (1, 1)
+        assert iou(faces.boxes, alone.boxes)[0, 0] > 0.75
 
 
 def test_face_that_jumps_is_searched_for(detector: FaceDetector, portrait: np.ndarray) -> None:

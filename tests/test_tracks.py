@@ -8,7 +8,7 @@ import torch
 from torchvision.ops import box_iou
 
 from dfdc.detect import Faces
-from dfdc.tracks import link_tracks, overlap
+from dfdc.tracks import iou, link_tracks
 
 
 def faces(*boxes: tuple[float, ...], score: float = 0.99) -> Faces:
@@ -24,11 +24,11 @@ def test_overlap_equals_torchvision() -> None:
     generator = np.random.default_rng(0)
     corners = generator.uniform(0, 100, (2, 20, 2))
     a, b = (np.concatenate([c, c + generator.uniform(1, 60, c.shape)], 1) for c in corners)
-    assert overlap(a, b) == pytest.approx(box_iou(torch.tensor(a), torch.tensor(b)).numpy(), abs=1e-12)
+    assert iou(a, b) == pytest.approx(box_iou(torch.tensor(a), torch.tensor(b)).numpy(), abs=1e-12)
 
 
 def test_overlap_of_empty_boxes_is_zero() -> None:
-    assert overlap(np.zeros((1, 4)), np.zeros((1, 4))) == pytest.approx(np.zeros((1, 1)))
+    assert iou(np.zeros((1, 4)), np.zeros((1, 4))) == pytest.approx(np.zeros((1, 1)))
 
 
 def test_two_persons_are_two_tracks_whatever_order_they_are_found_in() -> None:
@@ -44,7 +44,7 @@ def test_weak_overlaps_never_outweigh_a_valid_one() -> None:
     # Overlaps .205, .143 / .149, 0: the cross pairs sum to more, and both are below the limit.
     before = [at(0), at(0, 75)]
     after = [at(66), at(75, 0)]
-    assert overlap(np.array(before), np.array(after))[0] == pytest.approx([0.205, 0.143], abs=1e-3)
+    assert iou(np.array(before), np.array(after))[0] == pytest.approx([0.205, 0.143], abs=1e-3)
     tracks = link_tracks([faces(*before), faces(*after)])
     assert [len(track) for track in tracks] == [2]
 

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from dfdc.submission import write_csv
-from dfdc.tracks import overlap
+from dfdc.tracks import iou
 from dfdc.training.crops import SAME_TIME_S
 from dfdc.training.dataset import DataError
 
@@ -250,4 +250,4 @@ def _agrees(label: FrameLabel, row: pd.Series) -> bool:
         return False
     if not row.get("box"):
         return True
-    return bool(overlap(np.array([label.box]), np.array([read_box(row["box"])]))[0, 0] >= SAME_FACE_OVERLAP)
+    return bool(iou(np.array([label.box]), np.array([read_box(row["box"])]))[0, 0] >= SAME_FACE_OVERLAP)
