@@ -298,7 +298,7 @@ def _merge(found: list[tuple[np.ndarray, ...]]) -> Candidates:
 
 
 def _nms(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, most: float) -> np.ndarray:
-    """Non-maximum suppression: indices of boxes, best first, without what overlaps a better one of its group too much."""
+    """Non-maximum suppression: indices of boxes, best first, without what overlaps a better one of its group more."""
     rectangles = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
     picked = cv2.dnn.NMSBoxesBatched(rectangles.tolist(), scores.tolist(), groups.tolist(), 0.0, most)
     return np.asarray(picked, int).reshape(-1)
