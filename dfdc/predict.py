@@ -103,8 +103,9 @@ class Predictor:
         seen = replace(seen, faces=n_faces, tracks=len(tracks), detect_s=detected - decoded)
         if tracks:
             logits = self.score_tracks(frames, tracks, n_nets=seen.nets)
-            changes = self._beside(path, lambda: self.motion.score(frames, tracks)) or [0.0] * len(tracks)
-            logits = [track + change for track, change in zip(logits, changes, strict=True)]
+            changes = self._beside(path, lambda: self.motion.score(frames, tracks))
+            if changes is not None:
+                logits = [track + change for track, change in zip(logits, changes, strict=True)]
             low, high = self.ensemble.bounds(seen.nets)
             seen = replace(seen, label=clip_probability(logits, low=low, high=high))
         else:

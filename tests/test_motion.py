@@ -18,7 +18,7 @@ from dfdc.model import FrameModel, PairNet, load_model, save_model, see_change
 from dfdc.motion import N_PAIRS, Motion, align, correlate, cut_pair, cut_track
 from dfdc.predict import Predictor
 from dfdc.runtime import open_net
-from dfdc.tracks import Track
+from dfdc.tracks import Track, find_tracks
 from dfdc.video import Frame
 from dfdc.weights import Calibration, ModelSpec, WeightsFile, find_weights, open_weights
 from tests.nets import lively
@@ -220,6 +220,24 @@ def test_optional_nets_that_fail_leave_the_others_score(
     prediction = predictor.predict(clip, 4)
     assert (prediction.status, prediction.label) == ("ok", pytest.approx(alone.label, abs=1e-6))
     assert caplog.text.count("an optional net failed; the others' score stands") == 2
+
+
+def test_each_persons_change_is_added_to_their_own_frames(
+    files: list[WeightsFile], programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two persons of a clip, one of whom is seen in half the frames."""
+
+    def find_two(*arguments: object) -> tuple[list[Track], dict]:
+        (track,), faces = find_tracks(*arguments)
+        return [track, replace(track, frames=track.frames[::2], boxes=track.boxes[::2], found=track.found[::2])], faces
+
+    monkeypatch.setattr("dfdc.predict.find_tracks", find_two)
+    recorder = Recorder(files, programs=programs)
+    prediction = recorder.predict(ROOT / "samples/real.mp4", 12)
+    both = [logits + change for logits, change in zip(recorder.logits, recorder.changes, strict=True)]
+    low, high = recorder.ensemble.bounds()
+    assert (prediction.status, prediction.tracks, len(both)) == ("ok", 2, 2)
+    assert prediction.label == pytest.approx(clip_probability(both, low=low, high=high), abs=1e-6)
 
 
 def test_a_look_at_few_frames_pairs_no_more_than_these(files: list[WeightsFile], programs: Programs) -> None:
