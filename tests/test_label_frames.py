@@ -640,6 +640,16 @@ def test_there_is_nothing_else(client: FlaskClient, path: str) -> None:
 # The command
 
 
+@pytest.mark.parametrize("flag", [["--frames", "8"], ["--size", "96"], ["--crops", "x"]])
+def test_flags_that_say_how_clips_are_cut_are_refused_beside_a_crop_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture, flag: list[str]
+) -> None:
+    table = write_table(tmp_path / "crops", family(1))
+    with pytest.raises(SystemExit):
+        main([str(table), "--no-scores", "--no-browser", *flag])
+    assert f"{flag[0]}: says how clips are cut; those of a crop table are, so leave it out" in capsys.readouterr().err
+
+
 def test_mistakes_end_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     table = write_table(tmp_path / "crops", family(1))
     (tmp_path / "bad.csv").write_text("x\n")

@@ -34,6 +34,7 @@ from dfdc.training.sheets import ClipFakes, Scorer, Sheet, Sheets, Shot, TableFa
 from dfdc.weights import WeightsError, find_weights
 
 HOST, PORT = "127.0.0.1", 8765
+CLIP_CROPS = Path("labelling")
 # What Host headers may say: by another name for this machine another site would read the page (DNS rebinding).
 TRUSTED_HOSTS = ["127.0.0.1", "localhost"]
 # A request waits so long for its clip; then the page asks again.
@@ -263,11 +264,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("clips", nargs="+", type=Path, metavar="CLIPS", help="clips, folders of clips, or one crops.csv")
     labels_help = "CSV that gets the labels and is gone on with (default: %(default)s)"
     add("--labels", type=Path, default=Path("frame_labels.csv"), metavar="FILE", help=labels_help)
-    crops_help = "folder for the crops of clips (default: %(default)s)"
-    add("--crops", type=Path, default=Path("labelling"), metavar="FOLDER", help=crops_help)
-    frames_help = "frames of a clip, as many as make_crops is given (default: %(default)s)"
-    add("--frames", type=int, default=defaults.n_frames, help=frames_help)
-    add("--size", type=int, default=defaults.geometry.size, help="side of a crop in pixels (default: %(default)s)")
+    add("--crops", type=Path, metavar="FOLDER", help=f"folder for the crops of clips (default: {CLIP_CROPS})")
+    frames_help = f"frames of a clip, as many as make_crops is given (default: {defaults.n_frames})"
+    add("--frames", type=int, help=frames_help)
+    add("--size", type=int, help=f"side of a clip's crops in pixels (default: {defaults.geometry.size})")
     weights_help = "the net that gives scores (default: weights/ beside the package)"
     add("--weights", type=Path, default=Path(__file__).resolve().parent.parent / "weights", help=weights_help)
     add("--no-scores", action="store_true", help="show no scores: they may sway you")
@@ -277,13 +277,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    given = {name: getattr(args, name) for name in ("crops", "frames", "size") if getattr(args, name) is not None}
+    if given and any(source.suffix.lower() == ".csv" for source in args.clips):
+        parser.error(f"--{next(iter(given))}: says how clips are cut; those of a crop table are, so leave it out")
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for every picture
     try:
-        settings = CutSettings(n_frames=args.frames, geometry=CropGeometry(size=args.size))
+        settings = CutSettings()
+        if "frames" in given:
+            settings = replace(settings, n_frames=args.frames)
+        if "size" in given:
+            settings = replace(settings, geometry=CropGeometry(size=args.size))
         labels = LabelFile(args.labels)
         scorer = None if args.no_scores else Scorer(find_weights(args.weights))
-        desk = Desk(open_fakes(args.clips, args.crops, settings), labels, scorer)
+        desk = Desk(open_fakes(args.clips, args.crops or CLIP_CROPS, settings), labels, scorer)
     except (DataError, WeightsError, ValueError, OSError) as error:
         print(f"label_frames: {error}", file=sys.stderr)
         return 1
