@@ -250,6 +250,19 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
     return opened
 
 
+def find_one(path: Path, what: str) -> WeightsFile:
+    """The weights that see one of `CHANNELS`: a file, or the first such of a folder.
+
+    Raises:
+        WeightsError: none there, or a file that does not check.
+    """
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    fitting = that_see(what, map(open_weights, files))
+    if not fitting:
+        raise WeightsError(f"{path}: holds no weights that see {what}; train some, as README.md says, or name others")
+    return fitting[0]
+
+
 def _stated_log_loss(file: WeightsFile) -> float:
     """On validation, both classes counted alike where that is stated; infinite where nothing or no number is."""
     validation = file.spec.validation

@@ -14,9 +14,9 @@ from dfdc.crop import CropGeometry
 from dfdc.detect import FaceDetector
 from dfdc.model import FrameModel, load_model, save_model
 from dfdc.training.motion import score_pairs
-from dfdc.weights import ModelSpec
+from dfdc.weights import ModelSpec, find_one
 from tools import show_motion
-from tools.show_motion import cut_pairs, find_motion, main
+from tools.show_motion import cut_pairs, main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,7 +84,7 @@ def test_no_pairs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_flicker_is_found_in_a_made_clip_and_not_in_its_steady_twin(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    shipped = find_motion(ROOT / "weights" / "optional")
+    shipped = find_one(ROOT / "weights" / "optional", "motion")
     source = ROOT / name if "/" in name else request.getfixturevalue("shared_videos") / name
     detector, model = FaceDetector(), load_model(shipped)
     steady, flickering = (

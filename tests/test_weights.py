@@ -15,7 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from dfdc.crop import CropGeometry
 from dfdc.model import FrameModel, build_network, load_initial, load_model, resize_crops, save_model
-from dfdc.weights import Calibration, ModelSpec, WeightsError, file_digest, find_weights, open_weights, sigmoid
+from dfdc.weights import (
+    Calibration,
+    ModelSpec,
+    WeightsError,
+    file_digest,
+    find_one,
+    find_weights,
+    open_weights,
+    sigmoid,
+)
 from tests.nets import lively
 
 SPEC = ModelSpec(
@@ -154,6 +163,15 @@ def test_further_nets_come_behind_the_others_and_say_so(model: FrameModel, tmp_p
         save_model(model, tmp_path / folder, name=name, spec=replace(SPEC, validation={"log_loss": loss}))
     found = [(file.path.name[0], file.further) for file in find_weights(tmp_path)]
     assert found == [("c", False), ("b", True), ("a", True)]
+
+
+def test_one_that_sees_what_is_asked_for_is_found_in_a_file_or_a_folder(model: FrameModel, tmp_path: Path) -> None:
+    face = save_model(model, tmp_path, name="a")
+    motion = save_model(model, tmp_path, name="b", spec=replace(SPEC, sees="motion"))
+    assert [find_one(path, "motion").path for path in (tmp_path, motion)] == [motion, motion]
+    for path, what in ((face, "motion"), (tmp_path, "sound"), (tmp_path / "gone", "face")):
+        with pytest.raises(WeightsError, match=f"holds no weights that see {what}; train some"):
+            find_one(path, what)
 
 
 def test_weights_without_a_net_for_faces_are_refused(tmp_path: Path) -> None:

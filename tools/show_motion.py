@@ -31,7 +31,7 @@ from dfdc.training.flags import natural, positive
 from dfdc.training.flicker import flicker
 from dfdc.training.motion import score_pairs
 from dfdc.video import VideoError, read_frames
-from dfdc.weights import WeightsError, WeightsFile, open_weights
+from dfdc.weights import WeightsError, WeightsFile, find_one
 
 OPTIONAL = Path(__file__).resolve().parent.parent / "weights" / "optional"
 
@@ -124,19 +124,6 @@ def _draw(rows: Sequence[Row], out: Path, size: int) -> None:
     figure.savefig(out)
 
 
-def find_motion(path: Path) -> WeightsFile:
-    """The weights that see motion: a file, or the first of a folder.
-
-    Raises:
-        WeightsError: none there, or they see something else.
-    """
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    fitting = [file for file in map(open_weights, files) if file.spec.sees == "motion"]
-    if not fitting:
-        raise WeightsError(f"{path}: holds no weights that see motion; train some with tools/train_motion.py")
-    return fitting[0]
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -148,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=natural, default=0, help="of the flicker (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
-        weights = find_motion(args.weights)
+        weights = find_one(args.weights, "motion")
         out = show_motion(args.clips, args.out, weights=weights, n_pairs=args.pairs, made=args.flicker, seed=args.seed)
     except (DataError, VideoError, WeightsError, OSError) as error:
         print(f"show_motion: {error}", file=sys.stderr)

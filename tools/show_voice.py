@@ -26,7 +26,7 @@ from dfdc.training.dataset import DataError
 from dfdc.training.vocoders import VOCODERS
 from dfdc.video import VideoError
 from dfdc.voice import Listener, cut_windows
-from dfdc.weights import WeightsError, open_weights
+from dfdc.weights import WeightsError, find_one
 
 OPTIONAL = Path(__file__).resolve().parent.parent / "weights" / "optional"
 # Seconds that are shown of a clip.
@@ -69,7 +69,7 @@ def show_voice(clips: Sequence[Path], out: Path, *, weights: Path = OPTIONAL, vo
         VideoError: a clip cannot be read.
         WeightsError: there are no such weights.
     """
-    listener, rows = _open_listener(weights), []
+    listener, rows = Listener([find_one(weights, "sound")]), []
     for clip in clips:
         try:
             sound = read_sound(clip, max_s=SHOWN_S)
@@ -83,14 +83,6 @@ def show_voice(clips: Sequence[Path], out: Path, *, weights: Path = OPTIONAL, vo
             rows.append(_hear(f"{clip.name}, made by {name}", made, listener))
     _draw(rows, out, listener.specs[0].input_size * HOP / RATE)
     return out
-
-
-def _open_listener(weights: Path) -> Listener:
-    files = [weights] if weights.is_file() else sorted(weights.glob("*.safetensors"))
-    fitting = [file for file in map(open_weights, files) if file.spec.sees == "sound"]
-    if not fitting:
-        raise WeightsError(f"{weights}: holds no weights that see sound; train some with tools/train_voice.py")
-    return Listener(fitting[:1])
 
 
 def _hear(name: str, samples: np.ndarray, listener: Listener) -> Row:
