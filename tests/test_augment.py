@@ -11,7 +11,17 @@ from PIL import Image
 from skimage.data import astronaut
 from torch import Generator, Tensor
 
-from dfdc.training.augment import RECIPE, augment, compress, cut_out, flip, mix_pairs, shift_scale_rotate, to_grey
+from dfdc.training.augment import (
+    RECIPE,
+    augment,
+    augment_pairs,
+    compress,
+    cut_out,
+    flip,
+    mix_pairs,
+    shift_scale_rotate,
+    to_grey,
+)
 
 STEPS = list(dict.fromkeys(step for step, _ in RECIPE))
 
@@ -48,6 +58,16 @@ def test_augmented_crops_are_whole_numbers_in_range(side: int, crops: Tensor) ->
     assert first.min() == 0 and first.max() == 255 and torch.equal(first, first.round())
     assert torch.equal(first, augment(crops, seeded())) and not torch.equal(first, augment(crops, seeded(1)))
     assert torch.equal(crops, before)
+
+
+def test_halves_of_a_pair_are_augmented_alike(crops: Tensor) -> None:
+    crops = crops.repeat(20, 1, 1, 1)
+    generator = seeded()
+    reals, fakes = augment_pairs(crops, crops, generator)
+    assert torch.equal(reals, fakes) and torch.equal(reals, augment(crops, seeded()))
+    assert not torch.equal(reals, crops)
+    again, others = augment_pairs(crops, crops.flip(0), generator)
+    assert not torch.equal(again, reals) and not torch.equal(again, others)
 
 
 @pytest.mark.parametrize("quality", [35, 50, 75, 95])

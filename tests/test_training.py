@@ -550,6 +550,19 @@ def test_a_pair_counts_as_its_fake_does(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(set(counted[0].tolist())) == 4
 
 
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_pairs_chances_are_its_own_or_shared(alike: bool, tmp_path: Path) -> None:
+    """A fake that is its original is augmented to the same crop, or to another."""
+    crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
+    crops.images[crops.originals >= 0] = crops.images[crops.originals[crops.originals >= 0]]
+    settings = replace(TINY, mixup=0, self_blend=0, alike=alike)
+    batch = pair_epoch(crops, torch.Generator().manual_seed(0))
+    chances = torch.Generator().manual_seed(0)
+    pixels, _ = loop.make_batch(crops.images, crops, batch, tiny_model(), settings, chances)
+    reals, fakes = pixels.chunk(2)
+    assert torch.equal(reals, fakes) is alike
+
+
 def test_self_blended_fakes_stand_beside_their_targets() -> None:
     """Augmented by nothing, a real and the fake made of it agree in a corner, whichever of both was changed."""
     images = torch.randint(0, 256, (8, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)

@@ -188,6 +188,21 @@ def augment(images: Tensor, generator: Generator, *, without: Sequence[str] = ()
     return images.round()
 
 
+def augment_pairs(
+    reals: Tensor, fakes: Tensor, generator: Generator, *, without: Sequence[str] = ()
+) -> tuple[Tensor, Tensor]:
+    """As `augment`, a fake and the real beside it alike: what tells them apart is the fake, not another light or blur.
+
+    Args:
+        reals, fakes: (N, 3, S, S) float RGB, 0..255; row i of both is a pair.
+        generator, without: as `augment`.
+    """
+    state = generator.get_state()
+    reals = augment(reals, generator, without=without)
+    generator.set_state(state)
+    return reals, augment(fakes, generator, without=without)
+
+
 def mix_pairs(reals: Tensor, fakes: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:
     """Mixup of aligned pairs: some fakes become a weighted mean with their original, and their target follows.
 

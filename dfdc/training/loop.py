@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from dfdc.model import FrameModel, TwoViewModel, resize_crops
-from dfdc.training.augment import RECIPE, augment, mix_pairs, pick
+from dfdc.training.augment import RECIPE, augment, augment_pairs, mix_pairs, pick
 from dfdc.training.blend import self_blend
 from dfdc.training.dataset import CropSet, DataError, pair_epoch
 from dfdc.training.draft import drafted
@@ -51,6 +51,7 @@ class TrainSettings:
         mixup: probability that an aligned pair's fake is mixed with its original.
         self_blend: probability that a pair's fake is its real, blended onto itself.
         without: names of augmentation's steps that are left out, for comparing recipes.
+        alike: whether a fake and the real beside it are augmented alike, for comparing recipes.
         compiled: by `torch.compile`, for faster steps on CUDA; takes a minute or more first, and a C compiler.
         seed: of everything.
     """
@@ -63,6 +64,7 @@ class TrainSettings:
     mixup: float = 0.5
     self_blend: float = 0.25
     without: tuple[str, ...] = ()
+    alike: bool = False
     compiled: bool = False
     seed: int = 0
 
@@ -357,7 +359,10 @@ def make_batch(
     if len(blended):
         reals[blended], fakes[blended] = self_blend(reals[blended], generator)
         share.index_fill_(0, blended, 1.0)
-    pixels = augment(torch.cat([reals, fakes]), generator, without=settings.without)
+    if settings.alike:
+        pixels = torch.cat(augment_pairs(reals, fakes, generator, without=settings.without))
+    else:
+        pixels = augment(torch.cat([reals, fakes]), generator, without=settings.without)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     targets = torch.cat([torch.zeros_like(share), share])
     return pixels, targets * (1 - settings.label_smoothing) + settings.label_smoothing / 2
