@@ -299,12 +299,12 @@ class _Pool:
         Returns:
             Whether the clip is to be put back: not where no other worker takes memory, or it has a score already.
         """
-        if len(self.places) == 1 or worker.name in self.plan.known:
+        if len(self.places) == 1:
             return False
         self.n_killed += 1
         if self.n_killed >= MAX_KILLS:
             self._keep(self.places - {worker.place})
-        return True
+        return worker.name not in self.plan.known
 
     def _try_again(self, name: str) -> bool:
         """Put a clip back whose first look failed, unless it was tried often enough."""
@@ -394,6 +394,8 @@ def _prepare(settings: WorkerSettings, deadline: Deadline) -> Prepared:
         theirs.close()
         if ours.poll(min(START_LIMIT_S, deadline.remaining_s())):
             message = ours.recv()
+        else:
+            log.warning("neither device nor nets were ready after %.0f s; torch runs the nets", START_LIMIT_S)
     except (EOFError, OSError) as error:  # it died, or cannot be started: workers may still do without it
         reason = str(error) or "the process died"
         log.warning("the device could not be tried, or nets not exported (%s); torch runs the nets", reason)

@@ -124,12 +124,19 @@ class Predictor:
         )
 
     def _beside(self, path: Path, look: Callable[[], T]) -> T | None:
-        """What an optional net finds; where it fails, what the others found stands."""
+        """What an optional net finds; where it fails, what the others found stands.
+
+        Beside CUDA it does not: whatever failed may have broken the device, and the clip is looked at on the CPU.
+        """
         try:
             return look()
+        except VideoError as error:
+            log.warning("%s: %s; the others' score stands", path, error)
         except Exception:
+            if self.device == "cuda":
+                raise
             log.exception("%s: an optional net failed; the others' score stands", path)
-            return None
+        return None
 
     def score_tracks(self, frames: list[Frame], tracks: list[Track], *, n_nets: int | None = None) -> list[np.ndarray]:
         """The calibrated logits (T,) of each track's frames, by the first so many nets; None for all."""

@@ -39,9 +39,8 @@ DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 MAX_PACKETS = 1_000_000
 # From this many packets on (five minutes at 30 a second), key frames alone will do where there are enough of them.
 LONG_CLIP_PACKETS = 9_000
-# So many frames a stream's times of showing may lie behind those of decoding. Codecs hold back 16 at most, some of
-# which may be shown for longer.
-MAX_DELAY = 100
+# By so many places the order of showing may differ from that of decoding: codecs hold back 16 frames at most.
+MAX_DELAY = 16
 # Containers that hold their own data. Playlists and lists of other files (hls, dash, concat, ...) are not among them.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,flv,ogg,asf,wtv,mxf,nut,ivf,obu,h264,hevc,gif,"
@@ -221,7 +220,8 @@ class _Index:
 
     Attributes:
         times: when frames are shown, in seconds, sorted, each once.
-        rate: frames a second, where packets state no usable times and frames have to be counted; None elsewhere.
+        rate: frames a second, where packets state no usable times and frames have to be counted, so that all of them
+            are decoded; None elsewhere.
         n_keys: how many packets are key frames.
     """
 
@@ -244,25 +244,23 @@ def _index(path: Path, deadline: Deadline) -> _Index:
             raise VideoTimeout("out of time before the first frame")
         raise VideoError("its video stream holds no frame")
     distinct = set(stamps)
-    if None in distinct or len(distinct) <= len(stamps) / 2 or not _agree(stamps, order, rate * unit):
+    if None in distinct or len(distinct) <= len(stamps) / 2 or not _agree(stamps, order):
         return _Index([count / rate for count in range(len(stamps))], rate, n_keys)
     return _Index(sorted(stamp * unit for stamp in distinct), None, n_keys)
 
 
-def _agree(shown: list[int], decoded: list[int | None], pace: float) -> bool:
+def _agree(shown: list[int], decoded: list[int | None]) -> bool:
     """Whether packets' times of showing may be believed: they follow those of decoding, which rise.
 
     Parts that were joined begin anew, and a damaged time lies anywhere; frames behind either would not be looked at.
 
     Args:
         shown, decoded: in order of decoding; of the latter some may be absent.
-        pace: frames in a unit of time.
     """
-    both = [(pts, dts) for pts, dts in zip(shown, decoded, strict=True) if dts is not None]
-    if any(after[1] < before[1] for before, after in pairwise(both)):
+    if any(after < before for before, after in pairwise(dts for dts in decoded if dts is not None)):
         return False
-    delays = [(pts - dts) * pace for pts, dts in both]
-    return not delays or max(delays) - min(delays) <= MAX_DELAY
+    ranks = {number: rank for rank, number in enumerate(sorted(range(len(shown)), key=shown.__getitem__))}
+    return all(abs(rank - number) <= MAX_DELAY for number, rank in ranks.items())
 
 
 def _spread(times: list[float], n_frames: int) -> list[float]:

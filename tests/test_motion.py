@@ -220,6 +220,9 @@ def test_optional_nets_that_fail_leave_the_others_score(
     prediction = predictor.predict(clip, 4)
     assert (prediction.status, prediction.label) == ("ok", pytest.approx(alone.label, abs=1e-6))
     assert caplog.text.count("an optional net failed; the others' score stands") == 2
+    # What fails beside CUDA may have broken it: that clip is another worker's, on the CPU.
+    predictor.device = "cuda"
+    assert (predictor.predict(clip, 4).status, predictor.predict(clip, 4).label) == ("error", 0.5)
 
 
 def test_each_persons_change_is_added_to_their_own_frames(

@@ -64,8 +64,8 @@ def refuse_at_the_second_place(connection: Connection, settings: WorkerSettings)
     """The first place's worker loads once the other one has refused."""
     refused = Path(settings.device)
     if settings.place == 1:
-        refused.touch()
         connection.send(Refusal("GPU 1 is taken"))
+        refused.touch()
         return
     while not refused.exists():
         os.sched_yield()

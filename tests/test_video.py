@@ -18,7 +18,7 @@ from av import VideoFrame
 from clips import claim_size, draw, number_of, rewrite_packets, turn_clip, write_audio, write_clip
 
 from dfdc import video
-from dfdc.deadline import Deadline
+from dfdc.deadline import NEVER, Deadline
 from dfdc.inputs import SUFFIXES
 from dfdc.video import MAX_SIDE, Frame, VideoError, VideoTimeout, read_frames
 
@@ -296,8 +296,15 @@ def test_a_damaged_time_hides_no_frame(tmp_path, suffix):
     def damage(packet, number):
         packet.pts += (number == 13) * int(1000 / packet.time_base)
 
-    path = copy_packets(write_clip(tmp_path / "a.mp4"), tmp_path / f"b{suffix}", damage)
-    assert numbers(read_frames(path, 8)) == EIGHT_OF_THIRTY
+    path = copy_packets(write_clip(tmp_path / "a.mp4", n_frames=60), tmp_path / f"b{suffix}", damage)
+    # The middles of 8 equal parts of 60 frames.
+    assert numbers(read_frames(path, 8)) == [3, 11, 18, 26, 33, 41, 48, 56]
+
+
+def test_a_long_still_among_frames_out_of_order_is_believed(tmp_path):
+    times = [number / 30 for number in range(40)] + [60 + number / 30 for number in range(40)]
+    path = write_clip(tmp_path / "a.mp4", n_frames=80, times=times, options={"bf": "3"})
+    assert video._index(path, NEVER).rate is None
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def run_kernel(command: list[str], out: Path, cores: list[int], *, memory_gb: fl
         InputError: the command fails or writes no prediction.
         MemoryError: it does so after some of its processes were killed for want of memory.
     """
-    details, samples, peak_bytes, n_killed, first = details_path(out), [(0.0, 0.0)], 0, 0, []
+    details, samples, peak_bytes, killed, first = details_path(out), [(0.0, 0.0)], 0, set(), []
     began, ended_cpu_s = time.monotonic(), sum(os.times()[2:4])
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, cores))
     try:
@@ -166,8 +166,7 @@ def run_kernel(command: list[str], out: Path, cores: list[int], *, memory_gb: fl
             now_s, (cpu_s, resident) = time.monotonic() - began, measure_tree(process.pid)
             peak_bytes = max(peak_bytes, resident)
             if memory_gb is not None and resident > 1e9 * memory_gb:
-                kill_largest(process.pid)
-                n_killed += 1
+                killed.add(kill_largest(process.pid))  # one that has not gone by the next look is the same one
             if not first:
                 samples.append((now_s, cpu_s))
                 first, first_s = read_so_far(details), now_s
@@ -178,10 +177,10 @@ def run_kernel(command: list[str], out: Path, cores: list[int], *, memory_gb: fl
         process.wait()
     cpu_s = sum(os.times()[2:4]) - ended_cpu_s  # workers that the kernel killed are among them, for it waited for them
     wall_s, predictions = time.monotonic() - began, read_so_far(details)
-    if n_killed and (process.returncode or not predictions):
+    if killed and (process.returncode or not predictions):
         raise MemoryError(
             f"the kernel does not fit in {memory_gb} GB of memory: it ended with code {process.returncode} after "
-            f"{n_killed} of its processes were killed; allow more with --memory-gb, or take fewer --workers"
+            f"{len(killed)} of its processes were killed; allow more with --memory-gb, or take fewer --workers"
         )
     if process.returncode or not predictions:
         raise InputError(f"the kernel ended with code {process.returncode}; what it said stands above")
@@ -190,7 +189,7 @@ def run_kernel(command: list[str], out: Path, cores: list[int], *, memory_gb: fl
     seconds = [p.seconds for p in first]
     startup_s = max(first_s - max(*seconds, sum(seconds) / len(cores)), 0.0)
     startup_cpu_s = max(at_s for now_s, at_s in samples if now_s <= startup_s)
-    return Timing(tuple(predictions), wall_s, cpu_s, startup_s, startup_cpu_s, peak_bytes / 1e6, n_killed=n_killed)
+    return Timing(tuple(predictions), wall_s, cpu_s, startup_s, startup_cpu_s, peak_bytes / 1e6, n_killed=len(killed))
 
 
 def read_so_far(details: Path) -> list[Prediction]:

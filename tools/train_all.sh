@@ -23,6 +23,9 @@ read -ra nets <<< "${NETS:-efficientnet-lite0 efficientnet-b0}"
 fast=()
 if ((gpus > 0)); then fast=(--compile --batch-size 256 --learning-rate 2e-3 --ema-decay 0.995); fi
 mkdir -p "$out/weights/further"
+if [[ ! $init -ef $out/init.safetensors ]]; then cp "$init" "$out/init.safetensors"; fi
+init=$out/init.safetensors
+rm -f "$out"/weights/*.safetensors "$out"/weights/further/*.safetensors  # of an earlier start: two of one net would both answer
 
 if ((gpus > 0)); then "$python" "$root/tools/time_training.py" --architecture efficientnet-b0 --compile | tee "$out/speed.txt"; fi
 for number in "${!nets[@]}"; do
@@ -33,7 +36,6 @@ for number in "${!nets[@]}"; do
     ${LIMIT:+--limit "$LIMIT"} ${BATCH:+--batch-size "$BATCH"} ${MORE:-}
   folder=$out/weights
   if ((number > 0)); then folder+=/further; fi
-  rm -f "$folder/${nets[number]}-"*.safetensors  # of an earlier start: two of one net would both answer
   cp "$run"/*.safetensors "$folder/"
   "$python" "$root/tools/evaluate.py" --crops "$crops" --weights "$run" --json "$run.json"
 done

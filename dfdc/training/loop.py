@@ -162,7 +162,7 @@ def train(
     made_from = {**asdict(settings), **describe_origin(training, validation, model.spec, start)}
     first = load_state(folder / "state.pt", course.stateful, made_from)
     answer = rank.wrap(model)
-    if settings.compiled:
+    if settings.compiled and first < settings.epochs:
         answer = compile_training(answer)
     images = training.images.to(rank.device) if fits_beside(training.images, rank.device) else training.images
     best = None
@@ -207,7 +207,7 @@ def train(
     if not rank.first:
         return None
     final = copy.deepcopy(course.average.module).eval()
-    final.load_state_dict(torch.load(folder / BEST, weights_only=True))
+    final.load_state_dict(torch.load(folder / BEST, weights_only=True, map_location="cpu"))
     scores, calibration = best or evaluate(final, validation)  # it may be of before this run went on
     return final.cpu(), scores, calibration
 
@@ -218,9 +218,10 @@ def compile_training(net: nn.Module) -> nn.Module:
     Raises:
         ValueError: there is no C compiler, which it needs.
     """
-    compiler = os.environ.get("CC", "gcc")
-    if shutil.which(compiler) is None:
-        raise ValueError(f"--compile: needs a C compiler, and {compiler} is not installed; leave --compile out")
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    if not any(map(shutil.which, compilers)):
+        wanted = " or ".join(compilers)
+        raise ValueError(f"--compile: needs a C compiler, and {wanted} is not installed; leave --compile out")
     return torch.compile(net)
 
 

@@ -41,8 +41,13 @@ def measure_process(pid: int) -> tuple[float, int]:
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK"), kilobytes * 1024
 
 
-def kill_largest(pid: int) -> None:
-    """Of a process and its descendants, kill the one with the most memory, as Linux does where there is too little."""
+def kill_largest(pid: int) -> int:
+    """Of a process and its descendants, kill the one with the most memory, as Linux does where there is too little.
+
+    Returns:
+        Which it is.
+    """
     largest = max(find_tree(pid), key=lambda member: measure_process(member)[1])
     with suppress(ProcessLookupError):  # it has ended
         os.kill(largest, signal.SIGKILL)
+    return largest
