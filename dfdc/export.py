@@ -13,7 +13,7 @@ from dfdc import runtime
 from dfdc.detect import build_detector_nets
 from dfdc.ensemble import build_crop_nets
 from dfdc.motion import build_pair_nets
-from dfdc.runtime import export_net
+from dfdc.runtime import export_net, open_net
 from dfdc.voice import build_voice_nets
 from dfdc.weights import WeightsFile, that_see
 
@@ -58,7 +58,11 @@ def export_programs(files: Sequence[WeightsFile]) -> Programs | None:
         "voices": build_voice_nets(that_see("sound", files), "cpu"),
     }
     try:
-        return Programs(**{name: tuple(export_net(*net) for net in nets) for name, nets in parts.items()})
+        programs = Programs(**{name: tuple(export_net(*net) for net in nets) for name, nets in parts.items()})
+        # What this CPU cannot run is to fail here, before clips are lost on it. One net tells; all would take a second.
+        for program, (_, takes) in zip(programs.crops[:1], parts["crops"], strict=False):
+            open_net(program, threads=1)(takes.example())
+        return programs
     except Exception as error:  # whatever an OpenVINO of another version takes offence at, torch can do
         log.warning("OpenVINO cannot take the nets (%s); torch is tried", error)
         return None
