@@ -60,8 +60,8 @@ def export_programs(files: Sequence[WeightsFile]) -> Programs | None:
     try:
         programs = Programs(**{name: tuple(export_net(*net) for net in nets) for name, nets in parts.items()})
         # What this CPU cannot run is to fail here, before clips are lost on it. One net tells; all would take a second.
-        for program, (_, takes) in zip(programs.crops[:1], parts["crops"], strict=False):
-            open_net(program, threads=1)(takes.example())
+        _, takes = parts["crops"][0]
+        open_net(programs.crops[0], threads=1)(takes.example())
         return programs
     except Exception as error:  # whatever an OpenVINO of another version takes offence at, torch can do
         log.warning("OpenVINO cannot take the nets (%s); torch is tried", error)

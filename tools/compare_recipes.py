@@ -26,7 +26,7 @@ from dfdc.training.dataset import CropSet, DataError, find_sources, load_crops, 
 from dfdc.training.draft import drafted
 from dfdc.training.flags import natural, positive
 from dfdc.training.loop import TrainSettings, score_crops, train
-from dfdc.training.metrics import interval, measure
+from dfdc.training.metrics import draw_sources, interval, measure
 from dfdc.training.parallel import Rank
 from dfdc.training.start import revive_if_folded, start_model
 from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError
@@ -155,7 +155,7 @@ def compare_losses(
     change = np.log(np.where(labels == 1, before, 1 - before)) - np.log(np.where(labels == 1, after, 1 - after))
     names, owners = np.unique(sources, return_inverse=True)
     n = len(names)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples)
+    draws = draw_sources(names, np.random.default_rng(seed), samples=samples)
     draws = np.concatenate([np.ones((1, n), int), draws])
     classes = [labels == label for label in (0, 1)]
     counts = np.array([draws @ np.bincount(owners[own], minlength=n) for own in classes])
