@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -61,14 +62,15 @@ def refuse(connection: Connection, settings: WorkerSettings) -> None:
 
 
 def refuse_at_the_second_place(connection: Connection, settings: WorkerSettings) -> None:
-    """The first place's worker loads once the other one has refused."""
-    refused = Path(settings.device)
+    """The first place's worker loads once the other place's second one starts: the first refusal was dealt with."""
+    starts = Path(settings.device)
     if settings.place == 1:
+        with starts.open("a") as file:
+            file.write("x")
         connection.send(Refusal("GPU 1 is taken"))
-        refused.touch()
-        return
-    while not refused.exists():
-        os.sched_yield()
+        threading.Event().wait()
+    while not (starts.exists() and starts.read_text() == "xx"):
+        time.sleep(0.01)
     misbehave(connection, settings)
 
 
@@ -301,10 +303,11 @@ def test_worker_that_refuses_ends_the_run_with_its_reason() -> None:
 
 def test_worker_that_refuses_leaves_the_run_to_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One GPU of two does not serve: its worker's word comes while the other one loads."""
-    settings = WorkerSettings(weights=(), device=str(tmp_path / "refused"))
+    settings = WorkerSettings(weights=(), device=str(tmp_path / "starts"))
     found = run(["a.mp4", "b.mp4"], work=refuse_at_the_second_place, settings=settings, n_workers=2)
     assert {p.status for p in found.values()} == {"ok"}
-    assert "a worker refused (GPU 1 is taken) while it loaded" in caplog.text
+    assert caplog.text.count("a worker refused (GPU 1 is taken) while it loaded") == 2
+    assert "goes on with 1 worker(s)" in caplog.text
 
 
 def test_workers_that_never_load_end_the_run() -> None:
