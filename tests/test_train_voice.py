@@ -180,7 +180,7 @@ def test_killed_run_goes_on_as_if_it_had_not_been(one_thread: None, tmp_path: Pa
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dfdc.training.voice.save_state", save_and_die)
+        patch.setattr("dfdc.training.course.save_state", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "killed", 2)
     assert state.exists()

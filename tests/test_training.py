@@ -26,10 +26,11 @@ from torch.autograd.profiler_util import FunctionEvent
 
 from dfdc.crop import CropGeometry
 from dfdc.model import CropNet, FrameModel, load_initial, save_model
-from dfdc.training import loop
+from dfdc.training import course, loop
 from dfdc.training.augment import RECIPE
+from dfdc.training.course import running_average
 from dfdc.training.dataset import CropSet, DataError, find_lonely, find_sources, load_crops, pair_epoch, read_split
-from dfdc.training.loop import TrainSettings, running_average, score_crops, train
+from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.training.parallel import Rank
 from dfdc.training.runlog import read_command
 from dfdc.training.start import download_imagenet, has_folded_norms, revive_batch_norms
@@ -334,7 +335,7 @@ def test_killed_run_goes_on_with_the_same_losses_and_weights(
     killed.mkdir()
     expected, scores, _ = train(tiny_model(), crops, crops, whole, TINY, progress=False)
 
-    save, saved = loop.save_state, []
+    save, saved = course.save_state, []
 
     def die_in_the_second_save(*args: object) -> None:
         if saved:
@@ -344,7 +345,7 @@ def test_killed_run_goes_on_with_the_same_losses_and_weights(
         saved.append(save(*args))
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "save_state", die_in_the_second_save)
+        patch.setattr(course, "save_state", die_in_the_second_save)
         train(tiny_model(), crops, crops, killed, TINY, progress=False)
     # Another seed shows that everything comes from the state.
     resumed, resumed_scores, _ = train(tiny_model(seed=5), crops, crops, killed, TINY, progress=False)
@@ -378,7 +379,7 @@ def test_epoch_that_is_best_on_validation_is_what_remains(tmp_path: Path, monkey
     assert all(torch.equal(value, weights[1][name]) for name, value in again.state_dict().items())
 
 
-def test_state_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
     settings = TrainSettings(epochs=1, batch_size=8)
     train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
@@ -395,6 +396,7 @@ def test_state_of_another_run_is_refused(tmp_path: Path) -> None:
     weighed = replace(crops, weights=torch.ones(len(crops)), videos=[f"other{name}" for name in crops.videos])
     with pytest.raises(ValueError, match=r"crops was \w+, is \w+; frame_labels was None, is"):
         train(tiny_model(), weighed, crops, tmp_path, settings, progress=False)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     train(tiny_model(), crops, crops, tmp_path, replace(settings, compiled=True), progress=False)
     # An older version told of its settings alone: what it did not tell is not compared.
     state = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -532,18 +534,18 @@ def test_crops_that_overlay_their_original_are_told_from_others(tmp_path: Path) 
 def test_a_pair_counts_as_its_fake_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
     crops = replace(crops, weights=torch.arange(8.0))
-    batches, counted, make_batch, step = [], [], loop.make_batch, loop.Course.step
+    batches, counted, make_batch, step = [], [], loop.make_batch, course.Course.step
 
     def noting_batch(images, known, batch, *more):
         batches.append(batch)
         return make_batch(images, known, batch, *more)
 
-    def noting_weights(course, answer, pixels, targets, weights=None):
+    def noting_weights(self, answer, pixels, targets, weights=None):
         counted.append(weights)
-        return step(course, answer, pixels, targets, weights)
+        return step(self, answer, pixels, targets, weights)
 
     monkeypatch.setattr(loop, "make_batch", noting_batch)
-    monkeypatch.setattr(loop.Course, "step", noting_weights)
+    monkeypatch.setattr(course.Course, "step", noting_weights)
     train(tiny_model(), crops, crops, tmp_path, replace(TINY, epochs=1), progress=False)
     for batch, weights in zip(batches, counted, strict=True):
         assert weights.tolist() == batch[:, 1].tolist() * 2

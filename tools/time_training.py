@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.model import FrameModel
 from dfdc.runtime import DeviceError, choose_device
+from dfdc.training.course import set_out
 from dfdc.training.dataset import CropSet
 from dfdc.training.flags import positive
-from dfdc.training.loop import TrainSettings, compile_training, make_batch, set_out
+from dfdc.training.loop import TrainSettings, compile_training, make_batch
 from dfdc.weights import ARCHITECTURES, ModelSpec
 
 # How many different crops there are, or a batch's where that is more.

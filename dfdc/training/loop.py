@@ -1,41 +1,30 @@
-"""Crops -> trained frame model: the loop, its exact resume, and its evaluation."""
+"""Crops -> trained frame model: its batches, its steps and its evaluation."""
 
 from __future__ import annotations
 
-import copy
-import math
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from dfdc.model import FrameModel, TwoViewModel, resize_crops
 from dfdc.training.augment import RECIPE, augment, augment_pairs, mix_pairs, pick
 from dfdc.training.blend import self_blend
+from dfdc.training.course import Evaluation, pass_epochs, set_out
 from dfdc.training.dataset import CropSet, DataError, pair_epoch
-from dfdc.training.draft import drafted
 from dfdc.training.metrics import measure_calibrated
 from dfdc.training.parallel import Rank
-from dfdc.training.runlog import report_epoch
-from dfdc.training.state import describe_origin, load_state, save_state
+from dfdc.training.state import describe_origin
 from dfdc.weights import Calibration
 
 # Crops that are scored together: on the CPU 128 of 192 px take 6 GB beside training's own memory, and are no faster.
 SCORED_CROPS = {"cpu": 16, "cuda": 256}
-
-
-# AdamW's, on matrices and filters only; and the share of all steps in which the learning rate rises.
-WEIGHT_DECAY, WARMUP = 0.02, 0.05
-# The best epoch's averaged weights: the last ones need not be the best (docs/experiments.md).
-BEST = "best.pt"
 
 
 @dataclass(frozen=True)
@@ -45,8 +34,8 @@ class TrainSettings:
     Attributes:
         epochs: passes over the real crops, each beside one fake.
         batch_size: crops per step, half of them real; even.
-        learning_rate: peak, reached after `WARMUP` of all steps, then a cosine down to zero.
-        ema_decay: per step, of the averaged weights that are evaluated and shipped; see `running_average`.
+        learning_rate: peak; see `dfdc.training.course.learning_rate`.
+        ema_decay: per step, of the averaged weights that are evaluated and shipped; see `running_average` there.
         label_smoothing: targets are drawn towards one half by it.
         mixup: probability that an aligned pair's fake is mixed with its original.
         self_blend: probability that a pair's fake is its real, blended onto itself.
@@ -128,15 +117,14 @@ def train(
     Args:
         model: where training starts; the same in every rank.
         training, validation: disjoint in originals, of one size.
-        folder: gets state.pt (for resuming), best.pt, log.csv with a line an epoch, curves.png, TensorBoard's events.
+        folder: see `pass_epochs`.
         settings: how.
         start: which weights the model has; see `describe_origin`.
         rank: which of the processes that train together this is, and its device; None for one alone on the CPU.
         progress: draw progress bars.
 
     Returns:
-        The averaged model of the epoch with the least log loss on validation, on the CPU and in evaluation mode, its
-        scores there (see `evaluate`), and the calibration fitted there; None in every rank but the first.
+        See `pass_epochs`.
 
     Raises:
         DataError: there are not enough crops for a batch, or validation's have another size or lack a class.
@@ -159,15 +147,12 @@ def train(
         rate=settings.learning_rate,
         ema_decay=settings.ema_decay,
     )
-    made_from = {**asdict(settings), **describe_origin(training, validation, model.spec, start)}
-    first = load_state(folder / "state.pt", course.stateful, made_from)
     answer = rank.wrap(model)
-    if settings.compiled and first < settings.epochs:
+    if settings.compiled:
         answer = compile_training(answer)
     images = training.images.to(rank.device) if fits_beside(training.images, rank.device) else training.images
-    best = None
 
-    for epoch in range(first, settings.epochs):
+    def train_epoch(epoch: int) -> list[Tensor]:
         # Every epoch has seeds of its own, so that a run that goes on draws what the whole run would have drawn.
         order = torch.Generator().manual_seed(settings.seed * 10_000 + epoch)
         chances = torch.Generator().manual_seed((settings.seed * 10_000 + epoch) * 100 + rank.index + 1)
@@ -186,30 +171,18 @@ def train(
             if len(losses) % 20 == 0:
                 rate = len(losses) * 2 * pairs / (time.monotonic() - started)
                 bar.set_postfix(loss=f"{torch.stack(losses[-100:]).mean():.4f}", images_per_s=f"{rate:.0f}")
-        if rank.first:
-            seconds = time.monotonic() - started
-            measured = evaluate(course.average.module, validation)
-            row = {
-                "epoch": epoch + 1,
-                "train_loss": float(torch.stack(losses).mean()),
-                "seconds": seconds,
-                **measured[0],
-            }
-            # In this order: what is killed in between is done and reported again, and no epoch's row is lost.
-            rows = report_epoch(folder, row, progress=progress)
-            if row["balanced_log_loss"] <= min(other["balanced_log_loss"] for other in rows):
-                best = measured
-                with drafted(folder / BEST) as draft:
-                    torch.save(course.average.module.state_dict(), draft)
-            save_state(folder / "state.pt", course.stateful, made_from, epoch + 1)
-        rank.wait()
+        return losses
 
-    if not rank.first:
-        return None
-    final = copy.deepcopy(course.average.module).eval()
-    final.load_state_dict(torch.load(folder / BEST, weights_only=True, map_location="cpu"))
-    scores, calibration = best or evaluate(final, validation)  # it may be of before this run went on
-    return final.cpu(), scores, calibration
+    return pass_epochs(
+        course,
+        folder,
+        {**asdict(settings), **describe_origin(training, validation, model.spec, start)},
+        settings.epochs,
+        train_epoch=train_epoch,
+        evaluate=lambda averaged: evaluate(averaged, validation),
+        rank=rank,
+        progress=progress,
+    )
 
 
 def compile_training(net: nn.Module) -> nn.Module:
@@ -244,94 +217,7 @@ def _check_validation(training: CropSet, validation: CropSet) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Course:
-    """What moves while a model is trained: the model, the average of its weights, and the optimizer on its schedule.
-
-    On CUDA the nets run in bfloat16; a device that only emulates it (a T4) takes float16, whose gradients the scaler
-    keeps from vanishing. Elsewhere it does nothing.
-    """
-
-    model: nn.Module
-    average: AveragedModel
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    scaler: torch.amp.GradScaler
-
-    @property
-    def stateful(self) -> dict[str, object]:
-        """What has a state, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def step(self, answer: nn.Module, pixels: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-        """One step down the gradient; the loss before it.
-
-        Args:
-            answer: the model, or what wraps or compiles it.
-            pixels: what it sees.
-            targets: (N,) in 0..1.
-            weights: (N,) how much each counts; None for all alike.
-
-        Raises:
-            MemoryError: the GPU has too little for so many.
-        """
-        try:
-            return self._step(answer, pixels, targets, weights)
-        except torch.cuda.OutOfMemoryError as error:
-            raise MemoryError(
-                f"{len(pixels)} crops a step are too many for the GPU's memory; use fewer with --batch-size"
-            ) from error
-
-    def _step(self, answer: nn.Module, pixels: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        half = torch.float16 if self.scaler.is_enabled() else torch.bfloat16
-        with torch.autocast(pixels.device.type, half, enabled=pixels.device.type == "cuda"):
-            logits = answer(pixels)
-        loss = functional.binary_cross_entropy_with_logits(logits.float(), targets, weights)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.schedule.step()
-        self.average.update_parameters(self.model)
-        return loss.detach()
-
-
-def set_out(model: nn.Module, *, steps: int, rate: float, ema_decay: float) -> Course:
-    """Make ready to train a model for so many steps; the other arguments are those of `TrainSettings`.
-
-    On CUDA this process looks for the fastest convolutions from then on: all batches of a run have one shape.
-    """
-    cuda = next(model.parameters()).is_cuda
-    torch.backends.cudnn.benchmark |= cuda
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=rate, fused=cuda)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / steps))
-    scaler = torch.amp.GradScaler(enabled=cuda and not torch.cuda.is_bf16_supported(including_emulation=False))
-    return Course(model, running_average(model, ema_decay), optimizer, schedule, scaler)
-
-
-def running_average(model: nn.Module, decay: float) -> AveragedModel:
-    """The average of a model's weights over its last steps, which `update_parameters` of it brings up to date.
-
-    Each step keeps `decay` of it, but the step after n others at most (1 + n) / (10 + n), so that a short run's average
-    is not where it began. 0 keeps nothing: the average is the model.
-    """
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], n_before: Tensor) -> None:
-        if not averaged[0].is_floating_point():  # counters of batches, which nothing reads
-            torch._foreach_copy_(averaged, current)
-            return
-        kept = ((1 + n_before) / (10 + n_before)).clamp(max=decay)
-        torch._foreach_mul_(averaged, kept)
-        torch._foreach_add_(averaged, torch._foreach_mul(current, 1 - kept))
-
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-
-
-def evaluate(model: FrameModel, crops: CropSet) -> tuple[dict[str, float], Calibration]:
+def evaluate(model: FrameModel, crops: CropSet) -> Evaluation:
     """Scores after calibration (raw_log_loss: the balanced one before it), and the calibration."""
     training = model.training
     logits = score_crops(model.eval(), crops.images)
@@ -367,10 +253,3 @@ def make_batch(
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     targets = torch.cat([torch.zeros_like(share), share])
     return pixels, targets * (1 - settings.label_smoothing) + settings.label_smoothing / 2
-
-
-def learning_rate(done: float) -> float:
-    """The share of its peak after so great a part (0 to 1) of all steps: a rise, then a cosine down to zero."""
-    if done < WARMUP:
-        return done / WARMUP
-    return 0.5 * (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP)))

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from dfdc.audio import HOP
 from dfdc.model import VoiceModel
 from dfdc.training.channel import Channel
+from dfdc.training.course import Evaluation, pass_epochs, set_out
 from dfdc.training.dataset import DataError
-from dfdc.training.loop import set_out
 from dfdc.training.metrics import measure, measure_calibrated
-from dfdc.training.runlog import report_epoch
-from dfdc.training.state import digest, load_state, save_state
+from dfdc.training.state import digest
 from dfdc.training.takes import Take
 from dfdc.voice import cut_windows, is_speech, see_window
 from dfdc.weights import DIGEST_DIGITS, Calibration, sigmoid
@@ -39,7 +37,7 @@ class VoiceSettings:
         epochs: of `steps` batches each.
         steps: of an epoch.
         batch_size: windows a step, half of them real.
-        learning_rate: peak; see `dfdc.training.loop.learning_rate`.
+        learning_rate: peak; see `dfdc.training.course.learning_rate`.
         ema_decay: per step, of the averaged weights that are evaluated and shipped.
         music: share of the reals that are music instead, which is nobody's voice, made or not.
         seed: of everything.
@@ -86,13 +84,13 @@ def train_voice(
         training: takes of speech.
         music: takes of music, maybe none.
         trials: see `make_trials`.
-        folder: gets state.pt, log.csv, curves.png and TensorBoard's events.
+        folder: see `pass_epochs`.
         settings: how.
         start: digest of the weights file that the model starts from; None from scratch.
         progress: draw progress bars.
 
     Returns:
-        The averaged model in evaluation mode, its validation scores, and the calibration fitted there.
+        See `pass_epochs`.
 
     Raises:
         ValueError: the folder holds the state of a run with other settings, takes or weights to start from.
@@ -111,22 +109,25 @@ def train_voice(
         rate=settings.learning_rate,
         ema_decay=settings.ema_decay,
     )
-    measured = None
-    for epoch in range(load_state(folder / "state.pt", course.stateful, made_from), settings.epochs):
+
+    def train_epoch(epoch: int) -> list[Tensor]:
         generator = np.random.default_rng((settings.seed, epoch))
         torch.manual_seed(settings.seed * 1000 + epoch)
-        started, losses = time.monotonic(), []
+        losses = []
         for _ in tqdm(range(settings.steps), desc=f"epoch {epoch + 1}/{settings.epochs}", disable=not progress):
             windows, labels = make_batch(training, music, model.spec.input_size, settings, generator)
             losses.append(course.step(model, torch.from_numpy(windows), torch.from_numpy(labels)))
-        row = {"epoch": epoch + 1, "train_loss": float(torch.stack(losses).mean())}
-        seconds, measured = time.monotonic() - started, evaluate(course.average.module, trials)
-        row |= {"seconds": seconds, **measured[0]}
-        report_epoch(folder, row, progress=progress)
-        save_state(folder / "state.pt", course.stateful, made_from, epoch + 1)
-    final = copy.deepcopy(course.average.module).eval()
-    scores, calibration = measured or evaluate(final, trials)
-    return final, scores, calibration
+        return losses
+
+    return pass_epochs(
+        course,
+        folder,
+        made_from,
+        settings.epochs,
+        train_epoch=train_epoch,
+        evaluate=lambda averaged: evaluate(averaged, trials),
+        progress=progress,
+    )
 
 
 def make_batch(
@@ -200,7 +201,7 @@ def score_trials(model: VoiceModel, trials: list[Trial]) -> np.ndarray:
     return np.array([part.mean() for part in np.split(logits, ends[:-1])])
 
 
-def evaluate(model: VoiceModel, trials: list[Trial]) -> tuple[dict[str, float], Calibration]:
+def evaluate(model: VoiceModel, trials: list[Trial]) -> Evaluation:
     """Scores after calibration, with the AUC of each vocoder's trials, and the calibration."""
     logits = score_trials(model, trials)
     labels = np.array([trial.label for trial in trials])
