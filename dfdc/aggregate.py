@@ -31,10 +31,13 @@ def clip_probability(tracks: list[np.ndarray], *, low: float, high: float) -> fl
     """
     if not tracks:
         return PRIOR
-    prior = 1 - (1 - PRIOR) ** (1 / len(tracks))
-    shift = logit(prior) - logit(PRIOR)
-    fake = sigmoid(np.array([np.mean(logits) for logits in tracks]) + shift)
+    fake = sigmoid(np.array([np.mean(logits) for logits in tracks]) + prior_shift(len(tracks)))
     return float(np.clip(1 - np.prod(1 - fake), low, high))
+
+
+def prior_shift(n_parts: int) -> float:
+    """By how much the logit of one of so many parts is moved, so that the prior of any being fake stays `PRIOR`."""
+    return logit(1 - (1 - PRIOR) ** (1 / n_parts)) - logit(PRIOR)
 
 
 def voice_probability(score: float) -> float:

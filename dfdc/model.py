@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -294,11 +293,14 @@ def save_model(model: FrameModel | VoiceModel, folder: Path, *, name: str, spec:
         key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
         for key, value in model.state_dict().items()
     }
-    draft = folder / f".{name}.{os.getpid()}.tmp"
-    save_file(tensors, draft, metadata={"spec": (spec or model.spec).to_json()})
-    draft.chmod(0o644)  # safetensors keeps it from other users
-    path = folder / f"{name}-{file_digest(draft)[:DIGEST_DIGITS]}.safetensors"
-    draft.replace(path)
+    draft = folder / f".{name}.tmp"
+    try:
+        save_file(tensors, draft, metadata={"spec": (spec or model.spec).to_json()})
+        draft.chmod(0o644)  # safetensors keeps it from other users
+        path = folder / f"{name}-{file_digest(draft)[:DIGEST_DIGITS]}.safetensors"
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
     return path
 
 

@@ -199,7 +199,9 @@ class _Pool:
         Where workers die while they load, for want of memory perhaps, the run goes on with one fewer.
         """
         if self.held and not self.on_cpu and len(self.plan.unscored()) == len(self.held):
-            self._leave_cuda({min(self.places)}, f"CUDA failed {len(self.held)} clips; a worker on the CPU takes them")
+            # Where nobody works, best: a worker that has a clip would have to end it first.
+            place = min(self.places - {worker.place for worker in self.workers} or self.places)
+            self._leave_cuda({place}, f"CUDA failed {len(self.held)} clips; a worker on the CPU takes them")
         for worker in [w for w in self.workers if w.device == "cuda" and w.name is None and w.place in self.on_cpu]:
             self._remove(worker)
         if self.failed_starts >= MAX_FAILED_STARTS and self.workers:

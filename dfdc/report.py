@@ -105,9 +105,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("report.png"), help="picture to write (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
-        print(draw_report(read_predictions(args.details), args.clips, args.out))
+        predictions = read_predictions(args.details)
     except (OSError, KeyError, ValueError) as error:
         print(f"report: {args.details}: {error!r}; name the predictions.csv that kernel.py wrote", file=sys.stderr)
+        return 1
+    try:
+        print(draw_report(predictions, args.clips, args.out))
+    except (OSError, ValueError) as error:  # matplotlib's, where it knows no such kind of picture
+        print(f"report: --out {args.out}: cannot be written ({error}); name a PNG in a folder", file=sys.stderr)
         return 1
     return 0
 

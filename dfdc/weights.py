@@ -256,6 +256,8 @@ def find_one(path: Path, what: str) -> WeightsFile:
     Raises:
         WeightsError: none there, or a file that does not check.
     """
+    if not path.exists():
+        raise WeightsError(f"{path}: no such weights file or folder; name one with --weights")
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     fitting = that_see(what, map(open_weights, files))
     if not fitting:

@@ -210,7 +210,7 @@ def test_one_odd_clip_ends_nothing_and_is_tried_again(
 
 def test_crops_cut_otherwise_are_not_mixed(pair, tmp_path: Path) -> None:
     shutil.copytree(pair[0].parent, tmp_path / "copy")
-    with pytest.raises(DataError, match="cut with other settings; use them, --overwrite, or another folder"):
+    with pytest.raises(DataError, match="cut with other settings; use the same, delete the folder, or name another"):
         cut(tmp_path / "copy/clips", tmp_path / "copy/out", CutSettings(n_frames=4, geometry=SETTINGS.geometry))
 
 

@@ -156,10 +156,14 @@ def test_table_goes_on_where_it_was_stopped(folder, monkeypatch, capsys):
     monkeypatch.setattr(separate_fakes, "FaceDetector", lambda device: OneFace())
     out = folder / "changes.csv"
     separate_fakes.separate_fakes([folder], out, n_frames=4, progress=False)
-    text = out.read_text().replace("picture.mp4,original.mp4,,yes", "picture.mp4,original.mp4,,kept")
+    text = out.read_text().replace("picture.mp4,original.mp4,,4,yes", "picture.mp4,original.mp4,,4,kept")
+    assert "kept" in text
     out.write_text(text)
     separate_fakes.separate_fakes([folder], out, n_frames=4, progress=False)
     assert out.read_text() == text
+    # Rows of fewer frames are no answer to the question for more.
+    separate_fakes.separate_fakes([folder], out, n_frames=5, progress=False)
+    assert "picture.mp4,original.mp4,,5,yes" in out.read_text() and ",,4," not in out.read_text()
 
 
 def test_fakes_of_one_name_are_refused(folder, tmp_path, capsys):

@@ -131,9 +131,10 @@ def test_real_and_made_windows_differ_by_the_voice_alone() -> None:
     np.testing.assert_array_equal(windows[:4], windows[4:])
 
 
-def test_takes_without_speech_are_refused() -> None:
+def test_takes_without_speech_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfdc.training.voice.MAX_SILENT", 20)
     silent = [Take("hum", "ann", np.zeros(10 * RATE, np.float32), {"world": np.zeros(10 * RATE, np.float32)})]
-    with pytest.raises(DataError, match="windows of the 1 training takes in a row held no speech; look whether"):
+    with pytest.raises(DataError, match="20 windows of the 1 training takes in a row held no speech; look whether"):
         make_batch(silent, [], 32, VoiceSettings(batch_size=2), np.random.default_rng(0))
 
 
@@ -214,6 +215,26 @@ def test_scores_are_stated_per_vocoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_trials_are_each_takes_real_voice_and_its_twins() -> None:
     assert [trial.label for trial in make_trials(takes(range(2)), 64)] == [0, 1, 0, 1]
+
+
+def test_validation_without_speech_is_refused_before_training() -> None:
+    silent = np.zeros(10 * RATE, np.float32)
+    with pytest.raises(DataError, match="the 1 validation takes by lpc hold no real speech; look whether"):
+        make_trials([Take("hum", "ann", silent, {"lpc": silent})], 64)
+    spoken = make_speech(10.0, seed=0)
+    with pytest.raises(DataError, match="the 1 validation takes by lpc hold no made speech; look whether"):
+        make_trials([Take("ann", "ann", spoken, {"lpc": silent})], 64)
+
+
+def test_take_is_the_same_whatever_was_made_before(speech: Path, tmp_path: Path, without_world: None) -> None:
+    whole = make_takes(speech, tmp_path / "whole", split="val", progress=False)[0]
+    first, *others = (tmp_path / "whole").iterdir()
+    for kept in others:
+        kept.unlink()
+    again = make_takes(speech, tmp_path / "whole", split="val", progress=False)[0]
+    assert first.exists() and len(others) == len(VOCODERS) - 1
+    for name, samples in whole.made.items():
+        np.testing.assert_array_equal(again.made[name], samples)
 
 
 def test_training_takes_are_made_by_the_vocoders_that_are_named(speech: Path, tmp_path: Path) -> None:

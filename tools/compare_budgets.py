@@ -6,7 +6,6 @@ python tools/compare_budgets.py clips --json budgets.json --picture budgets.png 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from dfdc.submission import details_path, read_predictions
 from dfdc.training.charts import draw_budgets
 from dfdc.training.clips import LabelledClip, read_present
 from dfdc.training.dataset import DataError
-from dfdc.training.draft import drafted
+from dfdc.training.draft import write_json
 from dfdc.training.flags import positive
 from dfdc.training.metrics import measure
 
@@ -122,8 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         budgets = compare_budgets(args.videos, frames=args.frames, options=("--device", args.device))
         print(format_table(budgets))
         if args.json:
-            with drafted(args.json) as draft:
-                draft.write_text(json.dumps([asdict(budget) for budget in budgets], indent=1) + "\n")
+            write_json(args.json, [asdict(budget) for budget in budgets])
         if args.picture:
             draw_budgets(args.picture, [asdict(budget) for budget in budgets])
     except (DataError, OSError) as error:

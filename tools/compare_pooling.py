@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -30,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.predict import Predictor
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.tracks import Track
-from dfdc.training.charts import FAKE, GREY, REAL
+from dfdc.training.charts import FAKE, GREY, REAL, plain, save
 from dfdc.training.clips import LabelledClip, read_present
 from dfdc.training.dataset import DataError
-from dfdc.training.draft import drafted
+from dfdc.training.draft import drafted, write_json
 from dfdc.training.flags import natural, positive
 from dfdc.training.pooling import (
     EDGES,
@@ -220,8 +219,7 @@ def draw_comparison(path: Path, rules: dict[str, dict], clips: Sequence[ScoredCl
         axes.tick_params(labelleft=column == 0)
     _draw_frames(figure.add_subplot(grid[1, :]), clips)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with drafted(path) as draft:
-        FigureCanvasAgg(figure).print_png(str(draft))
+    save(figure, path)
 
 
 def _draw_intervals(axes: Axes, rules: dict[str, dict], key: str) -> None:
@@ -232,7 +230,8 @@ def _draw_intervals(axes: Axes, rules: dict[str, dict], key: str) -> None:
         axes.errorbar(score["value"], row, xerr=reach, color=colour, marker="o", ms=5, lw=1.6, capsize=3)
     axes.axvline({"difference": 0, "auc": 0.5}.get(key, np.log(2)), color=GREY, lw=1, ls=":")
     axes.set(yticks=range(len(rules)), yticklabels=list(rules), ylim=(len(rules) - 0.5, -0.5))
-    _plain(axes)
+    plain(axes)
+    axes.grid(visible=False, axis="y")
 
 
 def _draw_frames(axes: Axes, clips: Sequence[ScoredClip]) -> None:
@@ -251,13 +250,8 @@ def _draw_frames(axes: Axes, clips: Sequence[ScoredClip]) -> None:
     for tick, clip in zip(axes.get_yticklabels(), ordered, strict=True):
         tick.set_color(FAKE if clip.label else REAL)
     axes.set_title("what is pooled: frames (dots) and their mean (bar); blue are reals, orange fakes", fontsize=10)
-    _plain(axes)
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", color="#e4e4e4", lw=0.6)
-    axes.set_axisbelow(True)
+    plain(axes)
+    axes.grid(visible=False, axis="y")
 
 
 def compare_pooling(
@@ -313,8 +307,7 @@ def compare_pooling(
             "learned": {"edges": EDGES, "weights": learned.weights, "bias": learned.bias},
         }
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        with drafted(json_path) as draft:
-            draft.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json(json_path, found)
     if picture is not None:
         draw_comparison(picture, rules, clips)
     return rules

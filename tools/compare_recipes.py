@@ -1,6 +1,6 @@
 """Train with the whole recipe and with each of its parts left out, and compare them on validation.
 
-python tools/compare_recipes.py --crops crops/crops.csv --init imagenet.safetensors --run runs/recipes
+python tools/compare_recipes.py --crops crops/crops.csv --init init.safetensors --run runs/recipes
 
 Every run starts at the same weights and sees the same pairs. A run that is done is not done again; one that was killed
 goes on from its last epoch. The table belongs into docs/experiments.md: what pays stays, what does not goes.
@@ -9,7 +9,6 @@ goes on from its last epoch. The table belongs into docs/experiments.md: what pa
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.crop import CropGeometry
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.dataset import CropSet, DataError, find_sources, load_crops, load_rows, read_split
-from dfdc.training.draft import drafted
-from dfdc.training.flags import natural, positive
+from dfdc.training.draft import write_json
+from dfdc.training.flags import COMPILE_HELP, natural, positive
 from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.training.metrics import draw_sources, interval, measure
 from dfdc.training.parallel import Rank
@@ -190,10 +189,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--ema-decay", type=float, default=TrainSettings.ema_decay, help=ema_help)
     add("--limit", type=positive, help="use only so many training crops (default: all)")
     add("--only", nargs="+", choices=CHANGES, default=tuple(CHANGES), metavar="NAME", help=only)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", choices=("cpu", "cuda"), default=device, help="where to train (default: CUDA if there)")
-    compile_help = "the nets, for faster steps on CUDA: takes a minute or more first, and a C compiler"
-    add("--compile", action="store_true", help=compile_help)
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: CUDA if there)")
+    add("--compile", action="store_true", help=COMPILE_HELP)
     add("--seed", type=natural, default=0, help="of everything random (default: %(default)s)")
     add("--json", type=Path, help="write the scores there, too")
     args = parser.parse_args(argv)
@@ -228,8 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     print(format_table(outcomes))
     if args.json:
         rows = [{"name": o.name, **o.scores, "difference_low": o.low, "difference_high": o.high} for o in outcomes]
-        with drafted(args.json) as draft:
-            draft.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(args.json, rows)
     return 0
 
 

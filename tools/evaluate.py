@@ -7,7 +7,6 @@ python tools/evaluate.py --videos dfdc_train_part_35 --json scores.json --pictur
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.charts import Curve, Tile, draw_contact_sheet, draw_histogram, draw_reliability, draw_roc
 from dfdc.training.clips import read_present
 from dfdc.training.dataset import DataError, find_sources, load_rows, read_split
-from dfdc.training.draft import drafted
+from dfdc.training.draft import write_json
 from dfdc.training.flags import natural, positive
 from dfdc.training.metrics import measure_intervals
 from dfdc.video import VideoError, read_frames
@@ -243,8 +242,7 @@ def evaluate(
     scores = report_scores(scored, samples=samples, seed=seed)
     print(format_table(scores))
     if json_path is not None:
-        with drafted(json_path) as draft:
-            draft.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+        write_json(json_path, scores)
     if pictures is not None:
         draw_pictures(scored, scores, pictures)
     return scores

@@ -226,12 +226,17 @@ def _asked() -> dict[str, object]:
 
 def open_fakes(sources: list[Path], out: Path, settings: CutSettings) -> TableFakes | ClipFakes:
     """The fakes of a crop table, or those among clips and folders of clips; see `TableFakes` and `ClipFakes`."""
-    tables = [source for source in sources if source.suffix.lower() == ".csv"]
+    tables = find_tables(sources)
     if not tables:
         return ClipFakes(sources, out, settings)
     if len(sources) > 1:
         raise DataError(f"{tables[0]}: a crop table is labelled alone; name it, or clips")
     return TableFakes(tables[0])
+
+
+def find_tables(sources: list[Path]) -> list[Path]:
+    """The crop tables among what is to be labelled."""
+    return [source for source in sources if source.suffix.lower() == ".csv"]
 
 
 def serve(desk: Desk, *, port: int = PORT, show: bool = True) -> None:
@@ -280,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     given = {name: getattr(args, name) for name in ("crops", "frames", "size") if getattr(args, name) is not None}
-    if given and any(source.suffix.lower() == ".csv" for source in args.clips):
+    if given and find_tables(args.clips):
         parser.error(f"--{next(iter(given))}: says how clips are cut; those of a crop table are, so leave it out")
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for every picture
     try:

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.bundle import MANIFEST, WHEELS, Entry, Manifest, describe_file, version_in
 from dfdc.rules import COMPETITION, MAX_BUNDLE_BYTES
+from dfdc.training.commit import read_commit
 from dfdc.weights import FURTHER, OPTIONAL
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,7 +110,7 @@ def make_bundle(
         shutil.copyfile(wheel, dataset / WHEELS / wheel.name)
         copy_licences(wheel, dataset / "licences")
     (dataset / "README.md").write_text(_describe_dataset(wheels), encoding="utf-8")
-    manifest = make_manifest(dataset, root / "requirements.txt", commit or find_commit(root))
+    manifest = make_manifest(dataset, root / "requirements.txt", commit or read_commit(root) or "unknown")
     (dataset / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     _write_json(dataset / "dataset-metadata.json", dataset_metadata(names))
     _write_json(kernel / "kernel-metadata.json", kernel_metadata(names, gpu=gpu))
@@ -169,12 +170,15 @@ def make_manifest(dataset: Path, requirements: Path, commit: str) -> Manifest:
     files: dict[str, Entry] = {}
     for path in sorted(path for path in dataset.rglob("*") if path.is_file()):
         files[path.relative_to(dataset).as_posix()] = describe_file(path)
-    try:
-        image, packages = ({name: ranges[name] for name in group} for group in (IMAGE, BUNDLED))
-        for allowed in (*image.values(), *packages.values()):
-            version_in("1", allowed)
-    except (KeyError, AttributeError) as error:
-        raise BundleFault(f"{requirements}: {error}; a line per package with >=, <= , ==, < or > is needed") from error
+    for name in (*IMAGE, *BUNDLED):
+        try:
+            version_in("1", ranges[name])
+        except (KeyError, AttributeError) as error:
+            line = f"{name}{ranges[name]}" if name in ranges else f"no line for {name}"
+            raise BundleFault(
+                f"{requirements}: {line}; a line per package with >=, <=, ==, < or > is needed"
+            ) from error
+    image, packages = ({name: ranges[name] for name in group} for group in (IMAGE, BUNDLED))
     return Manifest(commit, files, image, packages)
 
 
@@ -183,15 +187,6 @@ def read_ranges(requirements: Path) -> dict[str, str]:
     lines = (line.partition("#")[0].strip() for line in requirements.read_text(encoding="utf-8").splitlines())
     parsed = [Requirement(line) for line in lines if line]
     return {each.name: ",".join(sorted(map(str, each.specifier))) for each in parsed}
-
-
-def find_commit(root: Path) -> str:
-    """The commit of a folder, with -dirty where files differ from it; "unknown" without git."""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def dataset_metadata(names: Names) -> dict[str, object]:
@@ -293,7 +288,8 @@ def _describe_dataset(wheels: list[Path]) -> str:
     return f"""# Inputs of a DeepFake Detection Challenge kernel
 
 - dfdc/: the package; kernel.py: what runs it
-- weights/: the model, with a README of what it was trained on; in optional/, those that are off by default
+- weights/: the model, with a README of what it was trained on; in further/, what answers beside it given a GPU or
+  time; in optional/, those that are off by default
 - {WHEELS}/: packages that Kaggle's image lacks; the kernel unpacks those it needs
 - LICENSE: of the package and its weights; licences/: of the wheels, each in a folder of its own
 - {MANIFEST}: every file with its size and SHA-256; the kernel checks it at its start

@@ -37,7 +37,7 @@ from dfdc.training.separate import Change, separate
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("video", "original", "manipulation", *(field.name for field in fields(Change)))
+COLUMNS = ("video", "original", "manipulation", "frames", *(field.name for field in fields(Change)))
 
 Row = tuple[str, ...]
 
@@ -76,7 +76,7 @@ def separate_fakes(
     group_families(replace(clip, original="") for clip, _ in pairs)  # refuses two of one name
     if not pairs:
         raise DataError(f"{', '.join(map(str, folders))}: no fake lies there together with its original")
-    done = {} if overwrite else _read_done(out)
+    done = {} if overwrite else _read_done(out, n_frames)
     todo = [pair for pair in pairs if pair[0].name not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -104,14 +104,16 @@ def find_pairs(folder: Path) -> list[tuple[LabelledClip, Path]]:
     return [(clip, original) for clip, original in pairs if clip.path.is_file() and original.is_file()]
 
 
-def _read_done(out: Path) -> dict[str, Row]:
+def _read_done(out: Path, n_frames: int) -> dict[str, Row]:
+    """The rows of an earlier run that compared as many frames."""
     if not out.exists():
         return {}
     with open(out, newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = [tuple(row) for row in csv.reader(file)]
     if not rows or rows[0] != COLUMNS:
         raise DataError(f"{out}: has other columns than this tool writes; name another file or --overwrite")
-    return {row[0]: row for row in rows[1:] if len(row) == len(COLUMNS)}
+    place = COLUMNS.index("frames")
+    return {row[0]: row for row in rows[1:] if len(row) == len(COLUMNS) and row[place] == str(n_frames)}
 
 
 def _compare_all(pairs: list[tuple[LabelledClip, Path]], n_frames: int, n_workers: int, device: str) -> Iterator[Row]:
@@ -147,7 +149,7 @@ def compare_pair(clip: LabelledClip, original: Path, n_frames: int) -> Row:
     except Exception as error:  # one odd clip must not end a run of days
         log.exception("%s: failed", clip.path)
         change = Change(note=f"{type(error).__name__}: {error}")
-    return clip.name, original.name, clip.manipulation, *map(_text, astuple(change))
+    return clip.name, original.name, clip.manipulation, str(n_frames), *map(_text, astuple(change))
 
 
 def _text(value: object) -> str:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -25,7 +24,7 @@ from dfdc.detect import FaceDetector
 from dfdc.model import FrameModel, load_model, see_change
 from dfdc.motion import N_PAIRS, cut_track
 from dfdc.tracks import find_tracks
-from dfdc.training.charts import FAKE, GREY, REAL
+from dfdc.training.charts import FAKE, GREY, REAL, save
 from dfdc.training.dataset import DataError
 from dfdc.training.flags import natural, positive
 from dfdc.training.flicker import flicker
@@ -104,7 +103,6 @@ def _score(name: str, pairs: torch.Tensor, model: FrameModel) -> Row:
 def _draw(rows: Sequence[Row], out: Path, size: int) -> None:
     columns = max(len(row.pairs) for row in rows)
     figure = Figure(figsize=(1.5 * columns, 3.45 * len(rows)), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
     parts = np.atleast_1d(figure.subfigures(len(rows), 1))
     for part, row in zip(parts, rows, strict=True):
         part.suptitle(f"{row.name}: {row.probabilities.mean():.0%} on average", fontsize=10, x=0.01, ha="left")
@@ -121,7 +119,7 @@ def _draw(rows: Sequence[Row], out: Path, size: int) -> None:
             colour = FAKE if probability > 0.6 else REAL if probability < 0.4 else GREY
             grid[0, index].set_title(f"{probability:.0%} fake", fontsize=9, color=colour, pad=2)
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+    save(figure, out)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -21,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.aggregate import voice_probability
 from dfdc.audio import HOP, QUIETEST_DB, RATE, log_mel, read_sound
 from dfdc.runtime import run_logits
-from dfdc.training.charts import FAKE, GREY, REAL
+from dfdc.training.charts import FAKE, GREY, REAL, save
 from dfdc.training.dataset import DataError
 from dfdc.training.vocoders import VOCODERS
 from dfdc.video import VideoError
@@ -95,7 +94,6 @@ def _hear(name: str, samples: np.ndarray, listener: Listener) -> Row:
 
 def _draw(rows: Sequence[Row], out: Path, window_s: float) -> None:
     figure = Figure(figsize=(10, 2.3 * len(rows)), layout="constrained", dpi=100)
-    FigureCanvasAgg(figure)
     for axes, row in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
         spectrum = log_mel(row.samples)
         seconds = spectrum.shape[1] * HOP / RATE
@@ -111,7 +109,7 @@ def _draw(rows: Sequence[Row], out: Path, window_s: float) -> None:
         axes.set_ylim(0, 1)
     axes.set_xlabel("seconds; grey: loudness from 40 Hz to 7.6 kHz; bars: each window, if half of all voices were made")
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+    save(figure, out)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from dfdc.model import FrameModel
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.course import set_out
 from dfdc.training.dataset import CropSet
-from dfdc.training.flags import positive
+from dfdc.training.flags import COMPILE_HELP, positive
 from dfdc.training.loop import TrainSettings, compile_training, make_batch
 from dfdc.weights import ARCHITECTURES, ModelSpec
 
@@ -129,13 +129,13 @@ def _finish(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _waiting_share(step: Callable[[], None], n_steps: int = 10) -> float:
+def _waiting_share(step: Callable[[], None]) -> float:
     """The share of the time in which nothing ran on the device, as torch's profiler saw it."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=activities) as profile:
         started = time.perf_counter()
-        for _ in range(n_steps):
+        for _ in range(10):
             step()
         torch.cuda.synchronize()
         wall_s = time.perf_counter() - started
@@ -155,9 +155,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--input-size", type=int, default=224, help="side in pixels that it sees (default: %(default)s)")
     add("--batch-size", type=positive, default=256, help="crops a step (default: %(default)s)")
     add("--steps", type=positive, default=50, help="that are timed (default: %(default)s)")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", choices=("cpu", "cuda"), default=device, help="where to train (default: CUDA if there)")
-    add("--compile", action="store_true", help="the net, as tools/train.py --compile does")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: CUDA if there)")
+    add("--compile", action="store_true", help=COMPILE_HELP)
     args = parser.parse_args(argv)
     try:
         speed = time_training(

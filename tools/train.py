@@ -1,6 +1,6 @@
 """Train a frame model on face crops and write it as weights that the kernel loads.
 
-python tools/train.py --crops crops/crops.csv --init imagenet.safetensors --run runs/lite0
+python tools/train.py --crops crops/crops.csv --init init.safetensors --run runs/lite0
 torchrun --nproc-per-node 2 -- tools/train.py --crops crops/crops.csv ...             # on several GPUs
 python tools/train.py --crops crops/crops.csv ... --frame-labels frame_labels.csv     # from tools/label_frames.py
 """
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.crop import CropGeometry
 from dfdc.runtime import DeviceError
 from dfdc.training.dataset import DataError, find_lonely, load_crops, load_rows, read_split
-from dfdc.training.flags import natural, positive
+from dfdc.training.flags import COMPILE_HELP, natural, positive
 from dfdc.training.labels import describe_counts, read_labels, weigh_crops
 from dfdc.training.loop import TrainSettings, train
 from dfdc.training.parallel import Rank, join_ranks
@@ -70,18 +70,19 @@ def train_weights(
     run.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    model, start = start_model(ModelSpec(architecture, input_size), init=init, imagenet=imagenet)
+    model, start = start_model(ModelSpec(architecture, input_size), init=init, imagenet=imagenet, progress=progress)
     rows = read_split(*crops, split="train", limit=limit)
     weights = None
     if frame_labels is not None:
         weights, counts = weigh_crops(rows, read_labels(frame_labels), labelled_only=labelled_only)
-        print(f"{frame_labels}: {describe_counts(counts)}")
+        if progress:
+            print(f"{frame_labels}: {describe_counts(counts)}")
     training = replace(load_rows(rows, progress=progress), weights=weights)
     validation = load_crops(*crops, split="val", limit=limit, progress=progress)
     model.spec = replace(model.spec, crop=CropGeometry(size=training.images.shape[-1]))
     if progress and (alone := find_lonely(training)):
         print(f"{len(alone)} of {int(training.labels.sum())} fake crops lack their original's, {alone[0]}'s for one")
-    if init is not None and (n_crops := revive_if_folded(model, training.images)):
+    if init is not None and (n_crops := revive_if_folded(model, training.images)) and progress:
         print(f"batch norms revived on {n_crops} crops")
     trained = train(model, training, validation, run, settings, start=start, rank=rank, progress=progress)
     if trained is None:
@@ -112,8 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--init", type=Path, help="safetensors file to start from (default: from scratch)")
     start.add_argument("--imagenet", action="store_true", help="fetch ImageNet weights over the network to start from")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", choices=("cpu", "cuda"), default=device, help="where to train (default: CUDA if there)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: CUDA if there)")
     add("--limit", type=positive, help="use only so many crops of each table and split (default: all)")
     add("--epochs", type=positive, default=defaults.epochs, help="passes over the real crops (default: %(default)s)")
     size_help = "crops a step, half of them real (default: %(default)s)"
@@ -125,8 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--mixup", type=float, default=defaults.mixup, help=mixup_help)
     blend_help = "probability of a made fake (default: %(default)s)"
     add("--self-blend", type=float, default=defaults.self_blend, help=blend_help)
-    compile_help = "the net, for faster steps on CUDA: takes a minute or more first, and a C compiler"
-    add("--compile", action="store_true", help=compile_help)
+    add("--compile", action="store_true", help=COMPILE_HELP)
     add("--seed", type=natural, default=defaults.seed, help="of everything random (default: %(default)s)")
     add("--frame-labels", type=Path, metavar="FILE", help="labels of frames: not visible is left out")
     add("--labelled-only", action="store_true", help="of the fakes, train on visible frames alone")

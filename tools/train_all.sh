@@ -10,8 +10,8 @@
 #
 # Of the long runs: NETS="efficientnet-lite0 efficientnet-b0"; SEED=1, 2 for the second net and so on; EPOCHS=40; SIZE=224;
 # MORE for other flags of tools/train.py. Of the runs with and without each part, by the first net: PART_INIT, best a file
-# that has seen no face yet (INIT); PART_EPOCHS=8, PART_SIZE=128. PARTS, LIMIT and BATCH make all of it small, for a
-# rehearsal.
+# that has seen no face yet (INIT); PART_EPOCHS=8, PART_SIZE=128. PARTS ("no colour;no noise") takes some of them.
+# LIMIT and BATCH make all of it small, for a rehearsal.
 set -euo pipefail
 crops=$1 init=$2 out=$3
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -19,6 +19,7 @@ python=${PYTHON:-$root/.venv/bin/python}
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 train=("$python" "$root/tools/train.py")
 if ((gpus > 1)); then train=("$python" -m torch.distributed.run --nproc-per-node "$gpus" -- "$root/tools/train.py"); fi
+IFS=";" read -ra parts <<< "${PARTS:-}"
 read -ra nets <<< "${NETS:-efficientnet-lite0 efficientnet-b0}"
 fast=()
 if ((gpus > 0)); then fast=(--compile --batch-size 256 --learning-rate 2e-3 --ema-decay 0.995); fi
@@ -42,5 +43,5 @@ done
 "$python" "$root/tools/evaluate.py" --crops "$crops" --weights "$out/weights" --json "$out/all.json" --pictures "$out/pictures"
 "$python" "$root/tools/compare_recipes.py" --crops "$crops" --init "${PART_INIT:-$init}" --run "$out/parts" \
   --json "$out/parts.json" --architecture "${nets[0]}" --epochs "${PART_EPOCHS:-8}" --input-size "${PART_SIZE:-128}" \
-  ${fast[@]+"${fast[@]}"} ${PARTS:+--only "$PARTS"} ${LIMIT:+--limit "$LIMIT"} ${BATCH:+--batch-size "$BATCH"} \
+  ${fast[@]+"${fast[@]}"} ${PARTS:+--only "${parts[@]}"} ${LIMIT:+--limit "$LIMIT"} ${BATCH:+--batch-size "$BATCH"} \
   | tee "$out/parts.md"

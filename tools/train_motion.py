@@ -28,9 +28,10 @@ from dfdc.motion import N_PAIRS, Motion, cut_track
 from dfdc.predict import Predictor
 from dfdc.tracks import Track
 from dfdc.training.clips import LabelledClip, read_present
+from dfdc.training.commit import read_commit
 from dfdc.training.dataset import DataError
-from dfdc.training.draft import drafted
-from dfdc.training.flags import natural, positive
+from dfdc.training.draft import write_json
+from dfdc.training.flags import natural, positive, several
 from dfdc.training.joining import SeenClip, calibrate, choose_weight, measure_motion
 from dfdc.training.motion import (
     Described,
@@ -42,7 +43,7 @@ from dfdc.training.motion import (
     make_twins,
     split_sources,
 )
-from dfdc.training.runlog import read_command, read_commit
+from dfdc.training.runlog import read_command
 from dfdc.video import Frame
 from dfdc.weights import WeightsError, WeightsFile, find_weights, open_weights
 
@@ -141,8 +142,7 @@ def train_motion(
     both = np.concatenate([fitted.found[reals], fitted.made])
     report["flicker_auc"] = float(roc_auc_score(np.repeat([0, 1], [reals.sum(), len(fitted.made)]), both))
     report["command"] = spec.command
-    with drafted(run / "motion.json") as draft:
-        draft.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(run / "motion.json", report)
     calibration = calibrate(found.labels, fitted.found)
     weight = choose_weight(seen, calibration, bounds)
     fit_last_layer(model, found.joined(made))
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", type=Path, help="folder that gets the weights file (default: the run's)")
     add("--weights", type=Path, default=WEIGHTS, help="the nets that see faces (default: weights/)")
     add("--input-size", type=int, default=112, help="side in pixels that the net sees (default: %(default)s)")
-    add("--folds", type=positive, default=3, help="parts that the sources are split into (default: %(default)s)")
+    add("--folds", type=several, default=3, help="parts that the sources are split into (default: %(default)s)")
     add("--frames", type=positive, default=16, help="of a clip, when it is measured (default: %(default)s)")
     add("--pairs", type=positive, default=32, help="of a clip, when it is trained on (default: %(default)s)")
     add("--seed", type=natural, default=0, help="of the made flicker (default: %(default)s)")

@@ -18,15 +18,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dfdc.model import VoiceModel, load_initial
 from dfdc.training.dataset import DataError
 from dfdc.training.flags import natural, positive
 from dfdc.training.runlog import save_trained
-from dfdc.training.start import revive_if_folded
+from dfdc.training.start import revive_if_folded, start_model
 from dfdc.training.takes import make_takes
 from dfdc.training.vocoders import VOCODERS
 from dfdc.training.voice import VoiceSettings, make_batch, make_trials, train_voice
-from dfdc.weights import ModelSpec, WeightsError, file_digest
+from dfdc.weights import ModelSpec, WeightsError
 
 # A window is 1.28 s.
 COLUMNS = 128
@@ -68,12 +67,8 @@ def train_weights(
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
-    model = VoiceModel(ModelSpec(ARCHITECTURE, COLUMNS, sees="sound", mean=(-60.0,), std=(15.0,)))
-    start = None
-    if init is not None:
-        taken, total = load_initial(model, init)
-        start = file_digest(init)
-        print(f"{init.name}: {taken} of {total} tensors taken over")
+    spec = ModelSpec(ARCHITECTURE, COLUMNS, sees="sound", mean=(-60.0,), std=(15.0,))
+    model, start = start_model(spec, init=init, progress=progress)
     vocoders = [name for name in VOCODERS if name != leave_out]
     made = run.parent / "takes"
     kept = [

@@ -57,7 +57,7 @@ def draw_roc(path: Path, curves: Sequence[Curve]) -> None:
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":", label="guessing")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_reliability(path: Path, labels: np.ndarray, probabilities: np.ndarray) -> None:
@@ -82,8 +82,8 @@ def draw_reliability(path: Path, labels: np.ndarray, probabilities: np.ndarray) 
     axes.legend(loc="upper left", fontsize=9, frameon=False)
     counts.bar((used + 0.5) / BINS, sizes, 0.9 / BINS, color=GREY)
     counts.set(xlabel="probability given", ylabel="count")
-    _plain(counts)
-    _save(figure, path)
+    plain(counts)
+    save(figure, path)
 
 
 def draw_histogram(path: Path, labels: np.ndarray, probabilities: np.ndarray) -> None:
@@ -97,7 +97,7 @@ def draw_histogram(path: Path, labels: np.ndarray, probabilities: np.ndarray) ->
     axes.axvline(0.5, color=GREY, lw=1, ls=":")
     axes.set(xlim=(0, 1))
     axes.legend(loc="upper center", fontsize=9, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_training(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
@@ -119,8 +119,8 @@ def draw_training(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     auc.plot(epochs, [row["auc"] for row in rows], color=REAL, marker=".")
     auc.set(xlabel="epoch", ylabel="validation AUC")
     auc.xaxis.get_major_locator().set_params(integer=True)
-    _plain(auc)
-    _save(figure, path)
+    plain(auc)
+    save(figure, path)
 
 
 def draw_budgets(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
@@ -139,8 +139,8 @@ def draw_budgets(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
             axes.annotate(f"{row['n_frames']}", (cost, row[name]), (0, 7), textcoords="offset points", fontsize=8)
     losses.tick_params(labelbottom=False)
     auc.set(xlabel="core-seconds a clip; the numbers are frames", ylabel="AUC")
-    _plain(auc)
-    _save(figure, path)
+    plain(auc)
+    save(figure, path)
 
 
 def draw_contact_sheet(path: Path, tiles: Sequence[Tile], *, title: str) -> None:
@@ -154,7 +154,7 @@ def draw_contact_sheet(path: Path, tiles: Sequence[Tile], *, title: str) -> None
         axes.set_axis_off()
         if place < len(tiles):
             _draw_tile(axes, tiles[place])
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_tile(axes: Axes, tile: Tile) -> None:
@@ -170,16 +170,18 @@ def _start(title: str, x: str, y: str, *, size: tuple[float, float], rows: tuple
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     axes = figure.add_subplot(figure.add_gridspec(len(rows), 1, height_ratios=rows)[0])
     axes.set(title=title, xlabel=x, ylabel=y)
-    _plain(axes)
+    plain(axes)
     return figure, axes
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Axes without a box, on a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e4e4", lw=0.6)
     axes.set_axisbelow(True)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whatever the file is called."""
     with drafted(path) as draft:
         FigureCanvasAgg(figure).print_png(str(draft))

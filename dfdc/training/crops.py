@@ -143,7 +143,7 @@ def prepare_folder(out: Path, settings: CutSettings, *, overwrite: bool = False)
     if not path.exists():
         path.write_text(text, encoding="utf-8")
     elif path.read_text(encoding="utf-8") != text:
-        raise DataError(f"{path}: these crops were cut with other settings; use them, --overwrite, or another folder")
+        raise DataError(f"{path}: cut with other settings; use the same, delete the folder, or name another")
 
 
 def cut_clip(path: Path, detector: FaceDetector, settings: CutSettings) -> CutClip:

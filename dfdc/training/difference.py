@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from dfdc.crop import crop_face
 from dfdc.training.align import walk_pairs
-from dfdc.training.charts import FAKE, GREY, REAL
+from dfdc.training.charts import FAKE, GREY, REAL, plain
 from dfdc.training.compare import SHOWN, Comparison, Person, Shot, difference_levels, frame_rate
 from dfdc.training.draft import drafted
 from dfdc.training.sound import STEP_S
@@ -281,9 +281,7 @@ def _has_label(axes: Axes, label: str) -> bool:
 
 
 def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e4e4e4", lw=0.6)
-    axes.set_axisbelow(True)
+    plain(axes)
     # Beside the title: inside, it would hide what it explains.
     axes.legend(
         loc="lower right",
@@ -322,8 +320,7 @@ def _draw_sound(figure: Figure, comparison: Comparison) -> None:
     axes.fill_between(sound.comparison.times, sound.comparison.likeness, step="mid", color=FAKE, alpha=0.25)
     axes.set(ylim=(0, 1.03), yticks=(0, 0.5, 1), xlabel="seconds")
     axes.set_title(f"Likeness of the waveforms, every {STEP_S} s (gaps: pauses)", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e4e4e4", lw=0.6)
+    plain(axes)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 
+COMPILE_HELP = "the net, for faster steps on CUDA: takes a minute or more first, and a C compiler"
+
 
 def positive(text: str) -> int:
     """A whole number from 1 up."""
     return _whole(text, 1)
+
+
+def several(text: str) -> int:
+    """A whole number from 2 up."""
+    return _whole(text, 2)
 
 
 def natural(text: str) -> int:

@@ -72,17 +72,13 @@ def measure_intervals(
     labels, probabilities = np.asarray(labels, int), np.asarray(probabilities)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
     classes = [_members(np.flatnonzero(labels == k), groups) for k in (0, 1)]
-    drawn = []
+    drawn = [measure(labels, probabilities)]
     for _ in range(samples):
         picks = [members[i] for members in classes for i in generator.integers(len(members), size=len(members))]
         sample = np.concatenate(picks)
         drawn.append(measure(labels[sample], probabilities[sample]))
-    values = measure(labels, probabilities)
-    scores: dict[str, dict[str, float] | int] = {"n": int(values.pop("n"))}
-    for name, value in values.items():
-        low, high = np.quantile([sample_scores[name] for sample_scores in drawn], (0.025, 0.975))
-        scores[name] = {"value": value, "low": float(low), "high": float(high)}
-    return scores
+    scores: dict[str, dict[str, float] | int] = {"n": int(drawn[0]["n"])}
+    return scores | {name: interval(np.array([each[name] for each in drawn])) for name in drawn[0] if name != "n"}
 
 
 def _members(indices: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:

@@ -60,21 +60,22 @@ def join_ranks(device: str) -> Iterator[Rank]:
     """Meet the other ranks, where torchrun started this process; alone otherwise.
 
     Args:
-        device: "cpu" or "cuda", which under torchrun is this rank's own.
+        device: "cpu", "cuda", which under torchrun is this rank's own, or "auto" for CUDA where it serves.
 
     Raises:
         DeviceError: CUDA is wanted and does not serve, or this machine has more ranks than GPUs.
     """
     count, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
-    cuda = choose_device(device, place=local) == "cuda"
+    chosen = choose_device(device, place=local)
     if count == 1:
-        yield Rank(0, 1, torch.device(device))
+        yield Rank(0, 1, torch.device(chosen))
         return
+    cuda = chosen == "cuda"
     if cuda and local >= torch.cuda.device_count():
         raise DeviceError(
             f"rank {local} has none of {torch.cuda.device_count()} GPU(s); start one a GPU: --nproc-per-node"
         )
-    place = torch.device("cuda", local) if cuda else torch.device(device)
+    place = torch.device("cuda", local) if cuda else torch.device("cpu")
     distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         yield Rank(distributed.get_rank(), count, place)

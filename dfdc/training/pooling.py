@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import minimize
 
-from dfdc.aggregate import clip_probability, logit
-from dfdc.prediction import PRIOR
+from dfdc.aggregate import clip_probability, logit, prior_shift
 from dfdc.training.dataset import DataError
 from dfdc.training.metrics import balance, draw_scores, interval
 from dfdc.weights import sigmoid
@@ -91,8 +90,7 @@ def take_any(logits: np.ndarray) -> float:
 
 def take_any_keeping_prior(logits: np.ndarray) -> float:
     """Noisy-or where each of T frames is fake with the prior 1 - (1 - PRIOR)^(1/T), so that the track's stays."""
-    prior = 1 - (1 - PRIOR) ** (1 / len(logits))
-    return _any_logit(np.asarray(logits, float) + logit(prior) - logit(PRIOR))
+    return _any_logit(np.asarray(logits, float) + prior_shift(len(logits)))
 
 
 FIXED_RULES: dict[str, Rule] = {
@@ -197,8 +195,7 @@ def _fit(
         raise ValueError(f"spread is {spread}; allowed are numbers above 0")
     features = np.array([describe(track) for clip in clips for track in clip.tracks])
     owners = np.repeat(np.arange(len(clips)), [len(clip.tracks) for clip in clips])
-    # The kernel's prior of one person among several, as `clip_probability` shifts it.
-    shifts = np.array([logit(1 - (1 - PRIOR) ** (1 / len(clip.tracks))) - logit(PRIOR) for clip in clips])[owners]
+    shifts = np.array([prior_shift(len(clip.tracks)) for clip in clips])[owners]
     importance = balance(labels)
     # The sum of the weights is the scale: it is to spread as far however many they are.
     spreads = spread * np.append(np.full(len(start), SCALE_SPREAD / math.sqrt(len(start))), BIAS_SPREAD)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import shlex
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from dfdc.model import FrameModel, VoiceModel, save_model
 from dfdc.submission import write_csv
 from dfdc.training.charts import draw_training
+from dfdc.training.commit import read_commit
 from dfdc.weights import Calibration
 
 
@@ -112,13 +112,3 @@ def _shorten(word: str) -> str:
     flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
     path = Path(value)
     return flag + equals + (str(Path(*path.parts[-2:])) if path.is_absolute() else value)
-
-
-def read_commit() -> str:
-    """The code's commit, with -dirty where files differ from it; empty without git, or where it is no checkout."""
-    folder = str(Path(__file__).parent)
-    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dfdc.model import FrameModel, VoiceModel, load_initial
+from dfdc.model import FrameModel, VoiceModel, build_model, load_initial
 from dfdc.weights import ModelSpec, WeightsError, file_digest
 
 # Of pixels in 0..255: what the published nets that can be downloaded were trained with.
@@ -51,24 +51,28 @@ def download_imagenet(spec: ModelSpec) -> FrameModel:
     return model
 
 
-def start_model(spec: ModelSpec, *, init: Path | None = None, imagenet: bool = False) -> tuple[FrameModel, str | None]:
-    """The model that training starts from, and what names its start; how much of a file was taken over is printed.
+def start_model(
+    spec: ModelSpec, *, init: Path | None = None, imagenet: bool = False, progress: bool = True
+) -> tuple[FrameModel | VoiceModel, str | None]:
+    """The model that training starts from, and what names its start.
 
     Args:
         spec: of the model.
         init: safetensors file to start from; None for weights of chance.
         imagenet: start from `download_imagenet` instead.
+        progress: print how much of a file was taken over.
 
     Raises:
         WeightsError: the file cannot be used, or there is nothing to download.
     """
     if imagenet:
         return download_imagenet(spec), "imagenet"
-    model = FrameModel(spec)
+    model = build_model(spec)
     if init is None:
         return model, None
     taken, total = load_initial(model, init)
-    print(f"{init.name}: {taken} of {total} tensors taken over")
+    if progress:
+        print(f"{init.name}: {taken} of {total} tensors taken over")
     return model, file_digest(init)
 
 

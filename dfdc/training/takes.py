@@ -92,8 +92,10 @@ def make_takes(
     takes = []
     for row in tqdm(rows.to_dict("records"), desc=f"{kind} of {split}", disable=not progress):
         recording = csv.parent / row["path"]
-        generator = np.random.default_rng(zlib.crc32(row["path"].encode()))
-        drawn = generator.permutation(sorted(vocoders))[:DRAWN] if split == "train" else list(VOCODERS)
+        seed = zlib.crc32(row["path"].encode())
+        drawn = list(VOCODERS)
+        if split == "train":
+            drawn = np.random.default_rng(seed).permutation(sorted(vocoders))[:DRAWN].tolist()
         real = _read(recording)
         # Tables share the folder, and recordings of several speakers may share a name.
         own = zlib.crc32(f"{recording.resolve()} {recording.stat().st_size}".encode("utf-8", "surrogateescape"))
@@ -101,9 +103,11 @@ def make_takes(
         for name in drawn if kind == "speech" else ():
             kept = folder / f"{recording.stem}-{own:08x}-{name}.npy"
             if not kept.exists():
+                # Its own for each file, which is then the same whatever was made before.
+                generator = np.random.default_rng((seed, zlib.crc32(name.encode())))
                 with drafted(kept) as draft:
                     np.save(draft, VOCODERS[name](real, generator).astype(np.float16))
-            made[str(name)] = np.load(kept).astype(np.float32)
+            made[name] = np.load(kept).astype(np.float32)
         takes.append(Take(row["path"], row["speaker"], real, made))
     if not takes and kind == "speech":
         raise DataError(

@@ -33,7 +33,7 @@ def by_world(samples: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         import pyworld
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"the vocoder WORLD needs pyworld ({error}); pip install pyworld 'setuptools<81', or leave it out"
+            f"the vocoder WORLD needs pyworld ({error}); pip install pyworld 'setuptools<81'"
         ) from error
     x = samples.astype(np.float64)
     pitch, times = pyworld.dio(x, RATE)

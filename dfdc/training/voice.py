@@ -176,9 +176,13 @@ def _hear(samples: np.ndarray, start: int, n_columns: int, channel: Channel) -> 
     return see_window(arrived[min(MARGIN, max(len(arrived) - n_columns * HOP, 0)) :], n_columns)
 
 
-def make_trials(takes: list[Take], n_columns: int, *, seed: int = 0) -> list[Trial]:
-    """Each take once real and once made for each of its vocoders, both through the same channel drawn for them."""
-    generator, trials = np.random.default_rng(seed), []
+def make_trials(takes: list[Take], n_columns: int) -> list[Trial]:
+    """Each take once real and once made for each of its vocoders, both through the same channel drawn for them.
+
+    Raises:
+        DataError: no speech is found in a vocoder's takes, real or made.
+    """
+    generator, trials = np.random.default_rng(0), []
     for take in takes:
         for vocoder, made in take.made.items():
             channel = Channel.draw(generator)
@@ -186,6 +190,14 @@ def make_trials(takes: list[Take], n_columns: int, *, seed: int = 0) -> list[Tri
                 windows, _ = cut_windows(channel.carry(samples), n_columns, n_windows=HEARD_WINDOWS)
                 if len(windows):
                     trials.append(Trial(windows, label, vocoder, take.name))
+    heard = {(trial.vocoder, trial.label) for trial in trials}
+    for vocoder in {vocoder: None for take in takes for vocoder in take.made}:
+        for label, kind in ((0, "real"), (1, "made")):
+            if (vocoder, label) not in heard:
+                raise DataError(
+                    f"the {len(takes)} validation takes by {vocoder} hold no {kind} speech; look whether the table's "
+                    "kinds are right and the recordings loud enough"
+                )
     return trials
 
 
