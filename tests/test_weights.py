@@ -169,9 +169,11 @@ def test_one_that_sees_what_is_asked_for_is_found_in_a_file_or_a_folder(model: F
     face = save_model(model, tmp_path, name="a")
     motion = save_model(model, tmp_path, name="b", spec=replace(SPEC, sees="motion"))
     assert [find_one(path, "motion").path for path in (tmp_path, motion)] == [motion, motion]
-    for path, what in ((face, "motion"), (tmp_path, "sound"), (tmp_path / "gone", "face")):
+    for path, what in ((face, "motion"), (tmp_path, "sound")):
         with pytest.raises(WeightsError, match=f"holds no weights that see {what}; train some"):
             find_one(path, what)
+    with pytest.raises(WeightsError, match="gone: no such weights file or folder; name one with --weights"):
+        find_one(tmp_path / "gone", "face")
 
 
 def test_weights_without_a_net_for_faces_are_refused(tmp_path: Path) -> None:
