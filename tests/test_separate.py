@@ -141,7 +141,7 @@ def folder(original, tmp_path):
 
 
 def test_table_has_a_row_for_each_fake_with_its_original(folder, monkeypatch):
-    monkeypatch.setattr(separate_fakes, "FaceDetector", lambda device: OneFace())
+    monkeypatch.setattr("dfdc.training.detectors.FaceDetector", lambda device: OneFace())
     out = folder / "out" / "changes.csv"
     assert separate_fakes.main([str(folder), "--out", str(out), "--frames", "4", "--workers", "1"]) == 0
     with open(out, newline="") as file:
@@ -153,7 +153,7 @@ def test_table_has_a_row_for_each_fake_with_its_original(folder, monkeypatch):
 
 
 def test_table_goes_on_where_it_was_stopped(folder, monkeypatch, capsys):
-    monkeypatch.setattr(separate_fakes, "FaceDetector", lambda device: OneFace())
+    monkeypatch.setattr("dfdc.training.detectors.FaceDetector", lambda device: OneFace())
     out = folder / "changes.csv"
     separate_fakes.separate_fakes([folder], out, n_frames=4, progress=False)
     text = out.read_text().replace("picture.mp4,original.mp4,,4,yes", "picture.mp4,original.mp4,,4,kept")

@@ -10,18 +10,12 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
-import multiprocessing
-import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import astuple, fields, replace
 from pathlib import Path
 
-import cv2
-import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -32,6 +26,7 @@ from dfdc.runtime import DeviceError, choose_device
 from dfdc.submission import write_csv
 from dfdc.training.clips import LabelledClip, group_families, read_metadata
 from dfdc.training.dataset import DataError
+from dfdc.training.detectors import detect_in_parallel
 from dfdc.training.flags import positive
 from dfdc.training.separate import Change, separate
 
@@ -84,7 +79,8 @@ def separate_fakes(
             total=len(pairs), initial=len(pairs) - len(todo), desc="comparing", unit="clip", disable=not progress
         )
         with bar:
-            for row in _compare_all(todo, n_frames, n_workers, choose_device(device)):
+            calls = [(clip, original, n_frames) for clip, original in todo]
+            for row in detect_in_parallel(compare_pair, calls, n_workers=n_workers, device=choose_device(device)):
                 done[row[0]] = row
                 bar.update()
     finally:
@@ -116,36 +112,10 @@ def _read_done(out: Path, n_frames: int) -> dict[str, Row]:
     return {row[0]: row for row in rows[1:] if len(row) == len(COLUMNS) and row[place] == str(n_frames)}
 
 
-def _compare_all(pairs: list[tuple[LabelledClip, Path]], n_frames: int, n_workers: int, device: str) -> Iterator[Row]:
-    if n_workers == 1 or len(pairs) < 2:
-        _start_worker(device)
-        for clip, original in pairs:
-            yield compare_pair(clip, original, n_frames)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(n_workers, context, initializer=_start_worker, initargs=(device,))
-    try:
-        for future in as_completed([pool.submit(compare_pair, clip, original, n_frames) for clip, original in pairs]):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_detectors: list[FaceDetector] = []
-
-
-def _start_worker(device: str) -> None:
-    if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        cv2.setNumThreads(1)
-        torch.set_num_threads(1)
-    _detectors[:] = [FaceDetector(device)]
-
-
-def compare_pair(clip: LabelledClip, original: Path, n_frames: int) -> Row:
+def compare_pair(detector: FaceDetector, clip: LabelledClip, original: Path, n_frames: int) -> Row:
     """One fake's row, whatever its clips are: the one place that catches."""
     try:
-        change = separate(original, clip.path, _detectors[0], n_frames=n_frames)
+        change = separate(original, clip.path, detector, n_frames=n_frames)
     except Exception as error:  # one odd clip must not end a run of days
         log.exception("%s: failed", clip.path)
         change = Change(note=f"{type(error).__name__}: {error}")

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import shutil
-import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.detect import FaceDetector, Faces
 from dfdc.tracks import find_tracks
 from dfdc.training.clips import LabelledClip
 from dfdc.training.dataset import DataError
+from dfdc.training.detectors import detect_in_parallel
 from dfdc.training.pictures import PictureDifference, compare_pictures
 from dfdc.video import VideoError, read_frames, read_frames_at, stream_frames
 
@@ -204,14 +201,14 @@ def cut_fake(path: Path, original: CutClip, settings: CutSettings) -> CutClip:
 
 
 def cut_family(
-    clips: list[LabelledClip], out: Path, detector: FaceDetector, settings: CutSettings, *, done: frozenset[str]
+    detector: FaceDetector, clips: list[LabelledClip], out: Path, settings: CutSettings, done: frozenset[str]
 ) -> list[Report]:
     """Cut an original and its fakes, and write what they give.
 
     Args:
+        detector: finds faces.
         clips: one family, the original first where it is there.
         out: folder that gets a folder for each clip.
-        detector: finds faces.
         settings: how.
         done: names of clips that are not to be written again.
 
@@ -278,44 +275,15 @@ def cut_families(
         families: from `dfdc.training.clips.group_families`.
         out: see `cut_family`.
         settings: how.
-        n_workers: how many families at once; one works in this process.
-        device: "cpu" or "cuda", where faces are looked for.
+        n_workers, device: see `detect_in_parallel`.
         done: names of clips that are not to be written again.
 
     Raises:
         BrokenProcessPool: a worker died.
         OSError: the output cannot be written.
     """
-    if n_workers == 1:
-        detector = FaceDetector(device)
-        for family in families:
-            yield cut_family(family, out, detector, settings, done=done)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(n_workers, context, initializer=_start_worker, initargs=(device,))
-    try:
-        futures = [
-            pool.submit(_cut_in_worker, family, out, settings, done & {clip.name for clip in family})
-            for family in families
-        ]
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_detectors: list[FaceDetector] = []
-
-
-def _start_worker(device: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    _detectors.append(FaceDetector(device))
-
-
-def _cut_in_worker(family: list[LabelledClip], out: Path, settings: CutSettings, done: frozenset[str]) -> list[Report]:
-    return cut_family(family, out, _detectors[0], settings, done=done)
+    calls = [(family, out, settings, done & {clip.name for clip in family}) for family in families]
+    yield from detect_in_parallel(cut_family, calls, n_workers=n_workers, device=device)
 
 
 def read_records(out: Path) -> Iterator[Report]:

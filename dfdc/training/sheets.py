@@ -133,7 +133,7 @@ class ClipFakes:
         if len(done) < len(names):
             self._detector = self._detector or FaceDetector("cpu")
             family = [*originals, fake]
-            reports = cut_family(family, self._out, self._detector, self._settings, done=done)
+            reports = cut_family(self._detector, family, self._out, self._settings, done)
             failed = {report.video: report for report in reports}
         record = find_record(self._out, video) or failed[video]
         if record.status != "ok":
