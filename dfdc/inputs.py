@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 # Names that count as videos where a folder is named; a file that is named itself may be called anything.
 SUFFIXES = frozenset(
@@ -68,9 +71,14 @@ def _clips_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     try:
-        return [entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES]
+        # A Mac puts a file of its own beside each clip on a foreign disk: ._a.mov beside a.mov.
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith("._")]
+        folders = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(f"{path}: cannot be listed ({error.strerror}); check its permissions") from error
+    if folders:
+        log.info("%s: folders in it are not searched (%d, such as %s); name them, too", path, len(folders), folders[0])
+    return [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
 
 
 def _last_part(name: str) -> str:

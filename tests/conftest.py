@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
     monkeypatch.setattr(socket, "create_connection", create_connection)
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """What a program of ours does to the package's log (`dfdc.log.show_log`) ends with its test."""
+    yield
+    package = logging.getLogger("dfdc")
+    package.setLevel(logging.NOTSET)
+    package.handlers.clear()
 
 
 @pytest.fixture(scope="session")

@@ -153,7 +153,22 @@ def test_page_shows_scores_where_there_are_some(comparison, clips, tmp_path):
     scored = replace(comparison, scores=scores)
     text = Tags(write_difference(tmp_path / "d.html", Pair(*clips, scored)).read_text(encoding="utf-8")).text
     assert "12%" in text
-    assert "fake: no face, no opinion" in text
+    assert "–fake: no face, no opinion" in text
+    assert "Below, what the nets say" in text
+    nothing = Scores(0.5, np.full(8, np.nan))
+    scored = replace(comparison, scores=(nothing, nothing))
+    text = Tags(write_difference(tmp_path / "d.html", Pair(*clips, scored)).read_text(encoding="utf-8")).text
+    assert "50%" not in text and "Below, what the nets say" not in text
+
+
+def test_page_of_equal_pictures_says_so(comparison, clips, tmp_path):
+    """Nothing moves in what blinks there."""
+    people = [replace(person, levels=np.zeros_like(person.levels)) for person in comparison.people]
+    equal = replace(comparison, people=people, outside=np.zeros_like(comparison.outside))
+    for shown, is_equal in ((equal, True), (comparison, False)):
+        text = Tags(write_difference(tmp_path / "d.html", Pair(*clips, shown)).read_text(encoding="utf-8")).text
+        assert ("The same picture" in text) == is_equal
+        assert ("what moves in it was made" in text) == (not is_equal)
 
 
 def test_page_without_face_or_sound_says_so(tmp_path):
@@ -197,6 +212,13 @@ def test_other_endings_are_refused(comparison, clips, tmp_path, capsys):
     with pytest.raises(SystemExit):
         compare_videos.main([*map(str, clips), "--out", "d.gif"])
     assert "d.gif" in capsys.readouterr().err
+
+
+def test_clips_are_never_written_over(clips, tmp_path, capsys):
+    before = clips[1].read_bytes()
+    assert compare_videos.main([*map(str, clips), "--no-scores", "--out", str(clips[1])]) == 1
+    assert "is one of the clips, and would be lost; name another file with --out" in capsys.readouterr().err
+    assert clips[1].read_bytes() == before
 
 
 def test_foreign_pair_is_refused_with_its_reason(clips, tmp_path, capsys, monkeypatch):

@@ -41,6 +41,21 @@ def test_a_folder_stands_for_its_clips_in_order_of_name(tmp_path):
     assert job.paths == {"a.WEBM": tmp_path / "a.WEBM", "b.mp4": tmp_path / "b.mp4"}
 
 
+def test_what_a_mac_adds_to_a_folder_is_no_clip(tmp_path):
+    for name in ("a.mov", "._a.mov"):
+        (tmp_path / name).touch()
+    assert collect([tmp_path]).names == ("a.mov",)
+
+
+def test_folders_that_are_not_searched_are_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "a.mp4").touch()
+    for name in ("more", ".hidden"):
+        (tmp_path / name).mkdir()
+    collect([tmp_path])
+    assert "folders in it are not searched (1, such as more); name them, too" in caplog.text
+
+
 def test_a_named_clip_is_taken_whatever_its_ending(tmp_path):
     touch(tmp_path / "clip.bin")
     assert collect([tmp_path / "clip.bin"]).names == ("clip.bin",)

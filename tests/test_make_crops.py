@@ -220,7 +220,7 @@ def test_bad_clips_are_reported_and_skipped(material: Path, tmp_path: Path, caps
     (clips / "broken.mp4").write_bytes(b"no video")
     assert main([str(clips), "--out", str(tmp_path / "out"), "--frames", "3", "--size", "64", "--workers", "1"]) == 0
     said = capsys.readouterr()
-    assert "5 clips (1 ok, 1 misaligned, 1 no_face, 2 unreadable), 3 images" in said.out
+    assert "clips: 5 (1 ok, 1 misaligned, 1 no_face, 2 unreadable); images: 3" in said.out
     assert "broken.mp4: unreadable, not a video" in said.err and "gone.mp4: unreadable, cannot be opened" in said.err
     assert "empty.mp4: no_face, no face in 3 frames" in said.err
     assert "small.mp4: misaligned, 192x144 pixels, its original has 384x288" in said.err
@@ -242,10 +242,47 @@ def test_rerun_changes_the_splits_and_looks_again_for_what_was_absent(
     assert "cut alone" not in capsys.readouterr().err
 
 
+def test_corrected_metadata_are_what_the_table_says(material: Path, tmp_path: Path) -> None:
+    """What was cut as another label, or beside another original, is cut anew; another word for the fake is not."""
+    first = {"real.mp4": {"label": "FAKE"}, "fake.mp4": {**FAKE, "original": "none.mp4"}}
+    clips = lay_out(tmp_path / "clips", material, first)
+    cut(clips, tmp_path / "out")
+    lay_out(clips, material, {"real.mp4": REAL, "fake.mp4": FAKE})
+    rows = cut(clips, tmp_path / "out")
+    assert {(row["video"], row["label"], row["original"]) for row in rows} == {
+        ("real.mp4", "REAL", ""),
+        ("fake.mp4", "FAKE", "real.mp4"),
+    }
+    boxes = {(row["video"], row["frame"]): row["box"] for row in rows}
+    assert all(box == boxes["real.mp4", frame] for (_, frame), box in boxes.items())
+    image = tmp_path / "out" / rows[0]["path"]
+    written_ns = image.stat().st_mtime_ns
+    lay_out(clips, material, {"real.mp4": REAL, "fake.mp4": {**FAKE, "manipulation": "swap"}})
+    rows = cut(clips, tmp_path / "out")
+    assert {row["manipulation"] for row in rows if row["label"] == "FAKE"} == {"swap"}
+    assert image.stat().st_mtime_ns == written_ns
+
+
+def test_misspelt_metadata_are_told(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = {"label": "FAKE", "Orignal": "real.mp4", "camera": "phone"}
+    clips = lay_out(tmp_path / "clips", material, {"real.mp4": REAL, "fake.mp4": wrong})
+    cut(clips, tmp_path / "out")
+    assert "fake.mp4 has the key 'Orignal', which nothing reads; is 'original' meant?" in caplog.text
+    assert "camera" not in caplog.text
+    assert "fakes that name no original: 1, such as fake.mp4" in capsys.readouterr().err
+
+
+def test_metadata_of_windows_editors_are_read(tmp_path: Path) -> None:
+    (tmp_path / "metadata.json").write_text(json.dumps({"a.mp4": REAL}), encoding="utf-8-sig")
+    assert [clip.name for clip in read_metadata(tmp_path)] == ["a.mp4"]
+
+
 def test_fake_without_its_original_is_told(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     cut(lay_out(tmp_path / "clips", material, {"fake.mp4": FAKE}), tmp_path / "out")
     said = capsys.readouterr().err
-    assert "1 fakes are cut alone, for their original is absent: fake.mp4, of real.mp4, for one" in said
+    assert "fakes cut alone, for their original is absent: 1, such as fake.mp4, of real.mp4; with" in said
 
 
 def test_workers_cut_what_one_process_cuts(pair, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
-from dfdc.training.metrics import fit_calibration, measure, measure_intervals
+from dfdc.training.metrics import fit_calibration, measure, measure_intervals, tells_nothing
 from dfdc.weights import sigmoid
 
 
@@ -137,6 +137,12 @@ def test_bounds_are_laplaces_rule() -> None:
 def test_bounds_stay_within_one_in_a_hundred_however_many_are_right() -> None:
     calibration = fit_calibration(np.repeat([0, 1], 2000), np.repeat([-1.0, 1.0], 2000))
     assert (calibration.low, calibration.high) == pytest.approx((0.01, 0.99))
+
+
+def test_logits_that_say_nothing_are_recognised() -> None:
+    labels, logits = np.tile([0, 1], 40), np.repeat([-1.0, 1.0], 40)
+    assert tells_nothing(fit_calibration(labels, logits))
+    assert not tells_nothing(fit_calibration(labels, logits + labels))
 
 
 def test_separable_logits_give_a_finite_calibration() -> None:

@@ -166,6 +166,16 @@ def test_table_goes_on_where_it_was_stopped(folder, monkeypatch, capsys):
     assert "picture.mp4,original.mp4,,5,yes" in out.read_text() and ",,4," not in out.read_text()
 
 
+def test_pair_that_could_not_be_told_is_tried_again(folder, monkeypatch):
+    monkeypatch.setattr("dfdc.training.detectors.FaceDetector", lambda device: OneFace())
+    out, whole = folder / "changes.csv", (folder / "picture.mp4").read_bytes()
+    separate_fakes.separate_fakes([folder], out, n_frames=4, progress=False)
+    assert "broken.mp4,original.mp4,,4,," in out.read_text()
+    (folder / "broken.mp4").write_bytes(whole)
+    separate_fakes.separate_fakes([folder], out, n_frames=4, progress=False)
+    assert "broken.mp4,original.mp4,,4,yes" in out.read_text()
+
+
 def test_fakes_of_one_name_are_refused(folder, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()

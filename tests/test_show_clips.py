@@ -92,10 +92,22 @@ def test_verdicts_say_no_more_than_the_number(probability: float, words: str) ->
 def test_mistakes_end_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert tool.main([str(tmp_path / "gone.mp4")]) == 1
     assert capsys.readouterr().err.startswith(f"show_clips: {tmp_path / 'gone.mp4'}: ")
-    for out in (tmp_path, tmp_path / "gone" / "clips.html"):
-        assert tool.main([str(ROOT / "samples"), "--out", str(out)]) == 1
-        said = capsys.readouterr().err
-        assert said.startswith(f"show_clips: {out}: ") and "scoring" not in said
+    assert tool.main([str(ROOT / "samples"), "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"show_clips: {tmp_path}: is a folder") and "scoring" not in said
     with pytest.raises(SystemExit):
         tool.main([str(ROOT / "samples"), "--frames", "0"])
     assert "--frames: is 0; allowed are whole numbers from 1 up" in capsys.readouterr().err
+
+
+def test_page_that_cannot_be_written_is_refused_before_any_clip_is_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "Watcher", None)
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"a clip")
+    (tmp_path / "file").touch()
+    for out, said in ((clip, "is one of the clips"), (tmp_path / "file/page.html", "cannot be written (File exists)")):
+        assert tool.main([str(clip), "--out", str(out)]) == 1
+        assert f"show_clips: {out}: {said}" in capsys.readouterr().err
+    assert clip.read_bytes() == b"a clip" and sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "file"]

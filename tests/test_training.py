@@ -26,12 +26,14 @@ from torch.autograd.profiler_util import FunctionEvent
 
 from dfdc.crop import CropGeometry
 from dfdc.model import CropNet, FrameModel, load_initial, save_model
+from dfdc.runtime import DeviceError
 from dfdc.training import course, loop
 from dfdc.training.augment import RECIPE
 from dfdc.training.course import running_average
 from dfdc.training.dataset import CropSet, DataError, find_lonely, find_sources, load_crops, pair_epoch, read_split
+from dfdc.training.flags import run_tool
 from dfdc.training.loop import TrainSettings, score_crops, train
-from dfdc.training.parallel import Rank
+from dfdc.training.parallel import Rank, join_ranks
 from dfdc.training.runlog import read_command
 from dfdc.training.start import download_imagenet, has_folded_norms, revive_batch_norms
 from dfdc.training.state import load_state, save_state
@@ -611,6 +613,24 @@ def test_run_that_goes_on_after_its_end_leaves_one_file(tmp_path: Path, monkeypa
             )
         )
     assert len(set(paths)) == 3 and sorted(run.glob("*.safetensors")) == sorted(paths[1:])
+
+
+def test_tool_that_is_stopped_says_so(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["tools/train.py"])
+    with pytest.raises(SystemExit, match="130"):
+        run_tool(stop)
+    assert capsys.readouterr().err == "train: stopped\n"
+
+
+def test_device_is_chosen_as_the_kernel_chooses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with join_ranks("auto") as rank:
+        assert rank == Rank(0, 1, torch.device("cpu"))
+    with pytest.raises(DeviceError, match="use --device cpu or auto"), join_ranks("cuda"):
+        pass
 
 
 def test_gpu_without_memory_for_a_step_says_what_to_lower(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -187,7 +187,7 @@ def test_picture_of_a_voice(files: list[WeightsFile], tmp_path: Path, capsys: py
 
     from tools.show_voice import main
 
-    clip = write_pair_clip(tmp_path / "clip.mp4", n_frames=4, sound=make_speech(3.0))
+    clip = write_pair_clip(tmp_path / "a $^$ clip.mp4", n_frames=4, sound=make_speech(3.0))  # no formula
     out = tmp_path / "pictures" / "voice.png"
     assert main([str(clip), "--weights", str(files[0].path), "--vocoders", "lpc", "--out", str(out)]) == 0
     assert cv2.imread(str(out)).shape[0] > 2 * 200

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.model import FrameModel, load_model
 from dfdc.training.dataset import DataError, load_crops
-from dfdc.training.flags import positive
+from dfdc.training.flags import positive, run_tool
 from dfdc.training.loop import evaluate
 from dfdc.training.runlog import save_trained
 from dfdc.weights import WeightsError, WeightsFile, open_weights
@@ -108,4 +108,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

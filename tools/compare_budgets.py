@@ -23,7 +23,7 @@ from dfdc.training.charts import draw_budgets
 from dfdc.training.clips import LabelledClip, read_present
 from dfdc.training.dataset import DataError
 from dfdc.training.draft import write_json
-from dfdc.training.flags import positive
+from dfdc.training.flags import positive, run_tool
 from dfdc.training.metrics import measure
 
 KERNEL = Path(__file__).resolve().parent.parent / "kernel.py"
@@ -131,4 +131,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

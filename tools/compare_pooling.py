@@ -33,7 +33,7 @@ from dfdc.training.charts import FAKE, GREY, REAL, plain, save
 from dfdc.training.clips import LabelledClip, read_present
 from dfdc.training.dataset import DataError
 from dfdc.training.draft import drafted, write_json
-from dfdc.training.flags import natural, positive
+from dfdc.training.flags import natural, positive, run_tool
 from dfdc.training.pooling import (
     EDGES,
     FIXED_RULES,
@@ -370,4 +370,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -23,7 +23,7 @@ from dfdc.crop import CropGeometry
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.dataset import CropSet, DataError, find_sources, load_crops, load_rows, read_split
 from dfdc.training.draft import write_json
-from dfdc.training.flags import COMPILE_HELP, natural, positive
+from dfdc.training.flags import COMPILE_HELP, natural, positive, run_tool
 from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.training.metrics import draw_sources, interval, measure
 from dfdc.training.parallel import Rank
@@ -230,4 +230,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -20,7 +20,8 @@ from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.compare import compare_clips
 from dfdc.training.crops import Misaligned
 from dfdc.training.difference import WRITTEN, Pair, write_difference
-from dfdc.training.flags import positive
+from dfdc.training.draft import check_out
+from dfdc.training.flags import positive, run_tool
 from dfdc.video import VideoError
 from dfdc.weights import WeightsError, find_weights
 
@@ -52,6 +53,8 @@ def compare_videos(
         Misaligned: they are no original and its fake.
         VideoError, WeightsError, DeviceError, OSError: a clip, the weights, the device or a file cannot be used.
     """
+    for path in out:
+        check_out(path, (original, fake))
     nets_on = choose_device(device)
     ensemble = None if weights is None else Ensemble(find_weights(weights), nets_on)
     comparison = compare_clips(original, fake, FaceDetector(nets_on), ensemble, n_frames=n_frames)
@@ -80,14 +83,18 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--out {bad[0]}: allowed are files ending in {', '.join(WRITTEN)}")
     try:
         weights = None if args.no_scores else args.weights
+        print("comparing every frame of both clips: a minute or more for ten seconds of video", file=sys.stderr)
         paths = compare_videos(
             args.original, args.fake, args.out, weights=weights, device=args.device, n_frames=args.frames
         )
     except Misaligned as error:
         print(f"compare_videos: {args.fake} does not belong to {args.original}: {error}", file=sys.stderr)
         return 1
-    except (VideoError, WeightsError, DeviceError, FloatingPointError, MemoryError, OSError) as error:
+    except (VideoError, FloatingPointError, MemoryError) as error:
         print(f"compare_videos: {args.original}, {args.fake}: {error}", file=sys.stderr)
+        return 1
+    except (WeightsError, DeviceError, OSError) as error:
+        print(f"compare_videos: {error}", file=sys.stderr)
         return 1
     for path in paths:
         print(path)
@@ -95,4 +102,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

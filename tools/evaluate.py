@@ -29,7 +29,7 @@ from dfdc.training.charts import Curve, Tile, draw_contact_sheet, draw_histogram
 from dfdc.training.clips import read_present
 from dfdc.training.dataset import DataError, find_sources, load_rows, read_split
 from dfdc.training.draft import write_json
-from dfdc.training.flags import natural, positive
+from dfdc.training.flags import natural, positive, run_tool
 from dfdc.training.metrics import measure_intervals
 from dfdc.video import VideoError, read_frames
 from dfdc.weights import EXTRAS, WeightsError, find_weights, sigmoid
@@ -254,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--crops", type=Path, metavar="CSV", help="crop table, images beside it or in its zips")
     what.add_argument("--videos", type=Path, metavar="FOLDER", help="folder of clips with metadata.json")
-    add("--split", default="val", help="of the crop table (default: %(default)s)")
+    add("--split", help="of the crop table (default: val)")
     add("--weights", type=Path, default=WEIGHTS, help="weights file or folder (default: weights/)")
     add("--json", type=Path, metavar="FILE", help="write the scores to it")
     add("--pictures", type=Path, metavar="FOLDER", help="draw ROC, reliability, histogram and worst mistakes into it")
@@ -281,7 +281,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)
         if args.crops:
-            scored = score_crop_table(args.crops, args.weights, split=args.split, device=args.device, limit=args.limit)
+            scored = score_crop_table(
+                args.crops, args.weights, split=args.split or "val", device=args.device, limit=args.limit
+            )
         else:
             scored = score_clips(
                 args.videos,
@@ -299,4 +301,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

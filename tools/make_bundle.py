@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.bundle import MANIFEST, WHEELS, Entry, Manifest, describe_file, version_in
 from dfdc.rules import COMPETITION, MAX_BUNDLE_BYTES
 from dfdc.training.commit import read_commit
+from dfdc.training.flags import run_tool
 from dfdc.weights import FURTHER, OPTIONAL
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -411,4 +412,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

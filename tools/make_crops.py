@@ -24,7 +24,7 @@ from dfdc.crop import CropGeometry
 from dfdc.pool import count_cores
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.submission import write_csv
-from dfdc.training.clips import LabelledClip, group_families, is_held_out, read_metadata
+from dfdc.training.clips import METADATA, LabelledClip, group_families, is_held_out, read_metadata
 from dfdc.training.crops import STATUSES, CutSettings, Report, cut_families, prepare_folder, read_records
 from dfdc.training.dataset import DataError, read_table
 from dfdc.training.flags import positive
@@ -64,17 +64,16 @@ def make_crops(
     """
     settings = settings or CutSettings()
     families = group_families(_label(videos, held_out or [], val_share))
-    splits = {clip.name: clip.split for family in families for clip in family}
-    n_clips = len(splits)
+    clips = {clip.name: clip for family in families for clip in family}
     prepare_folder(out, settings, overwrite=overwrite)
-    done = frozenset(report.video for report in read_records(out))
+    done = frozenset(report.video for report in read_records(out) if _is_of(report, clips.get(report.video), settings))
     wanted = [family for family in families if any(clip.name not in done for clip in family)]
-    n_done = n_clips - sum(clip.name not in done for family in wanted for clip in family)
+    n_done = len(clips) - sum(clip.name not in done for family in wanted for clip in family)
     if not settings.plain_frames:
         _report_alone(wanted)
     table = out / ("frames.csv" if settings.plain_frames else "crops.csv")
     reports: list[Report] = []
-    bar = tqdm(total=n_clips, initial=n_done, desc="cutting", unit="clip", disable=not progress)
+    bar = tqdm(total=len(clips), initial=n_done, desc="cutting", unit="clip", disable=not progress)
     try:
         with bar:
             for cut in cut_families(
@@ -88,7 +87,7 @@ def make_crops(
         ) from error
     finally:
         records = list(read_records(out))
-        rows = [row for report in records for row in _rows(report, settings, splits)]
+        rows = [row for report in records for row in _rows(report, settings, clips)]
         write_csv(table, settings.columns, rows)
     stored = {report.video for report in records}
     _summarize(records + [report for report in reports if report.video not in stored], len(rows))
@@ -113,18 +112,34 @@ def _report_alone(families: list[list[LabelledClip]]) -> None:
     alone = [clip for family in absent for clip in family if clip.original and clip.path.is_file()]
     if alone:
         print(
-            f"{len(alone)} fakes are cut alone, for their original is absent: {alone[0].name}, of {alone[0].original}, "
-            "for one; with the originals and --overwrite they are cut alike",
+            f"fakes cut alone, for their original is absent: {len(alone)}, such as {alone[0].name}, of "
+            f"{alone[0].original}; with the originals and --overwrite they are cut alike",
+            file=sys.stderr,
+        )
+    if nameless := [c for family in families for c in family if c.label == "FAKE" and not c.original]:
+        print(
+            f"fakes that name no original: {len(nameless)}, such as {nameless[0].name}; they are cut alone, and may "
+            f"share a face with clips of the other split: name it in {METADATA}",
             file=sys.stderr,
         )
 
 
-def _rows(report: Report, settings: CutSettings, splits: dict[str, str]) -> Iterator[tuple[object, ...]]:
-    """A clip's rows, in the split that it has now; clips of earlier runs that are not listed now keep theirs."""
+def _is_of(report: Report, clip: LabelledClip | None, settings: CutSettings) -> bool:
+    """Whether an earlier run cut a clip as what the metadata say that it is now; a clip that they no longer list is."""
+    rows = [dict(zip(settings.columns, row, strict=True)) for row in report.rows]
+    if clip is None or settings.plain_frames:
+        return True
+    return all((row["label"], row["original"]) == (clip.label, clip.original) for row in rows)
+
+
+def _rows(report: Report, settings: CutSettings, clips: dict[str, LabelledClip]) -> Iterator[tuple[object, ...]]:
+    """A clip's rows, as the metadata have it now; clips of earlier runs that are not listed now keep theirs."""
+    clip = clips.get(report.video)
     for row in report.rows:
         columns = dict(zip(settings.columns, row, strict=True))
-        if "split" in columns:
-            columns["split"] = splits.get(report.video, columns["split"])
+        for name in ("label", "manipulation", "split"):
+            if clip is not None and name in columns:
+                columns[name] = getattr(clip, name)
         yield tuple(columns.values())
 
 
@@ -134,7 +149,7 @@ def _summarize(reports: list[Report], n_images: int) -> None:
             print(f"{report.video}: {report.status}, {report.reason}", file=sys.stderr)
     statuses = Counter(report.status for report in reports)
     counts = ", ".join(f"{statuses[status]} {status}" for status in STATUSES if statuses[status])
-    print(f"{len(reports)} clips ({counts}), {n_images} images")
+    print(f"clips: {len(reports)} ({counts}); images: {n_images}")
 
 
 def main(argv: list[str] | None = None) -> int:

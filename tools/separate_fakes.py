@@ -24,7 +24,7 @@ from dfdc.detect import FaceDetector
 from dfdc.pool import count_cores
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.submission import write_csv
-from dfdc.training.clips import LabelledClip, group_families, read_metadata
+from dfdc.training.clips import METADATA, LabelledClip, group_families, read_metadata
 from dfdc.training.dataset import DataError
 from dfdc.training.detectors import detect_in_parallel
 from dfdc.training.flags import positive
@@ -70,7 +70,10 @@ def separate_fakes(
     pairs = [pair for folder in folders for pair in find_pairs(folder)]
     group_families(replace(clip, original="") for clip, _ in pairs)  # refuses two of one name
     if not pairs:
-        raise DataError(f"{', '.join(map(str, folders))}: no fake lies there together with its original")
+        raise DataError(
+            f"{', '.join(map(str, folders))}: no fake lies there together with its original; both have to be in one "
+            f"folder, and the fake's entry in {METADATA} names the original's file"
+        )
     done = {} if overwrite else _read_done(out, n_frames)
     todo = [pair for pair in pairs if pair[0].name not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -101,15 +104,16 @@ def find_pairs(folder: Path) -> list[tuple[LabelledClip, Path]]:
 
 
 def _read_done(out: Path, n_frames: int) -> dict[str, Row]:
-    """The rows of an earlier run that compared as many frames."""
+    """The rows of an earlier run that compared as many frames, but for those whose picture could not be told."""
     if not out.exists():
         return {}
     with open(out, newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = [tuple(row) for row in csv.reader(file)]
     if not rows or rows[0] != COLUMNS:
         raise DataError(f"{out}: has other columns than this tool writes; name another file or --overwrite")
-    place = COLUMNS.index("frames")
-    return {row[0]: row for row in rows[1:] if len(row) == len(COLUMNS) and row[place] == str(n_frames)}
+    kept = [dict(zip(COLUMNS, row, strict=True)) for row in rows[1:] if len(row) == len(COLUMNS)]
+    kept = [row for row in kept if row["frames"] == str(n_frames) and row["picture_changed"]]
+    return {row["video"]: tuple(row.values()) for row in kept}
 
 
 def compare_pair(detector: FaceDetector, clip: LabelledClip, original: Path, n_frames: int) -> Row:

@@ -33,7 +33,7 @@ from dfdc.predict import Predictor
 from dfdc.prediction import Prediction
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.tracks import Track
-from dfdc.training.draft import drafted
+from dfdc.training.draft import check_out, drafted
 from dfdc.training.flags import positive
 from dfdc.video import Frame
 from dfdc.weights import EXTRAS, WeightsError, find_weights, sigmoid
@@ -139,11 +139,10 @@ def show_clips(
 
     Raises:
         InputError, WeightsError, DeviceError: the clips, out, the weights or the device cannot be used.
-        OSError: the page cannot be written.
+        OSError: the page cannot be written, or would take a clip's place.
     """
     job = collect(list(paths))
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise InputError(f"{out}: is a folder, or its folder does not exist; name a file in one that does with --out")
+    check_out(out, job.paths.values())
     watcher = Watcher(find_weights(weights, extras=extras), device=choose_device(device))
     clips = []
     try:

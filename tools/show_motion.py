@@ -26,7 +26,8 @@ from dfdc.motion import N_PAIRS, cut_track
 from dfdc.tracks import find_tracks
 from dfdc.training.charts import FAKE, GREY, REAL, save
 from dfdc.training.dataset import DataError
-from dfdc.training.flags import natural, positive
+from dfdc.training.draft import check_out
+from dfdc.training.flags import natural, positive, run_tool
 from dfdc.training.flicker import flicker
 from dfdc.training.motion import score_pairs
 from dfdc.video import VideoError, read_frames
@@ -70,6 +71,7 @@ def show_motion(
         DataError: a clip shows no face, or nothing but one still picture.
         VideoError: a clip cannot be read.
     """
+    check_out(out, clips)
     detector, model, rows = FaceDetector(), load_model(weights), []
     for clip in clips:
         pairs = cut_pairs(clip, detector, weights, n_pairs)
@@ -105,7 +107,9 @@ def _draw(rows: Sequence[Row], out: Path, size: int) -> None:
     figure = Figure(figsize=(1.5 * columns, 3.45 * len(rows)), layout="constrained", dpi=110)
     parts = np.atleast_1d(figure.subfigures(len(rows), 1))
     for part, row in zip(parts, rows, strict=True):
-        part.suptitle(f"{row.name}: {row.probabilities.mean():.0%} on average", fontsize=10, x=0.01, ha="left")
+        part.suptitle(
+            f"{row.name}: {row.probabilities.mean():.0%} on average", fontsize=10, x=0.01, ha="left", parse_math=False
+        )
         crops, changes = (
             pictures.permute(0, 2, 3, 1).numpy().astype(np.uint8)
             for pictures in (row.pairs[:, :3], see_change(row.pairs.float(), size))
@@ -118,7 +122,6 @@ def _draw(rows: Sequence[Row], out: Path, size: int) -> None:
             grid[1, index].imshow(changes[index])
             colour = FAKE if probability > 0.6 else REAL if probability < 0.4 else GREY
             grid[0, index].set_title(f"{probability:.0%} fake", fontsize=9, color=colour, pad=2)
-    out.parent.mkdir(parents=True, exist_ok=True)
     save(figure, out)
 
 
@@ -143,4 +146,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

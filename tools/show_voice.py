@@ -22,6 +22,8 @@ from dfdc.audio import HOP, QUIETEST_DB, RATE, log_mel, read_sound
 from dfdc.runtime import run_logits
 from dfdc.training.charts import FAKE, GREY, REAL, save
 from dfdc.training.dataset import DataError
+from dfdc.training.draft import check_out
+from dfdc.training.flags import run_tool
 from dfdc.training.vocoders import VOCODERS
 from dfdc.video import VideoError
 from dfdc.voice import Listener, cut_windows
@@ -68,6 +70,7 @@ def show_voice(clips: Sequence[Path], out: Path, *, weights: Path = OPTIONAL, vo
         VideoError: a clip cannot be read.
         WeightsError: there are no such weights.
     """
+    check_out(out, clips)
     listener, rows = Listener([find_one(weights, "sound")]), []
     for clip in clips:
         try:
@@ -93,7 +96,7 @@ def _hear(name: str, samples: np.ndarray, listener: Listener) -> Row:
 
 
 def _draw(rows: Sequence[Row], out: Path, window_s: float) -> None:
-    figure = Figure(figsize=(10, 2.3 * len(rows)), layout="constrained", dpi=100)
+    figure = Figure(figsize=(10, 2.3 * len(rows) + 0.4), layout="constrained", dpi=100)
     for axes, row in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
         spectrum = log_mel(row.samples)
         seconds = spectrum.shape[1] * HOP / RATE
@@ -104,11 +107,10 @@ def _draw(rows: Sequence[Row], out: Path, window_s: float) -> None:
             colour = FAKE if probability > 0.6 else REAL if probability < 0.4 else GREY
             axes.plot([start, start + window_s], [probability] * 2, color=colour, linewidth=3, solid_capstyle="butt")
         said = "nobody speaks" if row.voice is None else f"the kernel takes it for made with {row.voice:.1%}"
-        axes.set_title(f"{row.name}: {said}", fontsize=10, loc="left")
+        axes.set_title(f"{row.name}: {said}", fontsize=10, loc="left", parse_math=False)
         axes.set_ylabel("P(made)", fontsize=9)
         axes.set_ylim(0, 1)
     axes.set_xlabel("seconds; grey: loudness from 40 Hz to 7.6 kHz; bars: each window, if half of all voices were made")
-    out.parent.mkdir(parents=True, exist_ok=True)
     save(figure, out)
 
 
@@ -128,4 +130,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

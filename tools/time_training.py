@@ -23,7 +23,7 @@ from dfdc.model import FrameModel
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.course import set_out
 from dfdc.training.dataset import CropSet
-from dfdc.training.flags import COMPILE_HELP, positive
+from dfdc.training.flags import COMPILE_HELP, positive, run_tool
 from dfdc.training.loop import TrainSettings, compile_training, make_batch
 from dfdc.weights import ARCHITECTURES, ModelSpec
 
@@ -180,4 +180,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

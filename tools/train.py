@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.crop import CropGeometry
 from dfdc.runtime import DeviceError
 from dfdc.training.dataset import DataError, find_lonely, load_crops, load_rows, read_split
-from dfdc.training.flags import COMPILE_HELP, natural, positive
+from dfdc.training.flags import COMPILE_HELP, natural, positive, run_tool
 from dfdc.training.labels import describe_counts, read_labels, weigh_crops
 from dfdc.training.loop import TrainSettings, train
+from dfdc.training.metrics import tells_nothing
 from dfdc.training.parallel import Rank, join_ranks
 from dfdc.training.runlog import save_trained
 from dfdc.training.start import revive_if_folded, start_model
@@ -88,6 +89,13 @@ def train_weights(
     if trained is None:
         return None
     final, scores, calibration = trained
+    if tells_nothing(calibration):
+        n, raw = len(validation), scores["raw_log_loss"]
+        print(
+            f"this net does not tell the {n} validation crops apart (log loss {raw:.3f} before calibration; one half "
+            "for all is .693): its weights will answer every clip with one half; train on more crops or for longer",
+            file=sys.stderr,
+        )
     names = ", ".join(f"{csv.parent.name}/{csv.name}" for csv in crops)
     path = save_trained(
         final,
@@ -165,4 +173,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

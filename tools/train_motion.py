@@ -31,7 +31,7 @@ from dfdc.training.clips import LabelledClip, read_present
 from dfdc.training.commit import read_commit
 from dfdc.training.dataset import DataError
 from dfdc.training.draft import write_json
-from dfdc.training.flags import natural, positive, several
+from dfdc.training.flags import natural, positive, run_tool, several
 from dfdc.training.joining import SeenClip, calibrate, choose_weight, measure_motion
 from dfdc.training.motion import (
     Described,
@@ -212,4 +212,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

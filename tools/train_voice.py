@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.training.dataset import DataError
-from dfdc.training.flags import natural, positive
+from dfdc.training.flags import natural, positive, run_tool
 from dfdc.training.runlog import save_trained
 from dfdc.training.start import revive_if_folded, start_model
 from dfdc.training.takes import make_takes
@@ -138,4 +138,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

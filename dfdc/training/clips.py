@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path, PureWindowsPath
 
 from dfdc.training.dataset import LABELS, DataError
 
+log = logging.getLogger(__name__)
+
 METADATA = "metadata.json"
+KEYS = ("label", "original", "manipulation", "split")
 # What it says, for messages.
 FORM = '{"a.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE", "original": "a.mp4"}, ...}'
 
@@ -56,12 +61,16 @@ def read_metadata(folder: Path) -> list[LabelledClip]:
     """
     path = folder / METADATA
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
         json.dumps(entries, ensure_ascii=False).encode("utf-8")  # JSON can spell halves of characters: no file's name
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error}); labelled clips need it: {FORM}") from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise DataError(f"{path}: not in DFDC's form, {FORM}")
+    unknown = {key: name for name, entry in entries.items() for key in entry if key not in KEYS}
+    for key, name in unknown.items():
+        if meant := get_close_matches(key.lower(), KEYS, n=1, cutoff=0.75):
+            log.warning("%s: %s has the key %r, which nothing reads; is %r meant?", path, name, key, meant[0])
     clips = []
     for name, entry in sorted(entries.items()):
         if PureWindowsPath(name).name != name or name in ("", ".", "..") or "\0" in name:

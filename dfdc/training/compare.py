@@ -49,6 +49,11 @@ class Scores:
     probability: float
     frames: np.ndarray
 
+    @property
+    def n_faces(self) -> int:
+        """In how many frames a face was found."""
+        return int((~np.isnan(self.frames)).sum())
+
 
 @dataclass(frozen=True)
 class Person:

@@ -32,6 +32,8 @@ STRIP_HEIGHT = 120
 JPEG_QUALITY = 84
 WRITTEN = (".html", ".png", ".mp4")
 JUMP = "#B8860B"
+# Frames that differ by less on average are the same: the least that another encoding makes is some ten times that.
+EQUAL_LEVELS = 0.05
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,9 @@ def _content(pair: Pair) -> dict[str, object]:
         "mean_frame": _jpeg(_reduce(_boxed(comparison.shots[len(comparison.shots) // 2], comparison), FRAME_WIDTH)),
         "bar": _png(heat_picture(np.linspace(0, scale, 256)[None].repeat(12, 0), scale)),
         "scale": round(scale),
-        "over_time": _chart(_draw_over_time, comparison, (5.6, 2.9 if comparison.scores is None else 4.6)),
-        "has_scores": comparison.scores is not None,
+        "over_time": _chart(_draw_over_time, comparison, (5.6, 4.6 if _has_scores(comparison) else 2.9)),
+        "has_scores": _has_scores(comparison),
+        "equal": _is_equal(comparison),
         "shots": [_shot(shot, scale, comparison) for shot in comparison.shots],
         "jumps": [[_shot(shot, scale, None) for shot in jump] for jump in comparison.jumps],
         "n_jumps": sum(int(person.jumped.sum()) for person in comparison.people),
@@ -112,6 +115,17 @@ def _content(pair: Pair) -> dict[str, object]:
         "sound_note": comparison.sound_note,
         "portrait": comparison.alignment.fit.size[0] > comparison.alignment.fit.size[1],
     }
+
+
+def _has_scores(comparison: Comparison) -> bool:
+    """Whether the nets say anything of either clip."""
+    return comparison.scores is not None and any(scores.n_faces for scores in comparison.scores)
+
+
+def _is_equal(comparison: Comparison) -> bool:
+    """Whether no frame of a clip differs from the other's."""
+    levels = [comparison.outside, *(person.levels for person in comparison.people)]
+    return all(np.nanmax(part, initial=0) < EQUAL_LEVELS for part in levels)
 
 
 def _name(path: Path) -> str:
@@ -138,9 +152,11 @@ def _tiles(comparison: Comparison) -> list[dict[str, str]]:
     tiles = []
     if comparison.scores:
         for name, scores in zip(("original", "fake"), comparison.scores, strict=True):
+            if not scores.n_faces:
+                tiles.append({"value": "–", "about": f"{name}: no face, no opinion", "kind": ""})
+                continue
             kind = "bad" if scores.probability > 0.5 else "good"
-            n_faces = int((~np.isnan(scores.frames)).sum())
-            about = f"net's P(fake) of the {name}, {n_faces} frames" if n_faces else f"{name}: no face, no opinion"
+            about = f"net's P(fake) of the {name}, {scores.n_faces} frames"
             tiles.append({"value": f"{scores.probability:.0%}", "about": about, "kind": kind})
     outside = _mean(comparison.outside)
     if comparison.people:
@@ -232,11 +248,11 @@ def _chart(draw, comparison: Comparison, size: tuple[float, float]) -> str:
 
 
 def _draw_over_time(figure: Figure, comparison: Comparison) -> None:
-    n_rows = 1 if comparison.scores is None else 2
+    n_rows = 2 if _has_scores(comparison) else 1
     grid = figure.add_gridspec(n_rows, 1, height_ratios=(1.25, 1)[:n_rows])
     axes = figure.add_subplot(grid[0])
     _plot_levels(axes, comparison)
-    if comparison.scores is not None:
+    if _has_scores(comparison):
         below = figure.add_subplot(grid[1], sharex=axes)
         _plot_scores(below, comparison)
         axes.tick_params(labelbottom=False)
@@ -261,14 +277,15 @@ def _plot_levels(axes: Axes, comparison: Comparison) -> None:
         )
     axes.set_title("Difference", loc="left", fontsize=11)
     axes.set(ylabel="levels of 255", xlim=(times[0], max(times[-1], times[0] + 0.04)))
-    axes.set_ylim(bottom=0)
+    top = max(axes.get_ylim()[1], 1.0)
+    axes.set_ylim(-0.02 * top, top)  # a line at 0 is seen
     _tidy(axes)
 
 
 def _plot_scores(axes: Axes, comparison: Comparison) -> None:
     times = comparison.times[comparison.sampled]
     for name, colour, scores in zip(("original", "fake"), (REAL, FAKE), comparison.scores, strict=True):
-        label = f"{name} ({scores.probability:.0%} in all)"
+        label = f"{name} ({scores.probability:.0%} in all)" if scores.n_faces else f"{name} (no face)"
         axes.plot(times, scores.frames, color=colour, marker="o", ms=3.5, lw=1.2, label=label)
     axes.axhline(0.5, color=GREY, lw=1, ls=":")
     axes.set_title("P(fake)", loc="left", fontsize=11)

@@ -1,8 +1,11 @@
-"""Types of the tools' flags: numbers that are checked before anything is read."""
+"""What the tools' command lines share: numbers that are checked before anything is read, and an end by Ctrl-C."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 COMPILE_HELP = "the net, for faster steps on CUDA: takes a minute or more first, and a C compiler"
 
@@ -26,3 +29,12 @@ def _whole(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"is {text}; allowed are whole numbers from {least} up")
     return int(text)
+
+
+def run_tool(main: Callable[[], int]) -> None:
+    """End the process with what a tool's `main` returns; with 130 and a word where Ctrl-C ends it."""
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).stem}: stopped", file=sys.stderr)
+        sys.exit(130)

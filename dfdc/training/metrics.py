@@ -13,6 +13,8 @@ from dfdc.weights import Calibration, sigmoid
 
 # The challenge's five best lost .14 to .22 of log loss from the public to the private test set, by certainty.
 BOLDEST = 0.01
+# Trained nets need .8 to 1.5; what has to be divided by this says nothing.
+MOST_TEMPERATURE = 100.0
 
 
 def measure(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -192,6 +194,11 @@ def _error_of_tenth(wrong: np.ndarray, weights: np.ndarray) -> float:
     tenth = max(int(np.searchsorted(np.cumsum(weights), len(weights) / 10, side="right")), 1)
     error = (weights[:tenth] @ wrong[:tenth] + 1) / (weights[:tenth].sum() + 2)
     return float(np.clip(error, BOLDEST, 0.5))
+
+
+def tells_nothing(calibration: Calibration) -> bool:
+    """Whether the fit found nothing in the logits to go by: the calibrated net answers alike to everything."""
+    return calibration.temperature > MOST_TEMPERATURE
 
 
 def measure_calibrated(labels: np.ndarray, logits: np.ndarray) -> tuple[dict[str, float], Calibration]:
