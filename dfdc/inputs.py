@@ -73,7 +73,7 @@ def _clips_of(path: Path) -> list[Path]:
     try:
         # A Mac puts a file of its own beside each clip on a foreign disk: ._a.mov beside a.mov.
         entries = [entry for entry in path.iterdir() if not entry.name.startswith("._")]
-        folders = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        folders = [entry.name for entry in entries if os.path.isdir(entry) and entry.name[0] != "."]
     except OSError as error:
         raise InputError(f"{path}: cannot be listed ({error.strerror}); check its permissions") from error
     if folders:

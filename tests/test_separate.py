@@ -164,6 +164,12 @@ def test_table_goes_on_where_it_was_stopped(folder, monkeypatch, capsys):
     # Rows of fewer frames are no answer to the question for more.
     separate_fakes.separate_fakes([folder], out, n_frames=5, progress=False)
     assert "picture.mp4,original.mp4,,5,yes" in out.read_text() and ",,4," not in out.read_text()
+    # What this run does not reach, or has no clips of, stays.
+    other = text.replace("picture.mp4", "elsewhere.mp4")
+    out.write_text(other)
+    monkeypatch.setattr(separate_fakes, "detect_in_parallel", lambda *_, **__: iter(()))
+    separate_fakes.separate_fakes([folder], out, n_frames=6, progress=False)
+    assert out.read_text() == other
 
 
 def test_pair_that_could_not_be_told_is_tried_again(folder, monkeypatch):

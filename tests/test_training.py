@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -31,7 +32,6 @@ from dfdc.training import course, loop
 from dfdc.training.augment import RECIPE
 from dfdc.training.course import running_average
 from dfdc.training.dataset import CropSet, DataError, find_lonely, find_sources, load_crops, pair_epoch, read_split
-from dfdc.training.flags import run_tool
 from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.training.parallel import Rank, join_ranks
 from dfdc.training.runlog import read_command
@@ -398,7 +398,7 @@ def test_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     weighed = replace(crops, weights=torch.ones(len(crops)), videos=[f"other{name}" for name in crops.videos])
     with pytest.raises(ValueError, match=r"crops was \w+, is \w+; frame_labels was None, is"):
         train(tiny_model(), weighed, crops, tmp_path, settings, progress=False)
-    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # a run that is done needs no compiler
     train(tiny_model(), crops, crops, tmp_path, replace(settings, compiled=True), progress=False)
     # An older version told of its settings alone: what it did not tell is not compared.
     state = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -407,6 +407,9 @@ def test_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     train(tiny_model(), weighed, crops, tmp_path, settings, progress=False)
     with pytest.raises(ValueError, match="belongs to a run of another net"):
         train(other, crops, crops, tmp_path, settings, progress=False)
+    (tmp_path / "best.pt").unlink()
+    with pytest.raises(ValueError, match=r"of an older version, or lost its best\.pt; name another folder with --run"):
+        train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
     (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
     with pytest.raises(
         ValueError, match=r"state\.pt: cannot be read .*delete it to begin anew, or name another folder"
@@ -615,14 +618,13 @@ def test_run_that_goes_on_after_its_end_leaves_one_file(tmp_path: Path, monkeypa
     assert len(set(paths)) == 3 and sorted(run.glob("*.safetensors")) == sorted(paths[1:])
 
 
-def test_tool_that_is_stopped_says_so(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop() -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("sys.argv", ["tools/train.py"])
-    with pytest.raises(SystemExit, match="130"):
-        run_tool(stop)
-    assert capsys.readouterr().err == "train: stopped\n"
+def test_tool_that_is_stopped_says_so_and_ends_by_the_signal() -> None:
+    script = (
+        "import _thread, sys\nfrom dfdc.training.flags import run_tool\n"
+        "sys.argv = ['tools/train.py']\nrun_tool(_thread.interrupt_main)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "train: stopped\n")
 
 
 def test_device_is_chosen_as_the_kernel_chooses_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ def make_crops(
     families = group_families(_label(videos, held_out or [], val_share))
     clips = {clip.name: clip for family in families for clip in family}
     prepare_folder(out, settings, overwrite=overwrite)
-    done = frozenset(report.video for report in read_records(out) if _is_of(report, clips.get(report.video), settings))
+    done = frozenset(report.video for report in read_records(out) if _is_done(report, clips))
     wanted = [family for family in families if any(clip.name not in done for clip in family)]
     n_done = len(clips) - sum(clip.name not in done for family in wanted for clip in family)
     if not settings.plain_frames:
@@ -86,11 +86,10 @@ def make_crops(
             "a worker died, perhaps out of memory; go on with the same command and fewer --workers"
         ) from error
     finally:
-        records = list(read_records(out))
-        rows = [row for report in records for row in _rows(report, settings, clips)]
+        records = {report.video: report for report in read_records(out)}
+        rows = [row for report in records.values() if _is_done(report, clips) for row in _rows(report, settings, clips)]
         write_csv(table, settings.columns, rows)
-    stored = {report.video for report in records}
-    _summarize(records + [report for report in reports if report.video not in stored], len(rows))
+    _summarize(list({**records, **{report.video: report for report in reports}}.values()), len(rows))
     if not rows:
         raise DataError(f"{out}: no clip gave an image; the reasons are above")
     if not settings.plain_frames:
@@ -124,12 +123,9 @@ def _report_alone(families: list[list[LabelledClip]]) -> None:
         )
 
 
-def _is_of(report: Report, clip: LabelledClip | None, settings: CutSettings) -> bool:
-    """Whether an earlier run cut a clip as what the metadata say that it is now; a clip that they no longer list is."""
-    rows = [dict(zip(settings.columns, row, strict=True)) for row in report.rows]
-    if clip is None or settings.plain_frames:
-        return True
-    return all((row["label"], row["original"]) == (clip.label, clip.original) for row in rows)
+def _is_done(report: Report, clips: dict[str, LabelledClip]) -> bool:
+    """Whether a clip was cut as what it is now said to be; one that is not listed now was."""
+    return report.video not in clips or report.is_of(clips[report.video])
 
 
 def _rows(report: Report, settings: CutSettings, clips: dict[str, LabelledClip]) -> Iterator[tuple[object, ...]]:

@@ -74,7 +74,9 @@ def separate_fakes(
             f"{', '.join(map(str, folders))}: no fake lies there together with its original; both have to be in one "
             f"folder, and the fake's entry in {METADATA} names the original's file"
         )
-    done = {} if overwrite else _read_done(out, n_frames)
+    nets_on = choose_device(device)
+    rows = {} if overwrite else _read_rows(out)
+    done = {name for name, row in rows.items() if _is_done(row, n_frames)}
     todo = [pair for pair in pairs if pair[0].name not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -83,12 +85,12 @@ def separate_fakes(
         )
         with bar:
             calls = [(clip, original, n_frames) for clip, original in todo]
-            for row in detect_in_parallel(compare_pair, calls, n_workers=n_workers, device=choose_device(device)):
-                done[row[0]] = row
+            for row in detect_in_parallel(compare_pair, calls, n_workers=n_workers, device=nets_on):
+                rows[row[0]] = row
                 bar.update()
     finally:
-        write_csv(out, COLUMNS, [done[name] for name in sorted(done)])
-    _summarize(list(done.values()))
+        write_csv(out, COLUMNS, [rows[name] for name in sorted(rows)])
+    _summarize(list(rows.values()))
     return out
 
 
@@ -103,17 +105,21 @@ def find_pairs(folder: Path) -> list[tuple[LabelledClip, Path]]:
     return [(clip, original) for clip, original in pairs if clip.path.is_file() and original.is_file()]
 
 
-def _read_done(out: Path, n_frames: int) -> dict[str, Row]:
-    """The rows of an earlier run that compared as many frames, but for those whose picture could not be told."""
+def _read_rows(out: Path) -> dict[str, Row]:
+    """What the table holds, by fake."""
     if not out.exists():
         return {}
     with open(out, newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = [tuple(row) for row in csv.reader(file)]
     if not rows or rows[0] != COLUMNS:
         raise DataError(f"{out}: has other columns than this tool writes; name another file or --overwrite")
-    kept = [dict(zip(COLUMNS, row, strict=True)) for row in rows[1:] if len(row) == len(COLUMNS)]
-    kept = [row for row in kept if row["frames"] == str(n_frames) and row["picture_changed"]]
-    return {row["video"]: tuple(row.values()) for row in kept}
+    return {row[0]: row for row in rows[1:] if len(row) == len(COLUMNS)}
+
+
+def _is_done(row: Row, n_frames: int) -> bool:
+    """Whether as many frames were compared, and it could be told whether the picture was changed."""
+    columns = dict(zip(COLUMNS, row, strict=True))
+    return columns["frames"] == str(n_frames) and columns["picture_changed"] != ""
 
 
 def compare_pair(detector: FaceDetector, clip: LabelledClip, original: Path, n_frames: int) -> Row:

@@ -135,6 +135,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--flicker", action="store_true", help="show each clip's pairs a second time, made to flicker")
     add("--seed", type=natural, default=0, help="of the flicker (default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.out.suffix.lower() != ".png":
+        parser.error(f"--out {args.out}: allowed are files ending in .png")
     try:
         weights = find_one(args.weights, "motion")
         out = show_motion(args.clips, args.out, weights=weights, n_pairs=args.pairs, made=args.flicker, seed=args.seed)

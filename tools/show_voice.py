@@ -121,6 +121,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, default=OPTIONAL, help="that see sound (default: weights/optional)")
     parser.add_argument("--vocoders", nargs="+", choices=tuple(VOCODERS), default=(), help="made voices to add")
     args = parser.parse_args(argv)
+    if args.out.suffix.lower() != ".png":
+        parser.error(f"--out {args.out}: allowed are files ending in .png")
     try:
         print(show_voice(args.clips, args.out, weights=args.weights, vocoders=args.vocoders))
     except (DataError, VideoError, WeightsError, ModuleNotFoundError, OSError) as error:

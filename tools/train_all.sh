@@ -22,13 +22,13 @@ if ((gpus > 1)); then train=("$python" -m torch.distributed.run --nproc-per-node
 IFS=";" read -ra parts <<< "${PARTS:-}"
 read -ra nets <<< "${NETS:-efficientnet-lite0 efficientnet-b0}"
 fast=()
-if ((gpus > 0)); then fast=(--compile --batch-size 256 --learning-rate 2e-3 --ema-decay 0.995); fi
+if ((gpus > 0)); then fast=(--device cuda --compile --batch-size 256 --learning-rate 2e-3 --ema-decay 0.995); fi
 mkdir -p "$out/weights/further"
 if [[ ! $init -ef $out/init.safetensors ]]; then cp "$init" "$out/init.safetensors"; fi
 init=$out/init.safetensors
 rm -f "$out"/weights/*.safetensors "$out"/weights/further/*.safetensors  # of an earlier start: two of one net would both answer
 
-if ((gpus > 0)); then "$python" "$root/tools/time_training.py" --architecture efficientnet-b0 --compile | tee "$out/speed.txt"; fi
+if ((gpus > 0)); then "$python" "$root/tools/time_training.py" --device cuda --architecture efficientnet-b0 --compile | tee "$out/speed.txt"; fi
 for number in "${!nets[@]}"; do
   seed=$((${SEED:-1} + number))
   run=$out/${nets[number]}-$seed

@@ -156,7 +156,12 @@ def pass_epochs(
     """
     rank = rank or Rank(0, 1, torch.device("cpu"))
     best = None
-    for epoch in range(load_state(folder / STATE, course.stateful, made_from), epochs):
+    n_done = load_state(folder / STATE, course.stateful, made_from)
+    if n_done and rank.first and not (folder / BEST).exists():
+        raise ValueError(
+            f"{folder}: its run is of an older version, or lost its {BEST}; name another folder with --run"
+        )
+    for epoch in range(n_done, epochs):
         started = time.monotonic()
         losses = train_epoch(epoch)
         if rank.first:

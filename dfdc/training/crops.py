@@ -116,12 +116,19 @@ class Report:
         status: one of `STATUSES`.
         reason: why it is not "ok".
         rows: of the table, one for each image, in the order of the settings' columns.
+        label, original: what the metadata said of it when it was cut; None in records of older versions.
     """
 
     video: str
     status: str = "ok"
     reason: str = ""
     rows: tuple[tuple[object, ...], ...] = ()
+    label: str | None = None
+    original: str | None = None
+
+    def is_of(self, clip: LabelledClip) -> bool:
+        """Whether the clip was cut as what the metadata say that it is."""
+        return self.label is None or (self.label, self.original) == (clip.label, clip.original)
 
 
 def prepare_folder(out: Path, settings: CutSettings, *, overwrite: bool = False) -> None:
@@ -226,6 +233,7 @@ def cut_family(
         draft = out / DRAFTS / clip.name
         shutil.rmtree(draft, ignore_errors=True)
         images, report, cut = _cut(clip, original, detector, settings, draft)
+        report = replace(report, label=clip.label, original=clip.original)
         if leads and report.status == "error":  # cut without it, its fakes would never be laid over it
             reason = f"its original {clip.name} failed"
             return [report if other is clip else Report(other.name, "error", reason) for other in todo]

@@ -33,7 +33,9 @@ def detect_in_parallel(
         BrokenProcessPool: a worker died.
         Exception: whatever the step raises.
     """
-    if n_workers == 1 or len(calls) < 2:
+    if not calls:
+        return
+    if n_workers == 1 or len(calls) == 1:
         detector = FaceDetector(device)
         for arguments in calls:
             yield step(detector, *arguments)

@@ -108,6 +108,7 @@ def _content(pair: Pair) -> dict[str, object]:
         "over_time": _chart(_draw_over_time, comparison, (5.6, 4.6 if _has_scores(comparison) else 2.9)),
         "has_scores": _has_scores(comparison),
         "equal": _is_equal(comparison),
+        "equal_levels": EQUAL_LEVELS,
         "shots": [_shot(shot, scale, comparison) for shot in comparison.shots],
         "jumps": [[_shot(shot, scale, None) for shot in jump] for jump in comparison.jumps],
         "n_jumps": sum(int(person.jumped.sum()) for person in comparison.people),
@@ -123,7 +124,7 @@ def _has_scores(comparison: Comparison) -> bool:
 
 
 def _is_equal(comparison: Comparison) -> bool:
-    """Whether no frame of a clip differs from the other's."""
+    """Whether no frame of a clip differs from the other's to speak of."""
     levels = [comparison.outside, *(person.levels for person in comparison.people)]
     return all(np.nanmax(part, initial=0) < EQUAL_LEVELS for part in levels)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,9 +34,11 @@ def _whole(text: str, least: int) -> int:
 
 
 def run_tool(main: Callable[[], int]) -> None:
-    """End the process with what a tool's `main` returns; with 130 and a word where Ctrl-C ends it."""
+    """End the process with what a tool's `main` returns, or with a word where Ctrl-C ends it."""
     try:
         sys.exit(main())
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).stem}: stopped", file=sys.stderr)
-        sys.exit(130)
+        # By the signal itself, so that a shell's loop around the tool ends, too.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -147,9 +148,12 @@ def train(
         rate=settings.learning_rate,
         ema_decay=settings.ema_decay,
     )
-    answer = rank.wrap(model)
-    if settings.compiled:
-        answer = compile_training(answer)
+    wrapped = rank.wrap(model)
+
+    @cache
+    def compiled() -> nn.Module:  # where an epoch is left: a run that is done needs no compiler
+        return compile_training(wrapped)
+
     images = training.images.to(rank.device) if fits_beside(training.images, rank.device) else training.images
 
     def train_epoch(epoch: int) -> list[Tensor]:
@@ -157,6 +161,7 @@ def train(
         order = torch.Generator().manual_seed(settings.seed * 10_000 + epoch)
         chances = torch.Generator().manual_seed((settings.seed * 10_000 + epoch) * 100 + rank.index + 1)
         torch.manual_seed((settings.seed * 10_000 + epoch) * 100 + rank.index + 1)
+        answer = compiled() if settings.compiled else wrapped
         started, losses = time.monotonic(), []
         batches = [b for b in pair_epoch(training, order).split(pairs) if len(b) == pairs]
         bar = tqdm(batches, desc=f"epoch {epoch + 1}/{settings.epochs}", disable=not (progress and rank.first))

@@ -66,6 +66,8 @@ def join_ranks(device: str) -> Iterator[Rank]:
         DeviceError: CUDA is wanted and does not serve, or this machine has more ranks than GPUs.
     """
     count, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    if count > 1 and device == "auto":  # all ranks alike, or they would wait for each other in vain
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = choose_device(device, place=local)
     if count == 1:
         yield Rank(0, 1, torch.device(chosen))

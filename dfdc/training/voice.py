@@ -180,7 +180,7 @@ def make_trials(takes: list[Take], n_columns: int) -> list[Trial]:
     """Each take once real and once made for each of its vocoders, both through the same channel drawn for them.
 
     Raises:
-        DataError: no speech is found in a vocoder's takes, real or made.
+        DataError: no speech is found in them, or in what is real or made of a vocoder's alone.
     """
     generator, trials = np.random.default_rng(0), []
     for take in takes:
@@ -191,13 +191,13 @@ def make_trials(takes: list[Take], n_columns: int) -> list[Trial]:
                 if len(windows):
                     trials.append(Trial(windows, label, vocoder, take.name))
     heard = {(trial.vocoder, trial.label) for trial in trials}
-    for vocoder in {vocoder: None for take in takes for vocoder in take.made}:
-        for label, kind in ((0, "real"), (1, "made")):
-            if (vocoder, label) not in heard:
-                raise DataError(
-                    f"the {len(takes)} validation takes by {vocoder} hold no {kind} speech; look whether the table's "
-                    "kinds are right and the recordings loud enough"
-                )
+    one_sided = [vocoder for vocoder, label in heard if (vocoder, 1 - label) not in heard]
+    if not trials or one_sided:
+        made = f" and by {one_sided[0]}" if one_sided else ""
+        raise DataError(
+            f"the {len(takes)} validation takes hold no speech that is heard both real{made or ' and made'}; look "
+            "whether the table's kinds are right and the recordings loud enough"
+        )
     return trials
 
 
