@@ -76,9 +76,10 @@ def _clips_of(path: Path) -> list[Path]:
         folders = [entry.name for entry in entries if os.path.isdir(entry) and entry.name[0] != "."]
     except OSError as error:
         raise InputError(f"{path}: cannot be listed ({error.strerror}); check its permissions") from error
-    if folders:
+    clips = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
+    if clips and folders:
         log.info("%s: folders in it are not searched (%d, such as %s); name them, too", path, len(folders), folders[0])
-    return [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
+    return clips
 
 
 def _last_part(name: str) -> str:
