@@ -620,8 +620,9 @@ def test_run_that_goes_on_after_its_end_leaves_one_file(tmp_path: Path, monkeypa
 
 def test_tool_that_is_stopped_says_so_and_ends_by_the_signal() -> None:
     script = (
-        "import _thread, sys\nfrom dfdc.training.flags import run_tool\n"
-        "sys.argv = ['tools/train.py']\nrun_tool(_thread.interrupt_main)"
+        "import sys\nfrom dfdc.training.flags import run_tool\n\n"
+        "def stop():\n    raise KeyboardInterrupt\n\n"
+        "sys.argv = ['tools/train.py']\nrun_tool(stop)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "train: stopped\n")
