@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -18,14 +18,17 @@ from dfdc.prediction import Prediction
 from dfdc.workers import LastWord, Ready, Refusal, WorkerSettings
 
 
+def looks(connection: Connection) -> Iterator[tuple[Path, Task]]:
+    """What the supervisor asks for, until it hangs up."""
+    with contextlib.suppress(EOFError):
+        while True:
+            yield connection.recv()
+
+
 def misbehave(connection: Connection, settings: WorkerSettings) -> None:
     """A worker whose clips' names say what happens to it."""
     connection.send(Ready("a fake"))
-    while True:
-        try:
-            path, task = connection.recv()
-        except EOFError:
-            return
+    for path, task in looks(connection):
         name = task.name
         if name.startswith("segfault"):
             ctypes.string_at(0)
@@ -106,11 +109,7 @@ def load_first_only(connection: Connection, settings: WorkerSettings) -> None:
     except FileExistsError:
         os._exit(4)
     connection.send(Ready("a fake"))
-    while True:
-        try:
-            _, task = connection.recv()
-        except EOFError:
-            return
+    for _, task in looks(connection):
         while Path(settings.device).read_text().count("x") < 3:
             threading.Event().wait(0.05)
         threading.Event().wait(0.5)
@@ -140,11 +139,7 @@ def fail_on_cuda(connection: Connection, settings: WorkerSettings) -> None:
     """Clips whose names say so fail on CUDA, which any other device than the CPU stands for here."""
     device = "cpu" if settings.device == "cpu" else "cuda"
     connection.send(Ready(f"a fake {device}", device))
-    while True:
-        try:
-            _, task = connection.recv()
-        except EOFError:
-            return
+    for _, task in looks(connection):
         if task.name.startswith("fault") and device == "cuda":
             error = Prediction(task.name, status="error", reason="RuntimeError CUDA error: unspecified launch failure")
             connection.send(LastWord(error))
@@ -160,20 +155,18 @@ def wait_for_the_cpu(connection: Connection, settings: WorkerSettings, fails: Ca
     """CUDA fails some looks, and takes the others, with all frames wanted, when the CPU has begun, which is slow."""
     device = "cpu" if settings.device == "cpu" else "cuda"
     connection.send(Ready(f"a fake {device}", device))
-    with contextlib.suppress(EOFError):
-        while True:
-            path, task = connection.recv()
-            flag = path.parent / "the CPU was here"
-            if device == "cpu":
-                flag.touch()
-                threading.Event().wait(0.2)
-            elif fails(task):
-                connection.send(LastWord(Prediction(task.name, status="error", reason="CUDA error: launch failure")))
-                return
-            while not flag.exists():
-                threading.Event().wait(0.01)
-            label = {"cuda": 0.25, "cpu": 0.75}[device]
-            connection.send(Prediction(task.name, label, wanted=task.n_frames, nets=task.n_nets, frames=task.n_frames))
+    for path, task in looks(connection):
+        flag = path.parent / "the CPU was here"
+        if device == "cpu":
+            flag.touch()
+            threading.Event().wait(0.2)
+        elif fails(task):
+            connection.send(LastWord(Prediction(task.name, status="error", reason="CUDA error: launch failure")))
+            return
+        while not flag.exists():
+            threading.Event().wait(0.01)
+        label = {"cuda": 0.25, "cpu": 0.75}[device]
+        connection.send(Prediction(task.name, label, wanted=task.n_frames, nets=task.n_nets, frames=task.n_frames))
 
 
 def fail_at_place_1(connection: Connection, settings: WorkerSettings) -> None:
@@ -193,11 +186,7 @@ def load_on_the_cpu_only(connection: Connection, settings: WorkerSettings) -> No
 def echo_frames(connection: Connection, settings: WorkerSettings) -> None:
     """Answers with what it was asked; of a clip whose name says so, its second look kills."""
     connection.send(Ready("a fake"))
-    while True:
-        try:
-            _, task = connection.recv()
-        except EOFError:
-            return
+    for _, task in looks(connection):
         if task.n_frames > 8 and task.name.startswith("lethal"):
             os._exit(7)
         connection.send(Prediction(task.name, 0.25, frames=task.n_frames))

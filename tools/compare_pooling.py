@@ -230,8 +230,7 @@ def _draw_intervals(axes: Axes, rules: dict[str, dict], key: str) -> None:
         axes.errorbar(score["value"], row, xerr=reach, color=colour, marker="o", ms=5, lw=1.6, capsize=3)
     axes.axvline({"difference": 0, "auc": 0.5}.get(key, np.log(2)), color=GREY, lw=1, ls=":")
     axes.set(yticks=range(len(rules)), yticklabels=list(rules), ylim=(len(rules) - 0.5, -0.5))
-    plain(axes)
-    axes.grid(visible=False, axis="y")
+    plain(axes, grid="x")
 
 
 def _draw_frames(axes: Axes, clips: Sequence[ScoredClip]) -> None:
@@ -250,8 +249,7 @@ def _draw_frames(axes: Axes, clips: Sequence[ScoredClip]) -> None:
     for tick, clip in zip(axes.get_yticklabels(), ordered, strict=True):
         tick.set_color(FAKE if clip.label else REAL)
     axes.set_title("what is pooled: frames (dots) and their mean (bar); blue are reals, orange fakes", fontsize=10)
-    plain(axes)
-    axes.grid(visible=False, axis="y")
+    plain(axes, grid="x")
 
 
 def compare_pooling(

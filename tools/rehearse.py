@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.inputs import InputError, collect
 from dfdc.rules import COMPETITION, find_faults
 from dfdc.submission import read_predictions
-from dfdc.training.flags import positive
+from dfdc.training.flags import positive, run_tool
 from dfdc.training.processes import find_tree, measure_tree
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -416,11 +416,8 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"rehearse: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("rehearse: stopped", file=sys.stderr)
-        return 130
     return int(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.inputs import InputError, collect
 from dfdc.prediction import Prediction
 from dfdc.submission import details_path, read_predictions
-from dfdc.training.flags import positive
+from dfdc.training.flags import positive, run_tool
 from dfdc.training.processes import kill_largest, measure_tree
 from dfdc.video import read_frames
 from dfdc.weights import EXTRAS
@@ -292,12 +292,9 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"time_kernel: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("time_kernel: stopped", file=sys.stderr)
-        return 130
     print(describe(timing, plan), to_json(timing, plan), sep="\n")
     return 0 if timing.fits(plan) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

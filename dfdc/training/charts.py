@@ -174,10 +174,10 @@ def _start(title: str, x: str, y: str, *, size: tuple[float, float], rows: tuple
     return figure, axes
 
 
-def plain(axes: Axes) -> None:
-    """Axes without a box, on a light grid."""
+def plain(axes: Axes, *, grid: str = "both") -> None:
+    """Axes without a box, on a light grid: across one axis, "x" or "y", or both."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e4e4e4", lw=0.6)
+    axes.grid(axis=grid, color="#e4e4e4", lw=0.6)
     axes.set_axisbelow(True)
 
 
