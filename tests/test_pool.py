@@ -22,6 +22,7 @@ from tests.workers import (
     die_at_once,
     echo_frames,
     fail_at_place_1,
+    fail_beside_a_look,
     fail_on_cuda,
     fail_one_clip,
     leave_after_one,
@@ -298,6 +299,16 @@ def test_further_looks_stay_on_cuda_beside_a_clip_that_it_failed(tmp_path: Path)
     labels = [found[name].label for name in known]
     # Were CUDA left altogether, it would answer at most for the one look that it was at.
     assert len(found) == 41 and labels.count(0.25) > 10 and set(labels) <= {0.25, 0.75}
+
+
+def test_worker_on_the_cpu_starts_where_nobody_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfdc.plan.GRACE_S", 0.2)
+    settings = WorkerSettings(weights=(), device=str(tmp_path), clip_limit_s=5.0)
+    known = {"0.mp4": Prediction("0.mp4", 0.4, wanted=8, nets=1, frames=8)}
+    clips = {name: tmp_path / name for name in ("fault.mp4", *known)}
+    looks = predict_clips(clips, settings, n_workers=2, deadline=NEVER, work=fail_beside_a_look, known=known)
+    found = {p.filename: (p.label, p.status) for p in looks}
+    assert found == {"fault.mp4": (0.75, "ok"), "0.mp4": (0.25, "ok")}
 
 
 @pytest.mark.parametrize("fault", ["fault", "crash"])

@@ -163,10 +163,34 @@ def wait_for_the_cpu(connection: Connection, settings: WorkerSettings, fails: Ca
         elif fails(task):
             connection.send(LastWord(Prediction(task.name, status="error", reason="CUDA error: launch failure")))
             return
-        while not flag.exists():
-            threading.Event().wait(0.01)
+        wait_for(flag)
         label = {"cuda": 0.25, "cpu": 0.75}[device]
         connection.send(Prediction(task.name, label, wanted=task.n_frames, nets=task.n_nets, frames=task.n_frames))
+
+
+def fail_beside_a_look(connection: Connection, settings: WorkerSettings) -> None:
+    """At place 1 CUDA fails a clip while place 0 is at a look, which takes it until the CPU has begun."""
+    device = "cpu" if settings.device == "cpu" else "cuda"
+    if device == "cuda" and settings.place == 0:
+        wait_for(Path(settings.device) / "taken")
+    connection.send(Ready(f"a fake {device}", device))
+    for path, task in looks(connection):
+        if device == "cpu":
+            (path.parent / "the CPU was here").touch()
+        elif task.name.startswith("fault"):
+            (path.parent / "taken").touch()
+            wait_for(path.parent / "busy")
+            connection.send(LastWord(Prediction(task.name, status="error", reason="CUDA error: launch failure")))
+            return
+        else:
+            (path.parent / "busy").touch()
+            wait_for(path.parent / "the CPU was here")
+        connection.send(Prediction(task.name, {"cuda": 0.25, "cpu": 0.75}[device], frames=task.n_frames))
+
+
+def wait_for(flag: Path) -> None:
+    while not flag.exists():
+        threading.Event().wait(0.01)
 
 
 def fail_at_place_1(connection: Connection, settings: WorkerSettings) -> None:
