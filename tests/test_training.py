@@ -673,11 +673,14 @@ def test_ranks_average_their_gradients(tmp_path: Path) -> None:
     script.write_text(
         "import torch\n"
         "from dfdc.training.parallel import join_ranks\n"
-        "with join_ranks('cpu') as rank:\n"
+        "def train(rank):\n"  # as training does: what is wrapped goes before the ranks part, or torch may abort then
         "    model = torch.nn.Linear(1, 1)\n"
         "    answer = rank.wrap(model)\n"
         "    answer(torch.full((1, 1), 1.0 + rank.index)).sum().backward()\n"
         "    assert model.weight.grad.item() == 1.5, model.weight.grad\n"
+        "with join_ranks('cpu') as rank:\n"
+        "    train(rank)\n"
+        "    rank.wait()\n"
     )
     done = subprocess.run([*TORCHRUN, "--", str(script)], capture_output=True, text=True, env=ONE_THREAD, timeout=300)
     assert done.returncode == 0, done.stderr
