@@ -22,18 +22,21 @@ def test_more_frames_are_scored_and_told_with_their_cost(tmp_path: Path, capsys:
     figures, picture = tmp_path / "budgets.json", tmp_path / "budgets.png"
     arguments = [str(SAMPLES), "--frames", "1", "4", "--device", "cpu", "--json", str(figures)]
     assert compare_budgets.main([*arguments, "--picture", str(picture)]) == 0
-    one, four = json.loads(figures.read_text())
-    assert (one["n_frames"], four["n_frames"]) == (1, 4)
+    one, four, _, all_four = json.loads(figures.read_text())
+    assert (one["n_frames"], four["n_frames"], all_four["n_frames"]) == (1, 4, 4)
+    assert (one["n_nets"], four["n_nets"], all_four["n_nets"]) == (1, 1, 2)
     assert one["core_seconds"] > 0 and four["core_seconds"] > 0
     command = [sys.executable, ROOT / "kernel.py", SAMPLES, "--frames", "4", "--device", "cpu", "--out"]
     subprocess.run([*command, tmp_path / "four.csv"], check=True, capture_output=True)
     with open(tmp_path / "four.csv", newline="") as file:
         labels = {row["filename"]: float(row["label"]) for row in csv.DictReader(file)}
     assert four["auc"] == float(labels["doctored.mp4"] > labels["real.mp4"])
+    assert all_four["log_loss"] != four["log_loss"]
     by_hand = -(math.log(labels["doctored.mp4"]) + math.log(1 - labels["real.mp4"])) / 2
     assert four["log_loss"] == pytest.approx(by_hand, abs=1e-4)
     assert Image.open(picture).size[0] > 500
-    assert "| 4 |" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "| 1 | 4 |" in said and "| 2 | 4 |" in said
 
 
 def test_users_mistakes_are_told_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

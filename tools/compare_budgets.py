@@ -1,4 +1,4 @@
-"""Score labelled clips with more and more frames, and tell what each setting costs and brings.
+"""Score labelled clips with more and more frames, then with more nets, and tell what each setting costs and brings.
 
 python tools/compare_budgets.py clips --json budgets.json --picture budgets.png     # labels in clips/metadata.json
 """
@@ -25,8 +25,10 @@ from dfdc.training.dataset import DataError
 from dfdc.training.draft import write_json
 from dfdc.training.flags import positive, run_tool
 from dfdc.training.metrics import measure
+from dfdc.weights import WeightsError, find_weights
 
-KERNEL = Path(__file__).resolve().parent.parent / "kernel.py"
+ROOT = Path(__file__).resolve().parent.parent
+KERNEL, WEIGHTS = ROOT / "kernel.py", ROOT / "weights"
 FRAMES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -35,7 +37,7 @@ class Budget:
     """One setting: what a clip costs a worker, and how good the clips' probabilities are.
 
     Attributes:
-        n_frames: looked at per clip.
+        n_frames, n_nets: looked at per clip, and that answer.
         seconds: of wall time that a clip keeps one worker busy, mean.
         core_seconds: of decoding, finding faces and scoring, mean.
         log_loss, auc: over all clips; those that cannot be scored count with the prior.
@@ -43,6 +45,7 @@ class Budget:
     """
 
     n_frames: int
+    n_nets: int
     seconds: float
     core_seconds: float
     log_loss: float
@@ -50,24 +53,38 @@ class Budget:
     clip_seconds: tuple[float, ...]
 
 
-def compare_budgets(videos: Path, *, frames: Sequence[int] = FRAMES, options: Sequence[str] = ()) -> list[Budget]:
-    """Run the kernel once per number of frames.
+def compare_budgets(
+    videos: Path, *, frames: Sequence[int] = FRAMES, weights: Path = WEIGHTS, options: Sequence[str] = ()
+) -> list[Budget]:
+    """Run the kernel once per number of frames, by the nets that answer first; then by all, where there are others.
 
     Args:
         videos: folder of clips with metadata.json.
         frames: numbers of frames per clip.
+        weights: file, or folder whose further nets are the others.
         options: further flags of the kernel.
 
     Returns:
-        One setting per number of frames, in their order.
+        One setting per number of frames, in their order; then as many by all nets.
 
     Raises:
         DataError: the metadata is wrong, the clips that are there have one label, or the kernel failed.
+        WeightsError: there are no weights, or one of them does not check.
     """
     clips = read_present(videos)
     if len({clip.label for clip in clips}) < 2:
         raise DataError(f"{videos}: all {len(clips)} clips are {clips[0].label}; scores need both labels")
-    return [_measure(clips, _run_kernel(clips, n_frames, options), n_frames) for n_frames in frames]
+    files = find_weights(weights)
+    groups = [first] if len(first := [file for file in files if not file.further]) == len(files) else [first, files]
+    budgets = []
+    for group in groups:
+        # Side by side in one folder none of them is further, so that all answer whatever the device is.
+        with tempfile.TemporaryDirectory() as folder:
+            for file in group:
+                (Path(folder) / file.path.name).symlink_to(file.path.absolute())
+            flags = [*options, "--weights", folder]
+            budgets += [_measure(clips, _run_kernel(clips, n_frames, flags), n_frames) for n_frames in frames]
+    return budgets
 
 
 def _run_kernel(clips: list[LabelledClip], n_frames: int, options: Sequence[str]) -> list[Prediction]:
@@ -90,6 +107,7 @@ def _measure(clips: list[LabelledClip], predictions: list[Prediction], n_frames:
     )
     return Budget(
         n_frames=n_frames,
+        n_nets=max(prediction.nets for prediction in predictions),
         seconds=float(np.mean([p.seconds for p in predictions])),
         core_seconds=float(np.mean([p.core_s for p in predictions])),
         log_loss=scores["log_loss"],
@@ -100,9 +118,13 @@ def _measure(clips: list[LabelledClip], predictions: list[Prediction], n_frames:
 
 def format_table(budgets: Sequence[Budget]) -> str:
     """A table for people, in Markdown."""
-    lines = ["| frames | seconds a clip and worker | core-seconds | log loss | AUC |", "|---|---|---|---|---|"]
+    lines = [
+        "| nets | frames | seconds a clip and worker | core-seconds | log loss | AUC |",
+        "|---|---|---|---|---|---|",
+    ]
     for b in budgets:
-        lines.append(f"| {b.n_frames} | {b.seconds:.2f} | {b.core_seconds:.2f} | {b.log_loss:.3f} | {b.auc:.3f} |")
+        setting, cost = f"{b.n_nets} | {b.n_frames}", f"{b.seconds:.2f} | {b.core_seconds:.2f}"
+        lines.append(f"| {setting} | {cost} | {b.log_loss:.3f} | {b.auc:.3f} |")
     return "\n".join(lines)
 
 
@@ -110,6 +132,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of clips with metadata.json")
     parser.add_argument("--frames", type=positive, nargs="+", default=FRAMES, help="per clip (default: %(default)s)")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=WEIGHTS,
+        help="file or folder; with the nets of its folder further/ all is measured once more (default: weights/)",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="as the kernel's")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     parser.add_argument("--picture", type=Path, help="draw them there, as PNG")
@@ -118,13 +146,15 @@ def main(argv: list[str] | None = None) -> int:
         if not path.absolute().parent.is_dir():
             parser.error(f"{path}: its folder does not exist; make it or name another file")
     try:
-        budgets = compare_budgets(args.videos, frames=args.frames, options=("--device", args.device))
+        budgets = compare_budgets(
+            args.videos, frames=args.frames, weights=args.weights, options=("--device", args.device)
+        )
         print(format_table(budgets))
         if args.json:
             write_json(args.json, [asdict(budget) for budget in budgets])
         if args.picture:
             draw_budgets(args.picture, [asdict(budget) for budget in budgets])
-    except (DataError, OSError) as error:
+    except (DataError, WeightsError, OSError) as error:
         print(f"compare_budgets: {error}", file=sys.stderr)
         return 1
     return 0

@@ -124,19 +124,29 @@ def draw_training(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def draw_budgets(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write log loss and AUC against what a clip costs.
+    """Write log loss and AUC against what a clip costs, a line for each number of nets.
 
     Args:
         path: of the PNG.
-        rows: per setting "n_frames", "core_seconds", "log_loss" and "auc", cheapest first.
+        rows: per setting "n_frames", "n_nets", "core_seconds", "log_loss" and "auc", cheapest first of each "n_nets".
     """
-    figure, losses = _start("More frames", "", "log loss", size=(7.2, 6.0), rows=(1, 1))
+    figure, losses = _start("More frames, and more nets", "", "log loss", size=(7.2, 6.0), rows=(1, 1))
     auc = figure.add_subplot(figure.axes[0].get_gridspec()[1], sharex=losses)
-    costs = [row["core_seconds"] for row in rows]
-    for axes, name, colour in ((losses, "log_loss", FAKE), (auc, "auc", REAL)):
-        axes.plot(costs, [row[name] for row in rows], color=colour, marker="o")
-        for row, cost in zip(rows, costs, strict=True):
-            axes.annotate(f"{row['n_frames']}", (cost, row[name]), (0, 7), textcoords="offset points", fontsize=8)
+    for n_nets, style in zip(sorted({row["n_nets"] for row in rows}), ("-", "--"), strict=False):
+        drawn = [row for row in rows if row["n_nets"] == n_nets]
+        for axes, name, colour in ((losses, "log_loss", FAKE), (auc, "auc", REAL)):
+            axes.plot(
+                [row["core_seconds"] for row in drawn],
+                [row[name] for row in drawn],
+                color=colour,
+                linestyle=style,
+                marker="o",
+                label=f"{n_nets} net{'s' * (n_nets > 1)}",
+            )
+            for row in drawn:
+                place = (row["core_seconds"], row[name])
+                axes.annotate(f"{row['n_frames']}", place, (0, 7), textcoords="offset points", fontsize=8)
+    losses.legend(frameon=False)
     losses.tick_params(labelbottom=False)
     auc.set(xlabel="core-seconds a clip; the numbers are frames", ylabel="AUC")
     plain(auc)
