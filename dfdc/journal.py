@@ -52,11 +52,11 @@ def scoring_key(weights: Sequence[WeightsFile], *, device: str, n_frames: int | 
         "weights": [file.digest for file in weights],
         "--device": device,
         "--frames": n_frames,
-        "code": _code_digest(),
+        "code": digest_code(),
     }
 
 
-def _code_digest() -> str:
+def digest_code() -> str:
     """SHA-256 of the package's modules: a version number that nobody can forget to raise."""
     digest = hashlib.sha256()
     modules = [entry for entry in resources.files("dfdc").iterdir() if entry.name.endswith(".py")]

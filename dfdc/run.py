@@ -117,6 +117,8 @@ def summarize(result: Result) -> str:
         width = max(len(p.filename) for p in result.predictions)
         for p in result.predictions:
             verdict = [f"{p.label:6.1%} fake"] * p.scored + [f"{p.status}: {p.reason}"] * (p.status != "ok")
+            if p.cut_s:
+                verdict.append(f"by its first {p.frames} of {p.wanted} frames: reading took more than {p.cut_s:.0f} s")
             lines.append(f"{p.filename:<{width}}  {', '.join(verdict)}")
         lines.append("")
     counts = Counter(p.status for p in result.predictions)

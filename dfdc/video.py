@@ -37,8 +37,9 @@ MAX_ASPECT = 2.0
 MAX_PIXELS = 8192 * 4352
 DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 MAX_PACKETS = 1_000_000
-# From this many packets on (five minutes at 30 a second), key frames alone will do where there are enough of them.
-LONG_CLIP_PACKETS = 9_000
+# Clips of more pixels than five minutes of 1080p at 30 frames a second, which are 75 seconds of 4K: decoding them takes
+# most of a clip's limit, and key frames alone will do where there are enough of them.
+LONG_CLIP_PIXELS = 9_000 * 1920 * 1080
 # By so many places the order of showing may differ from that of decoding: codecs hold back 16 frames at most.
 MAX_DELAY = 16
 # Containers that hold their own data. Playlists and lists of other files (hls, dash, concat, ...) are not among them.
@@ -136,7 +137,7 @@ def _plans(index: _Index, n_frames: int) -> list[str]:
     plans = ["DEFAULT"]
     if index.rate is None and len(index.times) >= 3 * n_frames:
         plans.insert(0, "NONREF")
-    if index.rate is None and len(index.times) > LONG_CLIP_PACKETS and index.n_keys >= 2 * n_frames:
+    if index.rate is None and len(index.times) * index.n_pixels > LONG_CLIP_PIXELS and index.n_keys >= 2 * n_frames:
         plans.insert(0, "NONKEY")
     return plans
 
@@ -223,11 +224,13 @@ class _Index:
         rate: frames a second, where packets state no usable times and frames have to be counted, so that all of them
             are decoded; None elsewhere.
         n_keys: how many packets are key frames.
+        n_pixels: of a frame, as the stream claims.
     """
 
     times: list[float]
     rate: float | None
     n_keys: int
+    n_pixels: int
 
 
 def _index(path: Path, deadline: Deadline) -> _Index:
@@ -239,14 +242,15 @@ def _index(path: Path, deadline: Deadline) -> _Index:
                 order.append(packet.dts)
                 n_keys += packet.is_keyframe
         unit, rate = float(stream.time_base), float(stream.average_rate or 25)
+        n_pixels = stream.width * stream.height
     if not stamps:
         if deadline.expired():
             raise VideoTimeout("out of time before the first frame")
         raise VideoError("its video stream holds no frame")
     distinct = set(stamps)
     if None in distinct or len(distinct) <= len(stamps) / 2 or not _agree(stamps, order):
-        return _Index([count / rate for count in range(len(stamps))], rate, n_keys)
-    return _Index(sorted(stamp * unit for stamp in distinct), None, n_keys)
+        return _Index([count / rate for count in range(len(stamps))], rate, n_keys, n_pixels)
+    return _Index(sorted(stamp * unit for stamp in distinct), None, n_keys, n_pixels)
 
 
 def _agree(shown: list[int], decoded: list[int | None]) -> bool:

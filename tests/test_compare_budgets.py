@@ -44,9 +44,8 @@ def test_users_mistakes_are_told_before_anything_runs(tmp_path: Path, capsys: py
     (tmp_path / "metadata.json").write_text(json.dumps({"real.mp4": {"label": "REAL"}, "gone.mp4": {"label": "FAKE"}}))
     assert compare_budgets.main([str(tmp_path)]) == 1
     assert "all 1 clips are REAL; scores need both labels" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        compare_budgets.main([str(SAMPLES), "--json", str(tmp_path / "gone" / "budgets.json")])
-    assert "its folder does not exist" in capsys.readouterr().err
+    assert compare_budgets.main([str(SAMPLES), "--json", str(tmp_path)]) == 1
+    assert "is a folder; name a file in it" in capsys.readouterr().err
 
 
 def test_folder_without_labels_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -65,9 +65,8 @@ def test_runs_differ_in_the_named_part_only_and_are_not_done_twice(
     assert tool.main([*command, "--init", str(init)]) == 1
     said = capsys.readouterr().err
     assert "belongs to another run: init was None, is " in said and "name another folder with --run" in said
-    with pytest.raises(SystemExit):
-        tool.main([*command[:-1], str(tmp_path / "gone" / "recipes.json")])
-    assert "its folder does not exist" in capsys.readouterr().err
+    assert tool.main([*command[:-1], str(tmp_path)]) == 1
+    assert "is a folder; name a file in it" in capsys.readouterr().err
 
 
 def test_interval_is_of_paired_differences() -> None:

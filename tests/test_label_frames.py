@@ -400,6 +400,14 @@ def test_crops_are_cut_once(clips: Path, cut, monkeypatch: pytest.MonkeyPatch) -
         ClipFakes([clips], out, CutSettings(n_frames=4))
 
 
+def test_other_clips_of_the_names_are_refused(clips: Path, cut, tmp_path: Path) -> None:
+    other = shutil.copytree(clips, tmp_path / "other")
+    with open(other / "doctored.mp4", "ab") as file:
+        file.write(b"more")
+    with pytest.raises(DataError, match=r"shares its name with .*: name another output"):
+        ClipFakes([other], cut[0], SETTINGS)
+
+
 def test_clip_that_gives_no_face_says_why(cut) -> None:
     sheet = cut[1].collect("broken.mp4")
     assert sheet.shots == () and sheet.reason.startswith("unreadable: not a video")
@@ -514,6 +522,16 @@ def test_label_is_on_the_disk_when_the_answer_comes(client: FlaskClient, tmp_pat
     assert (line["video"], line["frame"], line["track"], line["label"]) == ("<b>&fake.mp4", "1", "0", "visible")
     assert (line["time"], line["box"]) == ("0.5", BOX) and line["when"].endswith("+00:00")
     assert answer.json == {"marks": {"visible": 1}, "clips": {"1": 1}}
+
+
+def test_label_of_another_moment_is_not_shown_nor_replaced(client: FlaskClient, desk: Desk, tmp_path: Path) -> None:
+    """Crops cut with fewer frames have the same numbers."""
+    desk._labels.set(say("fake.mp4", 0, NOT_VISIBLE, time_s=0.9))
+    before = (tmp_path / "labels.csv").read_bytes()
+    assert client.get("/clips/0").json["shots"][0]["label"] is None
+    answer = send(client, VISIBLE)
+    assert answer.status_code == 409 and "was given to another face, at 0.9 s" in answer.json["error"]
+    assert (tmp_path / "labels.csv").read_bytes() == before
 
 
 def test_killed_server_goes_on_where_it_was(client: FlaskClient, desk: Desk, tmp_path: Path) -> None:

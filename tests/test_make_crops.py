@@ -242,6 +242,54 @@ def test_rerun_changes_the_splits_and_looks_again_for_what_was_absent(
     assert "cut alone" not in capsys.readouterr().err
 
 
+def test_other_clip_of_a_name_is_refused_while_the_first_is_there(material: Path, tmp_path: Path) -> None:
+    """FaceForensics++ gives the fakes of all its methods the same names."""
+    first = lay_out(tmp_path / "first", material, {"fake.mp4": {**FAKE, "manipulation": "first"}, "real.mp4": REAL})
+    rows = cut(first, tmp_path / "out")
+    second = lay_out(tmp_path / "second", material, {"real.mp4": REAL})
+    shutil.copy(material / "again.mp4", second / "fake.mp4")
+    metadata = {"fake.mp4": {**FAKE, "manipulation": "second"}, "real.mp4": REAL}
+    (second / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(
+        DataError, match=r"second/fake[.]mp4: shares its name with .*first/fake[.]mp4, .*: name another"
+    ):
+        cut(second, tmp_path / "out")
+    assert read_rows(tmp_path / "out" / "crops.csv") == rows
+    # The same clips elsewhere are the same clips.
+    moved = first.rename(tmp_path / "moved")
+    record = tmp_path / "out" / "images" / "fake.mp4" / "clip.json"
+    stamp = record.stat().st_mtime_ns
+    assert cut(moved, tmp_path / "out") == rows and record.stat().st_mtime_ns == stamp
+    # And where the first is gone, the second takes its place.
+    changed = cut(second, tmp_path / "out")
+    assert {row["manipulation"] for row in changed if row["label"] == "FAKE"} == {"second"}
+    assert [row["ssim"] for row in changed] != [row["ssim"] for row in rows] and record.stat().st_mtime_ns != stamp
+
+
+@pytest.mark.parametrize("at_first", ["damaged", "absent"])
+def test_fake_is_cut_anew_when_its_original_can_be_read(material: Path, tmp_path: Path, at_first: str, pair) -> None:
+    clips = lay_out(tmp_path / "clips", material, {"fake.mp4": FAKE, "real.mp4": REAL})
+    if at_first == "damaged":
+        (clips / "real.mp4").write_bytes((material / "real.mp4").read_bytes()[:999])
+    else:
+        (clips / "real.mp4").unlink()
+    alone = cut(clips, tmp_path / "out")
+    assert {row["label"] for row in alone} == {"FAKE"} and not any(row["difference"] for row in alone)
+    assert cut(clips, tmp_path / "out") == alone
+    shutil.copy(material / "real.mp4", clips)
+    assert cut(clips, tmp_path / "out") == pair[1]
+
+
+def test_splits_that_leak_are_refused_before_anything_is_cut(material: Path, tmp_path: Path) -> None:
+    fakes, reals = (
+        lay_out(tmp_path / name, material, metadata)
+        for name, metadata in (("fakes", {"fake.mp4": FAKE}), ("reals", {"real.mp4": REAL}))
+    )
+    with pytest.raises(DataError, match=r"real[.]mp4 is for val and .*fake[.]mp4 for train, and they share a face"):
+        cut(fakes, tmp_path / "out", held_out=[reals])
+    assert not (tmp_path / "out").exists()
+
+
 def test_corrected_metadata_are_what_the_table_says(material: Path, tmp_path: Path) -> None:
     """What was cut as another label, or beside another original, is cut anew; another word for the fake is not."""
     first = {"real.mp4": {"label": "FAKE"}, "fake.mp4": {**FAKE, "original": "none.mp4"}}

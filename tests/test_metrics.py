@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
-from dfdc.training.metrics import fit_calibration, measure, measure_intervals, tells_nothing
+from dfdc.training.metrics import LEAST_TEMPERATURE, fit_calibration, measure, measure_intervals, tells_nothing
 from dfdc.weights import sigmoid
 
 
@@ -143,6 +143,12 @@ def test_logits_that_say_nothing_are_recognised() -> None:
     labels, logits = np.tile([0, 1], 40), np.repeat([-1.0, 1.0], 40)
     assert tells_nothing(fit_calibration(labels, logits))
     assert not tells_nothing(fit_calibration(labels, logits + labels))
+
+
+def test_net_without_a_mistake_is_not_believed_without_limit() -> None:
+    labels = np.repeat([0.0, 1.0], 20)
+    calibration = fit_calibration(labels, np.where(labels == 1, 0.5, -0.5))
+    assert calibration.temperature == pytest.approx(LEAST_TEMPERATURE, rel=0.01)
 
 
 def test_separable_logits_give_a_finite_calibration() -> None:

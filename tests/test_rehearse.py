@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dfdc.inputs import InputError
 from dfdc.training.processes import measure_tree
 from tools import rehearse as tool
 from tools.make_bundle import Names, make_bundle
@@ -140,6 +141,14 @@ def test_inputs_lie_where_the_image_mounts_them(
     with open((inputs / videos).with_name("sample_submission.csv"), newline="") as file:
         listed = [row["filename"] for row in csv.DictReader(file)]
     assert tuple(listed) == names and set(listed) - there == {"not_there.mp4"}
+
+
+def test_clip_is_not_written_over_by_a_damaged_one(tmp_path: Path, clip: Path) -> None:
+    mine = tmp_path / "noise.mp4"
+    mine.write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"noise[.]mp4: the rehearsal makes a damaged clip of this name; rename it"):
+        lay_out(tmp_path / "kaggle", make_fake(tmp_path / "bundle"), [clip, mine], OLD)
+    assert mine.read_bytes() == b"mine"
 
 
 def test_shipped_package_passes_a_short_rehearsal(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from scipy.signal import istft, stft
 
 from dfdc.detect import Faces
+from dfdc.training.dataset import DataError
 from dfdc.training.pictures import BLOCK, block_differences
 from dfdc.training.separate import judge_sound, separate
 from dfdc.training.sound import compare_sounds, find_lag, is_silent
@@ -180,6 +181,26 @@ def test_pair_that_could_not_be_told_is_tried_again(folder, monkeypatch):
     (folder / "broken.mp4").write_bytes(whole)
     separate_fakes.separate_fakes([folder], out, n_frames=4, progress=False)
     assert "broken.mp4,original.mp4,,4,yes" in out.read_text()
+
+
+def test_other_fake_of_a_name_is_refused_while_the_first_is_there(folder, tmp_path, monkeypatch):
+    """FaceForensics++ gives the fakes of all its methods the same names."""
+    monkeypatch.setattr("dfdc.training.detectors.FaceDetector", lambda device: OneFace())
+    out, other = folder / "changes.csv", tmp_path / "other"
+    separate_fakes.separate_fakes([folder], out, n_frames=4, progress=False)
+    before = out.read_bytes()
+    other.mkdir()
+    for name in ("original.mp4", "picture.mp4", "metadata.json"):
+        (other / name).write_bytes((folder / name).read_bytes())
+    separate_fakes.separate_fakes([other], out, n_frames=4, progress=False)
+    assert out.read_bytes() == before, "they are the same"
+    with open(other / "picture.mp4", "ab") as file:
+        file.write(b"more")
+    with pytest.raises(
+        DataError, match=r"other/picture[.]mp4: shares its name with .*/picture[.]mp4.*: name another output"
+    ):
+        separate_fakes.separate_fakes([other], out, n_frames=4, progress=False)
+    assert out.read_bytes() == before
 
 
 def test_fakes_of_one_name_are_refused(folder, tmp_path, capsys):

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,10 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="ne
 # stages, so that 3 remain: 0.75 a clip.
 TIMING = Timing(
     predictions=(
-        Prediction("a", seconds=1.0, decode_s=1.0, detect_s=0.5, crop_s=0.125, score_s=0.375),
-        Prediction("b", seconds=2.0, decode_s=1.0, detect_s=0.5, crop_s=0.125, score_s=0.375),
-        Prediction("c", seconds=3.0, decode_s=1.0, detect_s=0.5, crop_s=0.25, score_s=0.25),
-        Prediction("d", seconds=6.0, decode_s=1.0, detect_s=1.0, status="no_face"),
+        Prediction("a", frames=16, seconds=1.0, decode_s=1.0, detect_s=0.5, crop_s=0.125, score_s=0.375),
+        Prediction("b", frames=16, seconds=2.0, decode_s=1.0, detect_s=0.5, crop_s=0.125, score_s=0.375),
+        Prediction("c", frames=16, seconds=3.0, decode_s=1.0, detect_s=0.5, crop_s=0.25, score_s=0.25),
+        Prediction("d", frames=16, seconds=6.0, decode_s=1.0, detect_s=1.0, status="no_face"),
     ),
     wall_s=10.0,
     cpu_s=14.0,
@@ -95,6 +96,13 @@ def test_what_is_no_duration_is_refused_with_the_allowed_ones(text: str) -> None
 def test_times_per_clip_leave_the_start_up_out() -> None:
     assert TIMING.seconds_per_clip == 2.0
     assert TIMING.core_seconds == (1.0, 0.625, 0.125, 0.25, 0.75)
+
+
+def test_clips_that_give_no_frame_do_not_hide_what_the_others_cost() -> None:
+    broken = [Prediction(f"{number}.mp4", status="unreadable", seconds=0.01) for number in range(8)]
+    both = replace(TIMING, predictions=(*TIMING.predictions, *broken))
+    assert both.seconds_per_clip == TIMING.seconds_per_clip
+    assert (both.core_seconds, both.worker_seconds) == (TIMING.core_seconds, TIMING.worker_seconds)
 
 
 def test_percentiles_are_of_the_time_in_a_worker() -> None:

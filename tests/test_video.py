@@ -384,11 +384,14 @@ def test_where_skipping_leaves_too_few_everything_is_decoded(tmp_path):
 
 
 def test_of_a_long_clip_key_frames_alone_will_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(video, "LONG_CLIP_PACKETS", 20)
     path = write_clip(tmp_path / "a.mp4", codec="mpeg4", options={"g": "2"})
+    height, width = read_frames(path, 1)[0].pixels.shape[:2]
+    monkeypatch.setattr(video, "LONG_CLIP_PIXELS", 20 * height * width)
     # Key frames are the even ones; the middles of four parts are 3.25, 10.75, 18.25 and 25.75.
     assert numbers(read_frames(path, 4)) == [4, 10, 18, 26]
     assert numbers(read_frames(path, 8)) == EIGHT_OF_THIRTY, "15 key frames are too few for 8"
+    monkeypatch.setattr(video, "LONG_CLIP_PIXELS", 30 * height * width)
+    assert numbers(read_frames(path, 4)) != [4, 10, 18, 26], "it is not long"
 
 
 def test_the_reader_never_seeks():

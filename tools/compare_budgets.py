@@ -22,7 +22,7 @@ from dfdc.submission import details_path, read_predictions
 from dfdc.training.charts import draw_budgets
 from dfdc.training.clips import LabelledClip, read_present
 from dfdc.training.dataset import DataError
-from dfdc.training.draft import write_json
+from dfdc.training.draft import check_out, write_json
 from dfdc.training.flags import positive, run_tool
 from dfdc.training.metrics import measure
 from dfdc.weights import WeightsError, find_weights
@@ -142,10 +142,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     parser.add_argument("--picture", type=Path, help="draw them there, as PNG")
     args = parser.parse_args(argv)
-    for path in filter(None, (args.json, args.picture)):
-        if not path.absolute().parent.is_dir():
-            parser.error(f"{path}: its folder does not exist; make it or name another file")
     try:
+        for path in filter(None, (args.json, args.picture)):
+            check_out(path)
         budgets = compare_budgets(
             args.videos, frames=args.frames, weights=args.weights, options=("--device", args.device)
         )

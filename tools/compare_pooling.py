@@ -26,13 +26,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dfdc.journal import digest_code
 from dfdc.predict import Predictor
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.tracks import Track
 from dfdc.training.charts import FAKE, GREY, REAL, plain, save
-from dfdc.training.clips import LabelledClip, read_present
+from dfdc.training.clips import LabelledClip, digest_clip, read_present
 from dfdc.training.dataset import DataError
-from dfdc.training.draft import drafted, write_json
+from dfdc.training.draft import check_out, drafted, write_json
 from dfdc.training.flags import natural, positive, run_tool
 from dfdc.training.pooling import (
     EDGES,
@@ -116,7 +117,8 @@ def score_clips(
         {
             "weights": [file.digest for file in files],
             "n_frames": n_frames,
-            "clips": [[clip.name, clip.label, clip.source, clip.path.stat().st_size] for clip in listed],
+            "clips": [[clip.name, clip.label, clip.source, digest_clip(clip.path)] for clip in listed],
+            "code": digest_code(),
         }
     )
     kept = None if overwrite else _read_scores(logits)
@@ -344,6 +346,8 @@ def main(argv: list[str] | None = None) -> int:
     if not args.spread > 0:
         parser.error(f"--spread is {args.spread}; allowed are numbers above 0")
     try:
+        for path in filter(None, (args.json, args.picture)):
+            check_out(path)
         scores = score_clips(
             args.videos,
             args.logits,

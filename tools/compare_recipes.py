@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.crop import CropGeometry
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.dataset import CropSet, DataError, find_sources, load_crops, load_rows, read_split
-from dfdc.training.draft import write_json
+from dfdc.training.draft import check_out, write_json
 from dfdc.training.flags import COMPILE_HELP, natural, positive, run_tool
 from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.training.metrics import draw_sources, interval, measure
@@ -194,9 +194,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=natural, default=0, help="of everything random (default: %(default)s)")
     add("--json", type=Path, help="write the scores there, too")
     args = parser.parse_args(argv)
-    if args.json and not args.json.absolute().parent.is_dir():
-        parser.error(f"--json: {args.json}: its folder does not exist; make it or name another file")
     try:
+        if args.json:
+            check_out(args.json)
         settings = TrainSettings(
             epochs=args.epochs,
             batch_size=args.batch_size,

@@ -28,7 +28,7 @@ from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.charts import Curve, Tile, draw_contact_sheet, draw_histogram, draw_reliability, draw_roc
 from dfdc.training.clips import read_present
 from dfdc.training.dataset import DataError, find_sources, load_rows, read_split
-from dfdc.training.draft import write_json
+from dfdc.training.draft import check_out, write_json
 from dfdc.training.flags import natural, positive, run_tool
 from dfdc.training.metrics import measure_intervals
 from dfdc.video import VideoError, read_frames
@@ -279,7 +279,7 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"--{name.replace('extras', 'with')}: goes with {needed} only")
     try:
         if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
+            check_out(args.json)
         if args.crops:
             scored = score_crop_table(
                 args.crops, args.weights, split=args.split or "val", device=args.device, limit=args.limit

@@ -112,7 +112,15 @@ class Desk:
         when = datetime.now(timezone.utc).isoformat(timespec="seconds")
         place = (self.videos[number], shot.frame, shot.time_s, shot.track)
         with self._saving:
-            self._labels.set(FrameLabel(*place, read_box(shot.box), str(mark), when))
+            label = FrameLabel(*place, read_box(shot.box), str(mark), when)
+            earlier = self._labels.labels.get(label.key)
+            if earlier and not earlier.is_of(shot.time_s, shot.box):
+                abort(
+                    409,
+                    f"frame {shot.frame} of {label.video} has a label in {self._labels.path} that was given to another "
+                    f"face, at {earlier.time_s:.1f} s: these crops were cut otherwise; name another file with --labels",
+                )
+            self._labels.set(label)
         return self._progress()
 
     def undo(self, run: object) -> dict[str, object]:
@@ -150,9 +158,10 @@ class Desk:
 
     def _describe(self, video: str, shot: Shot) -> dict[str, object]:
         label = self._labels.labels.get((video, shot.frame, shot.track))
+        mark = label.label if label and label.is_of(shot.time_s, shot.box) else None
         return {
             **{"frame": shot.frame, "time": shot.time_s, "track": shot.track, "score": shot.score},
-            **{"original": shot.original is not None, "label": label and label.label},
+            **{"original": shot.original is not None, "label": mark},
         }
 
     def _progress(self) -> dict[str, object]:

@@ -25,7 +25,15 @@ from dfdc.pool import count_cores
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.submission import write_csv
 from dfdc.training.clips import METADATA, LabelledClip, group_families, is_held_out, read_metadata
-from dfdc.training.crops import STATUSES, CutSettings, Report, cut_families, prepare_folder, read_records
+from dfdc.training.crops import (
+    STATUSES,
+    CutSettings,
+    Report,
+    cut_families,
+    find_done,
+    prepare_folder,
+    read_records,
+)
 from dfdc.training.dataset import DataError, read_table
 from dfdc.training.flags import positive
 
@@ -65,8 +73,10 @@ def make_crops(
     settings = settings or CutSettings()
     families = group_families(_label(videos, held_out or [], val_share))
     clips = {clip.name: clip for family in families for clip in family}
+    if not settings.plain_frames:
+        _refuse_leaks(families)
     prepare_folder(out, settings, overwrite=overwrite)
-    done = frozenset(report.video for report in read_records(out) if _is_done(report, clips))
+    done = frozenset(find_done(out, clips))
     wanted = [family for family in families if any(clip.name not in done for clip in family)]
     n_done = len(clips) - sum(clip.name not in done for family in wanted for clip in family)
     if not settings.plain_frames:
@@ -86,8 +96,10 @@ def make_crops(
             "a worker died, perhaps out of memory; go on with the same command and fewer --workers"
         ) from error
     finally:
+        done = frozenset(find_done(out, clips))
         records = {report.video: report for report in read_records(out)}
-        rows = [row for report in records.values() if _is_done(report, clips) for row in _rows(report, settings, clips)]
+        valid = [report for name, report in records.items() if name not in clips or name in done]
+        rows = [row for report in valid for row in _rows(report, settings, clips)]
         write_csv(table, settings.columns, rows)
     _summarize(list({**records, **{report.video: report for report in reports}}.values()), len(rows))
     if not rows:
@@ -123,9 +135,15 @@ def _report_alone(families: list[list[LabelledClip]]) -> None:
         )
 
 
-def _is_done(report: Report, clips: dict[str, LabelledClip]) -> bool:
-    """Whether a clip was cut as what it is now said to be; one that is not listed now was."""
-    return report.video not in clips or report.is_of(clips[report.video])
+def _refuse_leaks(families: list[list[LabelledClip]]) -> None:
+    """Refuse an original that stands in another split than a fake of its, before days of cutting."""
+    for family in families:
+        other = [clip for clip in family if clip.split != family[0].split]
+        if other:
+            raise DataError(
+                f"{family[0].path} is for {family[0].split} and {other[0].path} for {other[0].split}, and they share "
+                f"a face: put them into one folder, or correct the splits in {METADATA}"
+            )
 
 
 def _rows(report: Report, settings: CutSettings, clips: dict[str, LabelledClip]) -> Iterator[tuple[object, ...]]:

@@ -35,6 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
 N_CORES = 2
 MEMORY_BYTES = 13 * 10**9
+# Clips that are made of the first, beside those that are given.
+DAMAGED = ("truncated.mp4", "empty.mp4", "noise.mp4", "text.mp4")
 SAMPLE_S = 0.5
 N_CLIPS, LIMIT_H = 4000, 9
 # What runs a notebook, which Kaggle's image has too.
@@ -222,12 +224,15 @@ def lay_out(kaggle: Path, bundle: Path, clips: list[Path], image: Image) -> tupl
     videos = competition / "test_videos"
     videos.mkdir(parents=True)
     for clip in clips:
+        # A link to it would be written to, and with it the clip.
+        if clip.name in DAMAGED:
+            raise InputError(f"{clip}: the rehearsal makes a damaged clip of this name; rename it, or name others")
         _link(clip.resolve(), videos / clip.name)
     whole = clips[0].read_bytes()
-    (videos / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
-    (videos / "empty.mp4").touch()
-    (videos / "noise.mp4").write_bytes(whole[len(whole) // 2 :])
-    (videos / "text.mp4").write_text("not a video\n")
+    half = len(whole) // 2
+    contents = (whole[:half], b"", whole[half:], b"not a video\n")
+    for name, content in zip(DAMAGED, contents, strict=True):
+        (videos / name).write_bytes(content)
     names = tuple(sorted(path.name for path in videos.iterdir()))
     with open(competition / "sample_submission.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("filename", "label"), *((name, 0) for name in (*names, "not_there.mp4"))])

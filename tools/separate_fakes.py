@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+import os
 import sys
 from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
@@ -24,7 +25,7 @@ from dfdc.detect import FaceDetector
 from dfdc.pool import count_cores
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.submission import write_csv
-from dfdc.training.clips import METADATA, LabelledClip, group_families, read_metadata
+from dfdc.training.clips import METADATA, LabelledClip, digest_clip, group_families, is_same, read_metadata
 from dfdc.training.dataset import DataError
 from dfdc.training.detectors import detect_in_parallel
 from dfdc.training.flags import positive
@@ -32,7 +33,8 @@ from dfdc.training.separate import Change, separate
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("video", "original", "manipulation", "frames", *(field.name for field in fields(Change)))
+CHANGES = tuple(field.name for field in fields(Change))
+COLUMNS = ("video", "original", "manipulation", "frames", *CHANGES, "path", "digest")
 
 Row = tuple[str, ...]
 
@@ -76,8 +78,7 @@ def separate_fakes(
         )
     nets_on = choose_device(device)
     rows = {} if overwrite else _read_rows(out)
-    done = {name for name, row in rows.items() if _is_done(row, n_frames)}
-    todo = [pair for pair in pairs if pair[0].name not in done]
+    todo = [pair for pair in pairs if not _is_done(rows.get(pair[0].name), pair[0], n_frames)]
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         bar = tqdm(
@@ -116,10 +117,11 @@ def _read_rows(out: Path) -> dict[str, Row]:
     return {row[0]: row for row in rows[1:] if len(row) == len(COLUMNS)}
 
 
-def _is_done(row: Row, n_frames: int) -> bool:
-    """Whether as many frames were compared, and it could be told whether the picture was changed."""
-    columns = dict(zip(COLUMNS, row, strict=True))
-    return columns["frames"] == str(n_frames) and columns["picture_changed"] != ""
+def _is_done(row: Row | None, clip: LabelledClip, n_frames: int) -> bool:
+    """Whether as many frames of this very clip were compared, and it could be told if the picture was changed."""
+    columns = dict(zip(COLUMNS, row or [""] * len(COLUMNS), strict=True))
+    same = is_same(clip.path, columns["path"], columns["digest"])
+    return same and columns["frames"] == str(n_frames) and columns["picture_changed"] != ""
 
 
 def compare_pair(detector: FaceDetector, clip: LabelledClip, original: Path, n_frames: int) -> Row:
@@ -129,7 +131,8 @@ def compare_pair(detector: FaceDetector, clip: LabelledClip, original: Path, n_f
     except Exception as error:  # one odd clip must not end a run of days
         log.exception("%s: failed", clip.path)
         change = Change(note=f"{type(error).__name__}: {error}")
-    return clip.name, original.name, clip.manipulation, str(n_frames), *map(_text, astuple(change))
+    identity = (os.path.realpath(clip.path), digest_clip(clip.path))
+    return clip.name, original.name, clip.manipulation, str(n_frames), *map(_text, astuple(change)), *identity
 
 
 def _text(value: object) -> str:

@@ -62,7 +62,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Timing:
-    """The figures of a run; times per clip leave its start-up out.
+    """The figures of a run; times per clip leave its start-up out, and are of clips that gave frames.
 
     Attributes:
         predictions: what the kernel wrote of each clip.
@@ -83,13 +83,18 @@ class Timing:
     n_killed: int = 0
 
     @property
+    def read(self) -> list[Prediction]:
+        """The predictions of clips that gave frames: others cost next to nothing, and would hide what these cost."""
+        return [prediction for prediction in self.predictions if prediction.frames]
+
+    @property
     def seconds_per_clip(self) -> float:
-        return (self.wall_s - self.startup_s) / len(self.predictions)
+        return (self.wall_s - self.startup_s) / len(self.read)
 
     @property
     def worker_seconds(self) -> tuple[float, ...]:
         """Mean, median, 95th percentile and greatest of the wall time that a clip keeps one worker busy."""
-        seconds = [p.seconds for p in self.predictions]
+        seconds = [p.seconds for p in self.read]
         return float(np.mean(seconds)), *np.percentile(seconds, (50, 95, 100)).tolist()
 
     @property
@@ -97,7 +102,7 @@ class Timing:
         """Per clip: of decoding, of detecting, of cropping, of scoring, and of all else."""
         stages = np.sum([(p.decode_s, p.detect_s, p.crop_s, p.score_s) for p in self.predictions], axis=0).tolist()
         rest = max(self.cpu_s - self.startup_cpu_s - sum(stages), 0.0)
-        return tuple(total / len(self.predictions) for total in (*stages, rest))
+        return tuple(total / len(self.read) for total in (*stages, rest))
 
     def projected_s(self, plan: PlannedRun) -> float:
         """Seconds that the planned run takes, start-up included."""
@@ -142,7 +147,7 @@ def time_kernel(
         else:
             print(f"time_kernel: {' '.join(OFFLINE)} does not work here: the network stays on", file=sys.stderr)
         timing = run_kernel(command, out, available[:cores], memory_gb=memory_gb)
-        reads = [(out.with_name(p.filename), p.frames) for p in timing.predictions if p.frames]
+        reads = [(out.with_name(p.filename), p.frames) for p in timing.read]
         if not reads:
             raise InputError(f"no clip gave a frame ({timing.predictions[0].reason}); name other clips")
         return replace(timing, floor_s=time_reading(reads, available[:cores]) / len(reads))

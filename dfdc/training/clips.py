@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from dfdc.training.dataset import LABELS, DataError
 log = logging.getLogger(__name__)
 
 METADATA = "metadata.json"
+# Of a clip's beginning and of its end so much is looked at; containers keep the sizes of all frames there.
+DIGESTED_BYTES = 2**14
 KEYS = ("label", "original", "manipulation", "split")
 # What it says, for messages.
 FORM = '{"a.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE", "original": "a.mp4"}, ...}'
@@ -118,6 +121,43 @@ def group_families(clips: Iterable[LabelledClip]) -> list[list[LabelledClip]]:
         if clip.original in named and named[clip.original].label != "REAL":
             raise DataError(f"{clip.path}: its original {clip.original} is labelled FAKE; correct {METADATA}")
     return [sorted(family, key=lambda clip: (clip.label != "REAL", clip.name)) for family in families.values()]
+
+
+def digest_clip(path: Path) -> str:
+    """What tells a clip from another, wherever it lies: 16 hex digits of its size, its beginning and its end.
+
+    Empty where it is absent or cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest = hashlib.sha256(str(size).encode())
+            for start in (0, max(size - DIGESTED_BYTES, 0)):
+                file.seek(start)
+                digest.update(file.read(DIGESTED_BYTES))
+    except OSError:
+        return ""
+    return digest.hexdigest()[:16]
+
+
+def is_same(clip: Path, path: str, digest: str) -> bool:
+    """Whether a clip is the one that was worked on before under its name, as far as it can be told.
+
+    Args:
+        clip: which may be absent.
+        path, digest: of what was worked on, see `digest_clip`; empty where they were not kept.
+
+    Raises:
+        DataError: it is another one, and the first is still there: what is kept by name has room for one of them.
+    """
+    if not digest or not clip.is_file() or digest_clip(clip) == digest:
+        return True
+    if os.path.realpath(clip) != path and os.path.isfile(path):
+        raise DataError(
+            f"{clip}: shares its name with {path}, which the output holds already; clips go by name: name another "
+            "output"
+        )
+    return False
 
 
 def is_held_out(clip: LabelledClip, share: float) -> bool:

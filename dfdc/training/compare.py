@@ -62,14 +62,12 @@ class Person:
     Attributes:
         boxes: (P, 4) float32 in pixels of the fitted frames; NaN where the person is not there.
         levels: (P,) float64 mean absolute difference 0..255 on the face; NaN likewise.
-        changes: (P,) float64 levels by which the difference itself changed since the frame before; NaN likewise.
         jumped: (P,) bool, frames at which it changed suddenly.
         heat: (S, S) float32 mean over time of the absolute difference, S the size of `SHOWN`.
     """
 
     boxes: np.ndarray
     levels: np.ndarray
-    changes: np.ndarray
     jumped: np.ndarray
     heat: np.ndarray
 
@@ -232,7 +230,7 @@ class _Walk:
     def finish(self, outside_changes: np.ndarray) -> Person:
         jumped = mark_jumps(self.changes, outside_changes)
         heat = (self.heat / max(int((~np.isnan(self.levels)).sum()), 1)).astype(np.float32)
-        return Person(self.boxes, self.levels, self.changes, jumped, heat)
+        return Person(self.boxes, self.levels, jumped, heat)
 
 
 def _walk(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.detect import FaceDetector, Faces
 from dfdc.tracks import find_tracks
-from dfdc.training.clips import LabelledClip
+from dfdc.training.clips import LabelledClip, digest_clip, is_same
 from dfdc.training.dataset import DataError
 from dfdc.training.detectors import detect_in_parallel
 from dfdc.training.pictures import PictureDifference, compare_pictures
@@ -117,6 +118,8 @@ class Report:
         reason: why it is not "ok".
         rows: of the table, one for each image, in the order of the settings' columns.
         label, original: what the metadata said of it when it was cut; None in records of older versions.
+        path, digest: of the file that was cut, see `dfdc.training.clips.is_same`.
+        alone: whether a fake whose original is named was not cut where that was.
     """
 
     video: str
@@ -125,10 +128,18 @@ class Report:
     rows: tuple[tuple[object, ...], ...] = ()
     label: str | None = None
     original: str | None = None
+    path: str = ""
+    digest: str = ""
+    alone: bool = False
 
     def is_of(self, clip: LabelledClip) -> bool:
-        """Whether the clip was cut as what the metadata say that it is."""
-        return self.label is None or (self.label, self.original) == (clip.label, clip.original)
+        """Whether this file was cut, and as what the metadata say that it is.
+
+        Raises:
+            DataError: as `dfdc.training.clips.is_same`.
+        """
+        told = self.label is None or (self.label, self.original) == (clip.label, clip.original)
+        return is_same(clip.path, self.path, self.digest) and told
 
 
 def prepare_folder(out: Path, settings: CutSettings, *, overwrite: bool = False) -> None:
@@ -233,7 +244,12 @@ def cut_family(
         draft = out / DRAFTS / clip.name
         shutil.rmtree(draft, ignore_errors=True)
         images, report, cut = _cut(clip, original, detector, settings, draft)
-        report = replace(report, label=clip.label, original=clip.original)
+        report = replace(
+            report,
+            **{"label": clip.label, "original": clip.original},
+            **{"path": os.path.realpath(clip.path), "digest": digest_clip(clip.path)},
+            alone=bool(wanted and clip.original and not original),
+        )
         if leads and report.status == "error":  # cut without it, its fakes would never be laid over it
             reason = f"its original {clip.name} failed"
             return [report if other is clip else Report(other.name, "error", reason) for other in todo]
@@ -298,6 +314,30 @@ def read_records(out: Path) -> Iterator[Report]:
     """The reports of the clips that are done, by name."""
     for path in sorted(out.glob(f"{IMAGES}/*/{RECORD}")):
         yield _read_record(path)
+
+
+def find_done(out: Path, clips: Mapping[str, LabelledClip]) -> dict[str, Report]:
+    """The reports of those clips that are done and need not be cut again, by name.
+
+    One whose file or metadata changed is to be cut again, and so is a fake that was cut alone and whose original is
+    there now.
+
+    Args:
+        out: folder of the crops.
+        clips: by name.
+
+    Raises:
+        DataError: another clip of one's name was cut into this folder, and is still there.
+    """
+    reports = {name: report for name in clips if (report := find_record(out, name))}
+    valid = {name: report for name, report in reports.items() if report.is_of(clips[name])}
+
+    def leads(name: str) -> bool:
+        """Whether a fake can be cut where this clip is: it is there, and was not found to have no face."""
+        there = name in clips and clips[name].path.is_file()
+        return there and (name not in valid or valid[name].status == "ok")
+
+    return {name: report for name, report in valid.items() if not (report.alone and leads(clips[name].original))}
 
 
 def find_record(out: Path, video: str) -> Report | None:

@@ -40,15 +40,15 @@ def check_out(out: Path, inputs: Iterable[Path] = ()) -> None:
         OSError: it cannot be written, is a folder, or is one of the inputs.
     """
     if out.is_dir():
-        raise OSError(f"{out}: is a folder; name a file in it with --out")
+        raise OSError(f"{out}: is a folder; name a file in it")
     if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):
-        raise OSError(f"{out}: is one of the clips, and would be lost; name another file with --out")
+        raise OSError(f"{out}: is one of the clips, and would be lost; name another file")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _draft_of(out).touch()
         _draft_of(out).unlink()
     except OSError as error:
-        raise OSError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from error
+        raise OSError(f"{out}: cannot be written ({error.strerror}); name another file") from error
 
 
 def _draft_of(path: Path) -> Path:

@@ -62,6 +62,12 @@ class FrameLabel:
     def key(self) -> Key:
         return self.video, self.frame, self.track
 
+    def is_of(self, time_s: object, box: str | None) -> bool:
+        """Whether it was given to the face at this moment and in this box, as far as they are told."""
+        if time_s and abs(float(time_s) - self.time_s) > SAME_TIME_S:
+            return False
+        return not box or bool(iou(np.array([self.box]), np.array([read_box(box)]))[0, 0] >= SAME_FACE_OVERLAP)
+
 
 def read_box(text: str) -> tuple[float, ...]:
     """A box as crop tables and label files write it: numbers with blanks between them."""
@@ -204,7 +210,7 @@ def weigh_crops(
     counts: Counter[str] = Counter()
     for label in labels:
         row = places.get(label.key)
-        if row is None or not _agrees(label, table.iloc[row]):
+        if row is None or not label.is_of(table.iloc[row].get("time"), table.iloc[row].get("box")):
             counts["unmatched"] += 1
         else:
             marks[row] = label.label
@@ -242,12 +248,3 @@ def _index(table: pd.DataFrame) -> dict[Key, int]:
         return {key: row for row, key in enumerate(keys)}
     except ValueError as error:
         raise DataError(f"the crop table's frames and tracks are not all whole numbers ({error})") from error
-
-
-def _agrees(label: FrameLabel, row: pd.Series) -> bool:
-    """Whether moment and box are those of the crop, as far as its table tells them."""
-    if row.get("time") and abs(float(row["time"]) - label.time_s) > SAME_TIME_S:
-        return False
-    if not row.get("box"):
-        return True
-    return bool(iou(np.array([label.box]), np.array([read_box(row["box"])]))[0, 0] >= SAME_FACE_OVERLAP)

@@ -13,8 +13,9 @@ from dfdc.weights import Calibration, sigmoid
 
 # The challenge's five best lost .14 to .22 of log loss from the public to the private test set, by certainty.
 BOLDEST = 0.01
-# Trained nets need .8 to 1.5; what has to be divided by this says nothing.
-MOST_TEMPERATURE = 100.0
+# Trained nets need .8 to 1.5. What has to be divided by the most says nothing; the least is for validation sets so
+# small that a net makes no mistake there: it would be believed without limit, and alone of an ensemble.
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.1, 100.0
 
 
 def measure(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -181,7 +182,8 @@ def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> Calibration:
         scaled = logits * np.exp(parameters[0]) + parameters[1]
         return float(np.mean(weights * (np.logaddexp(0, scaled) - labels * scaled)))
 
-    fitted = minimize(loss, np.zeros(2), method="Nelder-Mead").x
+    bounds = [(-np.inf, -np.log(LEAST_TEMPERATURE)), (-np.inf, np.inf)]
+    fitted = minimize(loss, np.zeros(2), method="Nelder-Mead", bounds=bounds).x
     calibration = Calibration(float(np.exp(-fitted[0])), float(fitted[1]), 1e-6, 1 - 1e-6)
     order = np.argsort(calibration.probabilities(logits))
     least, most = order, order[::-1]

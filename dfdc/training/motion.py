@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from dfdc.crop import CropGeometry
 from dfdc.detect import FaceDetector
+from dfdc.journal import digest_code
 from dfdc.model import FrameModel, TwoViewModel, resize_crops, see_change
 from dfdc.motion import cut_track
 from dfdc.tracks import find_tracks
-from dfdc.training.clips import LabelledClip
+from dfdc.training.clips import LabelledClip, digest_clip
 from dfdc.training.dataset import DataError
 from dfdc.training.draft import drafted
 from dfdc.training.flicker import flicker
@@ -90,8 +91,7 @@ def load_pairs(
     parts, used = [], []
     for clip in tqdm(clips, desc="pairs", unit="clip", disable=not progress):
         path = cache / f"{clip.name}.npz"
-        size = clip.path.stat().st_size if clip.path.exists() else None
-        made_from = json.dumps([n_frames, asdict(geometry), size, clip.label])
+        made_from = json.dumps([n_frames, asdict(geometry), digest_clip(clip.path), clip.label, digest_code()])
         pairs = _read_cache(path, made_from)
         if pairs is None:
             detector = detector or FaceDetector()

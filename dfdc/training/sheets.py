@@ -21,7 +21,7 @@ from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
 from dfdc.model import resize_crops
 from dfdc.training.clips import METADATA, LabelledClip, read_metadata
-from dfdc.training.crops import CROP_COLUMNS, CutSettings, Report, cut_family, find_record, prepare_folder
+from dfdc.training.crops import CROP_COLUMNS, CutSettings, Report, cut_family, find_done, prepare_folder
 from dfdc.training.dataset import DataError, read_table
 from dfdc.weights import WeightsFile, sigmoid, that_see
 
@@ -123,22 +123,22 @@ class ClipFakes:
         self._settings = settings
         self._detector: FaceDetector | None = None
         prepare_folder(out, settings)
+        find_done(out, {clip.name: clip for family in self._families.values() for clip in family})
 
     def collect(self, video: str) -> Sheet:
         """A fake's shots, without scores; its faces and its original's are cut where they are not yet."""
         *originals, fake = self._families[video]
-        failed: dict[str, Report] = {}
-        names = [clip.name for clip in (*originals, fake)]
-        done = frozenset(name for name in names if find_record(self._out, name))
-        if len(done) < len(names):
+        family = {clip.name: clip for clip in (*originals, fake)}
+        records = find_done(self._out, family)
+        if len(records) < len(family):
             self._detector = self._detector or FaceDetector("cpu")
-            family = [*originals, fake]
-            reports = cut_family(self._detector, family, self._out, self._settings, done)
-            failed = {report.video: report for report in reports}
-        record = find_record(self._out, video) or failed[video]
+            done = frozenset(records)
+            reports = cut_family(self._detector, list(family.values()), self._out, self._settings, done)
+            records |= {report.video: report for report in reports}
+        record = records[video]
         if record.status != "ok":
             return Sheet(reason=f"{record.status.replace('_', ' ')}: {record.reason}")
-        original = find_record(self._out, originals[0].name) if originals else None
+        original = records[originals[0].name] if originals else None
         return Sheet(_lay_out(self._out, _rows(record), _rows(original)))
 
 
@@ -159,7 +159,10 @@ def find_fakes(paths: Iterable[Path]) -> dict[str, list[LabelledClip]]:
     for folder in dict.fromkeys(path if path.is_dir() else path.parent for path in paths):
         for clip in read_metadata(folder):
             if clip.path.exists() and known.setdefault(clip.name, clip) is not clip:
-                raise DataError(f"{clip.path}: shares its name with {known[clip.name].path}; label them in two runs")
+                raise DataError(
+                    f"{clip.path}: shares its name with {known[clip.name].path}; label each "
+                    "folder by itself, with its own --crops and --labels"
+                )
     wanted: dict[str, LabelledClip] = {}
     for path in paths:
         if path.is_dir():
