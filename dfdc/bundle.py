@@ -113,7 +113,7 @@ def prepare(root: Path) -> Prepared | None:
         if not serves(name, allowed) and not _is_there_unversioned(name):
             raise BundleError(f"{name}: {_found(name)}, needed is {allowed}; choose a newer image in Kaggle's settings")
     lacking = [name for name, allowed in manifest.packages.items() if not serves(name, allowed)]
-    wheels = {name: wheel for name in lacking if (wheel := _choose_wheel(manifest, name))}
+    wheels = {name: wheel for name in lacking if (wheel := _choose_wheel(root, manifest, name))}
     check_files(root, manifest, [*filter(_is_scored_with, manifest.files), *wheels.values()])
     paths = [str(root)]
     if wheels:
@@ -246,10 +246,13 @@ def find_wheel(manifest: Manifest, name: str) -> str:
     )
 
 
-def _choose_wheel(manifest: Manifest, name: str) -> str | None:
-    """As `find_wheel`; None where a package that scoring can do without has no wheel that serves."""
+def _choose_wheel(root: Path, manifest: Manifest, name: str) -> str | None:
+    """As `find_wheel`; None where a package that scoring can do without has no whole wheel that serves."""
     try:
-        return find_wheel(manifest, name)
+        wheel = find_wheel(manifest, name)
+        if name in DISPENSABLE:
+            check_files(root, manifest, [wheel])
+        return wheel
     except BundleError:
         if name not in DISPENSABLE:
             raise
@@ -257,8 +260,12 @@ def _choose_wheel(manifest: Manifest, name: str) -> str | None:
 
 
 def _is_scored_with(path: str) -> bool:
-    """Whether a file, no wheel, is one that scoring reads: a licence that Kaggle leaves out is no reason to refuse."""
-    return not path.startswith((f"{WHEELS}/", "licences/")) and not path.endswith(".md")
+    """Whether a file, no wheel, is one that scoring reads: a licence that Kaggle leaves out is no reason to refuse.
+
+    The notebook holds a kernel.py of its own, and nets that are off by default are checked where they are used.
+    """
+    unread = path.startswith((f"{WHEELS}/", "licences/", "weights/optional/")) or path in ("LICENSE", "kernel.py")
+    return not unread and not path.endswith(".md")
 
 
 def wheel_serves(path: str) -> bool:

@@ -168,6 +168,7 @@ class _Pool:
         devices: the kinds that workers have run on.
         held: clips that CUDA failed; a worker on the CPU is to score them.
         cuda_faults: how many in succession, by place.
+        n_wanted: how many there were to be at first.
         n_killed: workers that something killed at a clip, since there was one fewer.
         given_up: whether no worker can be had any more.
     """
@@ -186,6 +187,7 @@ class _Pool:
         self.failures: Counter[str] = Counter()
         self.failed_starts = 0
         self.places = set(range(plan.n_workers))
+        self.n_wanted = plan.n_workers
         self.on_cpu = self.places if settings.device == "cpu" else set()
         self.devices: set[str] = set()
         self.held: list[str] = []
@@ -288,10 +290,10 @@ class _Pool:
         elif worker.name is not None:
             log.warning("%s: its worker %s", worker.name, fault)
             prediction = Prediction(worker.name, status=status, reason=f"its worker {fault}")
-            if worker.device == "cuda":
-                yield from self._blame_cuda(worker, prediction)
-            elif worker.process.exitcode == -signal.SIGKILL and status == "error" and self._make_room(worker):
+            if worker.process.exitcode == -signal.SIGKILL and status == "error" and self._make_room(worker):
                 self.plan.retry(worker.name)
+            elif worker.device == "cuda":
+                yield from self._blame_cuda(worker, prediction)
             elif not (status == "error" and self._try_again(worker.name)):
                 yield self.plan.record(prediction)
 
@@ -349,6 +351,9 @@ class _Pool:
     def give_up(self, reason: str) -> Iterator[Prediction]:
         """Try the CPU where CUDA may be the cause; else what is left gets its rows, and a run not begun ends."""
         if self._may_use_cuda() and (self.devices or self.settings.device == "auto"):
+            if not self.devices:  # it was CUDA, and not the machine, that had no room for so many
+                self.places = set(range(min(self.n_wanted, count_cores())))
+                self.plan.n_workers = len(self.places)
             self._leave_cuda(self.places, f"{reason}; the CPU goes on")
             return
         if not self.devices:

@@ -6,7 +6,6 @@ holds a `ModelSpec` as JSON, so that nothing about the net, its input or its cal
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dfdc.bundle import describe_file
 from dfdc.crop import CropGeometry
 
 DIGEST_DIGITS = 12
@@ -166,11 +166,7 @@ class WeightsFile:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, as 64 hex digits."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return describe_file(path).sha256
 
 
 def open_weights(path: Path) -> WeightsFile:

@@ -188,10 +188,22 @@ def test_python_that_openvino_has_no_wheel_for_is_scored_with_by_torch(
     assert "av 900.1" in run.stderr and "openvino" not in run.stderr
 
 
+def test_damaged_wheel_of_openvino_is_left_out(bundle: Path, tmp_path: Path) -> None:
+    (wheel,) = (bundle / "dataset" / "wheels").glob("openvino-*.whl")
+    wheel.write_bytes(wheel.read_bytes()[:-9])
+    command = [sys.executable, str(bundle / "dataset" / "kernel.py"), "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "av 900.1" in run.stderr and "openvino" not in run.stderr
+
+
 def test_what_people_read_may_be_missing(bundle: Path, tmp_path: Path) -> None:
     dataset = bundle / "dataset"
     shutil.rmtree(dataset / "licences")
     (dataset / "README.md").write_text("changed")
+    (dataset / "LICENSE").unlink()
+    with open(dataset / "kernel.py", "a") as file:  # the notebook holds its own
+        file.write("# changed\n")
     run = subprocess.run(
         [sys.executable, str(dataset / "kernel.py"), "--help"],
         capture_output=True,

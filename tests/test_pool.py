@@ -31,6 +31,7 @@ from tests.workers import (
     load_on_the_cpu_only,
     load_once,
     meet_and_leave,
+    meet_on_the_cpu,
     misbehave,
     refuse,
     refuse_at_the_second_place,
@@ -336,6 +337,15 @@ def test_gpu_that_fails_for_good_is_left_and_the_other_one_goes_on(
 def test_workers_that_do_not_load_on_auto_are_tried_on_the_cpu(caplog: pytest.LogCaptureFixture) -> None:
     assert run(["a.mp4"], work=load_on_the_cpu_only)["a.mp4"].label == 0.75
     assert "the last ended with exit code 3; the CPU goes on" in caplog.text
+
+
+def test_as_many_take_over_on_the_cpu_as_there_are_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only the one that was left when the others had died of CUDA."""
+    monkeypatch.setattr("dfdc.pool.count_cores", lambda: 2)
+    settings = WorkerSettings(weights=(), clip_limit_s=2.0)
+    clips = {name: tmp_path / name for name in ("a.mp4", "b.mp4", "c.mp4")}
+    found = list(predict_clips(clips, settings, n_workers=3, deadline=NEVER, work=meet_on_the_cpu))
+    assert {p.filename: p.label for p in found} == dict.fromkeys(clips, 0.25)
 
 
 def test_workers_that_do_not_load_on_a_device_that_was_asked_for_end_the_run() -> None:

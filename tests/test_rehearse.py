@@ -53,6 +53,9 @@ Path("found.json").write_text(json.dumps(found))
 rows = [(row["filename"], 0.5) for row in csv.DictReader(open(sample, newline=""))]
 with open("submission.csv", "w", newline="") as file:
     csv.writer(file).writerows([("filename", "label"), *rows])
+with open("predictions.csv", "w", newline="") as file:
+    header = ("filename", "label", "status", "reason")
+    csv.writer(file).writerows([header, *((*row, "ok", "") for row in rows)])
 """
 
 
@@ -141,6 +144,12 @@ def test_inputs_lie_where_the_image_mounts_them(
     with open((inputs / videos).with_name("sample_submission.csv"), newline="") as file:
         listed = [row["filename"] for row in csv.DictReader(file)]
     assert tuple(listed) == names and set(listed) - there == {"not_there.mp4"}
+
+
+def test_run_that_scores_nothing_is_no_rehearsal(tmp_path: Path, clip: Path) -> None:
+    kernel = KERNEL.replace('"ok", ""', '"error", "no nets"')
+    run = rehearse(make_fake(tmp_path / "b", kernel), [clip], OLD, PYTHON, form="script", keep=tmp_path / "keep")
+    assert run.faults == ("1 clips failed, such as clip.mp4: error, no nets", "none of 1 clips got a score")
 
 
 def test_clip_is_not_written_over_by_a_damaged_one(tmp_path: Path, clip: Path) -> None:

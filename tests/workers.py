@@ -207,6 +207,18 @@ def load_on_the_cpu_only(connection: Connection, settings: WorkerSettings) -> No
     fail_on_cuda(connection, settings)
 
 
+def meet_on_the_cpu(connection: Connection, settings: WorkerSettings) -> None:
+    """No worker loads on CUDA; on the CPU each waits at its clip until one at each of two places has begun."""
+    if settings.device != "cpu":
+        os._exit(3)
+    connection.send(Ready("a fake"))
+    for path, task in looks(connection):
+        path.with_name(f"place {settings.place}").touch()
+        for place in (0, 1):
+            wait_for(path.with_name(f"place {place}"))
+        connection.send(Prediction(task.name, 0.25))
+
+
 def echo_frames(connection: Connection, settings: WorkerSettings) -> None:
     """Answers with what it was asked; of a clip whose name says so, its second look kills."""
     connection.send(Ready("a fake"))

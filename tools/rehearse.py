@@ -318,11 +318,31 @@ def rehearse(bundle: Path, clips: list[Path], image: Image, python: Path, *, for
         if peak_bytes > MEMORY_BYTES:
             faults.append(f"it took {peak_bytes / 1e9:.1f} GB of memory; allowed are {MEMORY_BYTES / 1e9:.0f}")
         faults += find_faults(kaggle / "working" / "submission.csv", names)
+        faults += find_failures(kaggle / "working" / "predictions.csv", [clip.name for clip in clips])
         if form == "notebook" and not (kaggle / "working" / "report.png").is_file():
             faults.append("its notebook drew no picture")
         shutil.rmtree(keep, ignore_errors=True)
         shutil.copytree(kaggle / "working", keep)
     return Rehearsal(tuple(faults), wall_s, peak_bytes, project(keep / "predictions.csv", wall_s))
+
+
+def find_failures(details: Path, clips: list[str]) -> list[str]:
+    """What a run failed to score: a submission of one half everywhere obeys all rules.
+
+    Args:
+        details: predictions.csv.
+        clips: names of those that are not damaged.
+    """
+    try:
+        found = {prediction.filename: prediction for prediction in read_predictions(details)}
+    except OSError:
+        return [f"{details.name} is missing"]
+    mine = [found[name] for name in clips if name in found]
+    failed = [p for p in mine if p.status in ("error", "timeout")]
+    faults = [f"{len(failed)} clips failed, such as {p.filename}: {p.status}, {p.reason}" for p in failed[:1]]
+    if not any(p.scored for p in mine):
+        faults.append(f"none of {len(clips)} clips got a score")
+    return faults
 
 
 def run_limited(command: list[str], environment: dict[str, str]) -> tuple[int, int]:
