@@ -51,6 +51,9 @@ MAX_PAUSE_S = 60.0
 # After so many looks in succession that CUDA failed at one worker's place, workers there run on the CPU. With several
 # GPUs a place has always the same one.
 MAX_CUDA_FAULTS = 3
+# Where CUDA fails clips now and then, so many may wait for each worker on the CPU, and for a first one: all at the end,
+# which the plan does not reckon with, they would take hours.
+MAX_HELD = 8
 # Ending all workers takes at most so long, or the run's last files come late; one that a dead disk or driver holds
 # cannot be killed.
 CLOSE_LIMIT_S = 1.5
@@ -200,9 +203,10 @@ class _Pool:
 
         Where workers die while they load, for want of memory perhaps, the run goes on with one fewer.
         """
-        if self.held and not self.on_cpu and len(self.plan.unscored()) == len(self.held):
+        if self._holds_too_many():
             # Where nobody works, best: a worker that has a clip would have to end it first.
-            place = min(self.places - {worker.place for worker in self.workers} or self.places)
+            on_cuda = self.places - self.on_cpu
+            place = min(on_cuda - {worker.place for worker in self.workers} or on_cuda)
             self._leave_cuda({place}, f"CUDA failed {len(self.held)} clips; a worker on the CPU takes them")
         for worker in [w for w in self.workers if w.device == "cuda" and w.name is None and w.place in self.on_cpu]:
             self._remove(worker)
@@ -222,6 +226,12 @@ class _Pool:
                 self.failed_starts += 1
                 log.warning("a worker cannot be started (%s)", error)
                 break
+
+    def _holds_too_many(self) -> bool:
+        """Whether one more worker is to be on the CPU, for the clips that CUDA failed."""
+        nothing_else = not self.on_cpu and len(self.plan.unscored()) == len(self.held)
+        too_many = len(self.held) > MAX_HELD * (1 + len(self.on_cpu))
+        return bool(self.held) and self.on_cpu != self.places and (nothing_else or too_many)
 
     def _keep(self, places: set[int]) -> None:
         """Go on with workers at these places alone."""

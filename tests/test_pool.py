@@ -291,6 +291,17 @@ def test_clip_that_cuda_failed_is_scored_on_the_cpu(
     assert "CUDA failed 1 clips; a worker on the CPU takes them" in caplog.text
 
 
+def test_clips_that_cuda_fails_now_and_then_do_not_all_wait_for_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pool, "MAX_HELD", 2)
+    monkeypatch.setattr(pool, "MAX_CUDA_FAULTS", 100)
+    names = [f"fault {i}.mp4" if i % 3 == 0 else f"{i}.mp4" for i in range(30)]
+    found = run(names, work=fail_on_cuda, settings=WorkerSettings(weights=(), device="auto"))
+    assert {found[name].label for name in names if name.startswith("fault")} == {0.75}
+    assert "CUDA failed 3 clips; a worker on the CPU takes them" in caplog.text
+
+
 def test_further_looks_stay_on_cuda_beside_a_clip_that_it_failed(tmp_path: Path) -> None:
     known = {f"{i}.mp4": Prediction(f"{i}.mp4", 0.4, wanted=8, nets=1, frames=8) for i in range(40)}
     clips = {name: tmp_path / name for name in ("fault.mp4", *known)}
