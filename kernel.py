@@ -82,8 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         choices=EXTRAS,
         default=[],
-        help="nets that are off by default, once for each: what moves between neighbouring frames, and the voice "
-        "(from the folder optional/ in the weights)",
+        help="use a net that is off by default: motion between neighbouring frames, or the voice; repeat for both "
+        "(from optional/ in the weights' folder)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
     frames_help = "frames looked at per clip; on the CPU without the nets of further/ (default: what time allows)"

@@ -3,7 +3,7 @@
 python tools/compare_videos.py original.mp4 fake.mp4 --out difference.html
 python tools/compare_videos.py original.mp4 fake.mp4 --out difference.html difference.png difference.mp4
 
-The page is one file without addresses of others. Clips that do not belong together are refused.
+The page is one file and loads nothing else. Clips that do not belong together are refused.
 """
 
 from __future__ import annotations
