@@ -98,12 +98,12 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--workers",
         type=_number(int, 256),
-        help="clips at once (default: one a core; where nets run on CUDA a quarter more, at least one)",
+        help="clips at once (default: one a core; where nets run on CUDA a quarter more, at least one more)",
     )
     add(
         "--fresh",
         action="store_true",
-        help="score all clips anew (default: go on where an earlier run with the same weights and settings ended)",
+        help="score all clips anew (default: go on where a run with the same weights, settings and code ended)",
     )
     return parser
 
