@@ -78,15 +78,18 @@ class Prepared:
         manifest: of the bundle.
         installed: packages taken from wheels, with their versions.
         seconds: wall time of checking and unpacking.
+        left_out: packages that scoring does without, for no whole wheel of theirs serves.
     """
 
     manifest: Manifest
     installed: tuple[str, ...]
     seconds: float
+    left_out: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         taken = f"from its wheels: {', '.join(self.installed)}" if self.installed else "the image has what is needed"
-        return f"bundle of commit {self.manifest.commit} is whole; {taken} ({self.seconds:.1f} s)"
+        lacking = f"; goes without {', '.join(self.left_out)}: no whole wheel of it serves" if self.left_out else ""
+        return f"bundle of commit {self.manifest.commit} is whole; {taken}{lacking} ({self.seconds:.1f} s)"
 
 
 def prepare(root: Path) -> Prepared | None:
@@ -127,7 +130,8 @@ def prepare(root: Path) -> Prepared | None:
         if not serves(name, manifest.packages[name]):
             raise BundleError(f"{name}: {_found(name)} after its wheel was unpacked; make the bundle again")
     installed = tuple(f"{name} {importlib.metadata.version(name)}" for name in wheels)
-    return Prepared(manifest, installed, time.monotonic() - began)
+    left_out = tuple(name for name in lacking if name not in wheels)
+    return Prepared(manifest, installed, time.monotonic() - began, left_out)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -230,8 +230,9 @@ class _Pool:
     def _holds_too_many(self) -> bool:
         """Whether one more worker is to be on the CPU, for the clips that CUDA failed."""
         nothing_else = not self.on_cpu and len(self.plan.unscored()) == len(self.held)
-        too_many = len(self.held) > MAX_HELD * (1 + len(self.on_cpu))
-        return bool(self.held) and self.on_cpu != self.places and (nothing_else or too_many)
+        several = len(self.places - self.on_cpu) > 1  # the last one stays on CUDA while there is something else to do
+        too_many = several and len(self.held) > MAX_HELD * (1 + len(self.on_cpu))
+        return bool(self.held) and (nothing_else or too_many)
 
     def _keep(self, places: set[int]) -> None:
         """Go on with workers at these places alone."""

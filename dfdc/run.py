@@ -123,8 +123,10 @@ def summarize(result: Result) -> str:
         lines.append("")
     counts = Counter(p.status for p in result.predictions)
     described = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
-    n_clips = len(result.predictions)
+    n_clips, n_cut = len(result.predictions), sum(p.cut_s > 0 for p in result.predictions)
     lines.append(f"{n_clips} clip{'s' * (n_clips != 1)} ({described}) in {result.seconds:.1f} s")
+    if n_cut:
+        lines.append(f"not read to their end, for want of time: {n_cut}; see cut_s")
     lines.append(f"{result.path}: label is the probability that the clip is fake")
     lines.append(f"{details_path(result.path)}: status, reason and counts per clip")
     return "\n".join(lines)

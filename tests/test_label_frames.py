@@ -211,6 +211,12 @@ def test_labelled_only_leaves_the_visible_fakes_and_every_real() -> None:
     assert weights.tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
 
 
+def test_label_belongs_to_its_moment_and_box_where_they_are_told() -> None:
+    label = say("fake.mp4", 0, VISIBLE, time_s=0.9)
+    assert label.is_of(0.9, BOX) and label.is_of("", "") and label.is_of(None, None)
+    assert not label.is_of(0.0, BOX) and not label.is_of(0.9, "900 900 950 950")
+
+
 def test_labels_of_reals_change_nothing() -> None:
     labels = [say("real.mp4", 0, NOT_VISIBLE), say("fake.mp4", 0, VISIBLE)]
     assert weigh_crops(table_of(family(2)), labels)[0].tolist() == [1, 1, 2, 1]

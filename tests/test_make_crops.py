@@ -280,6 +280,27 @@ def test_fake_is_cut_anew_when_its_original_can_be_read(material: Path, tmp_path
     assert cut(clips, tmp_path / "out") == pair[1]
 
 
+def test_fakes_follow_an_original_that_changed(material: Path, tmp_path: Path, pair) -> None:
+    """A download that was not complete, for instance."""
+    clips = lay_out(tmp_path / "clips", material, {"fake.mp4": FAKE, "real.mp4": REAL})
+    write_clip(clips / "real.mp4", [portrait(i) for i in range(N_FRAMES // 2)], b_frames=3)
+    before = cut(clips, tmp_path / "out")
+    shutil.copy(material / "real.mp4", clips)
+    after = cut(clips, tmp_path / "out")
+    assert after == pair[1] and [row["time"] for row in after] != [row["time"] for row in before]
+
+
+def test_clip_that_cannot_be_read_for_a_moment_keeps_its_crops(
+    material: Path, tmp_path: Path, pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = lay_out(tmp_path / "clips", material, {"fake.mp4": FAKE, "real.mp4": REAL})
+    assert cut(clips, tmp_path / "out") == pair[1]
+    for module in ("clips", "crops"):
+        monkeypatch.setattr(f"dfdc.training.{module}.digest_clip", lambda path: "")
+    monkeypatch.setattr("tools.make_crops.cut_families", lambda families, *_, **__: iter(families and [1 / 0]))
+    assert cut(clips, tmp_path / "out") == pair[1]
+
+
 def test_splits_that_leak_are_refused_before_anything_is_cut(material: Path, tmp_path: Path) -> None:
     fakes, reals = (
         lay_out(tmp_path / name, material, metadata)
@@ -330,7 +351,7 @@ def test_metadata_of_windows_editors_are_read(tmp_path: Path) -> None:
 def test_fake_without_its_original_is_told(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     cut(lay_out(tmp_path / "clips", material, {"fake.mp4": FAKE}), tmp_path / "out")
     said = capsys.readouterr().err
-    assert "fakes cut alone, for their original is absent: 1, such as fake.mp4, of real.mp4; with" in said
+    assert "fakes cut alone, for their original is absent: 1, such as fake.mp4, of real.mp4; put" in said
 
 
 def test_workers_cut_what_one_process_cuts(pair, tmp_path: Path) -> None:

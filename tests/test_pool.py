@@ -302,6 +302,13 @@ def test_clips_that_cuda_fails_now_and_then_do_not_all_wait_for_the_end(
     assert "CUDA failed 3 clips; a worker on the CPU takes them" in caplog.text
 
 
+def test_the_last_worker_stays_on_cuda_while_there_is_something_else_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "MAX_HELD", 1)
+    names = ["fault a.mp4", "0.mp4", "fault b.mp4", "1.mp4", "fault c.mp4", "2.mp4", "3.mp4"]
+    found = run(names, work=fail_on_cuda, settings=WorkerSettings(weights=(), device="auto"), n_workers=1)
+    assert {name: p.label for name, p in found.items()} == {name: 0.75 if "fault" in name else 0.25 for name in names}
+
+
 def test_further_looks_stay_on_cuda_beside_a_clip_that_it_failed(tmp_path: Path) -> None:
     known = {f"{i}.mp4": Prediction(f"{i}.mp4", 0.4, wanted=8, nets=1, frames=8) for i in range(40)}
     clips = {name: tmp_path / name for name in ("fault.mp4", *known)}

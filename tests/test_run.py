@@ -167,6 +167,7 @@ def test_summary_tells_where_a_clip_was_not_read_to_its_end(tmp_path: Path) -> N
     cut = Prediction("a.mp4", 0.9, wanted=32, frames=9, cut_s=60.02)
     text = summarize(Result(tmp_path / "x.csv", [cut, Prediction("b.mp4", 0.2)], 1.0))
     assert "a.mp4   90.0% fake, by its first 9 of 32 frames: reading took more than 60 s\nb.mp4   20.0% fake\n" in text
+    assert "not read to their end, for want of time: 1; see cut_s" in text
 
 
 def test_long_run_tells_how_far_it_has_come(

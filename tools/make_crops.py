@@ -124,7 +124,7 @@ def _report_alone(families: list[list[LabelledClip]]) -> None:
     if alone:
         print(
             f"fakes cut alone, for their original is absent: {len(alone)}, such as {alone[0].name}, of "
-            f"{alone[0].original}; with the originals and --overwrite they are cut alike",
+            f"{alone[0].original}; put the originals there, and the same command cuts them alike",
             file=sys.stderr,
         )
     if nameless := [c for family in families for c in family if c.label == "FAKE" and not c.original]:
@@ -138,10 +138,11 @@ def _report_alone(families: list[list[LabelledClip]]) -> None:
 def _refuse_leaks(families: list[list[LabelledClip]]) -> None:
     """Refuse an original that stands in another split than a fake of its, before days of cutting."""
     for family in families:
-        other = [clip for clip in family if clip.split != family[0].split]
+        there = [clip for clip in family if clip.path.is_file()]
+        other = [clip for clip in there if clip.split != there[0].split]
         if other:
             raise DataError(
-                f"{family[0].path} is for {family[0].split} and {other[0].path} for {other[0].split}, and they share "
+                f"{there[0].path} is for {there[0].split} and {other[0].path} for {other[0].split}, and they share "
                 f"a face: put them into one folder, or correct the splits in {METADATA}"
             )
 

@@ -34,7 +34,7 @@ from dfdc.training.separate import Change, separate
 log = logging.getLogger(__name__)
 
 CHANGES = tuple(field.name for field in fields(Change))
-COLUMNS = ("video", "original", "manipulation", "frames", *CHANGES, "path", "digest")
+COLUMNS = ("video", "original", "manipulation", "frames", *CHANGES, "path", "digest", "original_digest")
 
 Row = tuple[str, ...]
 
@@ -78,7 +78,7 @@ def separate_fakes(
         )
     nets_on = choose_device(device)
     rows = {} if overwrite else _read_rows(out)
-    todo = [pair for pair in pairs if not _is_done(rows.get(pair[0].name), pair[0], n_frames)]
+    todo = [(clip, original) for clip, original in pairs if not _is_done(rows.get(clip.name), clip, original, n_frames)]
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         bar = tqdm(
@@ -117,10 +117,11 @@ def _read_rows(out: Path) -> dict[str, Row]:
     return {row[0]: row for row in rows[1:] if len(row) == len(COLUMNS)}
 
 
-def _is_done(row: Row | None, clip: LabelledClip, n_frames: int) -> bool:
-    """Whether as many frames of this very clip were compared, and it could be told if the picture was changed."""
+def _is_done(row: Row | None, clip: LabelledClip, original: Path, n_frames: int) -> bool:
+    """Whether as many frames of these very clips were compared, and it could be told if the picture was changed."""
     columns = dict(zip(COLUMNS, row or [""] * len(COLUMNS), strict=True))
     same = is_same(clip.path, columns["path"], columns["digest"])
+    same = same and digest_clip(original) in ("", columns["original_digest"])
     return same and columns["frames"] == str(n_frames) and columns["picture_changed"] != ""
 
 
@@ -131,7 +132,7 @@ def compare_pair(detector: FaceDetector, clip: LabelledClip, original: Path, n_f
     except Exception as error:  # one odd clip must not end a run of days
         log.exception("%s: failed", clip.path)
         change = Change(note=f"{type(error).__name__}: {error}")
-    identity = (os.path.realpath(clip.path), digest_clip(clip.path))
+    identity = (os.path.realpath(clip.path), digest_clip(clip.path), digest_clip(original))
     return clip.name, original.name, clip.manipulation, str(n_frames), *map(_text, astuple(change)), *identity
 
 

@@ -144,13 +144,14 @@ def is_same(clip: Path, path: str, digest: str) -> bool:
     """Whether a clip is the one that was worked on before under its name, as far as it can be told.
 
     Args:
-        clip: which may be absent.
+        clip: which may be absent, or a disk that cannot be read for a moment: what was done is kept then.
         path, digest: of what was worked on, see `digest_clip`; empty where they were not kept.
 
     Raises:
         DataError: it is another one, and the first is still there: what is kept by name has room for one of them.
     """
-    if not digest or not clip.is_file() or digest_clip(clip) == digest:
+    found = digest_clip(clip)
+    if not digest or not found or found == digest:
         return True
     if os.path.realpath(clip) != path and os.path.isfile(path):
         raise DataError(

@@ -119,7 +119,8 @@ class Report:
         rows: of the table, one for each image, in the order of the settings' columns.
         label, original: what the metadata said of it when it was cut; None in records of older versions.
         path, digest: of the file that was cut, see `dfdc.training.clips.is_same`.
-        alone: whether a fake whose original is named was not cut where that was.
+        original_digest: of the clip that a fake was laid over; empty where it was cut alone. None for reals, and in
+            records of older versions.
     """
 
     video: str
@@ -130,7 +131,7 @@ class Report:
     original: str | None = None
     path: str = ""
     digest: str = ""
-    alone: bool = False
+    original_digest: str | None = None
 
     def is_of(self, clip: LabelledClip) -> bool:
         """Whether this file was cut, and as what the metadata say that it is.
@@ -236,7 +237,7 @@ def cut_family(
     """
     todo = [clip for clip in clips if clip.name not in done]
     wanted = not settings.plain_frames and any(clip.path.is_file() for clip in todo)
-    reports, original = [], None
+    reports, original, lead_digest = [], None, ""
     for clip in clips:
         leads = clip.label == "REAL" and wanted
         if clip not in todo and not leads:
@@ -248,12 +249,13 @@ def cut_family(
             report,
             **{"label": clip.label, "original": clip.original},
             **{"path": os.path.realpath(clip.path), "digest": digest_clip(clip.path)},
-            alone=bool(wanted and clip.original and not original),
+            original_digest=(lead_digest if original else "") if clip.original and wanted else None,
         )
         if leads and report.status == "error":  # cut without it, its fakes would never be laid over it
             reason = f"its original {clip.name} failed"
             return [report if other is clip else Report(other.name, "error", reason) for other in todo]
-        original = cut if leads else original
+        if leads:
+            original, lead_digest = cut, report.digest
         if clip in todo:
             reports.append(report)
             if report.status != "error" and clip.path.is_file():
@@ -319,8 +321,8 @@ def read_records(out: Path) -> Iterator[Report]:
 def find_done(out: Path, clips: Mapping[str, LabelledClip]) -> dict[str, Report]:
     """The reports of those clips that are done and need not be cut again, by name.
 
-    One whose file or metadata changed is to be cut again, and so is a fake that was cut alone and whose original is
-    there now.
+    One whose file or metadata changed is to be cut again, and so is a fake whose original changed, or was absent then
+    and is there now.
 
     Args:
         out: folder of the crops.
@@ -332,12 +334,14 @@ def find_done(out: Path, clips: Mapping[str, LabelledClip]) -> dict[str, Report]
     reports = {name: report for name in clips if (report := find_record(out, name))}
     valid = {name: report for name, report in reports.items() if report.is_of(clips[name])}
 
-    def leads(name: str) -> bool:
-        """Whether a fake can be cut where this clip is: it is there, and was not found to have no face."""
-        there = name in clips and clips[name].path.is_file()
-        return there and (name not in valid or valid[name].status == "ok")
+    def lies_right(report: Report) -> bool:
+        """Whether a fake was cut where its original is, as far as that can be told, or has to stand alone."""
+        lead = clips.get(clips[report.video].original)
+        if lead is None or report.original_digest is None or (lead.name in valid and valid[lead.name].status != "ok"):
+            return True
+        return digest_clip(lead.path) in ("", report.original_digest)
 
-    return {name: report for name, report in valid.items() if not (report.alone and leads(clips[name].original))}
+    return {name: report for name, report in valid.items() if lies_right(report)}
 
 
 def find_record(out: Path, video: str) -> Report | None:

@@ -64,7 +64,7 @@ class FrameLabel:
 
     def is_of(self, time_s: object, box: str | None) -> bool:
         """Whether it was given to the face at this moment and in this box, as far as they are told."""
-        if time_s and abs(float(time_s) - self.time_s) > SAME_TIME_S:
+        if time_s not in ("", None) and abs(float(time_s) - self.time_s) > SAME_TIME_S:
             return False
         return not box or bool(iou(np.array([self.box]), np.array([read_box(box)]))[0, 0] >= SAME_FACE_OVERLAP)
 
