@@ -1,7 +1,7 @@
 """Labelled clips -> face crops on disk, those of a fake aligned with its original's pixel for pixel.
 
 A clip's images and a record of them, clip.json, are written to a folder that moves to its place when it is complete:
-a clip whose folder is there is done.
+a clip whose folder is there is done, until its file changes.
 """
 
 from __future__ import annotations
