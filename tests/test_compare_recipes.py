@@ -34,17 +34,17 @@ def test_runs_differ_in_the_named_part_only_and_are_not_done_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     table = write_table(tmp_path, pairs(32) + pairs(6, split="val"))
-    used, augment, begun, train = [], loop.augment, [], tool.train
+    used, augment, begun, train = [], loop.augment_pairs, [], tool.train
 
-    def record(images, generator, *, without):
+    def record(reals, fakes, generator, *, without):
         used.append(without)
-        return augment(images, generator, without=without)
+        return augment(reals, fakes, generator, without=without)
 
     def note(model, training, validation, folder, settings, **more):
         begun.append((asdict(settings), model.net._conv_stem.weight.clone()))
         return train(model, training, validation, folder, settings, **more)
 
-    monkeypatch.setattr(loop, "augment", record)
+    monkeypatch.setattr(loop, "augment_pairs", record)
     monkeypatch.setattr(tool, "train", note)
     command = ["--crops", str(table), "--run", str(tmp_path / "run"), "--input-size", "32", "--epochs", "1"]
     command += ["--batch-size", "32", "--learning-rate", "0.002"]  # two batches

@@ -44,7 +44,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "no lost detail": {"without": ("rescale",)},
     "no noise": {"without": ("noise",)},
     "no JPEG": {"without": ("jpeg",)},
-    "a pair augmented alike": {"alike": True},
+    "a pair augmented apart": {"alike": False},
     "no cut-outs": {"without": ("cut_out",)},
 }
 

@@ -41,7 +41,7 @@ class TrainSettings:
         mixup: probability that an aligned pair's fake is mixed with its original.
         self_blend: probability that a pair's fake is its real, blended onto itself.
         without: names of augmentation's steps that are left out, for comparing recipes.
-        alike: whether a fake and the real beside it are augmented alike, for comparing recipes.
+        alike: whether a fake and the real beside it are augmented alike.
         compiled: by `torch.compile`, for faster steps on CUDA; takes a minute or more first, and a C compiler.
         seed: of everything.
     """
@@ -54,7 +54,7 @@ class TrainSettings:
     mixup: float = 0.5
     self_blend: float = 0.25
     without: tuple[str, ...] = ()
-    alike: bool = False
+    alike: bool = True
     compiled: bool = False
     seed: int = 0
 
