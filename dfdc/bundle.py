@@ -115,9 +115,9 @@ def prepare(root: Path) -> Prepared | None:
     for name, allowed in manifest.image.items():
         if not serves(name, allowed) and not _is_there_unversioned(name):
             raise BundleError(f"{name}: {_found(name)}, needed is {allowed}; choose a newer image in Kaggle's settings")
+    check_files(root, manifest, filter(_is_scored_with, manifest.files))
     lacking = [name for name, allowed in manifest.packages.items() if not serves(name, allowed)]
     wheels = {name: wheel for name in lacking if (wheel := _choose_wheel(root, manifest, name))}
-    check_files(root, manifest, [*filter(_is_scored_with, manifest.files), *wheels.values()])
     paths = [str(root)]
     if wheels:
         folder = Path(tempfile.mkdtemp(prefix="dfdc-packages-"))
@@ -251,11 +251,10 @@ def find_wheel(manifest: Manifest, name: str) -> str:
 
 
 def _choose_wheel(root: Path, manifest: Manifest, name: str) -> str | None:
-    """As `find_wheel`; None where a package that scoring can do without has no whole wheel that serves."""
+    """A wheel, see `find_wheel`, that is whole; None where scoring can do without the package and there is none."""
     try:
         wheel = find_wheel(manifest, name)
-        if name in DISPENSABLE:
-            check_files(root, manifest, [wheel])
+        check_files(root, manifest, [wheel])
         return wheel
     except BundleError:
         if name not in DISPENSABLE:

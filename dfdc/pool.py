@@ -363,8 +363,7 @@ class _Pool:
         """Try the CPU where CUDA may be the cause; else what is left gets its rows, and a run not begun ends."""
         if self._may_use_cuda() and (self.devices or self.settings.device == "auto"):
             if not self.devices:  # it was CUDA, and not the machine, that had no room for so many
-                self.places = set(range(min(self.n_wanted, count_cores())))
-                self.plan.n_workers = len(self.places)
+                self._keep(set(range(min(self.n_wanted, count_cores()))))
             self._leave_cuda(self.places, f"{reason}; the CPU goes on")
             return
         if not self.devices:

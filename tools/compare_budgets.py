@@ -75,9 +75,8 @@ def compare_budgets(
     if len({clip.label for clip in clips}) < 2:
         raise DataError(f"{videos}: all {len(clips)} clips are {clips[0].label}; scores need both labels")
     files = find_weights(weights)
-    groups = [first] if len(first := [file for file in files if not file.further]) == len(files) else [first, files]
-    budgets = []
-    for group in groups:
+    first, budgets = [file for file in files if not file.further], []
+    for group in [first] if first == files else [first, files]:
         # Side by side in one folder none of them is further, so that all answer whatever the device is.
         with tempfile.TemporaryDirectory() as folder:
             for file in group:

@@ -31,6 +31,7 @@ from dfdc.training.crops import (
     Report,
     cut_families,
     find_done,
+    find_record,
     prepare_folder,
     read_records,
 )
@@ -77,6 +78,7 @@ def make_crops(
         _refuse_leaks(families)
     prepare_folder(out, settings, overwrite=overwrite)
     done = frozenset(find_done(out, clips))
+    stale = {name: find_record(out, name) for name in clips if name not in done}
     wanted = [family for family in families if any(clip.name not in done for clip in family)]
     n_done = len(clips) - sum(clip.name not in done for family in wanted for clip in family)
     if not settings.plain_frames:
@@ -96,9 +98,8 @@ def make_crops(
             "a worker died, perhaps out of memory; go on with the same command and fewer --workers"
         ) from error
     finally:
-        done = frozenset(find_done(out, clips))
         records = {report.video: report for report in read_records(out)}
-        valid = [report for name, report in records.items() if name not in clips or name in done]
+        valid = [report for name, report in records.items() if report != stale.get(name)]
         rows = [row for report in valid for row in _rows(report, settings, clips)]
         write_csv(table, settings.columns, rows)
     _summarize(list({**records, **{report.video: report for report in reports}}.values()), len(rows))

@@ -93,7 +93,10 @@ class Timing:
 
     @property
     def worker_seconds(self) -> tuple[float, ...]:
-        """Mean, median, 95th percentile and greatest of the wall time that a clip keeps one worker busy."""
+        """Mean, median, 95th percentile and greatest of the wall time that a clip keeps one worker busy.
+
+        Clips that timed out before their first frame count here: they are the worst.
+        """
         seconds = [p.seconds for p in self.predictions if p.frames or p.status == "timeout"]
         return float(np.mean(seconds)), *np.percentile(seconds, (50, 95, 100)).tolist()
 

@@ -88,10 +88,11 @@ def load_pairs(
     geometry = geometry or CropGeometry()
     cache.mkdir(parents=True, exist_ok=True)
     detector: FaceDetector | None = None
+    code = digest_code()
     parts, used = [], []
     for clip in tqdm(clips, desc="pairs", unit="clip", disable=not progress):
         path = cache / f"{clip.name}.npz"
-        made_from = json.dumps([n_frames, asdict(geometry), digest_clip(clip.path), clip.label, digest_code()])
+        made_from = json.dumps([n_frames, asdict(geometry), digest_clip(clip.path), clip.label, code])
         pairs = _read_cache(path, made_from)
         if pairs is None:
             detector = detector or FaceDetector()
