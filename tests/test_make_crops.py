@@ -301,6 +301,21 @@ def test_clip_that_cannot_be_read_for_a_moment_keeps_its_crops(
     assert cut(clips, tmp_path / "out") == pair[1]
 
 
+def test_crops_of_what_a_clip_is_no_more_leave_the_table_at_once(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = lay_out(tmp_path / "clips", material, {"again.mp4": REAL, "real.mp4": REAL})
+    cut(clips, tmp_path / "out")
+    lay_out(clips, material, {"again.mp4": FAKE, "real.mp4": REAL})
+    with monkeypatch.context() as patch:  # the run that would cut it as a fake is stopped before it does
+        patch.setattr("tools.make_crops.cut_families", lambda *_, **__: iter(()))
+        assert {row["video"] for row in cut(clips, tmp_path / "out")} == {"real.mp4"}
+    assert {row["video"]: row["label"] for row in cut(clips, tmp_path / "out")} == {
+        "again.mp4": "FAKE",
+        "real.mp4": "REAL",
+    }
+
+
 def test_splits_that_leak_are_refused_before_anything_is_cut(material: Path, tmp_path: Path) -> None:
     fakes, reals = (
         lay_out(tmp_path / name, material, metadata)
