@@ -131,9 +131,9 @@ def predict_clips(
             known=known,
         )
 
-    plan = make_plan(settings)
+    plan, first = make_plan(settings), None
     if work is None and plan.n_open():
-        prepared = _prepare(settings, deadline)
+        prepared, first = _prepare(settings, deadline)
         # "auto" stays where CUDA serves: a worker whose own GPU does not is to run on the CPU.
         device = "cpu" if prepared.device == "cpu" else settings.device
         used = settings.on(prepared.device)
@@ -147,6 +147,8 @@ def predict_clips(
     settings = replace(settings, threads=max(count_cores() // plan.n_workers, 1))
     pool = _Pool(clips, plan, settings, deadline, work or score_clips)
     try:
+        if first is not None:
+            pool.adopt(first)
         while plan.n_open() and not pool.given_up and not deadline.expired():
             pool.staff()
             if not pool.workers:
@@ -198,10 +200,17 @@ class _Pool:
         self.n_killed = 0
         self.given_up = False
 
+    def adopt(self, worker: _Worker) -> None:
+        """Take over what prepared the run as the worker at its place."""
+        with contextlib.suppress(OSError):  # it died: its closed connection is noticed at the next wait
+            worker.connection.send(self._settings_at(worker.place))
+        self.workers.append(worker)
+
     def staff(self) -> None:
         """Start workers until there is one for each look to take, but no more than wanted.
 
-        Where workers die while they load, for want of memory perhaps, the run goes on with one fewer.
+        No more load at once than there are cores, so that the first does not wait for the others. Where workers die
+        while they load, for want of memory perhaps, the run goes on with one fewer.
         """
         if self._holds_too_many():
             # Where nobody works, best: a worker that has a clip would have to end it first.
@@ -217,7 +226,9 @@ class _Pool:
             time.sleep(max(min(pause_s, MAX_PAUSE_S, self.deadline.remaining_s()), 0))
         # A worker on the CPU has to be there for held clips, and starts at its place.
         n_looks = len(self.places) if self.held and self.on_cpu else self.plan.n_open() - len(self.held)
-        while len(self.workers) < min(len(self.places), n_looks):
+        n_loading = sum(worker.device is None for worker in self.workers)
+        n_more = min(min(len(self.places), n_looks) - len(self.workers), count_cores() - n_loading)
+        for _ in range(n_more):
             try:
                 place = min(self.places - {worker.place for worker in self.workers})
                 self.workers.append(_start(self._settings_at(place), self.work))
@@ -393,17 +404,20 @@ def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return n_cores
 
 
-def _prepare(settings: WorkerSettings, deadline: Deadline) -> Prepared:
-    """What `prepare` finds, in a process that then ends; the server that forks workers starts beside it.
+def _prepare(settings: WorkerSettings, deadline: Deadline) -> tuple[Prepared, _Worker | None]:
+    """What `prepare` finds, in a process of its own; the server that forks workers starts beside it.
+
+    Returns:
+        It, and on CUDA the process, which is to be the first worker; elsewhere it has ended.
 
     Raises:
         InputError: the device, the weights or the installation do not serve.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
+    ours, theirs = context.Pipe()
     process = context.Process(target=prepare, args=(theirs, settings), daemon=True)
-    message = None
+    message = first = None
     try:
         with _environment():
             process.start()
@@ -411,19 +425,22 @@ def _prepare(settings: WorkerSettings, deadline: Deadline) -> Prepared:
         theirs.close()
         if ours.poll(min(START_LIMIT_S, deadline.remaining_s())):
             message = ours.recv()
+            if isinstance(message, Prepared) and message.device == "cuda":
+                first = _Worker(process, ours, time.monotonic() + START_LIMIT_S)
         else:
             log.warning("neither device nor nets were ready after %.0f s; torch runs the nets", START_LIMIT_S)
     except (EOFError, OSError) as error:  # it died, or cannot be started: workers may still do without it
         reason = str(error) or "the process died"
         log.warning("the device could not be tried, or nets not exported (%s); torch runs the nets", reason)
     finally:
-        ours.close()
-        if process.pid:
-            process.kill()
-            process.join(timeout=5)
+        if first is None:
+            ours.close()
+            if process.pid:
+                process.kill()
+                process.join(timeout=5)
     if isinstance(message, Refusal):
         raise InputError(message.reason)
-    return message or Prepared(settings.device, openvino=False)
+    return message or Prepared(settings.device, openvino=False), first
 
 
 def _start(settings: WorkerSettings, work: Work) -> _Worker:

@@ -18,9 +18,9 @@ from dfdc.ensemble import Ensemble
 from dfdc.export import Programs
 from dfdc.motion import Motion
 from dfdc.prediction import Prediction
-from dfdc.runtime import open_net
+from dfdc.runtime import current_gpu, open_net
 from dfdc.tracks import Track, find_tracks
-from dfdc.video import Frame, VideoError, VideoTimeout, read_frames
+from dfdc.video import Frame, VideoError, VideoTimeout, has_gpu_decoder, read_frames
 from dfdc.voice import Listener
 from dfdc.weights import WeightsFile, that_see
 
@@ -42,11 +42,12 @@ class Predictor:
 
         Args:
             files: checked weights; at least one sees faces.
-            device: "cpu" or "cuda", where everything but decoding runs.
+            device: "cpu" or "cuda", where nets run and, where it can, clips are decoded.
             programs: the nets as OpenVINO's programs, for the CPU; None builds them, by torch.
             threads: of a program.
         """
         self.device, self.crop_s = device, 0.0
+        self.gpu = current_gpu() if device == "cuda" and has_gpu_decoder() else None
         detector = crops = motion = voices = None
         if programs:
             detector, crops, motion, voices = (
@@ -92,7 +93,8 @@ class Predictor:
     def _predict(self, path: Path, blank: Prediction, deadline: Deadline) -> Prediction:
         clock, self.crop_s = time.process_time, 0.0
         started, began_s = clock(), time.monotonic()
-        frames = read_frames(path, blank.wanted, n_pairs=min(self.motion.n_pairs, blank.wanted), deadline=deadline)
+        n_wanted = min(self.motion.n_pairs, blank.wanted)
+        frames = read_frames(path, blank.wanted, n_pairs=n_wanted, deadline=deadline, gpu=self.gpu)
         decoded = clock()
         cut_s = time.monotonic() - began_s if len(frames) < blank.wanted and deadline.expired() else 0.0
         n_pairs = sum(frame.neighbour is not None for frame in frames)

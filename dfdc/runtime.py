@@ -110,6 +110,13 @@ def choose_device(wanted: str, *, place: int = 0) -> str:
     return "cpu"
 
 
+def current_gpu() -> int:
+    """The number of this process's GPU among those that it sees."""
+    import torch
+
+    return torch.cuda.current_device()
+
+
 def describe_runtime(device: str) -> str:
     """What runs the nets, in words."""
     if device == "cpu" and openvino is not None:

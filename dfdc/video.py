@@ -9,17 +9,20 @@ the work.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import av
 import numpy as np
+from av.codec.hwaccel import HWAccel, hwdevices_available
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.frame import VideoFrame
@@ -42,6 +45,11 @@ MAX_PACKETS = 1_000_000
 LONG_CLIP_PIXELS = 9_000 * 1920 * 1080
 # By so many places the order of showing may differ from that of decoding: codecs hold back 16 frames at most.
 MAX_DELAY = 16
+# What NVIDIA's video decoder (NVDEC) is asked for: what phones and cameras write, and DFDC is.
+GPU_CODEC, GPU_FORMATS = "h264", ("yuv420p", "yuvj420p")
+NVDEC_LIBRARY = "libnvcuvid.so.1"
+# It decodes in the context that torch has made: FFmpeg refuses one whose way of waiting is not its own.
+GPU_CONTEXT = {"primary_ctx": "0", "current_ctx": "1"}
 # Containers that hold their own data. Playlists and lists of other files (hls, dash, concat, ...) are not among them.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,flv,ogg,asf,wtv,mxf,nut,ivf,obu,h264,hevc,gif,"
@@ -77,7 +85,20 @@ class Frame:
     neighbour: np.ndarray | None = None
 
 
-def read_frames(path: Path, n_frames: int, *, n_pairs: int = 0, deadline: Deadline = NEVER) -> list[Frame]:
+@cache
+def has_gpu_decoder() -> bool:
+    """Whether CUDA devices may decode: NVIDIA's library is there, and a PyAV (17 and up) that leaves frames on them."""
+    try:
+        HWAccel("cuda", is_hw_owned=True)
+        ctypes.CDLL(NVDEC_LIBRARY)
+    except (TypeError, OSError):
+        return False
+    return "cuda" in hwdevices_available()
+
+
+def read_frames(
+    path: Path, n_frames: int, *, n_pairs: int = 0, deadline: Deadline = NEVER, gpu: int | None = None
+) -> list[Frame]:
     """Read frames that are spread evenly over a clip's whole time.
 
     Args:
@@ -86,6 +107,8 @@ def read_frames(path: Path, n_frames: int, *, n_pairs: int = 0, deadline: Deadli
         n_pairs: how many of them, spread evenly too, come with their neighbour. Where frames that no other refers to
             are skipped, it is the next one of the others: mostly two frames later, at no more than a conversion's cost.
         deadline: when it passes, what has been read so far is returned.
+        gpu: number of the CUDA device that decodes what it can (see `has_gpu_decoder`), to the same pixels; None for
+            the CPU, which also does what it could not.
 
     Returns:
         1 to n_frames different frames in order of time; fewer than asked for where the clip has fewer or is damaged.
@@ -101,10 +124,14 @@ def read_frames(path: Path, n_frames: int, *, n_pairs: int = 0, deadline: Deadli
     index = _index(path, deadline)
     moments = _spread(index.times, n_frames)
     frames: list[Frame] = []
-    for plan in _plans(index, n_frames):
-        frames = max(frames, _decode(path, index, moments, plan, deadline, n_pairs=n_pairs), key=len)
+    plans = _plans(index, n_frames)
+    if gpu is not None and index.suits_gpu:
+        with suppress(VideoError, av.FFmpegError):
+            frames = _decode(path, index, moments, plans[0], deadline, n_pairs=n_pairs, gpu=gpu)
+    for plan in plans:
         if len(frames) == len(moments) or deadline.expired():
             break
+        frames = max(frames, _decode(path, index, moments, plan, deadline, n_pairs=n_pairs), key=len)
     if not frames:
         if deadline.expired():
             raise VideoTimeout("out of time before the first frame")
@@ -158,8 +185,12 @@ def stream_frames(path: Path) -> Iterator[Frame]:
             yield Frame(time - index.times[0], convert(frame))
 
 
-def open_container(path: Path) -> InputContainer:
+def open_container(path: Path, *, gpu: int | None = None) -> InputContainer:
     """Open a media file that holds its own data; it may be anything but a playlist.
+
+    Args:
+        path: of the file.
+        gpu: number of the CUDA device that decodes its video where it can; None for none.
 
     Raises:
         VideoError: the file is empty, unreadable, of no known kind, or claims too many pixels.
@@ -171,10 +202,10 @@ def open_container(path: Path) -> InputContainer:
         claims = [stream.width * stream.height for stream in glance.streams.video if stream.codec_context]
     if claims and (max(claims) > MAX_PIXELS or sum(claims) > 2 * MAX_PIXELS):
         raise VideoError(f"{sum(claims)} pixels in {len(claims)} video stream(s); allowed are {MAX_PIXELS} in one")
-    return _open(path)
+    return _open(path, gpu=gpu)
 
 
-def _open(path: Path, **options: str) -> InputContainer:
+def _open(path: Path, *, gpu: int | None = None, **options: str) -> InputContainer:
     try:
         if path.stat().st_size == 0:
             raise VideoError("the file is empty")
@@ -183,6 +214,7 @@ def _open(path: Path, **options: str) -> InputContainer:
             f"file:{path.absolute()}",
             options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS, **DECODER_OPTIONS, **options},
             metadata_errors="replace",
+            hwaccel=None if gpu is None else HWAccel("cuda", str(gpu), options=GPU_CONTEXT, is_hw_owned=True),
         )
     except OSError as error:
         raise VideoError(f"cannot be opened ({error.strerror or error})") from error
@@ -191,9 +223,9 @@ def _open(path: Path, **options: str) -> InputContainer:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _opened(path: Path, *, gpu: int | None = None) -> Iterator[tuple[InputContainer, VideoStream]]:
     """A clip and its first video stream that is not a cover picture; what is no video or too large is refused."""
-    with open_container(path) as container:
+    with open_container(path, gpu=gpu) as container:
         streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
         if not streams:
             raise VideoError("has no video stream")
@@ -225,12 +257,14 @@ class _Index:
             are decoded; None elsewhere.
         n_keys: how many packets are key frames.
         n_pixels: of a frame, as the stream claims.
+        suits_gpu: whether the stream is what a GPU's decoder is asked for.
     """
 
     times: list[float]
     rate: float | None
     n_keys: int
     n_pixels: int
+    suits_gpu: bool
 
 
 def _index(path: Path, deadline: Deadline) -> _Index:
@@ -243,14 +277,16 @@ def _index(path: Path, deadline: Deadline) -> _Index:
                 n_keys += packet.is_keyframe
         unit, rate = float(stream.time_base), float(stream.average_rate or 25)
         n_pixels = stream.width * stream.height
+        kind = stream.codec_context.format  # None where nothing is known of it
+        suits_gpu = stream.codec_context.name == GPU_CODEC and kind is not None and kind.name in GPU_FORMATS
     if not stamps:
         if deadline.expired():
             raise VideoTimeout("out of time before the first frame")
         raise VideoError("its video stream holds no frame")
     distinct = set(stamps)
     if None in distinct or len(distinct) <= len(stamps) / 2 or not _agree(stamps, order):
-        return _Index([count / rate for count in range(len(stamps))], rate, n_keys, n_pixels)
-    return _Index(sorted(stamp * unit for stamp in distinct), None, n_keys, n_pixels)
+        return _Index([count / rate for count in range(len(stamps))], rate, n_keys, n_pixels, suits_gpu)
+    return _Index(sorted(stamp * unit for stamp in distinct), None, n_keys, n_pixels, suits_gpu)
 
 
 def _agree(shown: list[int], decoded: list[int | None]) -> bool:
@@ -289,13 +325,20 @@ def _nearest_time(times: list[float], moment: float) -> float:
 
 
 def _decode(
-    path: Path, index: _Index, moments: list[float], plan: str, deadline: Deadline, *, n_pairs: int = 0
+    path: Path,
+    index: _Index,
+    moments: list[float],
+    plan: str,
+    deadline: Deadline,
+    *,
+    n_pairs: int = 0,
+    gpu: int | None = None,
 ) -> list[Frame]:
     """Decode by a plan (FFmpeg's skip_frame) and convert the frame nearest to each moment, some with the next one."""
     paired = {len(moments) * (2 * i + 1) // (2 * n_pairs) for i in range(n_pairs)}
-    with _opened(path) as (container, stream):
+    with _opened(path, gpu=gpu) as (container, stream):
         stream.codec_context.skip_frame = plan
-        decoded = _decoded(container, stream, deadline)
+        decoded = _decoded(container, stream, deadline, strict=gpu is not None)
         rising = _rising(_timed(decoded, index, stream))
         # Without pairs no frame is held for the one before it: the decoder then has one buffer more to use again.
         pairs = _with_following(rising) if n_pairs else ((time, (frame, None)) for time, frame in rising)
@@ -315,10 +358,12 @@ def _timed(frames: Iterable[VideoFrame], index: _Index, stream: VideoStream) -> 
     return ((frame.pts * unit, frame) for frame in frames if frame.pts is not None)
 
 
-def _decoded(container: InputContainer, stream: VideoStream, deadline: Deadline) -> Iterator[VideoFrame]:
-    """Every frame that decodes; a damaged packet costs its own frames and no others."""
+def _decoded(
+    container: InputContainer, stream: VideoStream, deadline: Deadline, *, strict: bool = False
+) -> Iterator[VideoFrame]:
+    """Every frame that decodes; a damaged packet costs its own frames and no others, or is an error."""
     for packet in chain(_demux(container, stream, deadline), [None]):  # None: what the decoder still holds back
-        with suppress(av.FFmpegError):
+        with suppress(*() if strict else (av.FFmpegError,)):
             yield from stream.codec_context.decode(packet)
 
 
@@ -368,12 +413,30 @@ def _converter(stream: VideoStream) -> Callable[[VideoFrame], np.ndarray]:
         matrix = matrix or _display_matrix(frame)
         # ISO 14496-12: a pixel at x, y is shown at ax + cy, bx + dy.
         a, b, c, d = matrix
-        pixels = _to_rgb(frame, reformatter, aspect)
+        pixels = _to_rgb(_fetch(frame), reformatter, aspect)
         if abs(b) > abs(a):
             pixels, a, d = pixels.transpose(1, 0, 2), c, b
         return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
     return convert
+
+
+def _fetch(frame: VideoFrame) -> VideoFrame:
+    """A frame that a GPU decoded, as the CPU's decoder would have given it; another frame as it is.
+
+    Raises:
+        VideoError: the GPU does not give it away.
+    """
+    if frame.format.name != "cuda":
+        return frame
+    space, span = frame.colorspace, frame.color_range
+    try:
+        fetched = frame.reformat(format="yuv420p", src_color_range=span, dst_color_range=span)
+    except av.FFmpegError as error:
+        raise VideoError(f"the GPU's decoder failed ({error.strerror or error})") from error
+    # What a copy does not keep: PyAV states neither every colour space nor the range that is left to it.
+    fetched.colorspace, fetched.color_range = space, span
+    return fetched
 
 
 def _to_rgb(frame: VideoFrame, reformatter: VideoReformatter, aspect: float) -> np.ndarray:

@@ -148,7 +148,8 @@ def _load(settings: WorkerSettings) -> tuple[Predictor, str]:
         device = choose_device(settings.device, place=settings.place)
     except DeviceError as error:
         raise InputError(str(error)) from error
-    return Predictor(files, device=device), describe_runtime(device)
+    predictor = Predictor(files, device=device)
+    return predictor, describe_runtime(device) + (", NVDEC" if predictor.gpu is not None else "")
 
 
 def release_memory() -> None:
@@ -158,7 +159,10 @@ def release_memory() -> None:
 
 
 def prepare(connection: Connection, settings: WorkerSettings) -> None:
-    """The life of the process that tries the device and makes programs; a refusal where the user is at fault."""
+    """The life of the process that tries the device and makes programs; a refusal where the user is at fault.
+
+    On CUDA it waits for the settings of workers and is the first of them: torch is there, and the device awake.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     show_log()
     try:
@@ -175,6 +179,10 @@ def prepare(connection: Connection, settings: WorkerSettings) -> None:
         connection.send(Refusal(_describe_missing(error)))
     except (DeviceError, WeightsError) as error:
         connection.send(Refusal(str(error)))
+    else:
+        if device == "cuda":
+            with contextlib.suppress(EOFError, OSError):  # the supervisor hung up
+                score_clips(connection, connection.recv())
 
 
 def _describe_missing(error: ImportError) -> str:

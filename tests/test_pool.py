@@ -17,8 +17,9 @@ from dfdc.pool import predict_clips
 from dfdc.prediction import Prediction
 from dfdc.runtime import choose_device
 from dfdc.weights import ModelSpec, WeightsFile
-from dfdc.workers import Prepared, WorkerSettings
+from dfdc.workers import Prepared, WorkerSettings, prepare
 from tests.workers import (
+    be_told,
     die_at_once,
     echo_frames,
     fail_at_place_1,
@@ -27,6 +28,7 @@ from tests.workers import (
     fail_one_clip,
     leave_after_one,
     load_after_a_famine,
+    load_alone,
     load_first_only,
     load_on_the_cpu_only,
     load_once,
@@ -115,8 +117,11 @@ def test_worker_that_refuses_ends_the_run_with_its_reason() -> None:
         run(["a.mp4"], work=refuse)
 
 
-def test_worker_that_refuses_leaves_the_run_to_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_worker_that_refuses_leaves_the_run_to_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One GPU of two does not serve: its worker's word comes while the other one loads."""
+    monkeypatch.setattr(pool, "count_cores", lambda: 2)
     settings = WorkerSettings(weights=(), device=str(tmp_path / "starts"))
     found = run(["a.mp4", "b.mp4"], work=refuse_at_the_second_place, settings=settings, n_workers=2)
     assert {p.status for p in found.values()} == {"ok"}
@@ -166,10 +171,47 @@ def test_slot_whose_workers_never_load_is_given_up(tmp_path: Path, caplog: pytes
     assert "goes on with 1 worker(s)" in caplog.text
 
 
-def test_worker_takes_the_place_of_one_that_left(tmp_path: Path) -> None:
+def test_worker_takes_the_place_of_one_that_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "count_cores", lambda: 2)
     settings = WorkerSettings(weights=(), device=str(tmp_path / "place"))
     found = run([f"{i}.mp4" for i in range(6)], work=meet_and_leave, settings=settings)
     assert {p.label for p in found.values()} == {0.25, 0.5}
+
+
+def test_no_more_workers_load_at_once_than_there_are_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA there are more of them, and the first is not to wait for the others."""
+    monkeypatch.setattr(pool, "count_cores", lambda: 1)
+    settings = WorkerSettings(weights=(), device=str(tmp_path))
+    found = run([f"{i}.mp4" for i in range(9)], work=load_alone, settings=settings, n_workers=3)
+    assert {p.status for p in found.values()} == {"ok"}
+    assert not (tmp_path / "together").exists()
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_prepared_a_run_on_cuda_is_its_first_worker(dies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = pool._start(SETTINGS, be_told)
+    if dies:
+        first.process.kill()
+        first.process.join()
+    monkeypatch.setattr(pool, "_prepare", lambda *_: (Prepared("cuda"), first))
+    monkeypatch.setattr(pool, "score_clips", misbehave)
+    settings = WorkerSettings(weights=(), n_frames=7)
+    names = [f"{i}.mp4" for i in range(4)]
+    done = list(predict_clips({n: Path(n) for n in names}, settings, n_workers=1, deadline=NEVER))
+    assert sorted(p.filename for p in done) == names
+    assert {(p.label, p.frames) for p in done} == ({(0.25, 0)} if dies else {(0.75, 7)})
+    assert not first.process.is_alive()
+
+
+def test_preparing_on_cuda_leaves_a_process_that_can_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    monkeypatch.setattr("dfdc.runtime.choose_device", lambda wanted: "cuda")
+    monkeypatch.setattr("dfdc.workers.score_clips", lambda connection, settings: connection.send(settings))
+    monkeypatch.setattr("dfdc.workers.signal.signal", lambda *_: None)
+    told = WorkerSettings(weights=(), n_frames=7)
+    ours.send(told)
+    prepare(theirs, SETTINGS)
+    assert ours.recv() == Prepared("cuda") and ours.recv() == told
 
 
 @pytest.mark.parametrize(
@@ -200,7 +242,7 @@ def test_workers_share_the_cores_and_on_cuda_there_are_more(
             super().__init__(clips, plan, settings, *rest)
 
     monkeypatch.setattr(pool, "count_cores", lambda: 4)
-    monkeypatch.setattr(pool, "_prepare", lambda *_: Prepared(device))
+    monkeypatch.setattr(pool, "_prepare", lambda *_: (Prepared(device), None))
     monkeypatch.setattr(pool, "_Pool", Spy)
     monkeypatch.setattr(pool, "score_clips", misbehave)
     clips = {f"{i}.mp4": Path("a.mp4") for i in range(n_clips)}
@@ -223,7 +265,7 @@ def test_further_nets_answer_on_cuda_and_where_no_number_of_frames_is_asked_for(
             made.append([file.digest for file in settings.weights])
             super().__init__(clips, plan, settings, *rest)
 
-    monkeypatch.setattr(pool, "_prepare", lambda *_: Prepared(device))
+    monkeypatch.setattr(pool, "_prepare", lambda *_: (Prepared(device), None))
     monkeypatch.setattr(pool, "_Pool", Spy)
     monkeypatch.setattr(pool, "score_clips", misbehave)
     face = ModelSpec("efficientnet-lite0", 32)
@@ -239,7 +281,7 @@ def test_score_of_fewer_nets_than_answer_now_is_taken_again_where_frames_are_fix
     n_frames: int | None, asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run begun on the CPU and gone on with on CUDA is one by all nets; with time to plan by, that is the plan's."""
-    monkeypatch.setattr(pool, "_prepare", lambda *_: Prepared("cuda"))
+    monkeypatch.setattr(pool, "_prepare", lambda *_: (Prepared("cuda"), None))
     monkeypatch.setattr(pool, "score_clips", misbehave)
     face = ModelSpec("efficientnet-lite0", 32)
     weights = (WeightsFile(Path("a"), "a", face), WeightsFile(Path("b"), "b", face, further=True))

@@ -14,6 +14,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
 from av import VideoFrame
 from clips import claim_size, draw, number_of, rewrite_packets, turn_clip, write_audio, write_clip
 
@@ -144,6 +145,119 @@ def test_frames_that_all_claim_one_time_are_counted(tmp_path):
     with av.open(str(path)) as clip:
         assert {packet.pts for packet in clip.demux(video=0) if packet.size} == {0}
     assert numbers(read_frames(path, 8)) == EIGHT_OF_THIRTY
+
+
+# Decoded by a GPU
+
+
+class OnGpu:
+    """A decoded frame as one that lies in a GPU's memory: it gives its pixels away as NV12 alone."""
+
+    def __init__(self, frame: VideoFrame) -> None:
+        self.lies, self.colorspace, self.color_range = frame, frame.colorspace, frame.color_range
+        self.format = type("Format", (), {"name": "cuda"})
+        self.width, self.height, self.pts, self.side_data = frame.width, frame.height, frame.pts, frame.side_data
+
+    def reformat(self, **asked: object) -> VideoFrame:
+        given = self.lies.reformat(format="nv12", src_color_range=self.color_range, dst_color_range=self.color_range)
+        given.colorspace = given.color_range = 0  # FFmpeg's copies from a GPU keep neither
+        return given.reformat(src_colorspace=self.colorspace, dst_colorspace=self.colorspace, **asked)
+
+
+def decode_on_gpu(monkeypatch: pytest.MonkeyPatch, change: Callable[[list], object] = list) -> list[int | None]:
+    """Let this machine's CPU play the GPU; returns where clips were decoded, as it comes."""
+    decode, where = video._decode, []
+
+    def decode_there(*args: object, gpu: int | None = None, **kwargs: object) -> list[Frame]:
+        where.append(gpu)
+        if gpu is None:
+            return decode(*args, **kwargs)
+        with monkeypatch.context() as patch:
+            plain = video._decoded
+            patch.setattr(video, "_decoded", lambda *a, **k: (OnGpu(frame) for frame in plain(*a, **k)))
+            return change(decode(*args, **kwargs))
+
+    monkeypatch.setattr(video, "_decode", decode_there)
+    return where
+
+
+@pytest.mark.parametrize("colours", ["tv", "pc"])
+@pytest.mark.parametrize("matrix", ["bt709", "smpte170m", "bt2020nc"])
+def test_a_gpu_gives_the_same_pixels(tmp_path, monkeypatch, matrix, colours):
+    options = {"colorspace": matrix, "color_range": colours}
+    path = write_clip(tmp_path / "a.mp4", options=options)
+    expected = read_frames(path, 8, n_pairs=8)
+    where = decode_on_gpu(monkeypatch)
+    frames = read_frames(path, 8, n_pairs=8, gpu=1)
+    assert where == [1]
+    for one, other in zip(frames, expected, strict=True):
+        assert one.time_s == other.time_s
+        assert np.array_equal(one.pixels, other.pixels) and np.array_equal(one.neighbour, other.neighbour)
+
+
+def fail(error: Exception) -> Callable[[list], list]:
+    def raise_it(frames: list) -> list:
+        raise error
+
+    return raise_it
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda frames: frames[:3], fail(VideoError("no room")), fail(av.error.ExternalError(1, "CUDA", "failed"))],
+)
+def test_what_a_gpu_does_not_decode_the_cpu_does(tmp_path, monkeypatch, change):
+    path = write_clip(tmp_path / "a.mp4")
+    expected = read_frames(path, 8)
+    where = decode_on_gpu(monkeypatch, change)
+    frames = read_frames(path, 8, gpu=0)
+    assert where == [0, None]
+    assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(frames, expected, strict=True))
+
+
+@pytest.mark.parametrize("settings", [{"codec": "mpeg4"}, {"pixel_format": "yuv444p"}], ids=str)
+def test_a_gpu_is_not_asked_for_what_few_of_them_know(tmp_path, monkeypatch, settings):
+    path = write_clip(tmp_path / "a.mp4", **settings)
+    where = decode_on_gpu(monkeypatch)
+    assert len(read_frames(path, 8, gpu=0)) == 8
+    assert where == [None]
+
+
+def test_where_no_gpu_is_the_cpu_decodes(tmp_path):
+    path = write_clip(tmp_path / "a.mp4")
+    frames = read_frames(path, 8, gpu=63)
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(frames, read_frames(path, 8), strict=True))
+
+
+def test_a_gpu_decodes_where_library_and_pyav_do(monkeypatch):
+    monkeypatch.setattr(video, "HWAccel", lambda device, is_hw_owned: None)
+    monkeypatch.setattr(video, "hwdevices_available", lambda: ["cuda"])
+    monkeypatch.setattr(video.ctypes, "CDLL", lambda name: None)
+    has_gpu_decoder = video.has_gpu_decoder.__wrapped__
+    assert has_gpu_decoder()
+    monkeypatch.setattr(video, "hwdevices_available", lambda: ["vaapi"])
+    assert not has_gpu_decoder()
+    monkeypatch.setattr(video, "hwdevices_available", lambda: ["cuda"])
+    monkeypatch.setattr(video, "HWAccel", lambda device: None)  # before PyAV 17
+    assert not has_gpu_decoder()
+
+
+def test_a_gpu_does_not_decode_without_nvidias_library(monkeypatch):
+    monkeypatch.setattr(video, "NVDEC_LIBRARY", "libno-such-library.so.1")
+    assert not video.has_gpu_decoder.__wrapped__()
+
+
+@pytest.mark.skipif(not (torch.cuda.is_available() and video.has_gpu_decoder()), reason="no GPU that decodes")
+def test_this_gpu_gives_the_same_pixels(tmp_path, monkeypatch):
+    torch.zeros(1, device="cuda")
+    path = write_clip(tmp_path / "a.mp4", size=(640, 480))
+    expected = read_frames(path, 8, n_pairs=8)
+    decode, where = video._decode, []
+    monkeypatch.setattr(video, "_decode", lambda *a, gpu=None, **k: where.append(gpu) or decode(*a, gpu=gpu, **k))
+    frames = read_frames(path, 8, n_pairs=8, gpu=0)
+    assert where == [0]
+    for one, other in zip(frames, expected, strict=True):
+        assert np.array_equal(one.pixels, other.pixels) and np.array_equal(one.neighbour, other.neighbour)
 
 
 # Neighbours

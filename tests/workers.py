@@ -188,6 +188,25 @@ def fail_beside_a_look(connection: Connection, settings: WorkerSettings) -> None
         connection.send(Prediction(task.name, {"cuda": 0.25, "cpu": 0.75}[device], frames=task.n_frames))
 
 
+def load_alone(connection: Connection, settings: WorkerSettings) -> None:
+    """Leaves a word where another one loads at the same time."""
+    folder = Path(settings.device)
+    if any(folder.glob("loads-*")):
+        (folder / "together").touch()
+    (folder / f"loads-{settings.place}").touch()
+    time.sleep(0.2)
+    (folder / f"loads-{settings.place}").unlink()
+    misbehave(connection, settings)
+
+
+def be_told(connection: Connection, settings: None) -> None:
+    """As what prepared a run on CUDA: it gets its settings, and works with them; answers with their frames."""
+    settings = connection.recv()
+    connection.send(Ready("a fake cuda", "cuda"))
+    for _, task in looks(connection):
+        connection.send(Prediction(task.name, 0.75, frames=settings.n_frames))
+
+
 def wait_for(flag: Path) -> None:
     while not flag.exists():
         threading.Event().wait(0.01)
