@@ -124,14 +124,15 @@ def read_frames(
     index = _index(path, deadline)
     moments = _spread(index.times, n_frames)
     frames: list[Frame] = []
-    plans = _plans(index, n_frames)
+    attempts = [(plan, None) for plan in _plans(index, n_frames)]
     if gpu is not None and index.suits_gpu:
-        with suppress(VideoError, av.FFmpegError):
-            frames = _decode(path, index, moments, plans[0], deadline, n_pairs=n_pairs, gpu=gpu)
-    for plan in plans:
+        attempts.insert(0, (attempts[0][0], gpu))
+    for plan, decoder in attempts:
+        with suppress(*() if decoder is None else (VideoError, av.FFmpegError)):
+            found = _decode(path, index, moments, plan, deadline, n_pairs=n_pairs, gpu=decoder)
+            frames = max(frames, found, key=len)
         if len(frames) == len(moments) or deadline.expired():
             break
-        frames = max(frames, _decode(path, index, moments, plan, deadline, n_pairs=n_pairs), key=len)
     if not frames:
         if deadline.expired():
             raise VideoTimeout("out of time before the first frame")

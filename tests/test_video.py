@@ -170,12 +170,13 @@ def decode_on_gpu(monkeypatch: pytest.MonkeyPatch, change: Callable[[list], obje
 
     def decode_there(*args: object, gpu: int | None = None, **kwargs: object) -> list[Frame]:
         where.append(gpu)
-        if gpu is None:
-            return decode(*args, **kwargs)
         with monkeypatch.context() as patch:
-            plain = video._decoded
-            patch.setattr(video, "_decoded", lambda *a, **k: (OnGpu(frame) for frame in plain(*a, **k)))
-            return change(decode(*args, **kwargs))
+            if gpu is not None:
+                plain = video._decoded
+                patch.setattr(video, "HWAccel", lambda *a, **k: None)
+                patch.setattr(video, "_decoded", lambda *a, **k: (OnGpu(frame) for frame in plain(*a, **k)))
+            frames = decode(*args, gpu=gpu, **kwargs)
+        return frames if gpu is None else change(frames)
 
     monkeypatch.setattr(video, "_decode", decode_there)
     return where
@@ -213,6 +214,18 @@ def test_what_a_gpu_does_not_decode_the_cpu_does(tmp_path, monkeypatch, change):
     frames = read_frames(path, 8, gpu=0)
     assert where == [0, None]
     assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(frames, expected, strict=True))
+
+
+def test_what_is_damaged_the_cpu_decodes(tmp_path, monkeypatch):
+    numbered = itertools.count()
+    whole = write_clip(tmp_path / "whole.mp4", options={"bf": "0"})
+    path = rewrite_packets(
+        whole, tmp_path / "a.mp4", lambda data: data if next(numbered) != 10 else data[:4] + b"!" * 9
+    )
+    where = decode_on_gpu(monkeypatch)
+    frames = read_frames(path, 8, gpu=0)
+    assert where == [0, None]
+    assert len(frames) == 8
 
 
 @pytest.mark.parametrize("settings", [{"codec": "mpeg4"}, {"pixel_format": "yuv444p"}], ids=str)
