@@ -24,10 +24,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_every_change_is_one_that_training_knows_and_the_steps_are_all_compared() -> None:
     left_out = set()
     for change in tool.CHANGES.values():
-        left_out |= set(TrainSettings(**change).without)
+        left_out |= {step for step, chance in TrainSettings(**change).chances.items() if not chance}
     assert left_out == {step.__name__ for step, _ in RECIPE} - {"flip"}
-    with pytest.raises(ValueError, match=r"without sepia: allowed are .*colour"):
-        TrainSettings(without=("sepia",))
+    for name, chance in (("sepia", 0.5), ("noise", 1.5)):
+        with pytest.raises(ValueError, match=rf"chance {name}={chance}: allowed .*colour"):
+            TrainSettings(chances={name: chance})
 
 
 def test_runs_differ_in_the_named_part_only_and_are_not_done_twice(
@@ -36,9 +37,9 @@ def test_runs_differ_in_the_named_part_only_and_are_not_done_twice(
     table = write_table(tmp_path, pairs(32) + pairs(6, split="val"))
     used, augment, begun, train = [], loop.augment_pairs, [], tool.train
 
-    def record(reals, fakes, generator, *, without):
-        used.append(without)
-        return augment(reals, fakes, generator, without=without)
+    def record(reals, fakes, generator, *, chances):
+        used.append(chances)
+        return augment(reals, fakes, generator, chances=chances)
 
     def note(model, training, validation, folder, settings, **more):
         begun.append((asdict(settings), model.net._conv_stem.weight.clone()))
@@ -50,9 +51,9 @@ def test_runs_differ_in_the_named_part_only_and_are_not_done_twice(
     command += ["--batch-size", "32", "--learning-rate", "0.002"]  # two batches
     command += ["--device", "cpu", "--only", "no JPEG", "--json", str(tmp_path / "recipes.json")]
     assert tool.main(command) == 0
-    assert used == [(), (), ("jpeg",), ("jpeg",)]
+    assert used == [{}, {}, {"jpeg": 0.0}, {"jpeg": 0.0}]
     (settings, weights), (others, other_weights) = begun
-    assert others == {**settings, "without": ("jpeg",)} and torch.equal(weights, other_weights)
+    assert others == {**settings, "chances": {"jpeg": 0.0}} and torch.equal(weights, other_weights)
     whole, without = json.loads((tmp_path / "recipes.json").read_text())
     assert (whole["name"], without["name"]) == (tool.WHOLE, "no JPEG") and whole["n"] == 12
     change = without["balanced_log_loss"] - whole["balanced_log_loss"]

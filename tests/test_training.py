@@ -51,7 +51,7 @@ TORCHRUN = [
 ]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 B0 = "efficientnet-b0"
-EVERY_STEP = tuple(step.__name__ for step, _ in RECIPE)
+NO_STEP = {step.__name__: 0.0 for step, _ in RECIPE}
 TINY = TrainSettings(epochs=3, batch_size=8, ema_decay=0.5)
 
 
@@ -516,7 +516,7 @@ def test_only_aligned_pairs_are_mixed(tmp_path: Path) -> None:
     """Of two reals and two fakes, each of one level, the first fake is the first real's."""
     images = torch.tensor([10, 20, 110, 220], dtype=torch.uint8).view(4, 1, 1, 1).repeat(1, 3, SIDE, SIDE)
     crops = CropSet(images, torch.tensor([0.0, 0, 1, 1]), torch.tensor([-1, -1, 0, -1]), ["a", "b", "c", "d"])
-    settings = TrainSettings(mixup=1.0, label_smoothing=0.0, self_blend=0.0, without=EVERY_STEP)
+    settings = TrainSettings(mixup=1.0, label_smoothing=0.0, self_blend=0.0, chances=NO_STEP)
     batch, apart = torch.tensor([[0, 2], [1, 3]]), replace(crops, aligned=torch.tensor([True, True, False, True]))
     made = [loop.make_batch(images, c, batch, tiny_model(), settings, seeded()) for c in (crops, apart)]
     (pixels, targets), (pixels_apart, targets_apart) = made
@@ -574,7 +574,7 @@ def test_self_blended_fakes_stand_beside_their_targets() -> None:
     """Augmented by nothing, a real and the fake made of it agree in a corner, whichever of both was changed."""
     images = torch.randint(0, 256, (8, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     crops = CropSet(images, torch.tensor([0.0] * 4 + [1] * 4), torch.tensor([-1] * 4 + [0, 1, 2, 3]), [""] * 8)
-    settings = TrainSettings(mixup=1.0, self_blend=1.0, label_smoothing=0.0, without=EVERY_STEP)
+    settings = TrainSettings(mixup=1.0, self_blend=1.0, label_smoothing=0.0, chances=NO_STEP)
     changed = set()
     for seed in range(8):
         batch = torch.tensor([[0, 4], [1, 5], [2, 6], [3, 7]])
@@ -734,8 +734,35 @@ def test_imagenet_weights_without_network_or_without_source_name_the_cure(monkey
     monkeypatch.setattr("torch.utils.model_zoo.load_url", offline)
     with pytest.raises(WeightsError, match=r"cannot be fetched .*no network.*--init"):
         download_imagenet(ModelSpec(B0, SIDE))
-    with pytest.raises(WeightsError, match="efficientnet-lite0: has no ImageNet weights to download"):
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
+    with pytest.raises(WeightsError, match=r"efficientnet-lite0: .*cannot be fetched .*no network.*--init"):
         download_imagenet(ModelSpec("efficientnet-lite0", SIDE))
+
+
+def test_downloaded_lite0_has_timms_names_and_every_layer_gets_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm counts blocks by stage and layers by kind; held against timm 1.0.31, features are equal to the last bit."""
+    torch.manual_seed(1)
+    wanted = FrameModel(ModelSpec("efficientnet-lite0", SIDE)).net.state_dict()
+    stages = [(stage, i) for stage, n in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(n)]
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    others = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    others |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    published = {}
+    for key, value in wanted.items():
+        match key.split("."):
+            case ["_blocks", number, layer, parameter]:
+                stage, i = stages[int(number)]
+                name = f"blocks.{stage}.{i}.{(others if stage else first)[layer]}.{parameter}"
+            case [layer, parameter]:
+                name = f"{outside[layer]}.{parameter}"
+        published[name] = torch.zeros(1000) if "classifier" in name else value
+    torch.manual_seed(2)
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda url, **_: published)
+    model = download_imagenet(ModelSpec("efficientnet-lite0", SIDE))
+    assert model.spec.mean == model.spec.std == (127.5, 127.5, 127.5)
+    got = model.net.state_dict()
+    assert all(torch.equal(got[key], value) for key, value in wanted.items() if not key.startswith("_fc."))
 
 
 def test_run_leaves_curves_and_tensorboard_events(tmp_path: Path) -> None:

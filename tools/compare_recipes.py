@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.crop import CropGeometry
+from dfdc.model import FrameModel
 from dfdc.runtime import DeviceError, choose_device
 from dfdc.training.dataset import CropSet, DataError, find_sources, load_crops, load_rows, read_split
 from dfdc.training.draft import check_out, write_json
@@ -39,13 +40,14 @@ CHANGES: dict[str, dict[str, object]] = {
     "self-blended fakes only": {"self_blend": 1.0},
     "no averaged weights": {"ema_decay": 0.0},
     "no label smoothing": {"label_smoothing": 0.0},
-    "no shift, scale and turn": {"without": ("shift_scale_rotate",)},
-    "no colour": {"without": ("colour", "to_grey")},
-    "no lost detail": {"without": ("rescale",)},
-    "no noise": {"without": ("noise",)},
-    "no JPEG": {"without": ("jpeg",)},
+    "no shift, scale and turn": {"chances": {"shift_scale_rotate": 0.0}},
+    "no colour": {"chances": {"colour": 0.0, "to_grey": 0.0}},
+    "no lost detail": {"chances": {"rescale": 0.0}},
+    "no noise": {"chances": {"noise": 0.0}},
+    "no JPEG": {"chances": {"jpeg": 0.0}},
     "a pair augmented apart": {"alike": False},
-    "no cut-outs": {"without": ("cut_out",)},
+    "fewer cut-outs": {"chances": {"cut_out": 0.2}},
+    "no cut-outs": {"chances": {"cut_out": 0.0}},
 }
 
 
@@ -77,6 +79,7 @@ def compare_recipes(
     names: tuple[str, ...] = tuple(CHANGES),
     spec: ModelSpec,
     init: Path | None = None,
+    imagenet: bool = False,
     settings: TrainSettings | None = None,
     device: str = "cpu",
     samples: int = 2000,
@@ -90,6 +93,7 @@ def compare_recipes(
         names: of `CHANGES`; the whole recipe is always among them.
         spec: of the nets.
         init: safetensors file to start from; None starts from scratch.
+        imagenet: start from ImageNet weights, fetched over the network.
         settings: of the whole recipe; None for the defaults.
         device: "cpu" or "cuda".
         samples: of the bootstrap.
@@ -104,10 +108,15 @@ def compare_recipes(
     spec = replace(spec, crop=CropGeometry(size=training.images.shape[-1]))
     labels = validation.labels.numpy().astype(int)
     outcomes: list[Outcome] = []
+
+    def begin(seed: int) -> tuple[FrameModel, str | None]:
+        torch.manual_seed(seed)
+        return start_model(spec, init=init, imagenet=imagenet)
+
     for name in dict.fromkeys((WHOLE, *names)):
         folder = run / name.replace(" ", "-").replace(",", "")
         changed = replace(settings, **CHANGES[name])
-        probabilities = _train_once(training, validation, folder, spec, init, changed, device)
+        probabilities = _train_once(training, validation, folder, begin, changed, device)
         outcome = Outcome(name, probabilities, measure(labels, probabilities))
         if outcomes:
             change = compare_losses(
@@ -123,16 +132,14 @@ def _train_once(
     training: CropSet,
     validation: CropSet,
     folder: Path,
-    spec: ModelSpec,
-    init: Path | None,
+    begin: Callable[[int], tuple[FrameModel, str | None]],
     settings: TrainSettings,
     device: str,
 ) -> np.ndarray:
     """Calibrated probabilities (N,) of the validation crops, from the folder where the run was done before."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(settings.seed)
-    model, start = start_model(spec, init=init)
-    if init is not None:
+    model, start = begin(settings.seed)
+    if start is not None:
         revive_if_folded(model, training.images)
     # A run that is done goes through its loop without an epoch.
     rank = Rank(0, 1, torch.device(device))
@@ -179,7 +186,9 @@ def main(argv: list[str] | None = None) -> int:
     only = f"of {', '.join(map(repr, CHANGES))} (default: all)"
     add("--crops", type=Path, required=True, help="crop table, images beside it or in its zips")
     add("--run", type=Path, required=True, help="folder for the runs")
-    add("--init", type=Path, help="safetensors file that every run starts from (default: from scratch)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--init", type=Path, help="safetensors file that every run starts from (default: from scratch)")
+    start.add_argument("--imagenet", action="store_true", help="fetch ImageNet weights over the network to start from")
     add("--architecture", choices=ARCHITECTURES, default="efficientnet-lite0", help="the net (default: %(default)s)")
     add("--input-size", type=int, default=224, help="side in pixels that the net sees (default: %(default)s)")
     add("--epochs", type=positive, default=TrainSettings.epochs, help="of each run (default: %(default)s)")
@@ -216,6 +225,7 @@ def main(argv: list[str] | None = None) -> int:
             names=tuple(args.only),
             spec=ModelSpec(args.architecture, args.input_size),
             init=args.init,
+            imagenet=args.imagenet,
             settings=settings,
             device=device,
         )

@@ -109,6 +109,15 @@ def train_weights(
     return path
 
 
+def parse_chance(text: str) -> tuple[str, float]:
+    """Name and probability of an augmentation such as cut_out=0.2."""
+    name, _, chance = text.partition("=")
+    try:
+        return name, float(chance)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is {text!r}; allowed are a step and its probability: colour=0") from error
+
+
 def main(argv: list[str] | None = None) -> int:
     defaults = TrainSettings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -133,6 +142,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--mixup", type=float, default=defaults.mixup, help=mixup_help)
     blend_help = "probability of a made fake (default: %(default)s)"
     add("--self-blend", type=float, default=defaults.self_blend, help=blend_help)
+    chance_help = "probability of an augmentation, as in colour=0; can be given again (default: the recipe's)"
+    add("--chance", action="append", default=[], type=parse_chance, metavar="STEP=P", help=chance_help)
     add("--compile", action="store_true", help=COMPILE_HELP)
     add("--seed", type=natural, default=defaults.seed, help="of everything random (default: %(default)s)")
     add("--frame-labels", type=Path, metavar="FILE", help="labels of frames: not visible is left out")
@@ -148,6 +159,7 @@ def main(argv: list[str] | None = None) -> int:
             ema_decay=args.ema_decay,
             mixup=args.mixup,
             self_blend=args.self_blend,
+            chances=dict(args.chance),
             compiled=args.compile,
             seed=args.seed,
         )

@@ -2,15 +2,17 @@
 # What a GPU is for, in one command: how fast it trains, a long run of each net, evaluated alone and together, and what
 # each part of the recipe brings. Every step goes on where it was stopped.
 #
-# tools/train_all.sh CROPS.CSV INIT OUT     INIT is a safetensors file to start from: of EfficientNet-Lite0, which B0 can
-#                                           start from as well; that in weights/ for one
+# tools/train_all.sh CROPS.CSV INIT OUT     INIT is what to start from: "imagenet", whose weights are fetched over the
+#                                           network, or a safetensors file: of EfficientNet-Lite0, which B0 can start from
+#                                           as well. Nets that have learned other crops hold back what they learn of these
+#                                           (docs/experiments.md)
 #
 # OUT/weights is as the kernel takes it: the first net, which is fast, and the others in further/. On CUDA nets are
 # compiled, which takes a C compiler.
 #
 # Of the long runs: NETS="efficientnet-lite0 efficientnet-b0"; SEED=1, 2 for the second net and so on; EPOCHS=40; SIZE=224;
-# MORE for other flags of tools/train.py. Of the runs with and without each part, by the first net: PART_INIT, best a file
-# that has seen no face yet (INIT); PART_EPOCHS=8, PART_SIZE=128. PARTS ("no colour;no noise") takes some of them.
+# MORE for other flags of tools/train.py. Of the runs with and without each part, by the first net: PART_EPOCHS=8,
+# PART_SIZE=128. PARTS ("no colour;no noise") takes some of them.
 # LIMIT and BATCH make all of it small, for a rehearsal.
 set -euo pipefail
 crops=$1 init=$2 out=$3
@@ -24,15 +26,18 @@ read -ra nets <<< "${NETS:-efficientnet-lite0 efficientnet-b0}"
 fast=()
 if ((gpus > 0)); then fast=(--device cuda --compile --batch-size 256 --learning-rate 2e-3 --ema-decay 0.995); fi
 mkdir -p "$out/weights/further"
-if [[ ! $init -ef $out/init.safetensors ]]; then cp "$init" "$out/init.safetensors"; fi
-init=$out/init.safetensors
+start=(--imagenet)
+if [[ $init != imagenet ]]; then
+  if [[ ! $init -ef $out/init.safetensors ]]; then cp "$init" "$out/init.safetensors"; fi
+  start=(--init "$out/init.safetensors")
+fi
 rm -f "$out"/weights/*.safetensors "$out"/weights/further/*.safetensors  # of an earlier start: two of one net would both answer
 
 if ((gpus > 0)); then "$python" "$root/tools/time_training.py" --device cuda --architecture efficientnet-b0 --compile | tee "$out/speed.txt"; fi
 for number in "${!nets[@]}"; do
   seed=$((${SEED:-1} + number))
   run=$out/${nets[number]}-$seed
-  "${train[@]}" --crops "$crops" --init "$init" --architecture "${nets[number]}" --run "$run" \
+  "${train[@]}" --crops "$crops" "${start[@]}" --architecture "${nets[number]}" --run "$run" \
     --seed "$seed" --epochs "${EPOCHS:-40}" --input-size "${SIZE:-224}" ${fast[@]+"${fast[@]}"} \
     ${LIMIT:+--limit "$LIMIT"} ${BATCH:+--batch-size "$BATCH"} ${MORE:-}
   folder=$out/weights
@@ -41,7 +46,7 @@ for number in "${!nets[@]}"; do
   "$python" "$root/tools/evaluate.py" --crops "$crops" --weights "$run" --json "$run.json"
 done
 "$python" "$root/tools/evaluate.py" --crops "$crops" --weights "$out/weights" --json "$out/all.json" --pictures "$out/pictures"
-"$python" "$root/tools/compare_recipes.py" --crops "$crops" --init "${PART_INIT:-$init}" --run "$out/parts" \
+"$python" "$root/tools/compare_recipes.py" --crops "$crops" "${start[@]}" --run "$out/parts" \
   --json "$out/parts.json" --architecture "${nets[0]}" --epochs "${PART_EPOCHS:-8}" --input-size "${PART_SIZE:-128}" \
   ${fast[@]+"${fast[@]}"} ${PARTS:+--only "${parts[@]}"} ${LIMIT:+--limit "$LIMIT"} ${BATCH:+--batch-size "$BATCH"} \
   | tee "$out/parts.md"

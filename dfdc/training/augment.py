@@ -7,8 +7,9 @@ the same seed gives the same crops on every device; only the single values of no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
+from types import MappingProxyType
 
 import torch
 from torch import Generator, Tensor
@@ -164,24 +165,26 @@ RECIPE: tuple[tuple[Callable[[Tensor, Generator], Tensor], float], ...] = (
     (rescale, 0.15),
     (noise, 0.15),
     (jpeg, 0.35),
-    (cut_out, 0.2),
+    (cut_out, 0.5),
 )
+# Nothing that is not the recipe's.
+STANDARD: Mapping[str, float] = MappingProxyType({})
 
 
-def augment(images: Tensor, generator: Generator, *, without: Sequence[str] = ()) -> Tensor:
+def augment(images: Tensor, generator: Generator, *, chances: Mapping[str, float] = STANDARD) -> Tensor:
     """Apply the recipe: each step to its own random share of the batch.
 
     Args:
         images: (N, 3, S, S) float RGB, 0..255.
         generator: on the CPU.
-        without: names of steps that are left out; the others then meet other chances.
+        chances: step's name -> its probability, where it is not the recipe's; the other steps draw what they would.
 
     Returns:
         A new tensor of the same shape and dtype, whole numbers 0..255.
     """
     images = images.clone()
-    for step, probability in (part for part in RECIPE if part[0].__name__ not in without):
-        chosen = pick(len(images), probability, generator)
+    for step, probability in RECIPE:
+        chosen = pick(len(images), chances.get(step.__name__, probability), generator)
         if len(chosen):
             chosen = chosen.to(images.device, non_blocking=True)
             images[chosen] = step(images[chosen], generator).clamp(0, 255)
@@ -189,18 +192,18 @@ def augment(images: Tensor, generator: Generator, *, without: Sequence[str] = ()
 
 
 def augment_pairs(
-    reals: Tensor, fakes: Tensor, generator: Generator, *, without: Sequence[str] = ()
+    reals: Tensor, fakes: Tensor, generator: Generator, *, chances: Mapping[str, float] = STANDARD
 ) -> tuple[Tensor, Tensor]:
     """As `augment`, a fake and the real beside it alike: what tells them apart is the fake, not another light or blur.
 
     Args:
         reals, fakes: (N, 3, S, S) float RGB, 0..255; row i of both is a pair.
-        generator, without: as `augment`.
+        generator, chances: as `augment`.
     """
     state = generator.get_state()
-    reals = augment(reals, generator, without=without)
+    reals = augment(reals, generator, chances=chances)
     generator.set_state(state)
-    return reals, augment(fakes, generator, without=without)
+    return reals, augment(fakes, generator, chances=chances)
 
 
 def mix_pairs(reals: Tensor, fakes: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:

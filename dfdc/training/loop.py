@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class TrainSettings:
         label_smoothing: targets are drawn towards one half by it.
         mixup: probability that an aligned pair's fake is mixed with its original.
         self_blend: probability that a pair's fake is its real, blended onto itself.
-        without: names of augmentation's steps that are left out, for comparing recipes.
+        chances: of augmentation's steps, by name, where they are not the recipe's; 0 leaves a step out.
         alike: whether a fake and the real beside it are augmented alike.
         compiled: by `torch.compile`, for faster steps on CUDA; takes a minute or more first, and a C compiler.
         seed: of everything.
@@ -53,7 +54,7 @@ class TrainSettings:
     label_smoothing: float = 0.01
     mixup: float = 0.5
     self_blend: float = 0.25
-    without: tuple[str, ...] = ()
+    chances: Mapping[str, float] = field(default_factory=dict)
     alike: bool = True
     compiled: bool = False
     seed: int = 0
@@ -69,8 +70,11 @@ class TrainSettings:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed are probabilities, 0 to 1")
         steps = {step.__name__ for step, _ in RECIPE}
-        if unknown := set(self.without) - steps:
-            raise ValueError(f"without {', '.join(sorted(unknown))}: allowed are {', '.join(sorted(steps))}")
+        for name, chance in self.chances.items():
+            if name not in steps or not 0 <= chance <= 1:
+                raise ValueError(
+                    f"chance {name}={chance}: allowed are probabilities, 0 to 1, of {', '.join(sorted(steps))}"
+                )
 
 
 @torch.inference_mode()
@@ -252,9 +256,9 @@ def make_batch(
         reals[blended], fakes[blended] = self_blend(reals[blended], generator)
         share.index_fill_(0, blended, 1.0)
     if settings.alike:
-        pixels = torch.cat(augment_pairs(reals, fakes, generator, without=settings.without))
+        pixels = torch.cat(augment_pairs(reals, fakes, generator, chances=settings.chances))
     else:
-        pixels = augment(torch.cat([reals, fakes]), generator, without=settings.without)
+        pixels = augment(torch.cat([reals, fakes]), generator, chances=settings.chances)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     targets = torch.cat([torch.zeros_like(share), share])
     return pixels, targets * (1 - settings.label_smoothing) + settings.label_smoothing / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,23 @@ from dfdc.weights import ModelSpec, WeightsError, file_digest
 # Of pixels in 0..255: what the published nets that can be downloaded were trained with.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+# EfficientNet-Lite0 as Google trained it on ImageNet, in the form that timm publishes (Apache-2.0), and its pixels.
+LITE0_URL = (
+    "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
+    "tf_efficientnet_lite0-0aa007d2.pth"
+)
+LITE0_MEAN = LITE0_STD = (127.5, 127.5, 127.5)
+# timm's names of a block's layers, of those that expand first and of the first block, in efficientnet-pytorch's.
+_EXPANDING = {
+    "conv_pw": "_expand_conv",
+    "bn1": "_bn0",
+    "conv_dw": "_depthwise_conv",
+    "bn2": "_bn1",
+    "conv_pwl": "_project_conv",
+    "bn3": "_bn2",
+}
+_PLAIN = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+_OUTSIDE = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
 # Folded batch norms are revived on so many crops.
 REVIVAL_CROPS = 256
 
@@ -25,30 +43,45 @@ def download_imagenet(spec: ModelSpec) -> FrameModel:
         spec: of the model; its mean and std are replaced by those that the weights were trained with.
 
     Raises:
-        WeightsError: there are none to download, or the network cannot be reached.
+        WeightsError: the network cannot be reached, or gives something else.
     """
-    model = FrameModel(replace(spec, mean=IMAGENET_MEAN, std=IMAGENET_STD))
+    lite0 = spec.architecture == "efficientnet-lite0"
+    mean, std = (LITE0_MEAN, LITE0_STD) if lite0 else (IMAGENET_MEAN, IMAGENET_STD)
+    model = FrameModel(replace(spec, mean=mean, std=std))
     try:
-        if spec.architecture == "mobilenet-v2":
+        if lite0:
+            tensors = torch.hub.load_state_dict_from_url(LITE0_URL, map_location="cpu", check_hash=True, progress=False)
+            model.net.load_state_dict(rename_lite0(tensors), strict=False)
+        elif spec.architecture == "mobilenet-v2":
             from torchvision.models import MobileNet_V2_Weights
 
             tensors = MobileNet_V2_Weights.IMAGENET1K_V2.get_state_dict(progress=False)
             fitting = {key: value for key, value in tensors.items() if not key.startswith("classifier.")}
             model.net.load_state_dict(fitting, strict=False)
-        elif spec.architecture.startswith("efficientnet-b"):
+        else:
             from efficientnet_pytorch.utils import load_pretrained_weights
 
             load_pretrained_weights(model.net, spec.architecture, load_fc=False, verbose=False)
-        else:
-            raise WeightsError(
-                f"{spec.architecture}: has no ImageNet weights to download, as efficientnet-b0 to b7 and mobilenet-v2 "
-                "have; name a file with --init, such as the one in weights/"
-            )
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter for a file of another digest
         raise WeightsError(
             f"{spec.architecture}: ImageNet weights cannot be fetched ({error}); go online, or name a file with --init"
         ) from error
     return model
+
+
+def rename_lite0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """timm's EfficientNet-Lite0 under efficientnet-pytorch's names, without its classifier."""
+    places = sorted({tuple(map(int, key.split(".")[1:3])) for key in tensors if key.startswith("blocks.")})
+    renamed = {}
+    for key, value in tensors.items():
+        layer, _, parameter = key.rpartition(".")
+        if layer.startswith("blocks."):
+            _, stage, number, layer = layer.split(".")
+            names = _EXPANDING if f"blocks.{stage}.{number}.conv_pwl.weight" in tensors else _PLAIN
+            renamed[f"_blocks.{places.index((int(stage), int(number)))}.{names[layer]}.{parameter}"] = value
+        elif layer in _OUTSIDE:
+            renamed[f"{_OUTSIDE[layer]}.{parameter}"] = value
+    return renamed
 
 
 def start_model(
