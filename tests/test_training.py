@@ -381,6 +381,28 @@ def test_epoch_that_is_best_on_validation_is_what_remains(tmp_path: Path, monkey
     assert all(torch.equal(value, weights[1][name]) for name, value in again.state_dict().items())
 
 
+def test_stopped_run_is_finished_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
+    settings, save = TrainSettings(epochs=3, batch_size=8), course.save_state
+
+    def stop_after_two(path: Path, stateful: dict, made_from: dict, epoch: int) -> None:
+        save(path, stateful, made_from, epoch)
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(ValueError, match=r"holds no run that has done an epoch"):
+        train(tiny_model(), crops, crops, tmp_path, settings, finish=True, progress=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(course, "save_state", stop_after_two)
+        train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
+    best = torch.load(tmp_path / course.BEST, weights_only=True)
+    final, scores, _ = train(tiny_model(), crops, crops, tmp_path, settings, finish=True, progress=False)
+    assert all(torch.equal(value, best[name]) for name, value in final.state_dict().items())
+    with open(tmp_path / "log.csv", newline="") as file:
+        losses = [float(line["balanced_log_loss"]) for line in csv.DictReader(file)]
+    assert len(losses) == 2 and scores["balanced_log_loss"] == pytest.approx(min(losses), abs=1e-4)
+
+
 def test_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
     settings = TrainSettings(epochs=1, batch_size=8)

@@ -44,6 +44,7 @@ def train_weights(
     limit: int | None = None,
     frame_labels: Path | None = None,
     labelled_only: bool = False,
+    finish: bool = False,
     progress: bool = True,
 ) -> Path | None:
     """Train, calibrate and write one model.
@@ -61,6 +62,7 @@ def train_weights(
         limit: use only so many crops of each table and split.
         frame_labels: CSV of tools/label_frames.py; its frames count in training as `weigh_crops` says.
         labelled_only: of the training fakes, use those alone that are labelled visible.
+        finish: write the weights of the best epoch that the run has done so far, and train no further.
         progress: draw progress bars.
 
     Returns:
@@ -85,7 +87,9 @@ def train_weights(
         print(f"{len(alone)} of {int(training.labels.sum())} fake crops lack their original's, {alone[0]}'s for one")
     if init is not None and (n_crops := revive_if_folded(model, training.images)) and progress:
         print(f"batch norms revived on {n_crops} crops")
-    trained = train(model, training, validation, run, settings, start=start, rank=rank, progress=progress)
+    trained = train(
+        model, training, validation, run, settings, start=start, rank=rank, finish=finish, progress=progress
+    )
     if trained is None:
         return None
     final, scores, calibration = trained
@@ -148,6 +152,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=natural, default=defaults.seed, help="of everything random (default: %(default)s)")
     add("--frame-labels", type=Path, metavar="FILE", help="labels of frames: not visible is left out")
     add("--labelled-only", action="store_true", help="of the fakes, train on visible frames alone")
+    finish_help = "train no further: write the weights of a stopped run's best epoch (with the run's own flags)"
+    add("--finish", action="store_true", help=finish_help)
     args = parser.parse_args(argv)
     if args.labelled_only and args.frame_labels is None:
         parser.error("--labelled-only: says what to do with --frame-labels; name its file")
@@ -177,6 +183,7 @@ def main(argv: list[str] | None = None) -> int:
                 limit=args.limit,
                 frame_labels=args.frame_labels,
                 labelled_only=args.labelled_only,
+                finish=args.finish,
             )
     except (DataError, WeightsError, DeviceError, FloatingPointError, MemoryError, ValueError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)

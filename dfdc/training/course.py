@@ -132,6 +132,7 @@ def pass_epochs(
     train_epoch: Callable[[int], list[Tensor]],
     evaluate: Callable[[nn.Module], Evaluation],
     rank: Rank | None = None,
+    finish: bool = False,
     progress: bool = True,
 ) -> tuple[nn.Module, dict[str, float], Calibration] | None:
     """Train for so many epochs, or for those that a killed run left.
@@ -145,6 +146,7 @@ def pass_epochs(
             epoch's number alone.
         evaluate: what validation says of the averaged model.
         rank: which of the processes that train together this is; None for one alone.
+        finish: take no more epochs than the folder's run has done.
         progress: print the epochs.
 
     Returns:
@@ -152,7 +154,7 @@ def pass_epochs(
         mode, and what validation says of it; None in every rank but the first.
 
     Raises:
-        ValueError: the folder holds another run's state.
+        ValueError: the folder holds another run's state, or none where it is to be finished.
     """
     rank = rank or Rank(0, 1, torch.device("cpu"))
     best = None
@@ -161,7 +163,9 @@ def pass_epochs(
         raise ValueError(
             f"{folder}: its run is of an older version, or lost its {BEST}; name another folder with --run"
         )
-    for epoch in range(n_done, epochs):
+    if finish and not n_done:
+        raise ValueError(f"{folder}: holds no run that has done an epoch, so there is nothing to finish")
+    for epoch in range(n_done, n_done if finish else epochs):
         started = time.monotonic()
         losses = train_epoch(epoch)
         if rank.first:

@@ -112,6 +112,7 @@ def train(
     *,
     start: str | None = None,
     rank: Rank | None = None,
+    finish: bool = False,
     progress: bool = True,
 ) -> tuple[FrameModel, dict[str, float], Calibration] | None:
     """Train a model; a run that was killed goes on from its last whole epoch, with the same losses (on CUDA but for
@@ -126,6 +127,7 @@ def train(
         settings: how.
         start: which weights the model has; see `describe_origin`.
         rank: which of the processes that train together this is, and its device; None for one alone on the CPU.
+        finish: see `pass_epochs`.
         progress: draw progress bars.
 
     Returns:
@@ -190,6 +192,7 @@ def train(
         train_epoch=train_epoch,
         evaluate=lambda averaged: evaluate(averaged, validation),
         rank=rank,
+        finish=finish,
         progress=progress,
     )
 
