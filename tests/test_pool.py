@@ -5,17 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dfdc import pool
+from dfdc import pool, predict, workers
 from dfdc.deadline import NEVER, Deadline
 from dfdc.inputs import InputError
 from dfdc.plan import Plan
 from dfdc.pool import predict_clips
 from dfdc.prediction import Prediction
 from dfdc.runtime import choose_device
+from dfdc.video import VideoError
 from dfdc.weights import ModelSpec, WeightsFile
 from dfdc.workers import Prepared, WorkerSettings, prepare
 from tests.workers import (
@@ -211,7 +213,33 @@ def test_preparing_on_cuda_leaves_a_process_that_can_work(monkeypatch: pytest.Mo
     told = WorkerSettings(weights=(), n_frames=7)
     ours.send(told)
     prepare(theirs, SETTINGS)
-    assert ours.recv() == Prepared("cuda") and ours.recv() == told
+    assert ours.recv() == Prepared("cuda")
+    assert ours.poll() and ours.recv() == told
+
+
+@pytest.mark.parametrize(("device", "decodes", "gpu"), [("cuda", True, 1), ("cuda", False, None), ("cpu", True, None)])
+def test_clips_are_decoded_where_nets_run_if_that_can(
+    device: str, decodes: bool, gpu: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse_to_read(*_: object, gpu: int | None, **__: object) -> None:
+        asked.append(gpu)
+        raise VideoError("no frames here")
+
+    for part in ("FaceDetector", "Ensemble", "Motion", "Listener"):
+        monkeypatch.setattr(predict, part, lambda *_, **__: SimpleNamespace(n_pairs=0, nets=[]))
+    monkeypatch.setattr(predict, "has_gpu_decoder", lambda: decodes)
+    monkeypatch.setattr(predict, "current_gpu", lambda: 1)
+    monkeypatch.setattr(predict, "read_frames", refuse_to_read)
+    monkeypatch.setattr("dfdc.runtime.choose_device", lambda wanted, place: device)
+    monkeypatch.setattr("dfdc.runtime.describe_runtime", lambda device: "a net")
+    for threads in ("torch.set_num_threads", "cv2.setNumThreads"):  # which later tests would keep
+        monkeypatch.setattr(threads, lambda _: None)
+    predictor, runtime = workers._load(SETTINGS)
+    assert predictor.predict(Path("a.mp4"), 4).status == "unreadable"
+    assert asked == [gpu]
+    assert runtime == ("a net, NVDEC" if gpu is not None else "a net")
 
 
 @pytest.mark.parametrize(

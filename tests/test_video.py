@@ -169,11 +169,12 @@ def decode_on_gpu(monkeypatch: pytest.MonkeyPatch, change: Callable[[list], obje
     decode, where = video._decode, []
 
     def decode_there(*args: object, gpu: int | None = None, **kwargs: object) -> list[Frame]:
-        where.append(gpu)
         with monkeypatch.context() as patch:
-            if gpu is not None:
+            if gpu is None:
+                where.append(None)
+            else:
                 plain = video._decoded
-                patch.setattr(video, "HWAccel", lambda *a, **k: None)
+                patch.setattr(video, "HWAccel", lambda kind, number, **_: where.append(int(number)))
                 patch.setattr(video, "_decoded", lambda *a, **k: (OnGpu(frame) for frame in plain(*a, **k)))
             frames = decode(*args, gpu=gpu, **kwargs)
         return frames if gpu is None else change(frames)
