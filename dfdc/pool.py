@@ -131,24 +131,22 @@ def predict_clips(
             known=known,
         )
 
-    plan, first = make_plan(settings), None
-    if work is None and plan.n_open():
-        prepared, first = _prepare(settings, deadline)
-        # "auto" stays where CUDA serves: a worker whose own GPU does not is to run on the CPU.
-        device = "cpu" if prepared.device == "cpu" else settings.device
-        used = settings.on(prepared.device)
-        if left_out := len(settings.weights) - len(used.weights):
-            log.info("--frames on the CPU: %d further net(s) left out, for speed", left_out)
-        settings = replace(used, programs=prepared.programs, openvino=prepared.openvino, device=device)
-        plan = make_plan(settings)
-        if n_workers is None and prepared.device == "cuda":
-            plan.n_workers += max(int(MORE_ON_CUDA * plan.n_workers), 1)
-    plan.n_workers = max(min(plan.n_workers, len(clips)), 1)
-    settings = replace(settings, threads=max(count_cores() // plan.n_workers, 1))
-    pool = _Pool(clips, plan, settings, deadline, work or score_clips)
+    plan, workers = make_plan(settings), []
     try:
-        if first is not None:
-            pool.adopt(first)
+        if work is None and plan.n_open():
+            prepared = _prepare(settings, deadline, workers)
+            # "auto" stays where CUDA serves: a worker whose own GPU does not is to run on the CPU.
+            device = "cpu" if prepared.device == "cpu" else settings.device
+            used = settings.on(prepared.device)
+            if left_out := len(settings.weights) - len(used.weights):
+                log.info("--frames on the CPU: %d further net(s) left out, for speed", left_out)
+            settings = replace(used, programs=prepared.programs, openvino=prepared.openvino, device=device)
+            plan = make_plan(settings)
+            if n_workers is None and prepared.device == "cuda":
+                plan.n_workers += max(int(MORE_ON_CUDA * plan.n_workers), 1)
+        plan.n_workers = max(min(plan.n_workers, len(clips)), 1)
+        settings = replace(settings, threads=max(count_cores() // plan.n_workers, 1))
+        pool = _Pool(clips, plan, settings, deadline, work or score_clips, workers)
         while plan.n_open() and not pool.given_up and not deadline.expired():
             pool.staff()
             if not pool.workers:
@@ -161,7 +159,7 @@ def predict_clips(
             for name in plan.unscored():
                 yield Prediction(name, status="timeout", reason="the run's time limit came first")
     finally:
-        pool.close()
+        _end(workers)
 
 
 class _Pool:
@@ -171,6 +169,7 @@ class _Pool:
         places: of the workers that are wanted.
         on_cpu: those of them whose workers run on the CPU.
         devices: the kinds that workers have run on.
+        started: those at which a worker was started.
         held: clips that CUDA failed; a worker on the CPU is to score them.
         cuda_faults: how many in succession, by place.
         n_wanted: how many there were to be at first.
@@ -185,10 +184,17 @@ class _Pool:
         settings: WorkerSettings,
         deadline: Deadline,
         work: Work,
+        workers: list[_Worker],
     ) -> None:
+        """Take over what prepared the run, if it is there, as the first worker.
+
+        Args:
+            clips, plan, settings, deadline, work: see `predict_clips`.
+            workers: that are there; it is kept up to date.
+        """
         self.clips, self.plan, self.settings = clips, plan, settings
         self.deadline, self.work = deadline, work
-        self.workers: list[_Worker] = []
+        self.workers = workers
         self.failures: Counter[str] = Counter()
         self.failed_starts = 0
         self.places = set(range(plan.n_workers))
@@ -199,12 +205,10 @@ class _Pool:
         self.cuda_faults: Counter[int] = Counter()
         self.n_killed = 0
         self.given_up = False
-
-    def adopt(self, worker: _Worker) -> None:
-        """Take over what prepared the run as the worker at its place."""
-        with contextlib.suppress(OSError):  # it died: its closed connection is noticed at the next wait
-            worker.connection.send(self._settings_at(worker.place))
-        self.workers.append(worker)
+        self.started = {worker.place for worker in workers}
+        for worker in workers:
+            with contextlib.suppress(OSError):  # it died: its closed connection is noticed at the next wait
+                worker.connection.send(self._settings_at(worker.place))
 
     def staff(self) -> None:
         """Start workers until there is one for each look to take, but no more than wanted.
@@ -220,7 +224,7 @@ class _Pool:
         for worker in [w for w in self.workers if w.device == "cuda" and w.name is None and w.place in self.on_cpu]:
             self._remove(worker)
         if self.failed_starts >= MAX_FAILED_STARTS and self.workers:
-            self._keep({worker.place for worker in self.workers})
+            self._keep({worker.place for worker in self.workers} | (self.places - self.started))
         if self.failed_starts and not self.workers:
             pause_s = START_PAUSE_S * 2 ** (self.failed_starts - 1)
             time.sleep(max(min(pause_s, MAX_PAUSE_S, self.deadline.remaining_s()), 0))
@@ -231,6 +235,7 @@ class _Pool:
         for _ in range(n_more):
             try:
                 place = min(self.places - {worker.place for worker in self.workers})
+                self.started.add(place)
                 self.workers.append(_start(self._settings_at(place), self.work))
             # no more processes or descriptors, or the server that forks them has died (EOFError: in the middle of it)
             except (OSError, EOFError) as error:
@@ -292,7 +297,7 @@ class _Pool:
                     self.devices.add(message.device)
                     self.failed_starts = 0
                 elif isinstance(message, Refusal):
-                    if not self.devices and len(self.workers) == 1:
+                    if not self.devices and len(self.workers) == 1 and self.started >= self.places:
                         raise InputError(message.reason)
                     yield from self._bury(worker, f"refused ({message.reason})", "error")
                 else:
@@ -385,11 +390,6 @@ class _Pool:
         for name in self.plan.unscored():
             yield Prediction(name, status="error", reason=reason)
 
-    def close(self) -> None:
-        """End every worker."""
-        _end(self.workers)
-        self.workers.clear()
-
 
 def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """The cores that this process may use: those it may run on, and no more than a container's quota is worth.
@@ -404,11 +404,12 @@ def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return n_cores
 
 
-def _prepare(settings: WorkerSettings, deadline: Deadline) -> tuple[Prepared, _Worker | None]:
+def _prepare(settings: WorkerSettings, deadline: Deadline, workers: list[_Worker]) -> Prepared:
     """What `prepare` finds, in a process of its own; the server that forks workers starts beside it.
 
-    Returns:
-        It, and on CUDA the process, which is to be the first worker; elsewhere it has ended.
+    Args:
+        settings, deadline: see `predict_clips`.
+        workers: gets the process on CUDA, where it is to be the first of them; elsewhere it has ended.
 
     Raises:
         InputError: the device, the weights or the installation do not serve.
@@ -417,7 +418,7 @@ def _prepare(settings: WorkerSettings, deadline: Deadline) -> tuple[Prepared, _W
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=prepare, args=(theirs, settings), daemon=True)
-    message = first = None
+    message = None
     try:
         with _environment():
             process.start()
@@ -426,21 +427,21 @@ def _prepare(settings: WorkerSettings, deadline: Deadline) -> tuple[Prepared, _W
         if ours.poll(min(START_LIMIT_S, deadline.remaining_s())):
             message = ours.recv()
             if isinstance(message, Prepared) and message.device == "cuda":
-                first = _Worker(process, ours, time.monotonic() + START_LIMIT_S)
+                workers.append(_Worker(process, ours, time.monotonic() + START_LIMIT_S))
         else:
             log.warning("neither device nor nets were ready after %.0f s; torch runs the nets", START_LIMIT_S)
     except (EOFError, OSError) as error:  # it died, or cannot be started: workers may still do without it
         reason = str(error) or "the process died"
         log.warning("the device could not be tried, or nets not exported (%s); torch runs the nets", reason)
     finally:
-        if first is None:
+        if not workers:
             ours.close()
             if process.pid:
                 process.kill()
                 process.join(timeout=5)
     if isinstance(message, Refusal):
         raise InputError(message.reason)
-    return message or Prepared(settings.device, openvino=False), first
+    return message or Prepared(settings.device, openvino=False)
 
 
 def _start(settings: WorkerSettings, work: Work) -> _Worker:

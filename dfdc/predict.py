@@ -93,8 +93,9 @@ class Predictor:
     def _predict(self, path: Path, blank: Prediction, deadline: Deadline) -> Prediction:
         clock, self.crop_s = time.process_time, 0.0
         started, began_s = clock(), time.monotonic()
-        n_wanted = min(self.motion.n_pairs, blank.wanted)
-        frames = read_frames(path, blank.wanted, n_pairs=n_wanted, deadline=deadline, gpu=self.gpu)
+        frames = read_frames(
+            path, blank.wanted, n_pairs=min(self.motion.n_pairs, blank.wanted), deadline=deadline, gpu=self.gpu
+        )
         decoded = clock()
         cut_s = time.monotonic() - began_s if len(frames) < blank.wanted and deadline.expired() else 0.0
         n_pairs = sum(frame.neighbour is not None for frame in frames)

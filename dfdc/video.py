@@ -10,6 +10,7 @@ the work.
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 from bisect import bisect
 from collections import deque
@@ -30,6 +31,8 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from dfdc.deadline import NEVER, Deadline
+
+log = logging.getLogger(__name__)
 
 # Frames are reduced to this longest side while they are converted: an 8K clip costs no more memory than a 1080p one.
 MAX_SIDE = 1920
@@ -87,11 +90,10 @@ class Frame:
 
 @cache
 def has_gpu_decoder() -> bool:
-    """Whether CUDA devices may decode: NVIDIA's library is there, and a PyAV (17 and up) that leaves frames on them."""
+    """Whether CUDA devices may decode: PyAV can use their decoder, and NVIDIA's library is there."""
     try:
-        HWAccel("cuda", is_hw_owned=True)
         ctypes.CDLL(NVDEC_LIBRARY)
-    except (TypeError, OSError):
+    except OSError:
         return False
     return "cuda" in hwdevices_available()
 
@@ -107,8 +109,8 @@ def read_frames(
         n_pairs: how many of them, spread evenly too, come with their neighbour. Where frames that no other refers to
             are skipped, it is the next one of the others: mostly two frames later, at no more than a conversion's cost.
         deadline: when it passes, what has been read so far is returned.
-        gpu: number of the CUDA device that decodes what it can (see `has_gpu_decoder`), to the same pixels; None for
-            the CPU, which also does what it could not.
+        gpu: number of the CUDA device that decodes, to the same pixels, what it can (see `has_gpu_decoder`): H.264 that
+            is not to be scaled. None for the CPU, which also decodes what the GPU could not.
 
     Returns:
         1 to n_frames different frames in order of time; fewer than asked for where the clip has fewer or is damaged.
@@ -127,10 +129,16 @@ def read_frames(
     attempts = [(plan, None) for plan in _plans(index, n_frames)]
     if gpu is not None and index.suits_gpu:
         attempts.insert(0, (attempts[0][0], gpu))
-    for plan, decoder in attempts:
-        with suppress(*() if decoder is None else (VideoError, av.FFmpegError)):
-            found = _decode(path, index, moments, plan, deadline, n_pairs=n_pairs, gpu=decoder)
-            frames = max(frames, found, key=len)
+    for plan, number in attempts:
+        found: list[Frame] = []
+        try:
+            for frame in _decode(path, index, moments, plan, deadline, n_pairs=n_pairs, gpu=number):
+                found.append(frame)
+        except (VideoError, av.FFmpegError) as error:
+            if number is None:
+                raise
+            _tell_once(f"{getattr(error, 'strerror', None) or error}")
+        frames = max(frames, found, key=len)
         if len(frames) == len(moments) or deadline.expired():
             break
     if not frames:
@@ -138,6 +146,11 @@ def read_frames(
             raise VideoTimeout("out of time before the first frame")
         raise VideoError(f"none of its {len(index.times)} video packets decodes")
     return frames
+
+
+@cache
+def _tell_once(reason: str) -> None:
+    log.warning("a GPU did not decode a clip to its end (%s); the CPU does", reason)
 
 
 def read_frames_at(path: Path, times_s: list[float]) -> list[Frame]:
@@ -157,7 +170,7 @@ def read_frames_at(path: Path, times_s: list[float]) -> list[Frame]:
         VideoError: the file is unreadable, not a video, or too large.
     """
     index = _index(path, NEVER)
-    return _decode(path, index, [index.times[0] + time for time in times_s], "DEFAULT", NEVER)
+    return list(_decode(path, index, [index.times[0] + time for time in times_s], "DEFAULT", NEVER))
 
 
 def _plans(index: _Index, n_frames: int) -> list[str]:
@@ -280,6 +293,8 @@ def _index(path: Path, deadline: Deadline) -> _Index:
         n_pixels = stream.width * stream.height
         kind = stream.codec_context.format  # None where nothing is known of it
         suits_gpu = stream.codec_context.name == GPU_CODEC and kind is not None and kind.name in GPU_FORMATS
+        # What leaves a GPU has lost the place of its chroma, which scaling asks for.
+        suits_gpu &= max(stream.width, stream.height) <= MAX_SIDE and _pixel_aspect(stream) == 1
     if not stamps:
         if deadline.expired():
             raise VideoTimeout("out of time before the first frame")
@@ -334,7 +349,7 @@ def _decode(
     *,
     n_pairs: int = 0,
     gpu: int | None = None,
-) -> list[Frame]:
+) -> Iterator[Frame]:
     """Decode by a plan (FFmpeg's skip_frame) and convert the frame nearest to each moment, some with the next one."""
     paired = {len(moments) * (2 * i + 1) // (2 * n_pairs) for i in range(n_pairs)}
     with _opened(path, gpu=gpu) as (container, stream):
@@ -344,11 +359,9 @@ def _decode(
         # Without pairs no frame is held for the one before it: the decoder then has one buffer more to use again.
         pairs = _with_following(rising) if n_pairs else ((time, (frame, None)) for time, frame in rising)
         convert = _converter(stream)
-        frames = []
-        for time, (frame, following) in _nearest(pairs, moments):
-            neighbour = convert(following) if following is not None and len(frames) in paired else None
-            frames.append(Frame(time - index.times[0], convert(frame), neighbour))
-        return frames
+        for count, (time, (frame, following)) in enumerate(_nearest(pairs, moments)):
+            neighbour = convert(following) if following is not None and count in paired else None
+            yield Frame(time - index.times[0], convert(frame), neighbour)
 
 
 def _timed(frames: Iterable[VideoFrame], index: _Index, stream: VideoStream) -> Iterator[tuple[float, VideoFrame]]:
@@ -426,17 +439,14 @@ def _fetch(frame: VideoFrame) -> VideoFrame:
     """A frame that a GPU decoded, as the CPU's decoder would have given it; another frame as it is.
 
     Raises:
-        VideoError: the GPU does not give it away.
+        VideoError: it is interlaced, which its copy would not say.
     """
     if frame.format.name != "cuda":
         return frame
-    space, span = frame.colorspace, frame.color_range
-    try:
-        fetched = frame.reformat(format="yuv420p", src_color_range=span, dst_color_range=span)
-    except av.FFmpegError as error:
-        raise VideoError(f"the GPU's decoder failed ({error.strerror or error})") from error
-    # What a copy does not keep: PyAV states neither every colour space nor the range that is left to it.
-    fetched.colorspace, fetched.color_range = space, span
+    if frame.interlaced_frame:
+        raise VideoError("interlaced")
+    fetched = frame.reformat(format="yuv420p")
+    fetched.colorspace, fetched.color_range = frame.colorspace, frame.color_range  # the copy has neither
     return fetched
 
 

@@ -149,7 +149,7 @@ def _load(settings: WorkerSettings) -> tuple[Predictor, str]:
     except DeviceError as error:
         raise InputError(str(error)) from error
     predictor = Predictor(files, device=device)
-    return predictor, describe_runtime(device) + (", NVDEC" if predictor.gpu is not None else "")
+    return predictor, describe_runtime(device) + ("; NVDEC decodes H.264" if predictor.gpu is not None else "")
 
 
 def release_memory() -> None:
@@ -181,8 +181,11 @@ def prepare(connection: Connection, settings: WorkerSettings) -> None:
         connection.send(Refusal(str(error)))
     else:
         if device == "cuda":
-            with contextlib.suppress(EOFError, OSError):  # the supervisor hung up
-                score_clips(connection, connection.recv())
+            try:
+                settings = connection.recv()
+            except (EOFError, OSError):  # the supervisor hung up
+                return
+            score_clips(connection, settings)
 
 
 def _describe_missing(error: ImportError) -> str:

@@ -21,7 +21,6 @@ from dfdc.video import VideoError
 from dfdc.weights import ModelSpec, WeightsFile
 from dfdc.workers import Prepared, WorkerSettings, prepare
 from tests.workers import (
-    be_told,
     die_at_once,
     echo_frames,
     fail_at_place_1,
@@ -31,12 +30,15 @@ from tests.workers import (
     leave_after_one,
     load_after_a_famine,
     load_alone,
+    load_but_at_place_1,
     load_first_only,
     load_on_the_cpu_only,
     load_once,
     meet_and_leave,
     meet_on_the_cpu,
     misbehave,
+    prepare_and_die,
+    prepare_on_cuda,
     refuse,
     refuse_at_the_second_place,
     report_environment,
@@ -189,20 +191,27 @@ def test_no_more_workers_load_at_once_than_there_are_cores(tmp_path: Path, monke
     assert not (tmp_path / "together").exists()
 
 
+def test_places_that_had_no_turn_yet_outlive_one_whose_workers_do_not_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pool, "count_cores", lambda: 2)
+    settings = WorkerSettings(weights=(), device=str(tmp_path))
+    names = [f"{i}.mp4" for i in range(6)]
+    found = run(names, work=load_but_at_place_1, settings=settings, n_workers=3)
+    assert {p.status for p in found.values()} == {"ok"}
+    assert "goes on with 2 worker(s)" in caplog.text and "goes on with 1" not in caplog.text
+
+
 @pytest.mark.parametrize("dies", [False, True])
 def test_what_prepared_a_run_on_cuda_is_its_first_worker(dies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = pool._start(SETTINGS, be_told)
-    if dies:
-        first.process.kill()
-        first.process.join()
-    monkeypatch.setattr(pool, "_prepare", lambda *_: (Prepared("cuda"), first))
+    monkeypatch.setattr(pool, "prepare", prepare_and_die if dies else prepare_on_cuda)
     monkeypatch.setattr(pool, "score_clips", misbehave)
     settings = WorkerSettings(weights=(), n_frames=7)
     names = [f"{i}.mp4" for i in range(4)]
     done = list(predict_clips({n: Path(n) for n in names}, settings, n_workers=1, deadline=NEVER))
     assert sorted(p.filename for p in done) == names
     assert {(p.label, p.frames) for p in done} == ({(0.25, 0)} if dies else {(0.75, 7)})
-    assert not first.process.is_alive()
+    assert not multiprocessing.active_children()
 
 
 def test_preparing_on_cuda_leaves_a_process_that_can_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +248,7 @@ def test_clips_are_decoded_where_nets_run_if_that_can(
     predictor, runtime = workers._load(SETTINGS)
     assert predictor.predict(Path("a.mp4"), 4).status == "unreadable"
     assert asked == [gpu]
-    assert runtime == ("a net, NVDEC" if gpu is not None else "a net")
+    assert runtime == ("a net; NVDEC decodes H.264" if gpu is not None else "a net")
 
 
 @pytest.mark.parametrize(
@@ -270,7 +279,7 @@ def test_workers_share_the_cores_and_on_cuda_there_are_more(
             super().__init__(clips, plan, settings, *rest)
 
     monkeypatch.setattr(pool, "count_cores", lambda: 4)
-    monkeypatch.setattr(pool, "_prepare", lambda *_: (Prepared(device), None))
+    monkeypatch.setattr(pool, "_prepare", lambda *_: Prepared(device))
     monkeypatch.setattr(pool, "_Pool", Spy)
     monkeypatch.setattr(pool, "score_clips", misbehave)
     clips = {f"{i}.mp4": Path("a.mp4") for i in range(n_clips)}
@@ -293,7 +302,7 @@ def test_further_nets_answer_on_cuda_and_where_no_number_of_frames_is_asked_for(
             made.append([file.digest for file in settings.weights])
             super().__init__(clips, plan, settings, *rest)
 
-    monkeypatch.setattr(pool, "_prepare", lambda *_: (Prepared(device), None))
+    monkeypatch.setattr(pool, "_prepare", lambda *_: Prepared(device))
     monkeypatch.setattr(pool, "_Pool", Spy)
     monkeypatch.setattr(pool, "score_clips", misbehave)
     face = ModelSpec("efficientnet-lite0", 32)
@@ -309,7 +318,7 @@ def test_score_of_fewer_nets_than_answer_now_is_taken_again_where_frames_are_fix
     n_frames: int | None, asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run begun on the CPU and gone on with on CUDA is one by all nets; with time to plan by, that is the plan's."""
-    monkeypatch.setattr(pool, "_prepare", lambda *_: (Prepared("cuda"), None))
+    monkeypatch.setattr(pool, "_prepare", lambda *_: Prepared("cuda"))
     monkeypatch.setattr(pool, "score_clips", misbehave)
     face = ModelSpec("efficientnet-lite0", 32)
     weights = (WeightsFile(Path("a"), "a", face), WeightsFile(Path("b"), "b", face, further=True))

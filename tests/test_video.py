@@ -6,9 +6,10 @@ import itertools
 import os
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -151,70 +152,120 @@ def test_frames_that_all_claim_one_time_are_counted(tmp_path):
 
 
 class OnGpu:
-    """A decoded frame as one that lies in a GPU's memory: it gives its pixels away as NV12 alone."""
+    """A decoded frame as one in a GPU's memory: what it gives away is NV12, and has lost all that is said of it."""
 
     def __init__(self, frame: VideoFrame) -> None:
         self.lies, self.colorspace, self.color_range = frame, frame.colorspace, frame.color_range
-        self.format = type("Format", (), {"name": "cuda"})
-        self.width, self.height, self.pts, self.side_data = frame.width, frame.height, frame.pts, frame.side_data
+        self.format = SimpleNamespace(name="cuda")
+        self.width, self.height, self.interlaced_frame = frame.width, frame.height, frame.interlaced_frame
+        self.pts, self.side_data = frame.pts, frame.side_data
 
-    def reformat(self, **asked: object) -> VideoFrame:
-        given = self.lies.reformat(format="nv12", src_color_range=self.color_range, dst_color_range=self.color_range)
-        given.colorspace = given.color_range = 0  # FFmpeg's copies from a GPU keep neither
-        return given.reformat(src_colorspace=self.colorspace, dst_colorspace=self.colorspace, **asked)
+    def reformat(self, format: str) -> VideoFrame:
+        nv12 = self.lies.reformat(format="nv12", src_color_range=self.color_range, dst_color_range=self.color_range)
+        return VideoFrame.from_ndarray(nv12.to_ndarray(), "nv12").reformat(format=format)
 
 
-def decode_on_gpu(monkeypatch: pytest.MonkeyPatch, change: Callable[[list], object] = list) -> list[int | None]:
+Change = Callable[[Iterator[Frame]], Iterator[Frame]]
+
+
+def decode_on_gpu(monkeypatch: pytest.MonkeyPatch, change: Change = iter) -> list[int | None]:
     """Let this machine's CPU play the GPU; returns where clips were decoded, as it comes."""
     decode, where = video._decode, []
 
-    def decode_there(*args: object, gpu: int | None = None, **kwargs: object) -> list[Frame]:
+    def decode_there(*args: object, gpu: int | None = None, **kwargs: object) -> Iterator[Frame]:
         with monkeypatch.context() as patch:
             if gpu is None:
                 where.append(None)
-            else:
-                plain = video._decoded
-                patch.setattr(video, "HWAccel", lambda kind, number, **_: where.append(int(number)))
-                patch.setattr(video, "_decoded", lambda *a, **k: (OnGpu(frame) for frame in plain(*a, **k)))
-            frames = decode(*args, gpu=gpu, **kwargs)
-        return frames if gpu is None else change(frames)
+                yield from decode(*args, **kwargs)
+                return
+            plain = video._decoded
+            patch.setattr(video, "HWAccel", lambda kind, number, **_: where.append(int(number)))
+            patch.setattr(video, "_decoded", lambda *a, **k: (OnGpu(frame) for frame in plain(*a, **k)))
+            yield from change(decode(*args, gpu=gpu, **kwargs))
 
     monkeypatch.setattr(video, "_decode", decode_there)
     return where
 
 
+def same(frames: list[Frame], others: list[Frame]) -> bool:
+    return all(
+        one.time_s == other.time_s
+        and np.array_equal(one.pixels, other.pixels)
+        and (one.neighbour is None) == (other.neighbour is None)
+        and (one.neighbour is None or np.array_equal(one.neighbour, other.neighbour))
+        for one, other in zip(frames, others, strict=True)
+    )
+
+
 @pytest.mark.parametrize("colours", ["tv", "pc"])
 @pytest.mark.parametrize("matrix", ["bt709", "smpte170m", "bt2020nc"])
 def test_a_gpu_gives_the_same_pixels(tmp_path, monkeypatch, matrix, colours):
-    options = {"colorspace": matrix, "color_range": colours}
-    path = write_clip(tmp_path / "a.mp4", options=options)
+    path = write_clip(tmp_path / "a.mp4", options={"colorspace": matrix, "color_range": colours})
     expected = read_frames(path, 8, n_pairs=8)
     where = decode_on_gpu(monkeypatch)
-    frames = read_frames(path, 8, n_pairs=8, gpu=1)
+    assert same(read_frames(path, 8, n_pairs=8, gpu=1), expected)
     assert where == [1]
-    for one, other in zip(frames, expected, strict=True):
-        assert one.time_s == other.time_s
-        assert np.array_equal(one.pixels, other.pixels) and np.array_equal(one.neighbour, other.neighbour)
 
 
-def fail(error: Exception) -> Callable[[list], list]:
-    def raise_it(frames: list) -> list:
-        raise error
+def after_two(error: type[Exception], *arguments: object) -> Change:
+    def give(frames: Iterator[Frame]) -> Iterator[Frame]:
+        yield from itertools.islice(frames, 2)
+        raise error(*arguments)
 
-    return raise_it
+    return give
 
 
 @pytest.mark.parametrize(
     "change",
-    [lambda frames: frames[:3], fail(VideoError("no room")), fail(av.error.ExternalError(1, "CUDA", "failed"))],
+    [
+        lambda frames: itertools.islice(frames, 3),
+        after_two(VideoError, "no room"),
+        after_two(av.error.ExternalError, 1, "CUDA", "failed"),
+    ],
 )
 def test_what_a_gpu_does_not_decode_the_cpu_does(tmp_path, monkeypatch, change):
     path = write_clip(tmp_path / "a.mp4")
     expected = read_frames(path, 8)
     where = decode_on_gpu(monkeypatch, change)
-    frames = read_frames(path, 8, gpu=0)
+    assert same(read_frames(path, 8, gpu=0), expected)
     assert where == [0, None]
-    assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(frames, expected, strict=True))
+
+
+def test_why_a_gpu_did_not_decode_is_told_once(tmp_path, monkeypatch, caplog):
+    path = write_clip(tmp_path / "a.mp4")
+    decode_on_gpu(monkeypatch, after_two(av.error.ExternalError, 1, "no surfaces left", "failed"))
+    for _ in range(3):
+        read_frames(path, 8, gpu=0)
+    assert caplog.text.count("a GPU did not decode a clip to its end (no surfaces left); the CPU does") == 1
+
+
+def test_frames_that_a_gpu_decoded_before_time_was_up_count(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "a.mp4")
+    out_of_time = itertools.chain([False] * 40, itertools.repeat(True))
+    monkeypatch.setattr(Deadline, "expired", lambda _: next(out_of_time))
+    decode_on_gpu(monkeypatch, after_two(VideoError, "no room"))
+    assert len(read_frames(path, 8, gpu=0)) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "turn"),
+    [
+        ({"options": {"flags": "+ilme+ildct", "x264-params": "tff=1"}}, [0, None]),
+        ({"size": (2048, 64)}, [None]),
+        ({"options": {"aspect": "1"}}, [None]),
+        ({"codec": "mpeg4"}, [None]),
+        ({"pixel_format": "yuv444p"}, [None]),
+    ],
+    ids=str,
+)
+def test_a_gpu_is_not_asked_for_what_it_would_give_otherwise(tmp_path, monkeypatch, settings, turn):
+    path = write_clip(tmp_path / "a.mp4", **settings)
+    if "aspect" in settings.get("options", {}):
+        path = copy_packets(path, tmp_path / "b.mp4", aspect=(4, 3))
+    expected = read_frames(path, 8)
+    where = decode_on_gpu(monkeypatch)
+    assert same(read_frames(path, 8, gpu=0), expected)
+    assert where == turn
 
 
 def test_what_is_damaged_the_cpu_decodes(tmp_path, monkeypatch):
@@ -229,36 +280,21 @@ def test_what_is_damaged_the_cpu_decodes(tmp_path, monkeypatch):
     assert len(frames) == 8
 
 
-@pytest.mark.parametrize("settings", [{"codec": "mpeg4"}, {"pixel_format": "yuv444p"}], ids=str)
-def test_a_gpu_is_not_asked_for_what_few_of_them_know(tmp_path, monkeypatch, settings):
-    path = write_clip(tmp_path / "a.mp4", **settings)
-    where = decode_on_gpu(monkeypatch)
-    assert len(read_frames(path, 8, gpu=0)) == 8
-    assert where == [None]
-
-
 def test_where_no_gpu_is_the_cpu_decodes(tmp_path):
     path = write_clip(tmp_path / "a.mp4")
-    frames = read_frames(path, 8, gpu=63)
-    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(frames, read_frames(path, 8), strict=True))
+    assert same(read_frames(path, 8, gpu=63), read_frames(path, 8))
 
 
 def test_a_gpu_decodes_where_library_and_pyav_do(monkeypatch):
-    monkeypatch.setattr(video, "HWAccel", lambda device, is_hw_owned: None)
-    monkeypatch.setattr(video, "hwdevices_available", lambda: ["cuda"])
-    monkeypatch.setattr(video.ctypes, "CDLL", lambda name: None)
     has_gpu_decoder = video.has_gpu_decoder.__wrapped__
+    monkeypatch.setattr(video, "hwdevices_available", lambda: ["cuda"])
+    with monkeypatch.context() as patch:
+        patch.setattr(video, "NVDEC_LIBRARY", "libno-such-library.so.1")
+        assert not has_gpu_decoder()
+    monkeypatch.setattr(video.ctypes, "CDLL", lambda name: None)
     assert has_gpu_decoder()
     monkeypatch.setattr(video, "hwdevices_available", lambda: ["vaapi"])
     assert not has_gpu_decoder()
-    monkeypatch.setattr(video, "hwdevices_available", lambda: ["cuda"])
-    monkeypatch.setattr(video, "HWAccel", lambda device: None)  # before PyAV 17
-    assert not has_gpu_decoder()
-
-
-def test_a_gpu_does_not_decode_without_nvidias_library(monkeypatch):
-    monkeypatch.setattr(video, "NVDEC_LIBRARY", "libno-such-library.so.1")
-    assert not video.has_gpu_decoder.__wrapped__()
 
 
 @pytest.mark.skipif(not (torch.cuda.is_available() and video.has_gpu_decoder()), reason="no GPU that decodes")
@@ -266,12 +302,10 @@ def test_this_gpu_gives_the_same_pixels(tmp_path, monkeypatch):
     torch.zeros(1, device="cuda")
     path = write_clip(tmp_path / "a.mp4", size=(640, 480))
     expected = read_frames(path, 8, n_pairs=8)
-    decode, where = video._decode, []
-    monkeypatch.setattr(video, "_decode", lambda *a, gpu=None, **k: where.append(gpu) or decode(*a, gpu=gpu, **k))
-    frames = read_frames(path, 8, n_pairs=8, gpu=0)
-    assert where == [0]
-    for one, other in zip(frames, expected, strict=True):
-        assert np.array_equal(one.pixels, other.pixels) and np.array_equal(one.neighbour, other.neighbour)
+    fetch, lay_in = video._fetch, set()
+    monkeypatch.setattr(video, "_fetch", lambda frame: lay_in.add(frame.format.name) or fetch(frame))
+    assert same(read_frames(path, 8, n_pairs=8, gpu=0), expected)
+    assert lay_in == {"cuda"}
 
 
 # Neighbours

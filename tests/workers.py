@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dfdc.plan import Task
 from dfdc.prediction import Prediction
-from dfdc.workers import LastWord, Ready, Refusal, WorkerSettings
+from dfdc.workers import LastWord, Prepared, Ready, Refusal, WorkerSettings
 
 
 def looks(connection: Connection) -> Iterator[tuple[Path, Task]]:
@@ -53,15 +53,20 @@ def refuse(connection: Connection, settings: WorkerSettings) -> None:
 
 
 def refuse_at_the_second_place(connection: Connection, settings: WorkerSettings) -> None:
-    """The first place's worker loads once the other place's second one starts: the first refusal was dealt with."""
+    """The first place's worker loads once both of the other place's were ended: their refusals were dealt with."""
     starts = Path(settings.device)
     if settings.place == 1:
         with starts.open("a") as file:
-            file.write("x")
+            file.write(f"{os.getpid()}\n")
         connection.send(Refusal("GPU 1 is taken"))
         threading.Event().wait()
-    while not (starts.exists() and starts.read_text() == "xx"):
+    while not (starts.exists() and starts.read_text().count("\n") == 2):
         time.sleep(0.01)
+    for number in map(int, starts.read_text().split()):
+        with contextlib.suppress(ProcessLookupError):
+            while True:
+                os.kill(number, 0)
+                time.sleep(0.01)
     misbehave(connection, settings)
 
 
@@ -199,12 +204,30 @@ def load_alone(connection: Connection, settings: WorkerSettings) -> None:
     misbehave(connection, settings)
 
 
-def be_told(connection: Connection, settings: None) -> None:
-    """As what prepared a run on CUDA: it gets its settings, and works with them; answers with their frames."""
+def load_but_at_place_1(connection: Connection, settings: WorkerSettings) -> None:
+    """The other places' workers load once two at place 1 have died."""
+    deaths = Path(settings.device, "deaths")
+    if settings.place == 1:
+        with deaths.open("a") as file:
+            file.write("x")
+        os._exit(4)
+    while not (deaths.exists() and deaths.read_text() == "xx"):
+        time.sleep(0.01)
+    threading.Event().wait(0.2)  # the supervisor has seen the second death
+    misbehave(connection, settings)
+
+
+def prepare_on_cuda(connection: Connection, settings: WorkerSettings) -> None:
+    """As what prepares a run on CUDA: it is told its settings, and works with them; answers with their frames."""
+    connection.send(Prepared("cuda"))
     settings = connection.recv()
     connection.send(Ready("a fake cuda", "cuda"))
     for _, task in looks(connection):
         connection.send(Prediction(task.name, 0.75, frames=settings.n_frames))
+
+
+def prepare_and_die(connection: Connection, settings: WorkerSettings) -> None:
+    connection.send(Prepared("cuda"))
 
 
 def wait_for(flag: Path) -> None:
