@@ -89,3 +89,24 @@ def test_interval_is_of_paired_differences() -> None:
     assert high - low == pytest.approx(0.4 / np.sqrt(1000), rel=0.3)
     # The same crop four times over tells no more than once.
     assert compare(losses, losses + noise, times=4) == pytest.approx((low, value, high))
+
+
+def test_runs_may_start_from_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = write_table(tmp_path, pairs(32) + pairs(6, split="val"))
+    published = FrameModel(ModelSpec("efficientnet-lite0", 32))
+    fetched, begun, train = [], [], tool.train
+
+    def fetch(spec: ModelSpec) -> FrameModel:
+        fetched.append(spec)
+        return published
+
+    def note(model: FrameModel, *arguments: object, **more: object) -> object:
+        begun.append((model is published, more["start"]))
+        return train(model, *arguments, **more)
+
+    monkeypatch.setattr("dfdc.training.start.download_imagenet", fetch)
+    monkeypatch.setattr(tool, "train", note)
+    command = ["--crops", str(table), "--run", str(tmp_path / "run"), "--input-size", "32", "--epochs", "1"]
+    command += ["--batch-size", "64", "--device", "cpu", "--imagenet", "--only", tool.WHOLE]
+    assert tool.main(command) == 0
+    assert begun == [(True, "imagenet")] and len(fetched) == 1

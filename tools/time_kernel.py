@@ -2,9 +2,10 @@
 
 python tools/time_kernel.py clips --match 'ff_*.mp4' --repeat 24 --frames 16 --device cpu --memory-gb 2
 
-It prints a table, and the figures as JSON on the last line. The exit code is 0 if the planned run fits, 1 if it does
-not, 2 for a mistake. It needs Linux, whose /proc tells what a process and its children use. As Linux does where memory
-is short, it kills the largest of the kernel's processes as often as all of them take more than --memory-gb.
+It prints a table, and the figures as JSON on the last line. "Reading alone" is by the CPU, also where a GPU decodes.
+The exit code is 0 if the planned run fits, 1 if it does not, 2 for a mistake. It needs Linux, whose /proc tells what a
+process and its children use. As Linux does where memory is short, it kills the largest of the kernel's processes as
+often as all of them take more than --memory-gb.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ RECIPE: tuple[tuple[Callable[[Tensor, Generator], Tensor], float], ...] = (
     (jpeg, 0.35),
     (cut_out, 0.5),
 )
-# Nothing that is not the recipe's.
+# No step's chance is changed.
 STANDARD: Mapping[str, float] = MappingProxyType({})
 
 
@@ -177,7 +177,7 @@ def augment(images: Tensor, generator: Generator, *, chances: Mapping[str, float
     Args:
         images: (N, 3, S, S) float RGB, 0..255.
         generator: on the CPU.
-        chances: step's name -> its probability, where it is not the recipe's; the other steps draw what they would.
+        chances: step's name -> its probability, where it is not the recipe's; the steps behind it then meet others.
 
     Returns:
         A new tensor of the same shape and dtype, whole numbers 0..255.

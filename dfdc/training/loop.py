@@ -187,7 +187,11 @@ def train(
     return pass_epochs(
         course,
         folder,
-        {**asdict(settings), **describe_origin(training, validation, model.spec, start)},
+        {
+            **asdict(settings),
+            "chances": {step.__name__: chance for step, chance in RECIPE} | dict(settings.chances),
+            **describe_origin(training, validation, model.spec, start),
+        },
         settings.epochs,
         train_epoch=train_epoch,
         evaluate=lambda averaged: evaluate(averaged, validation),

@@ -50,8 +50,7 @@ def download_imagenet(spec: ModelSpec) -> FrameModel:
     model = FrameModel(replace(spec, mean=mean, std=std))
     try:
         if lite0:
-            tensors = torch.hub.load_state_dict_from_url(LITE0_URL, map_location="cpu", check_hash=True, progress=False)
-            model.net.load_state_dict(rename_lite0(tensors), strict=False)
+            model.net.load_state_dict(rename_lite0(_fetch_lite0()), strict=False)
         elif spec.architecture == "mobilenet-v2":
             from torchvision.models import MobileNet_V2_Weights
 
@@ -62,11 +61,20 @@ def download_imagenet(spec: ModelSpec) -> FrameModel:
             from efficientnet_pytorch.utils import load_pretrained_weights
 
             load_pretrained_weights(model.net, spec.architecture, load_fc=False, verbose=False)
-    except (OSError, RuntimeError) as error:  # the latter for a file of another digest
+    except OSError as error:
         raise WeightsError(
             f"{spec.architecture}: ImageNet weights cannot be fetched ({error}); go online, or name a file with --init"
         ) from error
     return model
+
+
+def _fetch_lite0() -> dict[str, Tensor]:
+    try:
+        return torch.hub.load_state_dict_from_url(
+            LITE0_URL, map_location="cpu", check_hash=True, progress=False, weights_only=True
+        )
+    except RuntimeError as error:  # another digest
+        raise OSError(str(error)) from error
 
 
 def rename_lite0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ def load_state(path: Path, stateful: dict, settings: Mapping[str, object]) -> in
         path: of the file; it may be absent.
         stateful: name -> what has a state, as it was saved.
         settings: of this run, and what it is made from (`describe_origin`). What a state of an older version does not
-            tell is not compared.
+            tell is not compared; where it tells what is no setting any more, it belongs to another run.
 
     Returns:
         The number of epochs done.
@@ -82,6 +82,7 @@ def load_state(path: Path, stateful: dict, settings: Mapping[str, object]) -> in
         for name, value in settings.items()
         if name != "compiled" and saved.get(name, value) != value
     ]
+    other += [f"{name} was {saved[name]}, and is no setting any more" for name in saved if name not in settings]
     if other:
         raise ValueError(
             f"{path}: belongs to another run: {'; '.join(other)}; use the same or name another folder with --run"
