@@ -173,6 +173,7 @@ class _Pool:
         held: clips that CUDA failed; a worker on the CPU is to score them.
         cuda_faults: how many in succession, by place.
         n_wanted: how many there were to be at first.
+        n_cores: that they share.
         n_killed: workers that something killed at a clip, since there was one fewer.
         given_up: whether no worker can be had any more.
     """
@@ -198,7 +199,7 @@ class _Pool:
         self.failures: Counter[str] = Counter()
         self.failed_starts = 0
         self.places = set(range(plan.n_workers))
-        self.n_wanted = plan.n_workers
+        self.n_wanted, self.n_cores = plan.n_workers, count_cores()
         self.on_cpu = self.places if settings.device == "cpu" else set()
         self.devices: set[str] = set()
         self.held: list[str] = []
@@ -231,7 +232,7 @@ class _Pool:
         # A worker on the CPU has to be there for held clips, and starts at its place.
         n_looks = len(self.places) if self.held and self.on_cpu else self.plan.n_open() - len(self.held)
         n_loading = sum(worker.device is None for worker in self.workers)
-        n_more = min(min(len(self.places), n_looks) - len(self.workers), count_cores() - n_loading)
+        n_more = min(min(len(self.places), n_looks) - len(self.workers), self.n_cores - n_loading)
         for _ in range(n_more):
             try:
                 place = min(self.places - {worker.place for worker in self.workers})
@@ -379,7 +380,7 @@ class _Pool:
         """Try the CPU where CUDA may be the cause; else what is left gets its rows, and a run not begun ends."""
         if self._may_use_cuda() and (self.devices or self.settings.device == "auto"):
             if not self.devices:  # it was CUDA, and not the machine, that had no room for so many
-                self._keep(set(range(min(self.n_wanted, count_cores()))))
+                self._keep(set(range(min(self.n_wanted, self.n_cores))))
             self._leave_cuda(self.places, f"{reason}; the CPU goes on")
             return
         if not self.devices:
