@@ -14,8 +14,8 @@ from dfdc.weights import WeightsError, WeightsFile, that_see
 if TYPE_CHECKING:
     from torch import nn
 
-# Crops go through a net in groups of so many: on one core groups of 8 are no faster, and take 25 MB more a worker. On
-# CUDA a smaller group is filled up: 16 are what one person's 32 faces make, which share the two views.
+# Crops go through a net in groups of so many: on one core groups of 8 are no faster, and take 25 MB more a worker. One
+# person's 32 faces, which share the two views, make 16.
 BATCH_CROPS = {"cpu": 4, "cuda": 16}
 # Of a person with so many faces each face is seen once, by turns in one of the two views, instead of in both: half the
 # work, and a clip's logit moves by a tenth (docs/experiments.md).
@@ -53,7 +53,7 @@ class Ensemble:
         self.batch_size = BATCH_CROPS[device]
         if nets is None:
             built = build_crop_nets(files, device)
-            nets = [compile_net(net, device, takes, batch=self.batch_size) for net, takes in built]
+            nets = [compile_net(net, device, takes) for net, takes in built]
         self.nets = nets
 
     def bounds(self, n_nets: int | None = None) -> tuple[float, float]:

@@ -6,6 +6,7 @@ serves, torch is needed once, to build nets and to export them: see `dfdc.export
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import sys
@@ -89,6 +90,8 @@ def choose_device(wanted: str, *, place: int = 0) -> str:
         return "cpu"
     import torch
 
+    from dfdc.convolution import without_cudnn
+
     if not torch.cuda.is_available():
         reason = "no CUDA device is visible"
     else:
@@ -96,10 +99,10 @@ def choose_device(wanted: str, *, place: int = 0) -> str:
         try:
             torch.cuda.set_device(place % torch.cuda.device_count())
             name = torch.cuda.get_device_name()
-            # A visible device may be too old for this torch, as a P100 is for those built with CUDA 12.8 and later, or
-            # lack a cuDNN that has what our nets need.
+            # A visible device may be too old for this torch, as a P100 is for those built with CUDA 12.8 and later.
             ones = torch.ones((1, 1, 3, 3), device="cuda", dtype=torch.float16)
-            torch.nn.functional.conv2d(ones, ones).item()
+            with without_cudnn():
+                torch.nn.functional.conv2d(ones, ones).item()
             return "cuda"
         except Exception as error:  # CUDA's own, of several kinds: each means that it does not serve
             cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -168,19 +171,20 @@ def run_logits(net: Net, items: np.ndarray, size: int) -> np.ndarray:
     return logits
 
 
-def compile_net(net: nn.Module, device: str, takes: Input, *, batch: int = 1) -> Net:
+def compile_net(net: nn.Module, device: str, takes: Input) -> Net:
     """Make a net as fast as its device allows.
 
     Args:
         net: in evaluation mode, on any device; answers with one tensor or several.
         device: "cpu" or "cuda".
         takes: its input.
-        batch: on CUDA, how many are filled up to where there are fewer, so that most batches have one shape.
 
     Returns:
         The net. It raises MemoryError where CUDA has too little memory for so large a batch.
     """
     import torch
+
+    from dfdc.convolution import without_cudnn
 
     if device == "cpu" and openvino is not None:
         try:
@@ -191,35 +195,22 @@ def compile_net(net: nn.Module, device: str, takes: Input, *, batch: int = 1) ->
 
     @torch.inference_mode()
     def run(items: np.ndarray) -> tuple[np.ndarray, ...]:
-        nonlocal batch
         try:
-            outputs = net(torch.from_numpy(fill_up(items, batch) if device == "cuda" else items).to(device))
+            with without_cudnn() if device == "cuda" else contextlib.nullcontext():
+                outputs = net(torch.from_numpy(items).to(device))
             outputs = tuple(o.float() for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
             if device == "cuda":
                 wait_for_device()
-            return tuple(output[: len(items)].cpu().numpy() for output in outputs)
+            return tuple(output.cpu().numpy() for output in outputs)
         except torch.cuda.OutOfMemoryError as error:
             reason = str(error)
         # Outside the except clause: the error there keeps the batch's tensors alive.
         torch.cuda.empty_cache()
-        if len(fill_up(items, batch)) > len(fill_up(items)):
-            batch = 1
-            log.warning("the nets' device is out of memory; their batches are not filled up any more")
-            return run(items)
         raise MemoryError(reason)
 
     if device == "cuda":  # what the first run takes, and whether it fails, belongs to the start and not to a clip
         run(takes.example())
     return run
-
-
-def fill_up(items: np.ndarray, least: int = 1) -> np.ndarray:
-    """Items (N, ...), N >= 1, and zeros behind them up to the next power of two, at least so many.
-
-    To cuDNN another N is another net, which takes it two core-seconds to plan (docs/experiments.md).
-    """
-    missing = max(2 ** (len(items) - 1).bit_length(), least) - len(items)
-    return np.concatenate([items, np.zeros((missing, *items.shape[1:]), items.dtype)]) if missing else items
 
 
 def wait_for_device() -> None:

@@ -117,8 +117,8 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
             deadline = Deadline.after(task.limit_s)
             prediction = predictor.predict(path, task.n_frames, n_nets=task.n_nets, name=task.name, deadline=deadline)
             release_memory()
-            # A CUDA context does not recover from a fault, and not every fault's message names it (cuDNN's "unable to
-            # find an engine"): whatever fails beside CUDA is tried again without it.
+            # A CUDA context does not recover from a fault, and not every fault's message names it: whatever fails
+            # beside CUDA is tried again without it.
             broken = prediction.status == "error" and predictor.device == "cuda"
             connection.send(LastWord(prediction) if broken else prediction)
             if broken:

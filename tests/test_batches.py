@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dfdc.runtime import fill_up, run_batches
+from dfdc.runtime import run_batches
 
 
 class SmallDevice:
@@ -57,11 +57,3 @@ def test_other_errors_are_not_tried_again() -> None:
 
 def test_nothing_makes_no_batch() -> None:
     assert run_batches(SmallDevice(room=1), np.zeros((0, 3)), 8) == []
-
-
-@pytest.mark.parametrize(("n", "least", "filled"), [(1, 1, 1), (3, 1, 4), (4, 1, 4), (5, 16, 16), (17, 16, 32)])
-def test_items_are_filled_up_with_zeros_behind_them(n: int, least: int, filled: int) -> None:
-    items = np.arange(1, 2 * n + 1, dtype=np.uint8).reshape(n, 2)
-    found = fill_up(items, least)
-    assert found.shape == (filled, 2) and found.dtype == np.uint8
-    assert (found[:n] == items).all() and not found[n:].any()

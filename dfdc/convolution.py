@@ -1,0 +1,64 @@
+"""Convolutions on CUDA without cuDNN: matrix products, and torch's own kernels where each channel stands alone.
+
+cuDNN plans each layer anew for each shape that it has not met: core-seconds for a net, in every worker, before its
+first answer. Matrix products need no plan, and are as fast for nets as small as ours (docs/experiments.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Inside, `convolve` does what torch.conv2d is asked for, and nothing else uses cuDNN either."""
+    with torch.backends.cudnn.flags(enabled=False), _Convolving():
+        yield
+
+
+class _Convolving(TorchFunctionMode):
+    def __torch_function__(self, called: Callable, types: object, args: tuple = (), kwargs: dict | None = None):
+        return (convolve if called is torch.conv2d else called)(*args, **(kwargs or {}))
+
+
+def convolve(
+    images: Tensor,
+    filters: Tensor,
+    bias: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """As torch.conv2d, where numbers come in pairs: down, across.
+
+    Args:
+        images: (N, C, H, W) float.
+        filters: (F, C / groups, h, w) of the same dtype.
+        bias: (F,).
+        stride, padding, dilation, groups: as torch.conv2d's.
+
+    Returns:
+        (N, F, H', W').
+    """
+    if groups > 1 or dilation != (1, 1):  # torch's kernels for single channels read rows of one channel
+        return torch.conv2d(images.contiguous(), filters.contiguous(), bias, stride, padding, dilation, groups)
+    n, (height, width) = len(images), filters.shape[2:]
+    if any(padding):
+        images = functional.pad(images, (padding[1], padding[1], padding[0], padding[0]))
+    if height == width == 1 and stride == (1, 1):
+        rows, columns = images.shape[2:]
+        seen = images.flatten(2)
+    else:  # what each place sees, in a row
+        windows = images.unfold(2, height, stride[0]).unfold(3, width, stride[1])
+        rows, columns = windows.shape[2:4]
+        seen = windows.permute(0, 1, 4, 5, 2, 3).reshape(n, -1, rows * columns)
+    filters = filters.flatten(1).expand(n, -1, -1)
+    found = filters @ seen if bias is None else torch.baddbmm(bias.view(1, -1, 1), filters, seen)
+    return found.view(n, -1, rows, columns)
