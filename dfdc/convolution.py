@@ -1,7 +1,7 @@
 """Convolutions on CUDA without cuDNN: matrix products, and torch's own kernels where each channel stands alone.
 
 cuDNN plans each layer anew for each shape that it has not met: core-seconds for a net, in every worker, before its
-first answer. Matrix products need no plan, and are as fast for nets as small as ours (docs/experiments.md).
+first answer. Matrix products need no plan; then they cost the CPU half a millisecond more a crop (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -18,8 +18,13 @@ from torch.overrides import TorchFunctionMode
 @contextmanager
 def without_cudnn() -> Iterator[None]:
     """Inside, `convolve` does what torch.conv2d is asked for, and nothing else uses cuDNN either."""
-    with torch.backends.cudnn.flags(enabled=False), _Convolving():
-        yield
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        with _Convolving():
+            yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 class _Convolving(TorchFunctionMode):

@@ -73,12 +73,13 @@ class DeviceError(Exception):
     """A device that is asked for and not there; the message names the cure."""
 
 
-def choose_device(wanted: str, *, place: int = 0) -> str:
+def choose_device(wanted: str, *, place: int = 0, cudnn: bool = False) -> str:
     """The device to run on; where that is CUDA, this process's GPU is chosen, too.
 
     Args:
         wanted: "cpu", "cuda", or "auto" for CUDA where there is one that works.
         place: of this process among those that run side by side, from 0; where there are several GPUs, they take turns.
+        cudnn: whether cuDNN is needed, too, as it is for training; nets of `compile_net` do without.
 
     Returns:
         "cpu" or "cuda".
@@ -99,9 +100,10 @@ def choose_device(wanted: str, *, place: int = 0) -> str:
         try:
             torch.cuda.set_device(place % torch.cuda.device_count())
             name = torch.cuda.get_device_name()
-            # A visible device may be too old for this torch, as a P100 is for those built with CUDA 12.8 and later.
+            # A visible device may be too old for this torch, as a P100 is for those built with CUDA 12.8 and later, or
+            # for its cuDNN.
             ones = torch.ones((1, 1, 3, 3), device="cuda", dtype=torch.float16)
-            with without_cudnn():
+            with contextlib.nullcontext() if cudnn else without_cudnn():
                 torch.nn.functional.conv2d(ones, ones).item()
             return "cuda"
         except Exception as error:  # CUDA's own, of several kinds: each means that it does not serve

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch.nn import functional
 from dfdc.convolution import convolve, without_cudnn
 from dfdc.model import build_network
 from dfdc.mtcnn import load_mtcnn
-from dfdc.runtime import choose_device
+from dfdc.runtime import Input, choose_device, compile_net, run_batches
 
 # Channels, filters, their side, stride, padding, groups.
 LAYERS = {
@@ -37,9 +38,12 @@ def test_convolution_is_torchs(layer: tuple[int, ...], memory: torch.memory_form
     torch.testing.assert_close(found, torch.conv2d(images, filters, offsets, *settings), atol=1e-5, rtol=1e-4)
 
 
-def test_strides_and_padding_are_down_and_across() -> None:
-    images, filters = torch.randn(1, 2, 9, 12), torch.randn(3, 2, 3, 2)
-    settings = ((2, 3), (1, 2))
+@pytest.mark.parametrize(
+    ("side", "settings"),
+    [((3, 2), ((2, 3), (1, 2))), ((3, 2), ((1, 1), (0, 2))), ((1, 3), ((1, 1), (0, 0))), ((3, 1), ((1, 1), (0, 0)))],
+)
+def test_sides_strides_and_padding_are_down_and_across(side: tuple[int, int], settings: tuple) -> None:
+    images, filters = torch.randn(1, 2, 9, 12), torch.randn(3, 2, *side)
     torch.testing.assert_close(
         convolve(images, filters, None, *settings), torch.conv2d(images, filters, None, *settings)
     )
@@ -56,9 +60,14 @@ def test_dilation_is_torchs() -> None:
 @pytest.mark.parametrize("architecture", ["efficientnet-lite0", "efficientnet-b0", "mobilenet-v2"])
 def test_nets_answer_as_before(architecture: str) -> None:
     torch.manual_seed(0)
-    net = build_network(architecture, 64).eval()
-    images = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
-    check_net(net, images)
+    net = build_network(architecture, 64)
+    images = torch.randn(4, 3, 64, 64).to(memory_format=torch.channels_last)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        net(images)  # fresh nets answer the same to all that they see; one step gives them batch norms that do not
+    check_net(net.eval(), images)
 
 
 @pytest.mark.parametrize(("index", "side"), [(0, 40), (1, 24), (2, 48)])
@@ -72,7 +81,87 @@ def check_net(net: nn.Module, images: torch.Tensor) -> None:
         expected = net(images)
         with without_cudnn():
             found = net(images)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
+    for ours, theirs in zip(*((f if isinstance(f, tuple) else (f,)) for f in (found, expected)), strict=True):
+        assert theirs.std(0).max() > 2e-4
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("layer", [name for name in LAYERS if name not in ("depthwise", "two groups")])
+def test_filters_that_see_all_channels_are_multiplied(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    channels, n_filters, side, stride, *_ = LAYERS[layer]
+    monkeypatch.setattr(torch, "conv2d", lambda *_: pytest.fail("convolved by torch"))
+    convolve(torch.randn(1, channels, 9, 9), torch.randn(n_filters, channels, side, side), None, (stride,) * 2)
+
+
+def test_single_channels_reach_torch_as_its_kernels_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(torch, "conv2d", lambda images, filters, *_: seen.extend([images, filters]))
+    images = torch.randn(2, 4, 9, 9).to(memory_format=torch.channels_last)
+    convolve(images, torch.randn(4, 1, 3, 3), None, groups=4)
+    assert not images.is_contiguous() and all(tensor.is_contiguous() for tensor in seen)
+
+
+class FakeGpu:
+    """Stands in for CUDA: what is sent there stays on the CPU, and what is asked of it is noted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.noted: list[str] = []
+        to = torch.Tensor.to
+        sent = lambda tensor, where, *rest: tensor if where == "cuda" else to(tensor, where, *rest)  # noqa: E731
+        monkeypatch.setattr(torch.Tensor, "to", sent)
+        monkeypatch.setattr(nn.Module, "to", lambda net, _: net)
+        monkeypatch.setattr("dfdc.runtime.wait_for_device", lambda: self.noted.append("waited"))
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: self.noted.append("emptied"))
+
+
+class Crowded(nn.Module):
+    """Has room for so many images, and notes whether cuDNN may be used."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room, self.cudnn, self.sizes = room, set(), []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.cudnn.add(torch.backends.cudnn.enabled)
+        self.sizes.append(len(images))
+        if len(images) > self.room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return images.float().mean((1, 2, 3))
+
+
+def test_nets_on_cuda_do_without_cudnn_and_are_run_once_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, net = FakeGpu(monkeypatch), Crowded(room=8)
+    run = compile_net(net, "cuda", Input.images(4))
+    assert net.sizes == [1] and gpu.noted == ["waited"]
+    assert run(np.full((3, 4, 4, 3), 7, np.uint8))[0].tolist() == [7.0] * 3
+    assert net.sizes == [1, 3] and gpu.noted == ["waited", "waited"]
+    assert net.cudnn == {False}
+
+
+def test_gpu_without_room_says_so_and_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, net = FakeGpu(monkeypatch), Crowded(room=2)
+    run = compile_net(net, "cuda", Input.images(4))
+    images = np.zeros((3, 4, 4, 3), np.uint8)
+    with pytest.raises(MemoryError, match=r"2\.00 GiB"):
+        run(images)
+    assert gpu.noted == ["waited", "emptied"]
+    assert [len(part) for (part,) in run_batches(run, images, 3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("cudnn", [False, True])
+def test_device_is_tried_with_cudnn_where_that_is_needed(cudnn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    ones, tried = torch.ones((1, 1, 3, 3)), []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.set_device", lambda _: None)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a fake")
+    monkeypatch.setattr("torch.ones", lambda *_, **__: ones)
+    convolved = functional.conv2d
+    monkeypatch.setattr(
+        functional, "conv2d", lambda *args: tried.append(torch.backends.cudnn.enabled) or convolved(*args)
+    )
+    assert choose_device("cuda", cudnn=cudnn) == "cuda"
+    assert tried == [cudnn]
 
 
 def test_cudnn_is_left_alone_inside_and_used_again_outside(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
             compiled=args.compile,
             seed=args.seed,
         )
-        device = choose_device(args.device)
+        device = choose_device(args.device, cudnn=True)
         training = load_crops(args.crops, split="train", limit=args.limit)
         rows = read_split(args.crops, split="val")
         outcomes = compare_recipes(

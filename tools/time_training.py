@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
             input_size=args.input_size,
             batch_size=args.batch_size,
             n_steps=args.steps,
-            device=choose_device(args.device),
+            device=choose_device(args.device, cudnn=True),
             compiled=args.compile,
         )
     except (DeviceError, MemoryError, ValueError) as error:

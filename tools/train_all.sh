@@ -10,8 +10,9 @@
 # OUT/weights is as the kernel takes it: the first net, which is fast, and the others in further/. On CUDA nets are
 # compiled, which takes a C compiler.
 #
-# Of the long runs: NETS="efficientnet-lite0 efficientnet-b0"; SEED=1, 2 for the second net and so on; EPOCHS=40; SIZE=224;
-# MORE for other flags of tools/train.py. Of the runs with and without each part, by the first net: PART_EPOCHS=8,
+# Of the long runs: NETS="efficientnet-lite0 efficientnet-b0 efficientnet-lite0:0.5", a number being the share of
+# self-blended fakes, of which half make a net for other data sets; SEED=1, 2 for the second net and so on; EPOCHS=50;
+# SIZE=224; MORE for other flags of tools/train.py. Of the runs with and without each part, by the first net: PART_EPOCHS=8,
 # PART_SIZE=128. PARTS ("no colour;no noise") takes some of them.
 # LIMIT and BATCH make all of it small, for a rehearsal.
 set -euo pipefail
@@ -22,7 +23,7 @@ gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 train=("$python" "$root/tools/train.py")
 if ((gpus > 1)); then train=("$python" -m torch.distributed.run --nproc-per-node "$gpus" -- "$root/tools/train.py"); fi
 IFS=";" read -ra parts <<< "${PARTS:-}"
-read -ra nets <<< "${NETS:-efficientnet-lite0 efficientnet-b0}"
+read -ra nets <<< "${NETS:-efficientnet-lite0 efficientnet-b0 efficientnet-lite0:0.5}"
 fast=()
 if ((gpus > 0)); then fast=(--device cuda --compile --batch-size 256 --learning-rate 2e-3 --ema-decay 0.995); fi
 mkdir -p "$out/weights/further"
@@ -36,10 +37,11 @@ rm -f "$out"/weights/*.safetensors "$out"/weights/further/*.safetensors  # of an
 if ((gpus > 0)); then "$python" "$root/tools/time_training.py" --device cuda --architecture efficientnet-b0 --compile | tee "$out/speed.txt"; fi
 for number in "${!nets[@]}"; do
   seed=$((${SEED:-1} + number))
-  run=$out/${nets[number]}-$seed
-  "${train[@]}" --crops "$crops" "${start[@]}" --architecture "${nets[number]}" --run "$run" \
-    --seed "$seed" --epochs "${EPOCHS:-40}" --input-size "${SIZE:-224}" ${fast[@]+"${fast[@]}"} \
-    ${LIMIT:+--limit "$LIMIT"} ${BATCH:+--batch-size "$BATCH"} ${MORE:-}
+  IFS=":" read -r net blend <<< "${nets[number]}"
+  run=$out/$net-$seed
+  "${train[@]}" --crops "$crops" "${start[@]}" --architecture "$net" --run "$run" \
+    --seed "$seed" --epochs "${EPOCHS:-50}" --input-size "${SIZE:-224}" ${fast[@]+"${fast[@]}"} \
+    ${blend:+--self-blend "$blend"} ${LIMIT:+--limit "$LIMIT"} ${BATCH:+--batch-size "$BATCH"} ${MORE:-}
   folder=$out/weights
   if ((number > 0)); then folder+=/further; fi
   cp "$run"/*.safetensors "$folder/"
@@ -47,6 +49,6 @@ for number in "${!nets[@]}"; do
 done
 "$python" "$root/tools/evaluate.py" --crops "$crops" --weights "$out/weights" --json "$out/all.json" --pictures "$out/pictures"
 "$python" "$root/tools/compare_recipes.py" --crops "$crops" "${start[@]}" --run "$out/parts" \
-  --json "$out/parts.json" --architecture "${nets[0]}" --epochs "${PART_EPOCHS:-8}" --input-size "${PART_SIZE:-128}" \
+  --json "$out/parts.json" --architecture "${nets[0]%%:*}" --epochs "${PART_EPOCHS:-8}" --input-size "${PART_SIZE:-128}" \
   ${fast[@]+"${fast[@]}"} ${PARTS:+--only "${parts[@]}"} ${LIMIT:+--limit "$LIMIT"} ${BATCH:+--batch-size "$BATCH"} \
   | tee "$out/parts.md"

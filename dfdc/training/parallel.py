@@ -68,7 +68,7 @@ def join_ranks(device: str) -> Iterator[Rank]:
     count, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     if count > 1 and device == "auto":  # all ranks alike, or they would wait for each other in vain
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = choose_device(device, place=local)
+    chosen = choose_device(device, place=local, cudnn=True)
     if count == 1:
         yield Rank(0, 1, torch.device(chosen))
         return
