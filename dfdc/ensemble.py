@@ -14,9 +14,9 @@ from dfdc.weights import WeightsError, WeightsFile, that_see
 if TYPE_CHECKING:
     from torch import nn
 
-# Crops go through a net in groups of so many: on one core groups of 8 are no faster, and take 25 MB more a worker. One
-# person's 32 faces, which share the two views, make 16.
-BATCH_CROPS = {"cpu": 4, "cuda": 16}
+# Crops go through a net in groups of so many: on one core groups of 4 are no faster, and take a worker with three nets
+# 130 MB more. One person's 32 faces, which share the two views, make 16.
+BATCH_CROPS = {"cpu": 2, "cuda": 16}
 # Of a person with so many faces each face is seen once, by turns in one of the two views, instead of in both: half the
 # work, and a clip's logit moves by a tenth (docs/experiments.md).
 MIN_SHARED = 8
