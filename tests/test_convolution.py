@@ -9,9 +9,12 @@ from torch import nn
 from torch.nn import functional
 
 from dfdc.convolution import convolve, without_cudnn
-from dfdc.model import build_network
+from dfdc.model import FrameModel
 from dfdc.mtcnn import load_mtcnn
 from dfdc.runtime import Input, choose_device, compile_net, run_batches
+from dfdc.weights import ModelSpec
+from tests.gpu import FakeGpu
+from tests.nets import lively
 
 # Channels, filters, their side, stride, padding, groups.
 LAYERS = {
@@ -60,14 +63,8 @@ def test_dilation_is_torchs() -> None:
 @pytest.mark.parametrize("architecture", ["efficientnet-lite0", "efficientnet-b0", "mobilenet-v2"])
 def test_nets_answer_as_before(architecture: str) -> None:
     torch.manual_seed(0)
-    net = build_network(architecture, 64)
-    images = torch.randn(4, 3, 64, 64).to(memory_format=torch.channels_last)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        net(images)  # fresh nets answer the same to all that they see; one step gives them batch norms that do not
-    check_net(net.eval(), images)
+    model = lively(FrameModel(ModelSpec(architecture, 64)))
+    check_net(model, torch.rand(4, 3, 64, 64).to(memory_format=torch.channels_last) * 255)
 
 
 @pytest.mark.parametrize(("index", "side"), [(0, 40), (1, 24), (2, 48)])
@@ -99,19 +96,6 @@ def test_single_channels_reach_torch_as_its_kernels_read_them(monkeypatch: pytes
     images = torch.randn(2, 4, 9, 9).to(memory_format=torch.channels_last)
     convolve(images, torch.randn(4, 1, 3, 3), None, groups=4)
     assert not images.is_contiguous() and all(tensor.is_contiguous() for tensor in seen)
-
-
-class FakeGpu:
-    """Stands in for CUDA: what is sent there stays on the CPU, and what is asked of it is noted."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.noted: list[str] = []
-        to = torch.Tensor.to
-        sent = lambda tensor, where, *rest: tensor if where == "cuda" else to(tensor, where, *rest)  # noqa: E731
-        monkeypatch.setattr(torch.Tensor, "to", sent)
-        monkeypatch.setattr(nn.Module, "to", lambda net, _: net)
-        monkeypatch.setattr("dfdc.runtime.wait_for_device", lambda: self.noted.append("waited"))
-        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: self.noted.append("emptied"))
 
 
 class Crowded(nn.Module):

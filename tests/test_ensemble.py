@@ -21,6 +21,7 @@ from dfdc.model import VIEW_MARGIN, CropNet, FrameModel, TwoViewModel, load_mode
 from dfdc.runtime import DeviceError, Input, choose_device, compile_net, export_net, open_net
 from dfdc.weights import Calibration, ModelSpec, WeightsError, WeightsFile, find_weights, open_weights
 from dfdc.workers import WorkerSettings
+from tests.gpu import FakeGpu
 from tests.nets import lively
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -290,6 +291,16 @@ def test_cuda_that_is_not_there_is_refused_with_the_cure(monkeypatch: pytest.Mon
     assert choose_device("auto") == "cpu"
     with pytest.raises(DeviceError, match="use --device cpu"):
         choose_device("cuda")
+
+
+def test_half_precision_as_on_cuda_answers_like_single(
+    files: list[WeightsFile], faces: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single = Ensemble(files).score(faces)
+    gpu = FakeGpu(monkeypatch)
+    half = Ensemble(files, "cuda").score(faces)
+    assert gpu.noted and np.ptp(single) > 40 * LEVEL
+    assert half == pytest.approx(single, abs=2 * LEVEL) and (half != single).any()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
