@@ -28,7 +28,9 @@ def without_cudnn() -> Iterator[None]:
 
 
 class _Convolving(TorchFunctionMode):
-    def __torch_function__(self, called: Callable, types: object, args: tuple = (), kwargs: dict | None = None):
+    def __torch_function__(
+        self, called: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         return (convolve if called is torch.conv2d else called)(*args, **(kwargs or {}))
 
 

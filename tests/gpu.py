@@ -1,6 +1,8 @@
-"""A stand-in for CUDA."""
+"""Stand-ins for CUDA."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,5 +20,21 @@ class FakeGpu:
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: self.noted.append("emptied"))
 
 
-def _staying(to: object) -> object:
+def _staying(to: Callable) -> Callable:
     return lambda sent, *args, **kwargs: to(sent, *("cpu" if arg == "cuda" else arg for arg in args), **kwargs)
+
+
+def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int]:
+    """Let `dfdc.runtime.choose_device` find so many GPUs that serve.
+
+    Returns:
+        Their numbers as they get chosen.
+    """
+    chosen: list[int] = []
+    ones = torch.ones((1, 1, 3, 3))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a fake")
+    monkeypatch.setattr("torch.ones", lambda *_, **__: ones)
+    return chosen

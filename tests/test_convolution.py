@@ -1,4 +1,4 @@
-"""dfdc.convolution: the same answers as torch's convolutions, for every layer that our nets have."""
+"""dfdc.convolution: torch's answers, for every layer that our nets have; and dfdc.runtime on CUDA, which uses it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dfdc.model import FrameModel
 from dfdc.mtcnn import load_mtcnn
 from dfdc.runtime import Input, choose_device, compile_net, run_batches
 from dfdc.weights import ModelSpec
-from tests.gpu import FakeGpu
+from tests.gpu import FakeGpu, pretend_gpus
 from tests.nets import lively
 
 # Channels, filters, their side, stride, padding, groups.
@@ -134,13 +134,8 @@ def test_gpu_without_room_says_so_and_is_emptied(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("cudnn", [False, True])
 def test_device_is_tried_with_cudnn_where_that_is_needed(cudnn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    ones, tried = torch.ones((1, 1, 3, 3)), []
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    monkeypatch.setattr("torch.cuda.set_device", lambda _: None)
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a fake")
-    monkeypatch.setattr("torch.ones", lambda *_, **__: ones)
-    convolved = functional.conv2d
+    pretend_gpus(monkeypatch, 1)
+    tried, convolved = [], functional.conv2d
     monkeypatch.setattr(
         functional, "conv2d", lambda *args: tried.append(torch.backends.cudnn.enabled) or convolved(*args)
     )

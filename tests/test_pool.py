@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from dfdc import pool, predict, workers
 from dfdc.deadline import NEVER, Deadline
@@ -20,6 +19,7 @@ from dfdc.runtime import choose_device
 from dfdc.video import VideoError
 from dfdc.weights import ModelSpec, WeightsFile
 from dfdc.workers import Prepared, WorkerSettings, prepare
+from tests.gpu import pretend_gpus
 from tests.workers import (
     die_at_once,
     echo_frames,
@@ -341,13 +341,7 @@ def test_score_of_fewer_nets_stays_where_no_time_is_left() -> None:
 
 @pytest.mark.parametrize(("place", "gpu"), [(0, 0), (1, 1), (2, 0)])
 def test_workers_take_turns_on_several_gpus(place: int, gpu: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[int] = []
-    ones = torch.ones((1, 1, 3, 3))
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a fake")
-    monkeypatch.setattr("torch.ones", lambda *_, **__: ones)
+    chosen = pretend_gpus(monkeypatch, 2)
     assert choose_device("auto", place=place) == "cuda"
     assert chosen == [gpu]
 

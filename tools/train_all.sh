@@ -12,8 +12,8 @@
 #
 # Of the long runs: NETS="efficientnet-lite0 efficientnet-b0 efficientnet-lite0:0.5", a number being the share of
 # self-blended fakes, of which half make a net for other data sets; SEED=1, 2 for the second net and so on; EPOCHS=50;
-# SIZE=224; MORE for other flags of tools/train.py. Of the runs with and without each part, by the first net: PART_EPOCHS=8,
-# PART_SIZE=128. PARTS ("no colour;no noise") takes some of them.
+# SIZE=224; MORE for other flags of tools/train.py. Of the runs with and without each part, by the first net:
+# PART_EPOCHS=8, PART_SIZE=128. PARTS ("no colour;no noise") takes some of them.
 # LIMIT and BATCH make all of it small, for a rehearsal.
 set -euo pipefail
 crops=$1 init=$2 out=$3
