@@ -26,7 +26,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 timing: .venv/installed
-	$(BIN)/python tools/time_kernel.py "$(VIDEOS)"
+	$(BIN)/python tools/bench/time_kernel.py "$(VIDEOS)"
 
 faults: .venv/installed
 	$(BIN)/python -m tests.faults --out docs

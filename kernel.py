@@ -32,7 +32,8 @@ ROOT = find_package()
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from dfdc.bundle import BundleError, prepare  # noqa: E402
+from dfdc.errors import BundleError  # noqa: E402
+from dfdc.kaggle.bundle import prepare  # noqa: E402
 
 if __name__ == "__main__":  # not in workers, which import this file too and inherit what is made importable here
     try:
@@ -43,11 +44,12 @@ if __name__ == "__main__":  # not in workers, which import this file too and inh
 
 try:
     from dfdc.deadline import Deadline
-    from dfdc.inputs import InputError, collect, find_competition, find_weights_folder
+    from dfdc.errors import InputError, WeightsError
     from dfdc.log import show_log
-    from dfdc.run import score_job, summarize
-    from dfdc.weights import EXTRAS, WeightsError, find_weights
-    from dfdc.workers import WorkerSettings
+    from dfdc.run.inputs import collect, find_competition, find_weights_folder
+    from dfdc.run.scoring import score_job, summarize
+    from dfdc.run.worker import WorkerSettings
+    from dfdc.weights import EXTRAS, find_weights
 except ModuleNotFoundError as error:
     sys.exit(f"kernel: {error}; run .venv/bin/python, which make submission sets up, or install requirements.txt")
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfdc.crop import CropGeometry, crop_face
+from dfdc.errors import WeightsError
 from dfdc.runtime import Input, Net, compile_net, run_logits
-from dfdc.weights import WeightsError, WeightsFile, that_see
+from dfdc.weights import WeightsFile, that_see
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +29,7 @@ def build_crop_nets(files: list[WeightsFile], device: str) -> list[tuple[nn.Modu
     Raises:
         WeightsError: a file's tensors do not fit its architecture.
     """
-    from dfdc.model import CropNet, load_model
+    from dfdc.networks import CropNet, load_model
 
     loaded = [load_model(file, device=device, half=device == "cuda") for file in files]
     return [(CropNet(model).eval(), Input.pairs(model.spec.crop.size)) for model in loaded]

@@ -1,7 +1,7 @@
 """A net on a device: CUDA by torch, the CPU by OpenVINO where it is installed, else by torch.
 
 Nets take and give arrays, so that whoever uses one need not import torch (four seconds and 350 MB). Where OpenVINO
-serves, torch is needed once, to build nets and to export them: see `dfdc.export`.
+serves, torch is needed once, to build nets and to export them: see `dfdc.programs`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from dfdc.errors import DeviceError
 
 try:
     # OpenVINO reports its import over the network, from a thread, unless this package is absent.
@@ -67,10 +69,6 @@ def do_without_openvino() -> None:
     """From now on torch runs this process's nets."""
     global openvino
     openvino = None
-
-
-class DeviceError(Exception):
-    """A device that is asked for and not there; the message names the cure."""
 
 
 def choose_device(wanted: str, *, place: int = 0, cudnn: bool = False) -> str:

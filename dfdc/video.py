@@ -31,6 +31,7 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from dfdc.deadline import NEVER, Deadline
+from dfdc.errors import VideoError, VideoTimeout
 
 log = logging.getLogger(__name__)
 
@@ -62,14 +63,6 @@ CONTAINERS = (
 
 # A decoded frame and the one after it.
 Pair = tuple[VideoFrame, VideoFrame | None]
-
-
-class VideoError(Exception):
-    """A clip that gives no frame; the message says why."""
-
-
-class VideoTimeout(VideoError):
-    """The deadline passed before the first frame was there."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dfdc.bundle import describe_file
 from dfdc.crop import CropGeometry
+from dfdc.errors import WeightsError
+from dfdc.files import describe_file
 
 DIGEST_DIGITS = 12
 MAX_HEADER_BYTES = 16 * 2**20
@@ -30,12 +31,8 @@ CHANNELS = {"face": 3, "motion": 3, "sound": 1}
 # Below a folder of weights, those that the kernel uses only when told, and what they may see.
 OPTIONAL = "optional"
 EXTRAS = ("motion", "sound")
-# And those that answer beside the others where there is a GPU or time for them; see `dfdc.workers.WorkerSettings.on`.
+# And those that answer beside the others where there is a GPU or time for them; see `WorkerSettings.on`.
 FURTHER = "further"
-
-
-class WeightsError(Exception):
-    """Weights that are missing, damaged or do not fit; the message names the file and the cure."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class ModelSpec:
         mean, std: per channel (RGB for faces), of the values that reach the net: it sees (value - mean) / std.
         crop: how a crop is cut for this net.
         calibration: from its logit to P(fake).
-        weight: how much the calibrated logit of a net for motion counts beside the others' (`dfdc.motion`), >= 0.
+        weight: how much the calibrated logit of a net for motion counts beside the others', >= 0.
         trained_on: data, in words.
         command: the command that made the file.
         validation: what it scores there, by name ("auc", "log_loss", ...).

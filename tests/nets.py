@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dfdc.audio import N_BANDS
-from dfdc.model import FrameModel, VoiceModel
+from dfdc.networks import FrameModel, VoiceModel
 
 Model = TypeVar("Model", FrameModel, VoiceModel)
 

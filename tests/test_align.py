@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dfdc.training.align import align_clips, find_offset, fit_frames, walk_pairs
-from dfdc.training.crops import Misaligned
+from dfdc.data.align import align_clips, find_offset, fit_frames, walk_pairs
+from dfdc.errors import Misaligned
 from dfdc.video import stream_frames
 from tests.clips import number_of, write_clip
 from tests.pairs import RATE, draw_scene, paint, write_pair_clip

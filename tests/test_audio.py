@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfdc.audio import HOP, N_BANDS, QUIETEST_DB, RATE, log_mel, mel_filters, read_sound
-from dfdc.video import VideoError
+from dfdc.errors import VideoError
 from tests.clips import write_audio, write_clip
 from tests.pairs import make_speech, write_pair_clip
 

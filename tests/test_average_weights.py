@@ -1,4 +1,4 @@
-"""tools/average_weights.py: one net that is the mean of several, calibrated anew."""
+"""tools/research/average_weights.py: one net that is the mean of several, calibrated anew."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfdc.model import build_model, load_model, save_model
-from dfdc.training.dataset import load_crops
+from dfdc.data.dataset import load_crops
+from dfdc.errors import WeightsError
+from dfdc.networks import build_model, load_model, save_model
 from dfdc.training.loop import evaluate
-from dfdc.weights import ModelSpec, WeightsError, WeightsFile, open_weights
+from dfdc.weights import ModelSpec, WeightsFile, open_weights
 from tests.nets import lively
 from tests.test_training import pairs, write_table
-from tools import average_weights as tool
+from tools.research import average_weights as tool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dfdc.bundle import MANIFEST, BundleError, prepare, version_in, wheel_serves
-from dfdc.rules import find_faults
-from tools.make_bundle import BUNDLED, BundleFault, Names, main, make_bundle
+from dfdc.errors import BundleError
+from dfdc.kaggle.bundle import MANIFEST, prepare, version_in, wheel_serves
+from dfdc.kaggle.rules import find_faults
+from tools.make_bundle import BUNDLED, Names, main, make_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = Names("somebody")
@@ -78,7 +79,7 @@ def look(pipe):
 
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
-    prepare = import_module("dfdc.bundle").prepare
+    prepare = import_module("dfdc.kaggle.bundle").prepare
     from pathlib import Path
     prepared = prepare(Path(sys.argv[1]))
     heavy = {"torch", "numpy", "av", "openvino"} & set(sys.modules)
@@ -245,7 +246,7 @@ def test_opencv_counts_under_each_of_its_names_and_without_metadata(
     monkeypatch.setattr(metadata, "version", version)
     files = {"commit": "abc", "files": {}, "image": {"opencv-python-headless": ">=4.8"}, "packages": {}}
     (tmp_path / MANIFEST).write_text(json.dumps(files))
-    monkeypatch.setattr("dfdc.bundle._make_importable", lambda paths: None)
+    monkeypatch.setattr("dfdc.kaggle.bundle._make_importable", lambda paths: None)
     assert prepare(tmp_path)
     known.clear()
     assert prepare(tmp_path), "cv2 can be imported"
@@ -318,7 +319,7 @@ def test_notebook_is_valid_and_its_cells_compile(bundle: Path) -> None:
 
 
 def test_names_that_kaggle_refuses_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(BundleFault, match="--user is 'Some Body'; allowed are 3 to 50 lower-case letters"):
+    with pytest.raises(BundleError, match="--user is 'Some Body'; allowed are 3 to 50 lower-case letters"):
         Names("Some Body")
     assert main(["--user", "somebody", "--dataset", "short"]) == 1
     assert "--dataset is 'short'; allowed are 6 to 50" in capsys.readouterr().err
@@ -328,14 +329,14 @@ def test_folder_that_is_no_bundle_is_left_alone(project: Path, tmp_path: Path) -
     precious = tmp_path / "precious" / "file"
     precious.parent.mkdir()
     precious.touch()
-    with pytest.raises(BundleFault, match="is there and is no bundle"):
+    with pytest.raises(BundleError, match="is there and is no bundle"):
         make_bundle(precious.parent, NAMES, wheels=[], root=project, commit="abc")
     assert precious.exists()
 
 
 def test_bundle_above_the_limit_is_refused(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tools.make_bundle.MAX_BUNDLE_BYTES", 1000)
-    with pytest.raises(BundleFault, match="MB; allowed are"):
+    with pytest.raises(BundleError, match="MB; allowed are"):
         make_bundle(tmp_path / "bundle", NAMES, wheels=[], root=project, commit="abc")
     assert not (tmp_path / "bundle").exists()
 

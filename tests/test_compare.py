@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dfdc.training.compare import Comparison, Scores, compare_clips, difference_levels, mark_jumps
-from dfdc.training.difference import Pair, heat_picture, write_difference
+from dfdc.comparison.compare import Comparison, Scores, compare_clips, difference_levels, mark_jumps
+from dfdc.comparison.difference import Pair, heat_picture, write_difference
 from tests.conftest import PROJECT
 from tests.pairs import RATE, SPOT, make_speech, paint, write_pair_clip
 from tests.test_separate import NoFace, OneFace
@@ -199,7 +199,7 @@ def test_picture_can_be_opened(comparison, clips, tmp_path):
 def test_failed_writing_leaves_the_old_file(comparison, clips, tmp_path, monkeypatch):
     path = tmp_path / "d.png"
     path.write_text("old")
-    monkeypatch.setattr("dfdc.training.difference.Figure", None)
+    monkeypatch.setattr("dfdc.comparison.difference.Figure", None)
     with pytest.raises(TypeError):
         write_difference(path, Pair(*clips, comparison))
     assert [entry.name for entry in tmp_path.iterdir()] == ["d.png"]

@@ -1,4 +1,4 @@
-"""tools/compare_budgets.py: what more frames cost and bring, by the real kernel."""
+"""tools/bench/compare_budgets.py: what more frames cost and bring, by the real kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dfdc.weights import find_weights
-from tools import compare_budgets
+from tools.bench import compare_budgets
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "samples"

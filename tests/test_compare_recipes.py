@@ -1,4 +1,4 @@
-"""tools/compare_recipes.py: the same run with and without each part, and what the difference is worth."""
+"""tools/research/compare_recipes.py: the same run with and without each part, and what the difference is worth."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from dfdc.model import FrameModel, save_model
+from dfdc.networks import FrameModel, save_model
 from dfdc.training import loop
 from dfdc.training.augment import RECIPE
 from dfdc.training.loop import TrainSettings
 from dfdc.weights import ModelSpec
 from tests.test_training import pairs, write_table
-from tools import compare_recipes as tool
+from tools.research import compare_recipes as tool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -104,7 +104,7 @@ def test_runs_may_start_from_imagenet(tmp_path: Path, monkeypatch: pytest.Monkey
         begun.append((model is published, more["start"]))
         return train(model, *arguments, **more)
 
-    monkeypatch.setattr("dfdc.training.start.download_imagenet", fetch)
+    monkeypatch.setattr("dfdc.training.init.download_imagenet", fetch)
     monkeypatch.setattr(tool, "train", note)
     command = ["--crops", str(table), "--run", str(tmp_path / "run"), "--input-size", "32", "--epochs", "1"]
     command += ["--batch-size", "64", "--device", "cpu", "--imagenet", "--only", tool.WHOLE]

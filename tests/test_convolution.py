@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from dfdc.convolution import convolve, without_cudnn
-from dfdc.model import FrameModel
 from dfdc.mtcnn import load_mtcnn
+from dfdc.networks import FrameModel
 from dfdc.runtime import Input, choose_device, compile_net, run_batches
 from dfdc.weights import ModelSpec
 from tests.gpu import FakeGpu, pretend_gpus

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from dfdc import runtime, workers
+from dfdc import runtime
 from dfdc.crop import CropGeometry
 from dfdc.ensemble import MIN_SHARED, Ensemble, cut_crops, share_views
-from dfdc.export import Programs, export_programs
-from dfdc.model import VIEW_MARGIN, CropNet, FrameModel, TwoViewModel, load_model, resize_crops, save_model
-from dfdc.runtime import DeviceError, Input, choose_device, compile_net, export_net, open_net
-from dfdc.weights import Calibration, ModelSpec, WeightsError, WeightsFile, find_weights, open_weights
-from dfdc.workers import WorkerSettings
+from dfdc.errors import DeviceError, WeightsError
+from dfdc.networks import VIEW_MARGIN, CropNet, FrameModel, TwoViewModel, load_model, resize_crops, save_model
+from dfdc.programs import Programs, export_programs
+from dfdc.run import worker
+from dfdc.run.worker import WorkerSettings
+from dfdc.runtime import Input, choose_device, compile_net, export_net, open_net
+from dfdc.weights import Calibration, ModelSpec, WeightsFile, find_weights, open_weights
 from tests.gpu import FakeGpu
 from tests.nets import lively
 
@@ -215,7 +217,7 @@ def test_worker_that_cannot_open_programs_runs_its_nets_by_torch(
     pytest.importorskip("openvino")
     monkeypatch.setattr(runtime, "openvino", runtime.openvino)  # as it was, once the test is done
     broken = Programs(detector=(b"",) * 3, crops=(b"",) * len(files))
-    predictor, described = workers._load(WorkerSettings(tuple(files), device="cpu", programs=broken))
+    predictor, described = worker._load(WorkerSettings(tuple(files), device="cpu", programs=broken))
     assert "OpenVINO cannot open the nets' programs" in caplog.text
     assert described.startswith("CPU, torch") and runtime.openvino is None
     assert len(predictor.ensemble.nets) == len(files)
@@ -236,7 +238,7 @@ def test_predictor_with_programs_needs_no_torch(files: list[WeightsFile], tmp_pa
 import pickle, sys
 from pathlib import Path
 sys.modules["torch"] = sys.modules["torchvision"] = None
-from dfdc.predict import Predictor
+from dfdc.analyze import Predictor
 files, programs = pickle.loads(Path(sys.argv[1]).read_bytes())
 print(Predictor(files, programs=programs).predict(Path(sys.argv[2]), 4).status)
 """

@@ -15,10 +15,10 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 from dfdc.crop import CropGeometry
-from dfdc.model import CropNet, FrameModel, load_model, save_model
-from dfdc.pool import predict_clips
+from dfdc.errors import DataError
+from dfdc.networks import CropNet, FrameModel, load_model, save_model
 from dfdc.prediction import Prediction
-from dfdc.training.dataset import DataError
+from dfdc.run.pool import predict_clips
 from dfdc.weights import Calibration, ModelSpec, find_weights, sigmoid
 from tests.nets import lively
 from tools import evaluate as tool

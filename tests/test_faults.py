@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from dfdc import pool
+from dfdc.data.clips import read_metadata
+from dfdc.data.dataset import load_crops
 from dfdc.deadline import NEVER
-from dfdc.inputs import InputError
-from dfdc.journal import Journal, read_journal
+from dfdc.errors import DataError, InputError
+from dfdc.files import write_csv
 from dfdc.prediction import Prediction
-from dfdc.submission import write_csv
-from dfdc.training.clips import read_metadata
-from dfdc.training.dataset import DataError, load_crops
+from dfdc.run import pool
+from dfdc.run.journal import Journal, read_journal
 from tests.clips import write_clip
 from tests.faults import damage, handmade, parts, reader
 from tests.faults.parts import Bench, Outcome
@@ -138,7 +138,7 @@ def test_server_that_dies_while_it_starts_a_worker_is_told(monkeypatch: pytest.M
 READ_AND_TELL = """
 import resource, sys
 from pathlib import Path
-from dfdc.video import VideoError, read_frames
+from dfdc.video import read_frames
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     read_frames(Path(sys.argv[1]), 2)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dfdc.inputs import (
+from dfdc.errors import InputError
+from dfdc.run.inputs import (
     SEARCH_DEPTH,
-    InputError,
     collect,
     find_below,
     find_competition,

@@ -1,4 +1,4 @@
-"""dfdc.journal: what was scored is known after a kill, and what is not ours is never believed."""
+"""dfdc.run.journal: what was scored is known after a kill, and what is not ours is never believed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfdc.inputs import InputError
-from dfdc.journal import Journal, Past, identify, journal_path, only_run, read_journal, scoring_key
+from dfdc.errors import InputError
 from dfdc.prediction import Prediction
+from dfdc.run.journal import Journal, Past, identify, journal_path, only_run, read_journal, scoring_key
 from dfdc.weights import ModelSpec, WeightsFile
 
 KEY = {"weights": ["ab"], "--device": "auto", "--frames": None, "code": "cd"}
@@ -51,7 +51,7 @@ def test_what_was_recorded_is_read_back_exactly(path: Path, files: dict) -> None
 
 def test_lines_are_on_the_disk_before_the_next_clip(path: Path, files: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     journal, synced = Journal(path, KEY, files), []
-    monkeypatch.setattr("dfdc.journal.os.fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    monkeypatch.setattr("dfdc.run.journal.os.fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
     journal.record(FIRST)
     assert read_journal(path, KEY, files).done == {"a.mp4": FIRST}
     assert synced[-1] == path.stat().st_size
@@ -191,7 +191,7 @@ def test_garbage_starts_afresh_and_says_so(
     ],
 )
 def test_field_that_cannot_be_makes_its_line_no_line(path: Path, files: dict, values: dict) -> None:
-    from dfdc.journal import _seal
+    from dfdc.run.journal import _seal
 
     whole = write(path, files, FIRST)
     fields = json.loads(whole.splitlines()[1])

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from clips import write_audio, write_clip
 
-from dfdc.journal import journal_path
-from dfdc.model import load_model, save_model
+from dfdc.networks import load_model, save_model
+from dfdc.run.journal import journal_path
 from dfdc.weights import find_weights
 
 ROOT = Path(__file__).resolve().parent.parent

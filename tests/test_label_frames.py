@@ -18,10 +18,9 @@ import torch
 from flask.testing import FlaskClient
 
 from dfdc.crop import CropGeometry
-from dfdc.ensemble import Ensemble
-from dfdc.training.crops import CROP_COLUMNS, CutSettings
-from dfdc.training.dataset import CropSet, DataError, pair_epoch, read_split
-from dfdc.training.labels import (
+from dfdc.data.crops import CROP_COLUMNS, CutSettings
+from dfdc.data.dataset import CropSet, pair_epoch, read_split
+from dfdc.data.labels import (
     LABEL_COLUMNS,
     NOT_VISIBLE,
     SKIP,
@@ -31,7 +30,9 @@ from dfdc.training.labels import (
     read_labels,
     weigh_crops,
 )
-from dfdc.training.sheets import ClipFakes, Scorer, Sheet, Sheets, Shot, TableFakes, find_fakes
+from dfdc.data.sheets import ClipFakes, Scorer, Sheet, Sheets, Shot, TableFakes, find_fakes
+from dfdc.ensemble import Ensemble
+from dfdc.errors import DataError
 from dfdc.weights import find_weights, sigmoid
 from tools import label_frames, train
 from tools.label_frames import Desk, main, make_app
@@ -400,7 +401,7 @@ def test_labels_of_clips_belong_to_the_crops_that_make_crops_cuts(clips: Path, c
 
 def test_crops_are_cut_once(clips: Path, cut, monkeypatch: pytest.MonkeyPatch) -> None:
     out, _, sheet = cut
-    monkeypatch.setattr("dfdc.training.sheets.cut_family", None)
+    monkeypatch.setattr("dfdc.data.sheets.cut_family", None)
     assert ClipFakes([clips], out, SETTINGS).collect("doctored.mp4") == sheet
     with pytest.raises(DataError, match="cut with other settings"):
         ClipFakes([clips], out, CutSettings(n_frames=4))

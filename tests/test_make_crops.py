@@ -15,10 +15,11 @@ from skimage.data import astronaut
 from skimage.metrics import structural_similarity
 
 from dfdc.crop import CropGeometry
+from dfdc.data.clips import LabelledClip, group_families, is_held_out, read_metadata
+from dfdc.data.crops import CutSettings
+from dfdc.data.dataset import load_crops
 from dfdc.ensemble import cut_crops
-from dfdc.training.clips import LabelledClip, group_families, is_held_out, read_metadata
-from dfdc.training.crops import CutSettings
-from dfdc.training.dataset import DataError, load_crops
+from dfdc.errors import DataError
 from dfdc.video import read_frames
 from tools.make_crops import main, make_crops
 
@@ -126,7 +127,7 @@ def test_fakes_wait_for_an_original_that_failed(
         raise RuntimeError("no luck")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dfdc.training.crops.cut_clip", fail)
+        patch.setattr("dfdc.data.crops.cut_clip", fail)
         with pytest.raises(DataError):
             make_crops([clips], tmp_path / "out", settings=SETTINGS, progress=False)
     said = capsys.readouterr()
@@ -201,7 +202,7 @@ def test_one_odd_clip_ends_nothing_and_is_tried_again(
 ) -> None:
     clips = lay_out(tmp_path / "clips", material, {"real.mp4": REAL, "fake.mp4": FAKE})
     with monkeypatch.context() as patch:
-        patch.setattr("dfdc.training.crops.compare_pictures", lambda *_: 1 / 0)
+        patch.setattr("dfdc.data.crops.compare_pictures", lambda *_: 1 / 0)
         rows = cut(clips, tmp_path / "out")
     assert "fake.mp4: error, ZeroDivisionError" in capsys.readouterr().err
     assert {row["video"] for row in rows} == {"real.mp4"}

@@ -1,4 +1,4 @@
-"""dfdc.training.metrics: numbers equal scikit-learn's, intervals hold, calibration finds what was done to logits."""
+"""dfdc.evaluation.metrics: numbers equal scikit-learn's, intervals hold, calibration finds what was done to logits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
-from dfdc.training.metrics import LEAST_TEMPERATURE, fit_calibration, measure, measure_intervals, tells_nothing
+from dfdc.evaluation.metrics import LEAST_TEMPERATURE, fit_calibration, measure, measure_intervals, tells_nothing
 from dfdc.weights import sigmoid
 
 

@@ -1,4 +1,4 @@
-"""dfdc.motion: pairs of neighbouring frames, what a net sees of them, and what it adds to a clip's score."""
+"""dfdc.research.motion: pairs of neighbouring frames, what a net sees of them, and what it adds to a clip's score."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from skimage.data import astronaut
 
 from dfdc.aggregate import clip_probability
+from dfdc.analyze import Predictor
 from dfdc.crop import CropGeometry, crop_face
-from dfdc.export import Programs, export_programs
-from dfdc.model import FrameModel, PairNet, load_model, save_model, see_change
-from dfdc.motion import N_PAIRS, Motion, align, correlate, cut_pair, cut_track
-from dfdc.predict import Predictor
+from dfdc.networks import FrameModel, PairNet, load_model, save_model, see_change
+from dfdc.programs import Programs, export_programs
+from dfdc.research.motion import N_PAIRS, Motion, align, correlate, cut_pair, cut_track
 from dfdc.runtime import open_net
 from dfdc.tracks import Track, find_tracks
 from dfdc.video import Frame
@@ -234,7 +234,7 @@ def test_each_persons_change_is_added_to_their_own_frames(
         (track,), faces = find_tracks(*arguments)
         return [track, replace(track, frames=track.frames[::2], boxes=track.boxes[::2], found=track.found[::2])], faces
 
-    monkeypatch.setattr("dfdc.predict.find_tracks", find_two)
+    monkeypatch.setattr("dfdc.analyze.find_tracks", find_two)
     recorder = Recorder(files, programs=programs)
     prediction = recorder.predict(ROOT / "samples/real.mp4", 12)
     both = [logits + change for logits, change in zip(recorder.logits, recorder.changes, strict=True)]

@@ -1,4 +1,4 @@
-"""dfdc.plan: the budget holds, every clip gets a score, and more time never takes frames away.
+"""dfdc.run.plan: the budget holds, every clip gets a score, and more time never takes frames away.
 
 Runs are simulated: a clock that jumps from one finished look to the next, workers that are numbers in a heap.
 """
@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from dfdc.deadline import NEVER, Deadline
-from dfdc.plan import CERTAIN, GRACE_S, LOW, MIN_LIMIT_S, PROBES, QUICK, TOP, Plan, Task, relative_cost
 from dfdc.prediction import Prediction
+from dfdc.run.plan import CERTAIN, GRACE_S, LOW, MIN_LIMIT_S, PROBES, QUICK, TOP, Plan, Task, relative_cost
 
 CLIP_LIMIT_S = 60.0
 Cost = Callable[[Task], float]
@@ -119,7 +119,7 @@ def uneven(seconds: float = 2.0, *, sigma: float, seed: int = 0) -> Cost:
 def recorded(seed: int = 0) -> Cost:
     """Each clip costs what one of those costs that were timed, at as many frames.
 
-    The file is of tools/compare_budgets.py --json on 28 clips of several data sets, both of two cores busy.
+    The file is of tools/bench/compare_budgets.py --json on 28 clips of several data sets, both of two cores busy.
     """
     rows = json.loads((Path(__file__).parent / "recorded_costs.json").read_text())
     seconds = {row["n_frames"]: row["clip_seconds"] for row in rows}

@@ -1,4 +1,4 @@
-"""dfdc.pool and dfdc.workers: a worker's death is its clip's row, never the run's end."""
+"""dfdc.run.pool and dfdc.run.worker: a worker's death is its clip's row, never the run's end."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from dfdc import pool, predict, workers
+from dfdc import analyze
 from dfdc.deadline import NEVER, Deadline
-from dfdc.inputs import InputError
-from dfdc.plan import Plan
-from dfdc.pool import predict_clips
+from dfdc.errors import InputError, VideoError
 from dfdc.prediction import Prediction
+from dfdc.run import pool, worker
+from dfdc.run.plan import Plan
+from dfdc.run.pool import predict_clips
+from dfdc.run.worker import Prepared, WorkerSettings, prepare
 from dfdc.runtime import choose_device
-from dfdc.video import VideoError
 from dfdc.weights import ModelSpec, WeightsFile
-from dfdc.workers import Prepared, WorkerSettings, prepare
 from tests.gpu import pretend_gpus
 from tests.workers import (
     die_at_once,
@@ -99,7 +99,7 @@ def test_clip_that_cannot_be_read_is_tried_once_more_behind_the_others(tmp_path:
 
 
 def test_hanging_worker_is_ended_and_its_clip_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfdc.plan.GRACE_S", 0.2)
+    monkeypatch.setattr("dfdc.run.plan.GRACE_S", 0.2)
     settings = WorkerSettings(weights=(), clip_limit_s=2.0)
     found = run(["hang.mp4", "a.mp4"], settings=settings, n_workers=1)
     assert found["hang.mp4"].status == "timeout"
@@ -139,7 +139,7 @@ def test_workers_that_never_load_end_the_run() -> None:
 
 
 def test_run_that_has_begun_waits_for_workers_that_load_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfdc.pool.START_PAUSE_S", 0.001)
+    monkeypatch.setattr("dfdc.run.pool.START_PAUSE_S", 0.001)
     settings = WorkerSettings(weights=(), device=str(tmp_path / "starts"))
     found = run(["a.mp4", "b.mp4", "c.mp4"], work=load_after_a_famine, settings=settings, n_workers=1)
     assert {p.status for p in found.values()} == {"ok"}
@@ -149,7 +149,7 @@ def test_run_that_has_begun_waits_for_workers_that_load_again(tmp_path: Path, mo
 def test_run_that_has_begun_ends_with_rows_when_no_worker_loads_any_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfdc.pool.START_PAUSE_S", 0.001)
+    monkeypatch.setattr("dfdc.run.pool.START_PAUSE_S", 0.001)
     settings = WorkerSettings(weights=(), device=str(tmp_path / "first was here"))
     found = run(["a.mp4", "b.mp4", "c.mp4"], work=load_once, settings=settings, n_workers=1)
     assert found["a.mp4"].status == "ok"
@@ -161,7 +161,7 @@ def test_machine_that_starts_no_process_ends_the_run_with_the_cause(monkeypatch:
     def refuse_to_start(*_: object) -> None:
         raise OSError("Resource temporarily unavailable")
 
-    monkeypatch.setattr("dfdc.pool._start", refuse_to_start)
+    monkeypatch.setattr("dfdc.run.pool._start", refuse_to_start)
     with pytest.raises(InputError, match="workers cannot be started"):
         run(["a.mp4"])
 
@@ -217,8 +217,8 @@ def test_what_prepared_a_run_on_cuda_is_its_first_worker(dies: bool, monkeypatch
 def test_preparing_on_cuda_leaves_a_process_that_can_work(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = multiprocessing.Pipe()
     monkeypatch.setattr("dfdc.runtime.choose_device", lambda wanted: "cuda")
-    monkeypatch.setattr("dfdc.workers.score_clips", lambda connection, settings: connection.send(settings))
-    monkeypatch.setattr("dfdc.workers.signal.signal", lambda *_: None)
+    monkeypatch.setattr("dfdc.run.worker.score_clips", lambda connection, settings: connection.send(settings))
+    monkeypatch.setattr("dfdc.run.worker.signal.signal", lambda *_: None)
     told = WorkerSettings(weights=(), n_frames=7)
     ours.send(told)
     prepare(theirs, SETTINGS)
@@ -237,15 +237,15 @@ def test_clips_are_decoded_where_nets_run_if_that_can(
         raise VideoError("no frames here")
 
     for part in ("FaceDetector", "Ensemble", "Motion", "Listener"):
-        monkeypatch.setattr(predict, part, lambda *_, **__: SimpleNamespace(n_pairs=0, nets=[]))
-    monkeypatch.setattr(predict, "has_gpu_decoder", lambda: decodes)
-    monkeypatch.setattr(predict, "current_gpu", lambda: 1)
-    monkeypatch.setattr(predict, "read_frames", refuse_to_read)
+        monkeypatch.setattr(analyze, part, lambda *_, **__: SimpleNamespace(n_pairs=0, nets=[]))
+    monkeypatch.setattr(analyze, "has_gpu_decoder", lambda: decodes)
+    monkeypatch.setattr(analyze, "current_gpu", lambda: 1)
+    monkeypatch.setattr(analyze, "read_frames", refuse_to_read)
     monkeypatch.setattr("dfdc.runtime.choose_device", lambda wanted, place: device)
     monkeypatch.setattr("dfdc.runtime.describe_runtime", lambda device: "a net")
     for threads in ("torch.set_num_threads", "cv2.setNumThreads"):  # which later tests would keep
         monkeypatch.setattr(threads, lambda _: None)
-    predictor, runtime = workers._load(SETTINGS)
+    predictor, runtime = worker._load(SETTINGS)
     assert predictor.predict(Path("a.mp4"), 4).status == "unreadable"
     assert asked == [gpu]
     assert runtime == ("a net; NVDEC decodes H.264" if gpu is not None else "a net")
@@ -356,7 +356,7 @@ def test_worker_that_leaves_costs_no_clip() -> None:
 def test_clip_that_cuda_failed_is_scored_on_the_cpu(
     name: str, n_workers: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("dfdc.plan.GRACE_S", 0.2)
+    monkeypatch.setattr("dfdc.run.plan.GRACE_S", 0.2)
     settings = WorkerSettings(weights=(), device="auto", clip_limit_s=2.0)
     found = run([name, *(f"{i}.mp4" for i in range(5))], work=fail_on_cuda, settings=settings, n_workers=n_workers)
     assert (found[name].label, found[name].status) == (0.75, "ok")
@@ -394,7 +394,7 @@ def test_further_looks_stay_on_cuda_beside_a_clip_that_it_failed(tmp_path: Path)
 
 
 def test_worker_on_the_cpu_starts_where_nobody_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfdc.plan.GRACE_S", 0.2)
+    monkeypatch.setattr("dfdc.run.plan.GRACE_S", 0.2)
     settings = WorkerSettings(weights=(), device=str(tmp_path), clip_limit_s=5.0)
     known = {"0.mp4": Prediction("0.mp4", 0.4, wanted=8, nets=1, frames=8)}
     clips = {name: tmp_path / name for name in ("fault.mp4", *known)}
@@ -432,7 +432,7 @@ def test_workers_that_do_not_load_on_auto_are_tried_on_the_cpu(caplog: pytest.Lo
 
 def test_as_many_take_over_on_the_cpu_as_there_are_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only the one that was left when the others had died of CUDA."""
-    monkeypatch.setattr("dfdc.pool.count_cores", lambda: 2)
+    monkeypatch.setattr("dfdc.run.pool.count_cores", lambda: 2)
     settings = WorkerSettings(weights=(), clip_limit_s=2.0)
     clips = {name: tmp_path / name for name in ("a.mp4", "b.mp4", "c.mp4")}
     found = list(predict_clips(clips, settings, n_workers=3, deadline=NEVER, work=meet_on_the_cpu))

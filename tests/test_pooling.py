@@ -1,4 +1,4 @@
-"""dfdc.training.pooling and tools/compare_pooling.py: what a rule over frames must keep, and how rules are compared."""
+"""compare_pooling.py: what a rule over frames must keep, and how rules are compared."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from dfdc.aggregate import clip_probability, logit
+from dfdc.errors import DataError
+from dfdc.evaluation.metrics import draw_sources, measure, score_samples
 from dfdc.prediction import Prediction
-from dfdc.training.dataset import DataError
-from dfdc.training.metrics import draw_sources, measure, score_samples
-from dfdc.training.pooling import (
+from dfdc.research.pooling import (
     EDGES,
     FIXED_RULES,
     KERNELS,
@@ -40,8 +40,8 @@ from dfdc.training.pooling import (
     weigh_by_confidence,
 )
 from dfdc.weights import sigmoid
-from tools import compare_pooling as tool
-from tools.compare_pooling import Scores, compare_pooling, find_better, format_table, main, score_clips
+from tools.research import compare_pooling as tool
+from tools.research.compare_pooling import Scores, compare_pooling, find_better, format_table, main, score_clips
 
 LEANING = Pooling((0.0, 0.1, 0.3, 0.0, 0.9), -0.4)
 ALL_RULES = {**FIXED_RULES, LEARNED: LEANING}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dfdc.inputs import InputError
-from dfdc.training.processes import measure_tree
+from dfdc.errors import InputError
+from dfdc.run.processes import measure_tree
 from tools import rehearse as tool
 from tools.make_bundle import Names, make_bundle
 from tools.rehearse import (

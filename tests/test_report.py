@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from dfdc import report
 from dfdc.prediction import Prediction
-from dfdc.report import draw_report, find_portrait, main
-from dfdc.submission import read_predictions
+from dfdc.report import gallery
+from dfdc.report.gallery import draw_report, find_portrait, main
+from dfdc.run.submission import read_predictions
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 DETAILS = """filename,label,status,reason
@@ -41,14 +41,14 @@ def test_picture_is_drawn_where_a_clip_is_gone(tmp_path: Path, one_thread: None)
 
 def test_most_likely_fakes_are_shown_first_and_each_clip_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
-    monkeypatch.setattr(report, "FaceDetector", lambda device: None)
-    monkeypatch.setattr(report, "find_portrait", lambda path, detector: shown.append(path.name))
+    monkeypatch.setattr(gallery, "FaceDetector", lambda device: None)
+    monkeypatch.setattr(gallery, "find_portrait", lambda path, detector: shown.append(path.name))
     draw_report([Prediction(f"{n}.mp4", n / 10) for n in (5, 1, 9)], tmp_path, tmp_path / "report.png")
     assert shown == ["9.mp4", "5.mp4", "1.mp4"]
 
 
 def test_run_without_a_score_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "FaceDetector", lambda device: None)
+    monkeypatch.setattr(gallery, "FaceDetector", lambda device: None)
     assert draw_report([Prediction("a.mp4", 0.5, "timeout")], tmp_path, tmp_path / "report.png").is_file()
 
 

@@ -1,4 +1,4 @@
-"""dfdc.run: a job becomes a submission, and the same command goes on where a killed run ended."""
+"""dfdc.run.scoring: a job becomes a submission, and the same command goes on where a killed run ended."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from dfdc.deadline import NEVER, Deadline
-from dfdc.inputs import Job
 from dfdc.prediction import Prediction
-from dfdc.run import Result, score_job, summarize
-from dfdc.workers import WorkerSettings
+from dfdc.run.inputs import Job
+from dfdc.run.scoring import Result, score_job, summarize
+from dfdc.run.worker import WorkerSettings
 
 NAMES = ("a.mp4", "b.mp4", "c.mp4", "d.mp4")
 LABELS = {"a.mp4": 0.25, "b.mp4": 0.75, "c.mp4": 0.5, "d.mp4": 0.125}
@@ -47,7 +47,7 @@ class FakeWorkers:
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> FakeWorkers:
     fake = FakeWorkers()
-    monkeypatch.setattr("dfdc.run.predict_clips", fake)
+    monkeypatch.setattr("dfdc.run.scoring.predict_clips", fake)
     return fake
 
 
@@ -173,7 +173,7 @@ def test_summary_tells_where_a_clip_was_not_read_to_its_end(tmp_path: Path) -> N
 def test_long_run_tells_how_far_it_has_come(
     score: Callable[..., Result], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfdc.run.TELLING_S", 0.0)
+    monkeypatch.setattr("dfdc.run.scoring.TELLING_S", 0.0)
     with caplog.at_level(logging.INFO):
         score()
     assert "3 of 4 clips have a score" in caplog.text

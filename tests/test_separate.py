@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy.signal import istft, stft
 
+from dfdc.comparison.separate import judge_sound, separate
+from dfdc.comparison.sound import compare_sounds, find_lag, is_silent
+from dfdc.data.pictures import BLOCK, block_differences
 from dfdc.detect import Faces
-from dfdc.training.dataset import DataError
-from dfdc.training.pictures import BLOCK, block_differences
-from dfdc.training.separate import judge_sound, separate
-from dfdc.training.sound import compare_sounds, find_lag, is_silent
+from dfdc.errors import DataError
 from tests.pairs import SPOT, make_speech, paint, write_pair_clip
 from tools import separate_fakes
 
@@ -142,7 +142,7 @@ def folder(original, tmp_path):
 
 
 def test_table_has_a_row_for_each_fake_with_its_original(folder, monkeypatch):
-    monkeypatch.setattr("dfdc.training.detectors.FaceDetector", lambda device: OneFace())
+    monkeypatch.setattr("dfdc.data.detectors.FaceDetector", lambda device: OneFace())
     out = folder / "out" / "changes.csv"
     assert separate_fakes.main([str(folder), "--out", str(out), "--frames", "4", "--workers", "1"]) == 0
     with open(out, newline="") as file:
@@ -154,7 +154,7 @@ def test_table_has_a_row_for_each_fake_with_its_original(folder, monkeypatch):
 
 
 def test_table_goes_on_where_it_was_stopped(folder, monkeypatch, capsys):
-    monkeypatch.setattr("dfdc.training.detectors.FaceDetector", lambda device: OneFace())
+    monkeypatch.setattr("dfdc.data.detectors.FaceDetector", lambda device: OneFace())
     out = folder / "changes.csv"
     separate_fakes.separate_fakes([folder], out, n_frames=4, progress=False)
     text = out.read_text().replace("picture.mp4,original.mp4,,4,yes", "picture.mp4,original.mp4,,4,kept")
@@ -174,7 +174,7 @@ def test_table_goes_on_where_it_was_stopped(folder, monkeypatch, capsys):
 
 
 def test_pair_that_could_not_be_told_is_tried_again(folder, monkeypatch):
-    monkeypatch.setattr("dfdc.training.detectors.FaceDetector", lambda device: OneFace())
+    monkeypatch.setattr("dfdc.data.detectors.FaceDetector", lambda device: OneFace())
     out, whole = folder / "changes.csv", (folder / "picture.mp4").read_bytes()
     separate_fakes.separate_fakes([folder], out, n_frames=4, progress=False)
     assert "broken.mp4,original.mp4,,4,," in out.read_text()
@@ -185,7 +185,7 @@ def test_pair_that_could_not_be_told_is_tried_again(folder, monkeypatch):
 
 def test_other_fake_of_a_name_is_refused_while_the_first_is_there(folder, tmp_path, monkeypatch):
     """FaceForensics++ gives the fakes of all its methods the same names."""
-    monkeypatch.setattr("dfdc.training.detectors.FaceDetector", lambda device: OneFace())
+    monkeypatch.setattr("dfdc.data.detectors.FaceDetector", lambda device: OneFace())
     out, other = folder / "changes.csv", tmp_path / "other"
     separate_fakes.separate_fakes([folder], out, n_frames=4, progress=False)
     before = out.read_bytes()

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dfdc.analyze import Predictor
 from dfdc.deadline import Deadline
-from dfdc.predict import Predictor
 from dfdc.prediction import Prediction
 from dfdc.weights import find_weights
 from tools import show_clips as tool

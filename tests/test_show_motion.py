@@ -1,4 +1,4 @@
-"""tools/show_motion.py, and the shipped net for motion: flicker is found in a made clip and not in its steady twin."""
+"""show_motion.py and the shipped net for motion: flicker is found in a made clip and not in its steady twin."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from twins import write_twins
 
 from dfdc.crop import CropGeometry
 from dfdc.detect import FaceDetector
-from dfdc.model import FrameModel, load_model, save_model
-from dfdc.training.motion import score_pairs
+from dfdc.networks import FrameModel, load_model, save_model
+from dfdc.research.motion_training import score_pairs
 from dfdc.weights import ModelSpec, find_one
-from tools import show_motion
-from tools.show_motion import cut_pairs, main
+from tools.research import show_motion
+from tools.research.show_motion import cut_pairs, main
 
 ROOT = Path(__file__).resolve().parent.parent
 

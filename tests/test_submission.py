@@ -1,4 +1,4 @@
-"""dfdc.submission: complete from the first second, replaced atomically."""
+"""dfdc.run.submission: complete from the first second, replaced atomically."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dfdc.inputs import InputError
+from dfdc.errors import InputError
+from dfdc.files import write_csv
 from dfdc.prediction import Prediction
-from dfdc.submission import Submission, write_csv
+from dfdc.run.submission import Submission
 
 NAMES = ["plain.mp4", "with space.mp4", 'with,comma and "quotes".mp4', "Übung–視頻.mp4", "=formula.mp4"]
 

@@ -1,4 +1,4 @@
-"""tools/time_kernel.py: its arithmetic by hand, its view of processes, and a run of a fake and of the real kernel."""
+"""time_kernel.py: its arithmetic by hand, its view of processes, and a run of a fake and of the real kernel."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from clips import write_clip
 
-from dfdc.inputs import InputError
+from dfdc.errors import InputError
 from dfdc.prediction import Prediction
-from dfdc.submission import Submission
-from dfdc.training.processes import measure_tree
-from tools.time_kernel import (
+from dfdc.run.processes import measure_tree
+from dfdc.run.submission import Submission
+from tools.bench.time_kernel import (
     PlannedRun,
     Timing,
     describe,

@@ -1,4 +1,4 @@
-"""dfdc.training.flicker, .motion and .joining, and tools/train_motion.py: pairs, made flicker, the loop, the weight."""
+"""dfdc.research and train_motion.py: pairs, made flicker, the loop, the weight."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from skimage.data import astronaut
 from torch import Generator, Tensor
 
 from dfdc.crop import CropGeometry
-from dfdc.model import FrameModel
-from dfdc.training import motion
-from dfdc.training.clips import LabelledClip, read_metadata
-from dfdc.training.dataset import DataError
-from dfdc.training.flicker import blend_steadily, flicker, flicker_second
-from dfdc.training.joining import SeenClip, calibrate, choose_weight, measure_motion
-from dfdc.training.motion import (
+from dfdc.data.clips import LabelledClip, read_metadata
+from dfdc.errors import DataError
+from dfdc.networks import FrameModel
+from dfdc.research.flicker import blend_steadily, flicker, flicker_second
+from dfdc.research.fusion import SeenClip, calibrate, choose_weight, measure_motion
+from dfdc.research.motion_training import (
     Described,
     PairSet,
     describe_pairs,
@@ -31,9 +30,10 @@ from dfdc.training.motion import (
     score_pairs,
     split_sources,
 )
+from dfdc.training import motion
 from dfdc.weights import Calibration, ModelSpec, find_weights
 from tests.nets import lively
-from tools.train_motion import main
+from tools.research.train_motion import main
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 64
@@ -176,7 +176,7 @@ def test_classes_kinds_of_fakes_and_sources_count_alike() -> None:
 
 
 def test_pairs_are_scored_as_the_kernel_does(pairs: PairSet) -> None:
-    from dfdc.model import PairNet
+    from dfdc.networks import PairNet
 
     torch.manual_seed(0)
     model = lively(FrameModel(SPEC))

@@ -1,4 +1,4 @@
-"""tools/train_voice.py: tables of recordings, takes, training that resumes, and weights that the kernel loads."""
+"""train_voice.py: tables of recordings, takes, training that resumes, and weights that the kernel loads."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ import torch
 from pairs import make_speech
 
 from dfdc.audio import N_BANDS, RATE
-from dfdc.model import VoiceModel
-from dfdc.training.dataset import DataError
-from dfdc.training.state import save_state
-from dfdc.training.takes import Take, make_takes, read_speech
-from dfdc.training.vocoders import VOCODERS, by_griffin_lim
-from dfdc.training.voice import Trial, VoiceSettings, evaluate, make_batch, make_trials, score_trials, train_voice
-from dfdc.voice import Listener
+from dfdc.errors import DataError
+from dfdc.networks import VoiceModel
+from dfdc.research.recordings import Take, make_takes, read_speech
+from dfdc.research.vocoders import VOCODERS, by_griffin_lim
+from dfdc.research.voice import Listener
+from dfdc.research.voice_training import (
+    Trial,
+    VoiceSettings,
+    evaluate,
+    make_batch,
+    make_trials,
+    score_trials,
+    train_voice,
+)
+from dfdc.training.checkpoint import save_state
 from dfdc.weights import ModelSpec, find_weights
-from tools.train_voice import main, train_weights
+from tools.research.train_voice import main, train_weights
 
 SPEC = ModelSpec("efficientnet-lite0", 64, sees="sound", mean=(-60.0,), std=(15.0,))
 SETTINGS = VoiceSettings(epochs=2, steps=2, batch_size=4)
@@ -132,7 +140,7 @@ def test_real_and_made_windows_differ_by_the_voice_alone() -> None:
 
 
 def test_takes_without_speech_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfdc.training.voice.MAX_SILENT", 20)
+    monkeypatch.setattr("dfdc.research.voice_training.MAX_SILENT", 20)
     silent = [Take("hum", "ann", np.zeros(10 * RATE, np.float32), {"world": np.zeros(10 * RATE, np.float32)})]
     with pytest.raises(DataError, match="20 windows of the 1 training takes in a row held no speech; look whether"):
         make_batch(silent, [], 32, VoiceSettings(batch_size=2), np.random.default_rng(0))
@@ -181,7 +189,7 @@ def test_killed_run_goes_on_as_if_it_had_not_been(one_thread: None, tmp_path: Pa
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dfdc.training.course.save_state", save_and_die)
+        patch.setattr("dfdc.training.trainer.save_state", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "killed", 2)
     assert state.exists()
@@ -208,7 +216,7 @@ def test_scores_are_stated_per_vocoder(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = [(label, name) for name in ("lpc", "griffin_lim") for label in (0, 1)] * 3
     trials = [Trial(windows, label, name, str(index)) for index, (label, name) in enumerate(kinds)]
     logits = np.array([(1.0 if name == "lpc" else -1.0) * (2 * label - 1) for label, name in kinds])
-    monkeypatch.setattr("dfdc.training.voice.score_trials", lambda model, found: logits)
+    monkeypatch.setattr("dfdc.research.voice_training.score_trials", lambda model, found: logits)
     scores, _ = evaluate(VoiceModel(SPEC).eval(), trials)
     assert (scores["auc_lpc"], scores["auc_griffin_lim"], scores["auc"]) == (1, 0, 0.5)
 

@@ -26,21 +26,21 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 
 from dfdc.crop import CropGeometry
-from dfdc.model import CropNet, FrameModel, load_initial, save_model
-from dfdc.runtime import DeviceError
+from dfdc.data.dataset import CropSet, find_lonely, find_sources, load_crops, pair_epoch, read_split
+from dfdc.errors import DataError, DeviceError, WeightsError
+from dfdc.networks import CropNet, FrameModel, load_initial, save_model
 from dfdc.training import course, loop
 from dfdc.training.augment import RECIPE
-from dfdc.training.course import running_average
-from dfdc.training.dataset import CropSet, DataError, find_lonely, find_sources, load_crops, pair_epoch, read_split
+from dfdc.training.checkpoint import load_state, save_state
+from dfdc.training.distributed import Rank, join_ranks
+from dfdc.training.init import download_imagenet, has_folded_norms, revive_batch_norms
 from dfdc.training.loop import TrainSettings, score_crops, train
-from dfdc.training.parallel import Rank, join_ranks
 from dfdc.training.runlog import read_command
-from dfdc.training.start import download_imagenet, has_folded_norms, revive_batch_norms
-from dfdc.training.state import load_state, save_state
-from dfdc.weights import Calibration, ModelSpec, WeightsError, find_weights
+from dfdc.training.trainer import running_average
+from dfdc.weights import Calibration, ModelSpec, find_weights
 from tests.nets import lively
-from tools import time_training as time_tool
 from tools import train as train_tool
+from tools.bench import time_training as time_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 32
@@ -650,7 +650,7 @@ def test_run_that_goes_on_after_its_end_leaves_one_file(tmp_path: Path, monkeypa
 
 def test_tool_that_is_stopped_says_so_and_ends_by_the_signal() -> None:
     script = (
-        "import sys\nfrom dfdc.training.flags import run_tool\n\n"
+        "import sys\nfrom dfdc.flags import run_tool\n\n"
         "def stop():\n    raise KeyboardInterrupt\n\n"
         "sys.argv = ['tools/train.py']\nrun_tool(stop)"
     )
@@ -702,7 +702,7 @@ def test_ranks_average_their_gradients(tmp_path: Path) -> None:
     script = tmp_path / "ranks.py"
     script.write_text(
         "import torch\n"
-        "from dfdc.training.parallel import join_ranks\n"
+        "from dfdc.training.distributed import join_ranks\n"
         "def train(rank):\n"  # as training does: what is wrapped goes before the ranks part, or torch may abort then
         "    model = torch.nn.Linear(1, 1)\n"
         "    answer = rank.wrap(model)\n"

@@ -21,8 +21,9 @@ from clips import claim_size, draw, number_of, rewrite_packets, turn_clip, write
 
 from dfdc import video
 from dfdc.deadline import NEVER, Deadline
-from dfdc.inputs import SUFFIXES
-from dfdc.video import MAX_SIDE, Frame, VideoError, VideoTimeout, read_frames
+from dfdc.errors import VideoError, VideoTimeout
+from dfdc.run.inputs import SUFFIXES
+from dfdc.video import MAX_SIDE, Frame, read_frames
 
 QUIET = {"x265-params": "log-level=none"}
 # Where the middles of 8 equal parts of 30 frames lie, (i + 0.5) * 30 / 8, cut to whole numbers.

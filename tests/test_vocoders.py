@@ -1,4 +1,4 @@
-"""dfdc.training.vocoders and channel: made voices, and the way that a sound goes."""
+"""dfdc.research.vocoders and channel: made voices, and the way that a sound goes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pytest
 from pairs import make_speech
 
 from dfdc.audio import RATE, log_mel
-from dfdc.training.channel import CODECS, Channel, code, make_noise
-from dfdc.training.sound import compare_sounds
-from dfdc.training.vocoders import VOCODERS
+from dfdc.comparison.sound import compare_sounds
+from dfdc.research.audio_augment import CODECS, Channel, code, make_noise
+from dfdc.research.vocoders import VOCODERS
 
 SPEECH = make_speech(3.0)
 

@@ -1,4 +1,4 @@
-"""dfdc.voice: what is taken for speech, what a net sees of it, and what a voice adds to a clip's score."""
+"""dfdc.research.voice: what is taken for speech, what a net sees of it, and what a voice adds to a clip's score."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from clips import write_clip
 from pairs import make_speech, write_pair_clip
 
 from dfdc.aggregate import MADE_VOICES, add_voice, voice_probability
+from dfdc.analyze import Predictor
 from dfdc.audio import HOP, N_BANDS, QUIETEST_DB, RATE, read_sound
-from dfdc.export import export_programs
-from dfdc.model import VoiceModel, load_initial, load_model, save_model
-from dfdc.predict import Predictor
-from dfdc.training.vocoders import VOCODERS
-from dfdc.voice import LOUDNESS_DB, MAX_WINDOWS, Listener, cut_windows, is_speech, see_window
+from dfdc.networks import VoiceModel, load_initial, load_model, save_model
+from dfdc.programs import export_programs
+from dfdc.research.vocoders import VOCODERS
+from dfdc.research.voice import LOUDNESS_DB, MAX_WINDOWS, Listener, cut_windows, is_speech, see_window
 from dfdc.weights import Calibration, ModelSpec, WeightsFile, find_weights, open_weights
 from tests.nets import lively
 
@@ -109,7 +109,7 @@ def test_voice_model_round_trip(files: list[WeightsFile]) -> None:
 
 
 def test_net_of_pictures_becomes_one_of_sound(tmp_path: Path) -> None:
-    from dfdc.model import FrameModel
+    from dfdc.networks import FrameModel
 
     torch.manual_seed(1)
     face = lively(FrameModel(ModelSpec("efficientnet-lite0", COLUMNS)))
@@ -185,7 +185,7 @@ def test_voice_that_says_nothing_counts_as_the_share_of_made_voices() -> None:
 def test_picture_of_a_voice(files: list[WeightsFile], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import cv2
 
-    from tools.show_voice import main
+    from tools.research.show_voice import main
 
     clip = write_pair_clip(tmp_path / "a $^$ clip.mp4", n_frames=4, sound=make_speech(3.0))  # no formula
     out = tmp_path / "pictures" / "voice.png"

@@ -1,4 +1,4 @@
-"""dfdc.weights and dfdc.model: a file that rebuilds, feeds and vouches for its net."""
+"""dfdc.weights and dfdc.networks: a file that rebuilds, feeds and vouches for its net."""
 
 from __future__ import annotations
 
@@ -14,17 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dfdc.crop import CropGeometry
-from dfdc.model import FrameModel, build_network, load_initial, load_model, resize_crops, save_model
-from dfdc.weights import (
-    Calibration,
-    ModelSpec,
-    WeightsError,
-    file_digest,
-    find_one,
-    find_weights,
-    open_weights,
-    sigmoid,
-)
+from dfdc.errors import WeightsError
+from dfdc.networks import FrameModel, build_network, load_initial, load_model, resize_crops, save_model
+from dfdc.weights import Calibration, ModelSpec, file_digest, find_one, find_weights, open_weights, sigmoid
 from tests.nets import lively
 
 SPEC = ModelSpec(

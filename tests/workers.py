@@ -1,4 +1,4 @@
-"""What stands for a worker in tests of dfdc.pool; imported by each process anew, so it imports little."""
+"""What stands for a worker in tests of dfdc.run.pool; imported by each process anew, so it imports little."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from dfdc.plan import Task
 from dfdc.prediction import Prediction
-from dfdc.workers import LastWord, Prepared, Ready, Refusal, WorkerSettings
+from dfdc.run.plan import Task
+from dfdc.run.worker import LastWord, Prepared, Ready, Refusal, WorkerSettings
 
 
 def looks(connection: Connection) -> Iterator[tuple[Path, Task]]:

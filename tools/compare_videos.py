@@ -14,16 +14,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dfdc.comparison.compare import compare_clips
+from dfdc.comparison.difference import WRITTEN, Pair, write_difference
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
-from dfdc.runtime import DeviceError, choose_device
-from dfdc.training.compare import compare_clips
-from dfdc.training.crops import Misaligned
-from dfdc.training.difference import WRITTEN, Pair, write_difference
-from dfdc.training.draft import check_out
-from dfdc.training.flags import positive, run_tool
-from dfdc.video import VideoError
-from dfdc.weights import WeightsError, find_weights
+from dfdc.errors import DeviceError, Misaligned, VideoError, WeightsError
+from dfdc.files import check_out
+from dfdc.flags import positive, run_tool
+from dfdc.runtime import choose_device
+from dfdc.weights import find_weights
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 

@@ -19,21 +19,21 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.crop import CropGeometry, crop_face
+from dfdc.data.clips import read_present
+from dfdc.data.dataset import find_sources, load_rows, read_split
 from dfdc.deadline import NEVER
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
-from dfdc.inputs import InputError
-from dfdc.pool import predict_clips
-from dfdc.runtime import DeviceError, choose_device
-from dfdc.training.charts import Curve, Tile, draw_contact_sheet, draw_histogram, draw_reliability, draw_roc
-from dfdc.training.clips import read_present
-from dfdc.training.dataset import DataError, find_sources, load_rows, read_split
-from dfdc.training.draft import check_out, write_json
-from dfdc.training.flags import natural, positive, run_tool
-from dfdc.training.metrics import measure_intervals
-from dfdc.video import VideoError, read_frames
-from dfdc.weights import EXTRAS, WeightsError, find_weights, sigmoid
-from dfdc.workers import WorkerSettings
+from dfdc.errors import DataError, DeviceError, InputError, VideoError, WeightsError
+from dfdc.evaluation.charts import Curve, Tile, draw_contact_sheet, draw_histogram, draw_reliability, draw_roc
+from dfdc.evaluation.metrics import measure_intervals
+from dfdc.files import check_out, write_json
+from dfdc.flags import natural, positive, run_tool
+from dfdc.run.pool import predict_clips
+from dfdc.run.worker import WorkerSettings
+from dfdc.runtime import choose_device
+from dfdc.video import read_frames
+from dfdc.weights import EXTRAS, find_weights, sigmoid
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 # Of each class so many of the worst mistakes are shown.

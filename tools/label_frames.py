@@ -27,11 +27,11 @@ from werkzeug.serving import make_server
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.crop import CropGeometry
-from dfdc.training.crops import CutSettings
-from dfdc.training.dataset import DataError
-from dfdc.training.labels import MARKS, FrameLabel, LabelFile, read_box
-from dfdc.training.sheets import ClipFakes, Scorer, Sheet, Sheets, Shot, TableFakes
-from dfdc.weights import WeightsError, find_weights
+from dfdc.data.crops import CutSettings
+from dfdc.data.labels import MARKS, FrameLabel, LabelFile, read_box
+from dfdc.data.sheets import ClipFakes, Scorer, Sheet, Sheets, Shot, TableFakes
+from dfdc.errors import DataError, WeightsError
+from dfdc.weights import find_weights
 
 HOST, PORT = "127.0.0.1", 8765
 CLIP_CROPS = Path("labelling")

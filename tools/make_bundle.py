@@ -27,10 +27,12 @@ from packaging.requirements import Requirement
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dfdc.bundle import MANIFEST, WHEELS, Entry, Manifest, describe_file, version_in
-from dfdc.rules import COMPETITION, MAX_BUNDLE_BYTES
-from dfdc.training.commit import read_commit
-from dfdc.training.flags import run_tool
+from dfdc.errors import BundleError
+from dfdc.files import Entry, describe_file
+from dfdc.flags import run_tool
+from dfdc.kaggle.bundle import MANIFEST, WHEELS, Manifest, version_in
+from dfdc.kaggle.rules import COMPETITION, MAX_BUNDLE_BYTES
+from dfdc.version import read_commit
 from dfdc.weights import FURTHER, OPTIONAL
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +42,8 @@ IMAGE = ("numpy", "opencv-python-headless", "scipy", "torch", "tqdm")
 BUNDLED = ("av", "efficientnet-pytorch", "facenet-pytorch", "openvino", "safetensors")
 # Published as source only: a wheel is built here.
 SOURCE_ONLY = ("efficientnet-pytorch",)
+# The parts of the package that scoring and the notebook read; training and its tools stay at home.
+SCORING_PACKAGES = ("", "run", "kaggle", "report", "research")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # Kaggle's images have had glibc 2.31 or newer since 2022.
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
@@ -47,10 +51,6 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x8
 BUILD_TIME = "946684800"
 # Kaggle's default GPU, a P100, is retired, and the image's torch no longer runs on it.
 GPU = "NvidiaTeslaT4"
-
-
-class BundleFault(Exception):
-    """A bundle that cannot be made; the message names what, what is allowed and the cure."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Names:
             ("--kernel", self.kernel, 5),
         ):
             if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug) or not least <= len(slug) <= 50:
-                raise BundleFault(
+                raise BundleError(
                     f"{flag} is {slug!r}; allowed are {least} to 50 lower-case letters, digits and single hyphens, "
                     "as in the address on kaggle.com"
                 )
@@ -97,10 +97,10 @@ def make_bundle(
         out.
 
     Raises:
-        BundleFault: out is something else, a part is missing, or the bundle is larger than the competition allows.
+        BundleError: out is something else, a part is missing, or the bundle is larger than the competition allows.
     """
     if out.exists() and not (out / "dataset" / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise BundleFault(f"{out}: is there and is no bundle; remove it or name another with --out")
+        raise BundleError(f"{out}: is there and is no bundle; remove it or name another with --out")
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     dataset, kernel = draft / "dataset", draft / "kernel"
@@ -118,7 +118,7 @@ def make_bundle(
     (kernel / "kernel.ipynb").write_text(make_notebook((root / "kernel.py").read_text(encoding="utf-8"), names))
     size = sum(path.stat().st_size for path in dataset.rglob("*") if path.is_file())
     if size > MAX_BUNDLE_BYTES:
-        raise BundleFault(
+        raise BundleError(
             f"{dataset}: {size / 1e6:.0f} MB; allowed are {MAX_BUNDLE_BYTES / 1e6:.0f} MB of outside data"
         )
     shutil.rmtree(out, ignore_errors=True)
@@ -127,16 +127,19 @@ def make_bundle(
 
 
 def copy_sources(root: Path, dataset: Path) -> None:
-    """The package without its training part, the weights with `FURTHER` and `OPTIONAL`, kernel.py and the licence.
+    """The parts of the package that scoring reads, all weights, kernel.py and the licence.
 
     Raises:
-        BundleFault: there are no weights.
+        BundleError: there are no weights.
     """
-    for source in sorted((root / "dfdc").glob("*.py")):
-        shutil.copyfile(source, dataset / "dfdc" / source.name)
+    modules = [path for part in SCORING_PACKAGES for path in sorted((root / "dfdc" / part).glob("*.py"))]
+    for source in modules:
+        target = dataset / source.relative_to(root)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, target)
     weights = sorted((root / "weights").glob("*.safetensors"))
     if not weights:
-        raise BundleFault(f"{root / 'weights'}: holds no .safetensors file; train one with tools/train.py")
+        raise BundleError(f"{root / 'weights'}: holds no .safetensors file; train one with tools/train.py")
     below = [file for name in (FURTHER, OPTIONAL) for file in sorted((root / "weights" / name).glob("*.safetensors"))]
     for source in [*weights, *below, *(root / "weights").glob("README.md")]:
         target = dataset / source.relative_to(root)
@@ -165,7 +168,7 @@ def make_manifest(dataset: Path, requirements: Path, commit: str) -> Manifest:
     """What lies in a dataset's folder, and what the package needs.
 
     Raises:
-        BundleFault: a package has no line of its own in the requirements, or one that the start cannot check.
+        BundleError: a package has no line of its own in the requirements, or one that the start cannot check.
     """
     ranges = read_ranges(requirements)
     files: dict[str, Entry] = {}
@@ -176,7 +179,7 @@ def make_manifest(dataset: Path, requirements: Path, commit: str) -> Manifest:
             version_in("1", ranges[name])
         except (KeyError, AttributeError) as error:
             line = f"{name}{ranges[name]}" if name in ranges else f"no line for {name}"
-            raise BundleFault(
+            raise BundleError(
                 f"{requirements}: {line}; a line per package with >=, <=, ==, < or > is needed"
             ) from error
     image, packages = ({name: ranges[name] for name in group} for group in (IMAGE, BUNDLED))
@@ -234,7 +237,7 @@ def make_notebook(source: str, names: Names) -> str:
     """
     last = ast.parse(source).body[-1]
     if not (isinstance(last, ast.If) and ast.unparse(last.test) == "__name__ == '__main__'"):
-        raise BundleFault('kernel.py: does not end with `if __name__ == "__main__":`, as a notebook needs it')
+        raise BundleError('kernel.py: does not end with `if __name__ == "__main__":`, as a notebook needs it')
     code = "\n".join(source.splitlines()[: last.lineno - 1]).rstrip()
     new = nbformat.v4
     cells = [
@@ -274,12 +277,12 @@ import subprocess
 
 from IPython.display import Image, display
 
-from dfdc.inputs import find_below
+from dfdc.run.inputs import find_below
 
 # A process of its own, and no reason to fail: the submission is there.
 with contextlib.suppress(Exception):
     clips = find_below(KAGGLE_INPUT, "test_videos")
-    command = [sys.executable, "-m", "dfdc.report", "predictions.csv", "--clips", str(clips)]
+    command = [sys.executable, "-m", "dfdc.report.gallery", "predictions.csv", "--clips", str(clips)]
     print(subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=600).stderr)
     display(Image("report.png"))"""
 
@@ -319,12 +322,12 @@ def fetch_wheels(cache: Path, pythons: tuple[str, ...], *, lock: Path = ROOT / "
         Their files, by name, each once.
 
     Raises:
-        BundleFault: a package is not locked, or there is no such wheel.
+        BundleError: a package is not locked, or there is no such wheel.
     """
     wheels = set()
     for python in pythons:
         if not re.fullmatch(r"3\.\d+", python):
-            raise BundleFault(f"--python {python}: allowed are versions such as 3.12")
+            raise BundleError(f"--python {python}: allowed are versions such as 3.12")
         for name in BUNDLED:
             version = _locked_version(lock, name, python)
             folder = cache / f"{name}-{version}" / ("any" if name in SOURCE_ONLY else f"cp{python.replace('.', '')}")
@@ -349,7 +352,7 @@ def _fetch_wheel(folder: Path, name: str, version: str, python: str) -> None:
     run = subprocess.run([*command, f"{name}=={version}"], env=environment, stderr=subprocess.PIPE, text=True)
     if run.returncode or not list(draft.glob("*.whl")):
         reason = next((line for line in run.stderr.splitlines() if line.startswith("ERROR")), "pip gave no wheel")
-        raise BundleFault(f"{name} {version}: no wheel for Python {python} on Linux, x86-64 ({reason})")
+        raise BundleError(f"{name} {version}: no wheel for Python {python} on Linux, x86-64 ({reason})")
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft.rename(folder)
 
@@ -362,7 +365,7 @@ def _locked_version(lock: Path, name: str, python: str) -> str:
         locked = Requirement(line)
         if locked.name == name and (locked.marker is None or locked.marker.evaluate(environment)):
             return next(iter(locked.specifier)).version
-    raise BundleFault(f"{lock}: locks no {name} for Python {python}; add a line")
+    raise BundleError(f"{lock}: locks no {name} for Python {python}; add a line")
 
 
 def describe(out: Path, names: Names) -> str:
@@ -405,7 +408,7 @@ def main(argv: list[str] | None = None) -> int:
         names = Names(args.user, args.dataset, args.kernel)
         wheels = fetch_wheels(args.cache, tuple(args.python))
         print(describe(make_bundle(args.out, names, wheels=wheels, gpu=args.gpu), names))
-    except (BundleFault, OSError) as error:
+    except (BundleError, OSError) as error:
         print(f"make_bundle: {error}", file=sys.stderr)
         return 1
     return 0

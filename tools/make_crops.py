@@ -21,11 +21,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.crop import CropGeometry
-from dfdc.pool import count_cores
-from dfdc.runtime import DeviceError, choose_device
-from dfdc.submission import write_csv
-from dfdc.training.clips import METADATA, LabelledClip, group_families, is_held_out, read_metadata
-from dfdc.training.crops import (
+from dfdc.data.clips import METADATA, LabelledClip, group_families, is_held_out, read_metadata
+from dfdc.data.crops import (
     STATUSES,
     CutSettings,
     Report,
@@ -35,8 +32,12 @@ from dfdc.training.crops import (
     prepare_folder,
     read_records,
 )
-from dfdc.training.dataset import DataError, read_table
-from dfdc.training.flags import positive
+from dfdc.data.dataset import read_table
+from dfdc.errors import DataError, DeviceError
+from dfdc.files import write_csv
+from dfdc.flags import positive
+from dfdc.run.pool import count_cores
+from dfdc.runtime import choose_device
 
 
 def make_crops(

@@ -25,11 +25,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dfdc.inputs import InputError, collect
-from dfdc.rules import COMPETITION, find_faults
-from dfdc.submission import read_predictions
-from dfdc.training.flags import positive, run_tool
-from dfdc.training.processes import find_tree, measure_tree
+from dfdc.errors import InputError
+from dfdc.flags import positive, run_tool
+from dfdc.kaggle.rules import COMPETITION, find_faults
+from dfdc.run.inputs import collect
+from dfdc.run.processes import find_tree, measure_tree
+from dfdc.run.submission import read_predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"

@@ -21,15 +21,15 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dfdc.comparison.separate import Change, separate
+from dfdc.data.clips import METADATA, LabelledClip, digest_clip, group_families, is_same, read_metadata
+from dfdc.data.detectors import detect_in_parallel
 from dfdc.detect import FaceDetector
-from dfdc.pool import count_cores
-from dfdc.runtime import DeviceError, choose_device
-from dfdc.submission import write_csv
-from dfdc.training.clips import METADATA, LabelledClip, digest_clip, group_families, is_same, read_metadata
-from dfdc.training.dataset import DataError
-from dfdc.training.detectors import detect_in_parallel
-from dfdc.training.flags import positive
-from dfdc.training.separate import Change, separate
+from dfdc.errors import DataError, DeviceError
+from dfdc.files import write_csv
+from dfdc.flags import positive
+from dfdc.run.pool import count_cores
+from dfdc.runtime import choose_device
 
 log = logging.getLogger(__name__)
 

@@ -24,20 +24,21 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dfdc.analyze import Predictor
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.deadline import Deadline
-from dfdc.inputs import InputError, collect
+from dfdc.errors import DeviceError, InputError, WeightsError
+from dfdc.files import check_out, drafted
+from dfdc.flags import positive
 from dfdc.log import show_log
-from dfdc.plan import TOP
-from dfdc.predict import Predictor
 from dfdc.prediction import Prediction
-from dfdc.runtime import DeviceError, choose_device
+from dfdc.run.inputs import collect
+from dfdc.run.plan import TOP
+from dfdc.run.worker import WorkerSettings
+from dfdc.runtime import choose_device
 from dfdc.tracks import Track
-from dfdc.training.draft import check_out, drafted
-from dfdc.training.flags import positive
 from dfdc.video import Frame
-from dfdc.weights import EXTRAS, WeightsError, find_weights, sigmoid
-from dfdc.workers import WorkerSettings
+from dfdc.weights import EXTRAS, find_weights, sigmoid
 
 ROOT = Path(__file__).resolve().parent.parent
 # Wider than the nets' crops, so that a person sees a person.

@@ -18,16 +18,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.crop import CropGeometry
-from dfdc.runtime import DeviceError
-from dfdc.training.dataset import DataError, find_lonely, load_crops, load_rows, read_split
-from dfdc.training.flags import COMPILE_HELP, natural, positive, run_tool
-from dfdc.training.labels import describe_counts, read_labels, weigh_crops
+from dfdc.data.dataset import find_lonely, load_crops, load_rows, read_split
+from dfdc.data.labels import describe_counts, read_labels, weigh_crops
+from dfdc.errors import DataError, DeviceError, WeightsError
+from dfdc.evaluation.metrics import tells_nothing
+from dfdc.flags import COMPILE_HELP, natural, positive, run_tool
+from dfdc.training.distributed import Rank, join_ranks
+from dfdc.training.init import revive_if_folded, start_model
 from dfdc.training.loop import TrainSettings, train
-from dfdc.training.metrics import tells_nothing
-from dfdc.training.parallel import Rank, join_ranks
 from dfdc.training.runlog import save_trained
-from dfdc.training.start import revive_if_folded, start_model
-from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsError
+from dfdc.weights import ARCHITECTURES, ModelSpec
 
 
 def train_weights(
@@ -50,7 +50,7 @@ def train_weights(
     """Train, calibrate and write one model.
 
     Args:
-        crops: crop tables; see `dfdc.training.dataset.read_table`. Their splits train and val are taken together.
+        crops: crop tables; see `dfdc.data.dataset.read_table`. Their splits train and val are taken together.
         run: folder for the log and the state that a killed run resumes from; made if absent.
         out: folder that gets the weights file; made if absent.
         architecture: one of `dfdc.weights.ARCHITECTURES`.

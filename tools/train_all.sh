@@ -34,7 +34,7 @@ if [[ $init != imagenet ]]; then
 fi
 rm -f "$out"/weights/*.safetensors "$out"/weights/further/*.safetensors  # of an earlier start: two of one net would both answer
 
-if ((gpus > 0)); then "$python" "$root/tools/time_training.py" --device cuda --architecture efficientnet-b0 --compile | tee "$out/speed.txt"; fi
+if ((gpus > 0)); then "$python" "$root/tools/bench/time_training.py" --device cuda --architecture efficientnet-b0 --compile | tee "$out/speed.txt"; fi
 for number in "${!nets[@]}"; do
   seed=$((${SEED:-1} + number))
   IFS=":" read -r net blend <<< "${nets[number]}"
@@ -48,7 +48,7 @@ for number in "${!nets[@]}"; do
   "$python" "$root/tools/evaluate.py" --crops "$crops" --weights "$run" --json "$run.json"
 done
 "$python" "$root/tools/evaluate.py" --crops "$crops" --weights "$out/weights" --json "$out/all.json" --pictures "$out/pictures"
-"$python" "$root/tools/compare_recipes.py" --crops "$crops" "${start[@]}" --run "$out/parts" \
+"$python" "$root/tools/research/compare_recipes.py" --crops "$crops" "${start[@]}" --run "$out/parts" \
   --json "$out/parts.json" --architecture "${nets[0]%%:*}" --epochs "${PART_EPOCHS:-8}" --input-size "${PART_SIZE:-128}" \
   ${fast[@]+"${fast[@]}"} ${PARTS:+--only "${parts[@]}"} ${LIMIT:+--limit "$LIMIT"} ${BATCH:+--batch-size "$BATCH"} \
   | tee "$out/parts.md"

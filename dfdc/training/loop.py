@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dfdc.model import FrameModel, TwoViewModel, resize_crops
+from dfdc.data.dataset import CropSet, pair_epoch
+from dfdc.errors import DataError
+from dfdc.evaluation.metrics import measure_calibrated
+from dfdc.networks import FrameModel, TwoViewModel, resize_crops
 from dfdc.training.augment import RECIPE, augment, augment_pairs, mix_pairs, pick
 from dfdc.training.blend import self_blend
-from dfdc.training.course import Evaluation, pass_epochs, set_out
-from dfdc.training.dataset import CropSet, DataError, pair_epoch
-from dfdc.training.metrics import measure_calibrated
-from dfdc.training.parallel import Rank
-from dfdc.training.state import describe_origin
+from dfdc.training.checkpoint import describe_origin
+from dfdc.training.distributed import Rank
+from dfdc.training.trainer import Evaluation, pass_epochs, set_out
 from dfdc.weights import Calibration
 
 # Crops that are scored together: on the CPU 128 of 192 px take 6 GB beside training's own memory, and are no faster.
@@ -36,7 +37,7 @@ class TrainSettings:
     Attributes:
         epochs: passes over the real crops, each beside one fake.
         batch_size: crops per step, half of them real; even.
-        learning_rate: peak; see `dfdc.training.course.learning_rate`.
+        learning_rate: peak; see `dfdc.training.trainer.learning_rate`.
         ema_decay: per step, of the averaged weights that are evaluated and shipped; see `running_average` there.
         label_smoothing: targets are drawn towards one half by it.
         mixup: probability that an aligned pair's fake is mixed with its original.

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
-from dfdc.model import FrameModel, VoiceModel, save_model
-from dfdc.submission import write_csv
-from dfdc.training.charts import draw_training
-from dfdc.training.commit import read_commit
+from dfdc.evaluation.charts import draw_training
+from dfdc.files import write_csv
+from dfdc.networks import FrameModel, VoiceModel, save_model
+from dfdc.version import read_commit
 from dfdc.weights import Calibration
 
 
@@ -76,7 +76,7 @@ def save_trained(
     ensemble.
 
     Args:
-        model, folder, name: as `dfdc.model.save_model`.
+        model, folder, name: as `dfdc.networks.save_model`.
         calibration, trained_on: see `dfdc.weights.ModelSpec`.
         scores: of its validation, by name.
 

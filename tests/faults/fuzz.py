@@ -26,8 +26,9 @@ except ImportError:
     sys.exit("fuzz: atheris is not installed; pip install atheris (wheels for Python 3.11 to 3.13 on Linux)")
 
 with atheris.instrument_imports(include=["dfdc"]):
-    from dfdc import inputs, journal, submission, weights
+    from dfdc import weights
     from dfdc.prediction import Prediction
+    from dfdc.run import inputs, journal, submission
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 # Memory, not disk: a target writes its file some thousand times a second.

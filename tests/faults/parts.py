@@ -28,7 +28,8 @@ READ_ALONE = """
 import os
 import sys
 from pathlib import Path
-from dfdc.video import VideoError, read_frames
+from dfdc.errors import VideoError
+from dfdc.video import read_frames
 if os.geteuid() == 0:  # root may read everything; by now all modules are loaded
     os.setuid(65534)
 try:

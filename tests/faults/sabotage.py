@@ -18,11 +18,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import kernel
-from dfdc import plan, pool, run, workers
 from dfdc.deadline import Deadline
+from dfdc.errors import VideoError, VideoTimeout
 from dfdc.prediction import Prediction
-from dfdc.video import Frame, VideoError, VideoTimeout, read_frames
-from dfdc.workers import WorkerSettings
+from dfdc.run import plan, pool, scoring, worker
+from dfdc.run.worker import WorkerSettings
+from dfdc.video import Frame, read_frames
 
 # A clip's wall limit while sabotaged, and the grace beyond it: enough for an intact clip on a busy machine.
 LIMIT_S = 20.0
@@ -114,7 +115,7 @@ class FakePredictor:
     device = "cpu"
 
     def predict(self, path: Path, n_frames: int, *, n_nets: int, name: str, deadline: Deadline) -> Prediction:
-        """One clip's prediction, as `dfdc.predict.Predictor` would give it."""
+        """One clip's prediction, as `dfdc.analyze.Predictor` would give it."""
         started, blank = time.monotonic(), Prediction(name, wanted=n_frames)
         try:
             frames = read_or_misbehave(path, n_frames, deadline=deadline)
@@ -131,15 +132,15 @@ class FakePredictor:
 
 def score_sabotaged(connection: Connection, settings: WorkerSettings) -> None:
     """A real worker's life, with deeds for the clips that order them."""
-    import dfdc.predict
+    import dfdc.analyze
 
-    dfdc.predict.read_frames = read_or_misbehave
+    dfdc.analyze.read_frames = read_or_misbehave
     REAL_WORK(connection, settings)
 
 
 def score_faked(connection: Connection, settings: WorkerSettings) -> None:
     """A worker's life without nets."""
-    workers._load = lambda _: (FakePredictor(), "nothing: nets are fakes")
+    worker._load = lambda _: (FakePredictor(), "nothing: nets are fakes")
     REAL_WORK(connection, settings)
 
 
@@ -147,7 +148,7 @@ def main() -> int:
     """The kernel's command line; the environment's FAULTS_NETS says which nets, FAULTS_LIMIT_S a clip's wall limit."""
     if os.environ.get("FAULTS_NETS") == "fake":
         pool.PRELOADED = ["av", "numpy"]
-        run.predict_clips = partial(pool.predict_clips, work=score_faked)
+        scoring.predict_clips = partial(pool.predict_clips, work=score_faked)
     else:
         pool.score_clips = score_sabotaged
     if limit_s := os.environ.get("FAULTS_LIMIT_S"):

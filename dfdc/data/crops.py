@@ -1,0 +1,439 @@
+"""Labelled clips -> face crops on disk, those of a fake aligned with its original's pixel for pixel.
+
+A clip's images and a record of them, clip.json, are written to a folder that moves to its place when it is complete:
+a clip whose folder is there is done, until its file changes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dfdc.crop import CropGeometry, crop_face
+from dfdc.data.clips import LabelledClip, digest_clip, is_same
+from dfdc.data.detectors import detect_in_parallel
+from dfdc.data.pictures import PictureDifference, compare_pictures
+from dfdc.detect import FaceDetector, Faces
+from dfdc.errors import DataError, Misaligned, VideoError
+from dfdc.tracks import find_tracks
+from dfdc.video import read_frames, read_frames_at, stream_frames
+
+log = logging.getLogger(__name__)
+
+CROP_COLUMNS = (
+    *("path", "video", "label", "original", "manipulation", "split", "frame", "time", "track"),
+    *("box", "landmarks", "source_size", "difference", "ssim"),
+)
+FRAME_COLUMNS = ("name", "label")
+# Finished clips, and those in the making, below the output folder.
+IMAGES, DRAFTS, RECORD = "images", "drafts", "clip.json"
+STATUSES = ("ok", "equal", "misaligned", "no_face", "unreadable", "error")
+# A fake's frame belongs to its original's if their times agree to half a frame at 60 a second.
+SAME_TIME_S = 0.008
+# FaceForensics++'s Face2Face and NeuralTextures trim 11 and 8 px from both sides to get to multiples of 32 (measured by
+# shifting them over their originals); what differs by more was scaled, and cannot be compared pixel for pixel.
+MAX_TRIM = 64
+PLAIN_JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class CutSettings:
+    """How clips are cut.
+
+    Attributes:
+        n_frames: looked at per clip, spread evenly over its time; None for all, of whole frames only.
+        geometry: of the crops.
+        jpeg_quality: of the crops, 1 to 100; None writes PNG, which loses nothing.
+        skip_equal: whether a fake's tracks that are its original's, encoded anew or not, are left out.
+        plain_frames: write whole frames as JPEG instead of crops.
+    """
+
+    n_frames: int | None = 16
+    geometry: CropGeometry = field(default_factory=CropGeometry)
+    jpeg_quality: int | None = None
+    skip_equal: bool = False
+    plain_frames: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_frames is None and not self.plain_frames:
+            raise ValueError("n_frames is None; allowed: 1 and up, and None for plain frames")
+        if self.n_frames is not None and self.n_frames < 1:
+            raise ValueError(f"n_frames is {self.n_frames}; allowed: 1 and up")
+        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality is {self.jpeg_quality}; allowed: 1 to 100, or None for PNG")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return FRAME_COLUMNS if self.plain_frames else CROP_COLUMNS
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One face of one frame.
+
+    Attributes:
+        frame: index among the clip's sampled frames; a fake's is its original's.
+        time_s: seconds from the clip's first frame.
+        track: index of the person.
+        box: (4,) float32 x0, y0, x1, y1 in pixels of the frame.
+        landmarks: (5, 2) float32 x, y; None where the box is interpolated.
+        crop: (size, size, 3) uint8 RGB.
+    """
+
+    frame: int
+    time_s: float
+    track: int
+    box: np.ndarray
+    landmarks: np.ndarray | None
+    crop: np.ndarray
+
+
+@dataclass(frozen=True)
+class CutClip:
+    """The faces of one clip, and the height and width in pixels of its frames."""
+
+    size: tuple[int, int]
+    cuts: list[Cut]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of one clip.
+
+    Attributes:
+        video: its name.
+        status: one of `STATUSES`.
+        reason: why it is not "ok".
+        rows: of the table, one for each image, in the order of the settings' columns.
+        label, original: what the metadata said of it when it was cut; None in records of older versions.
+        path, digest: of the file that was cut, see `dfdc.data.clips.is_same`.
+        original_digest: of the clip that a fake was laid over; empty where it was cut alone. None for reals, and in
+            records of older versions.
+    """
+
+    video: str
+    status: str = "ok"
+    reason: str = ""
+    rows: tuple[tuple[object, ...], ...] = ()
+    label: str | None = None
+    original: str | None = None
+    path: str = ""
+    digest: str = ""
+    original_digest: str | None = None
+
+    def is_of(self, clip: LabelledClip) -> bool:
+        """Whether this file was cut, and as what the metadata say that it is.
+
+        Raises:
+            DataError: as `dfdc.data.clips.is_same`.
+        """
+        told = self.label is None or (self.label, self.original) == (clip.label, clip.original)
+        return is_same(clip.path, self.path, self.digest) and told
+
+
+def prepare_folder(out: Path, settings: CutSettings, *, overwrite: bool = False) -> None:
+    """Make an output folder ready, and see that what lies there was cut alike.
+
+    Raises:
+        DataError: it holds crops that were cut with other settings.
+        OSError: it cannot be written.
+    """
+    if overwrite:
+        for name in (IMAGES, DRAFTS):
+            shutil.rmtree(out / name, ignore_errors=True)
+        (out / "settings.json").unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    path, text = out / "settings.json", json.dumps(asdict(settings), indent=1) + "\n"
+    if not path.exists():
+        path.write_text(text, encoding="utf-8")
+    elif path.read_text(encoding="utf-8") != text:
+        raise DataError(f"{path}: cut with other settings; use the same, delete the folder, or name another")
+
+
+def cut_clip(path: Path, detector: FaceDetector, settings: CutSettings) -> CutClip:
+    """Find and cut the faces of a clip as the kernel does.
+
+    Raises:
+        VideoError: it gives no frame.
+    """
+    frames = read_frames(path, settings.n_frames)
+    tracks, faces = find_tracks([frame.pixels for frame in frames], detector)
+    cuts = [
+        Cut(
+            int(index),
+            frames[index].time_s,
+            number,
+            box,
+            _landmarks(faces[index], box) if found else None,
+            crop_face(frames[index].pixels, box, settings.geometry),
+        )
+        for number, track in enumerate(tracks)
+        for index, box, found in zip(track.frames, track.boxes, track.found, strict=True)
+    ]
+    return CutClip(frames[0].pixels.shape[:2], cuts)
+
+
+def cut_fake(path: Path, original: CutClip, settings: CutSettings) -> CutClip:
+    """Cut a fake where its original was cut: the same moments, the same boxes.
+
+    Args:
+        path: of the fake.
+        original: with at least one face.
+        settings: those of the original.
+
+    Raises:
+        Misaligned: its frames differ by more than `MAX_TRIM` in size, or none is shown when one of the original's is.
+        VideoError: it gives no frame.
+    """
+    times = {cut.time_s for cut in original.cuts}
+    frames = read_frames_at(path, sorted(times))
+    if not frames:
+        raise VideoError("no frame of it decodes at its original's times")
+    size = frames[0].pixels.shape[:2]
+    trims = np.subtract(size, original.size) / 2
+    if (np.abs(trims) > MAX_TRIM / 2).any():
+        raise Misaligned("{1}x{0} pixels, its original has {3}x{2}".format(*size, *original.size))
+    shift = trims[::-1].astype(np.float32)
+    cuts = []
+    for cut in original.cuts:
+        frame = min(frames, key=lambda frame: abs(frame.time_s - cut.time_s))
+        if abs(frame.time_s - cut.time_s) <= SAME_TIME_S:
+            box = cut.box + np.tile(shift, 2)
+            landmarks = None if cut.landmarks is None else cut.landmarks + shift
+            crop = crop_face(frame.pixels, box, settings.geometry)
+            cuts.append(replace(cut, box=box, landmarks=landmarks, crop=crop))
+    if not cuts:
+        raise Misaligned("none of its frames is shown when one of its original's is")
+    return CutClip(size, cuts)
+
+
+def cut_family(
+    detector: FaceDetector, clips: list[LabelledClip], out: Path, settings: CutSettings, done: frozenset[str]
+) -> list[Report]:
+    """Cut an original and its fakes, and write what they give.
+
+    Args:
+        detector: finds faces.
+        clips: one family, the original first where it is there.
+        out: folder that gets a folder for each clip.
+        settings: how.
+        done: names of clips that are not to be written again.
+
+    Returns:
+        A report for each clip that was not done. Those that failed are logged; neither they, nor fakes whose original
+        did, nor clips whose file is absent are marked as done.
+    """
+    todo = [clip for clip in clips if clip.name not in done]
+    wanted = not settings.plain_frames and any(clip.path.is_file() for clip in todo)
+    reports, original, lead_digest = [], None, ""
+    for clip in clips:
+        leads = clip.label == "REAL" and wanted
+        if clip not in todo and not leads:
+            continue
+        draft = out / DRAFTS / clip.name
+        shutil.rmtree(draft, ignore_errors=True)
+        images, report, cut = _cut(clip, original, detector, settings, draft)
+        report = replace(
+            report,
+            **{"label": clip.label, "original": clip.original},
+            **{"path": os.path.realpath(clip.path), "digest": digest_clip(clip.path)},
+            original_digest=(lead_digest if original else "") if clip.original and wanted else None,
+        )
+        if leads and report.status == "error":  # cut without it, its fakes would never be laid over it
+            reason = f"its original {clip.name} failed"
+            return [report if other is clip else Report(other.name, "error", reason) for other in todo]
+        if leads:
+            original, lead_digest = cut, report.digest
+        if clip in todo:
+            reports.append(report)
+            if report.status != "error" and clip.path.is_file():
+                _store(draft, report, images, settings)
+    return reports
+
+
+def _cut(
+    clip: LabelledClip, original: CutClip | None, detector: FaceDetector, settings: CutSettings, draft: Path
+) -> tuple[dict[str, np.ndarray], Report, CutClip | None]:
+    """A clip's crops by file name, what to say of it, and its faces where it has some: the one place that catches.
+
+    Whole frames may be too many to hold: they are in the draft already.
+    """
+    try:
+        if settings.plain_frames:
+            return {}, _write_frames(clip, settings, draft), None
+        cut = cut_fake(clip.path, original, settings) if original else cut_clip(clip.path, detector, settings)
+        return *_describe(clip, cut, original, settings), cut if cut.cuts else None
+    except Misaligned as error:
+        return {}, Report(clip.name, "misaligned", str(error)), None
+    except VideoError as error:
+        return {}, Report(clip.name, "unreadable", str(error)), None
+    except OSError:  # videos raise none: the output cannot be written, and the next clip's could not either
+        raise
+    except Exception as error:  # one odd clip must not end a run of days
+        log.exception("%s: failed", clip.path)
+        return {}, Report(clip.name, "error", f"{type(error).__name__}: {error}"), None
+
+
+def cut_families(
+    families: list[list[LabelledClip]],
+    out: Path,
+    settings: CutSettings,
+    *,
+    n_workers: int,
+    device: str = "cpu",
+    done: frozenset[str] = frozenset(),
+) -> Iterator[list[Report]]:
+    """`cut_family` over many families, in as many processes, in the order in which they get done.
+
+    Args:
+        families: from `dfdc.data.clips.group_families`.
+        out: see `cut_family`.
+        settings: how.
+        n_workers, device: see `detect_in_parallel`.
+        done: names of clips that are not to be written again.
+
+    Raises:
+        BrokenProcessPool: a worker died.
+        OSError: the output cannot be written.
+    """
+    calls = [(family, out, settings, done & {clip.name for clip in family}) for family in families]
+    yield from detect_in_parallel(cut_family, calls, n_workers=n_workers, device=device)
+
+
+def read_records(out: Path) -> Iterator[Report]:
+    """The reports of the clips that are done, by name."""
+    for path in sorted(out.glob(f"{IMAGES}/*/{RECORD}")):
+        yield _read_record(path)
+
+
+def find_done(out: Path, clips: Mapping[str, LabelledClip]) -> dict[str, Report]:
+    """The reports of those clips that are done and need not be cut again, by name.
+
+    One whose file or metadata changed is to be cut again, and so is a fake whose original changed, or was absent then
+    and is there now.
+
+    Args:
+        out: folder of the crops.
+        clips: by name.
+
+    Raises:
+        DataError: another clip of one's name was cut into this folder, and is still there.
+    """
+    reports = {name: report for name in clips if (report := find_record(out, name))}
+    valid = {name: report for name, report in reports.items() if report.is_of(clips[name])}
+
+    def lies_right(report: Report) -> bool:
+        """Whether a fake was cut where its original is, as far as that can be told, or has to stand alone."""
+        lead = clips.get(clips[report.video].original)
+        if lead is None or report.original_digest is None or (lead.name in valid and valid[lead.name].status != "ok"):
+            return True
+        return digest_clip(lead.path) in ("", report.original_digest)
+
+    return {name: report for name, report in valid.items() if lies_right(report)}
+
+
+def find_record(out: Path, video: str) -> Report | None:
+    """The report of one clip; None where it is not done."""
+    path = out / IMAGES / video / RECORD
+    return _read_record(path) if path.exists() else None
+
+
+def _read_record(path: Path) -> Report:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return Report(**{**record, "rows": tuple(tuple(row) for row in record["rows"])})
+
+
+def _landmarks(faces: Faces, box: np.ndarray) -> np.ndarray:
+    return faces.landmarks[np.abs(faces.boxes - box).sum(1).argmin()]
+
+
+def _describe(
+    clip: LabelledClip, cut_clip: CutClip, original: CutClip | None, settings: CutSettings
+) -> tuple[dict[str, np.ndarray], Report]:
+    """The images of a clip by file name, and their rows."""
+    if not cut_clip.cuts:
+        return {}, Report(clip.name, "no_face", f"no face in {settings.n_frames} frames")
+    twins = {(cut.frame, cut.track): cut.crop for cut in original.cuts} if original else {}
+    likeness = {
+        (cut.frame, cut.track): compare_pictures(twins[cut.frame, cut.track], cut.crop)
+        for cut in cut_clip.cuts
+        if original
+    }
+    equal = _equal_tracks(likeness) if settings.skip_equal else set()
+    images, rows = {}, []
+    for cut in cut_clip.cuts:
+        if cut.track in equal:
+            continue
+        name = f"{cut.frame:05d}-{cut.track}.{'png' if settings.jpeg_quality is None else 'jpg'}"
+        images[name] = cut.crop
+        differs = likeness.get((cut.frame, cut.track))
+        row = {
+            "path": f"{IMAGES}/{clip.name}/{name}",
+            **{"video": clip.name, "label": clip.label, "original": clip.original},
+            **{"manipulation": clip.manipulation, "split": clip.split},
+            **{"frame": cut.frame, "time": round(cut.time_s, 4), "track": cut.track},
+            "box": _numbers(cut.box),
+            "landmarks": "" if cut.landmarks is None else _numbers(cut.landmarks),
+            "source_size": settings.geometry.square(cut.box)[2],
+            "difference": "" if differs is None else round(differs.difference, 4),
+            "ssim": "" if differs is None else round(differs.ssim, 5),
+        }
+        rows.append(tuple(row[column] for column in CROP_COLUMNS))
+    if not rows:
+        return {}, Report(clip.name, "equal", "its faces are its original's: only its sound is fake, if that")
+    return images, Report(clip.name, rows=tuple(rows))
+
+
+def _equal_tracks(likeness: dict[tuple[int, int], PictureDifference]) -> set[int]:
+    """The tracks that are their original's, of how crops, given by frame and track, differ from their original's."""
+    tracks: dict[int, list[PictureDifference]] = {}
+    for (_, track), difference in likeness.items():
+        tracks.setdefault(track, []).append(difference)
+    return {track for track, differences in tracks.items() if PictureDifference.mean(differences).equal}
+
+
+def _write_frames(clip: LabelledClip, settings: CutSettings, draft: Path) -> Report:
+    """Write a clip's whole frames one after another; damage ends them early."""
+    n_frames, names = settings.n_frames, []
+    try:
+        for frame in stream_frames(clip.path) if n_frames is None else read_frames(clip.path, n_frames):
+            names.append(f"{len(names):05d}.jpg")
+            _write_image(draft / names[-1], frame.pixels, PLAIN_JPEG_QUALITY)
+    except VideoError:
+        if not names:
+            raise
+    if not names:
+        raise VideoError("none of its frames decodes")
+    return Report(clip.name, rows=tuple((f"{IMAGES}/{clip.name}/{name}", clip.label) for name in names))
+
+
+def _numbers(values: np.ndarray) -> str:
+    return " ".join(str(value) for value in values.flat)
+
+
+def _write_image(path: Path, pixels: np.ndarray, jpeg_quality: int | None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = [] if jpeg_quality is None else [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
+    if not cv2.imwrite(str(path), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options):
+        raise OSError(f"{path}: cannot be written; is the disk full?")
+
+
+def _store(draft: Path, report: Report, images: dict[str, np.ndarray], settings: CutSettings) -> None:
+    """Complete a clip's draft and move it to its place."""
+    draft.mkdir(parents=True, exist_ok=True)
+    for name, pixels in images.items():
+        _write_image(draft / name, pixels, settings.jpeg_quality)
+    (draft / RECORD).write_text(json.dumps(asdict(report)), encoding="utf-8")
+    folder = draft.parent.parent / IMAGES / report.video
+    folder.parent.mkdir(exist_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    draft.rename(folder)

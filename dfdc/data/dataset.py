@@ -1,0 +1,276 @@
+"""crops.csv and its images -> tensors in memory, and epochs of original/fake pairs."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dfdc.errors import DataError
+from dfdc.research.motion import correlate
+
+COLUMNS = ("path", "video", "label", "original", "split")
+LABELS = ("REAL", "FAKE")
+# From this correlation up a fake and its original are taken to be cut alike (docs/experiments.md).
+MIN_OVERLAY = 0.8
+# Of the machine's memory, what crops may take.
+MEMORY_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class CropSet:
+    """Labelled crops in memory.
+
+    Attributes:
+        images: (N, 3, S, S) uint8 RGB, channels last in memory.
+        labels: (N,) float32, 1 = fake.
+        originals: (N,) int64, the index of the same face and moment in a fake's original; -1 where that is absent or
+            the crop is real.
+        videos: the video that each crop is from.
+        weights: (N,) float32, how much a fake counts, where 0 leaves it out; reals have 1. None where all count alike.
+        aligned: (N,) bool, whether a fake lies over its original, so that both may be mixed. None where all do.
+    """
+
+    images: Tensor
+    labels: Tensor
+    originals: Tensor
+    videos: list[str]
+    weights: Tensor | None = None
+    aligned: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def read_table(csv: Path) -> pd.DataFrame:
+    """Read crops.csv and check it.
+
+    Args:
+        csv: columns path, video, label (REAL|FAKE), original (for fakes), split, and optionally shard (a zip beside
+            the CSV that holds the image), frame and track (which of a video's crops it is; an original's and its
+            fakes' agree), difference (blank where a fake was not laid over its original).
+
+    Raises:
+        DataError: no such file, a column is missing, a label is neither REAL nor FAKE, or a split shares an original
+            with another.
+    """
+    table = read_columns(csv, COLUMNS, allowed={"label": LABELS}, cure="tools/make_crops.py writes one")
+    _check_splits(table, str(csv))
+    return table
+
+
+def read_columns(csv: Path, columns: Sequence[str], *, allowed: Mapping[str, Sequence[str]], cure: str) -> pd.DataFrame:
+    """Read a table of texts and check what it must have.
+
+    Args:
+        csv: its file.
+        columns: that it must have, path among them; it may have others.
+        allowed: column -> the values that it may hold.
+        cure: what an error says of a file that cannot be read.
+
+    Raises:
+        DataError: no such table, a column is missing, or a value is not allowed.
+    """
+    try:
+        table = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{csv}: not a readable CSV file ({error}); {cure}") from error
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise DataError(f"{csv}: columns {', '.join(missing)} are missing; needed are {', '.join(columns)}")
+    for column, values in allowed.items():
+        wrong = table.loc[~table[column].isin(values)]
+        if len(wrong):
+            raise DataError(
+                f"{csv}: {wrong.path.iloc[0]} has the {column} {wrong[column].iloc[0]!r}; "
+                f"allowed are {' and '.join(values)}"
+            )
+    return table
+
+
+def find_sources(table: pd.DataFrame) -> pd.Series:
+    """Per row the name that an original shares with its fakes; a fake whose original is not named has its own."""
+    return table.original.where((table.label == "FAKE") & (table.original != ""), table.video)
+
+
+def _check_splits(table: pd.DataFrame, where: str) -> None:
+    shared = table.assign(source=find_sources(table)).groupby("source").split.nunique()
+    if (shared > 1).any():
+        raise DataError(
+            f"{where}: {shared[shared > 1].index[0]} lies in more than one split; an original and its fakes must share "
+            "one, or validation measures memory (where two data sets share a name, rename it in one)"
+        )
+
+
+def read_split(*csvs: Path, split: str, limit: int | None = None) -> pd.DataFrame:
+    """The rows of one split of one or several tables, in their order.
+
+    Args:
+        csvs: see `read_table`.
+        split: which rows.
+        limit: at most so many rows of each table, None for all.
+
+    Returns:
+        Their columns, and folder, in which a row's image or shard lies; where a table lacks a column, it is blank.
+
+    Raises:
+        DataError: a table is wrong, two share an original in different splits, or no row has the split.
+    """
+    tables = [read_table(csv).assign(folder=str(csv.parent)) for csv in csvs]
+    where = ", ".join(map(str, csvs))
+    # Of crops that do not say how much they differ from their original, nothing is known; see `read_table`.
+    tables = [table if "difference" in table else table.assign(difference="unknown") for table in tables]
+    table = pd.concat(tables, keys=range(len(tables))).fillna("")
+    _check_splits(table, where)
+    rows = table[table.split == split]
+    rows = (rows if limit is None else rows.groupby(level=0).head(limit)).reset_index(drop=True)
+    if rows.empty:
+        raise DataError(
+            f"{where}: no row has the split {split!r}; it has {', '.join(sorted(set(table.split))) or 'none'}; "
+            "tools/make_crops.py shares originals out by --val or --val-share; name another share, or more originals"
+        )
+    return rows
+
+
+def load_crops(*csvs: Path, split: str, limit: int | None = None, progress: bool = True) -> CropSet:
+    """Read one split of one or several crop tables into memory.
+
+    Args:
+        csvs: see `read_table`; images lie beside each or in the zips that its shard column names.
+        split: which rows.
+        limit: at most so many rows of each table, None for all.
+        progress: draw a progress bar.
+
+    Raises:
+        DataError: a table is wrong, the split is empty, or an image is missing or does not decode.
+    """
+    return load_rows(read_split(*csvs, split=split, limit=limit), progress=progress)
+
+
+def load_rows(table: pd.DataFrame, *, progress: bool = True) -> CropSet:
+    """Read the crops of a table's rows into memory, in their order.
+
+    Args:
+        table: of one split, from `read_split`.
+        progress: draw a progress bar.
+
+    Raises:
+        DataError: an image is missing or does not decode, or all take more memory than there is.
+    """
+    rows = table.to_dict("records")
+    shards: dict[Path, zipfile.ZipFile] = {}
+    first = _read_image(rows[0], shards)
+    n_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's: each of its processes reads all crops
+    n_bytes, n_there = n_ranks * len(rows) * first.nbytes, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if n_bytes > MEMORY_SHARE * n_there:
+        raise DataError(
+            f"{len(rows)} crops of {len(first)} px take {n_bytes / 1e9:.0f} GB of memory in {n_ranks} process(es), and "
+            f"this machine has {n_there / 1e9:.0f} GB; use fewer with --limit, or cut fewer with make_crops --frames"
+        )
+    shape = (len(rows), 3, *first.shape[:2])
+    images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+
+    def read(index: int) -> None:
+        pixels = _read_image(rows[index], shards)
+        if pixels.shape != first.shape:
+            raise DataError(f"{rows[index]['path']}: {pixels.shape[:2]} pixels, others have {first.shape[:2]}")
+        images[index] = torch.from_numpy(pixels).permute(2, 0, 1)
+
+    with ThreadPoolExecutor() as pool:  # OpenCV decodes without Python's lock
+        done = pool.map(read, range(len(rows)))
+        list(tqdm(done, desc=f"reading {rows[0]['split']}", total=len(rows), disable=not progress))
+    for shard in shards.values():
+        shard.close()
+    labels = torch.tensor((table.label == "FAKE").to_numpy(np.float32))
+    originals = _find_originals(table)
+    # Those that make_crops cut say how much they differ, for they were cut by one box.
+    aligned = torch.ones(len(table), dtype=torch.bool)
+    for i in np.flatnonzero((table.difference == "unknown") & (np.array(originals) >= 0)).tolist():
+        aligned[i] = _overlay(images, i, originals[i])
+    return CropSet(images, labels, torch.tensor(originals), list(table.video), aligned=aligned)
+
+
+def _overlay(images: Tensor, first: int, second: int) -> bool:
+    """Whether two crops show a face at the same place and moment."""
+    pictures = (images[index].permute(1, 2, 0).numpy() for index in (first, second))
+    return correlate(*pictures) >= MIN_OVERLAY
+
+
+def _find_originals(table: pd.DataFrame) -> list[int]:
+    """Per row the index of the same face and moment in its original, -1 where there is none.
+
+    Only among crops of the same folder: two data sets may share names.
+    """
+    places = [table[name] for name in ("folder", "frame", "track") if name in table]
+    index = {key: i for i, key in enumerate(zip(table.video, *places, strict=True))}
+    aligned = (table.label == "FAKE") & (table.difference != "")
+    wanted = zip(table.original.where(aligned, ""), *places, strict=True)
+    return [index.get(key, -1) for key in wanted]
+
+
+def _read_image(row: dict[str, str], shards: dict[Path, zipfile.ZipFile]) -> np.ndarray:
+    folder, name, shard = Path(row["folder"]), row["path"], row.get("shard", "")
+    try:
+        if shard:
+            if folder / shard not in shards:  # two threads may open one both; either serves
+                shards[folder / shard] = zipfile.ZipFile(folder / shard)
+            data = shards[folder / shard].read(name)
+        else:
+            data = (folder / name).read_bytes()
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{folder / shard / name}: cannot be read ({error}); make the crops again") from error
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if pixels is None:
+        raise DataError(f"{folder / shard / name}: not an image; make the crops again or drop its row")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def find_lonely(crops: CropSet) -> list[str]:
+    """Per fake that has no aligned crop of its original beside it, the video that it is from."""
+    alone = (crops.labels == 1) & (crops.originals < 0)
+    return [crops.videos[index] for index in torch.nonzero(alone).flatten().tolist()]
+
+
+def pair_epoch(crops: CropSet, generator: torch.Generator) -> Tensor:
+    """One epoch: every real once, beside a fake of it where there is one, else beside one that is left over.
+
+    Fakes without an original come as often as the others do, beside reals without a fake of their own and, where these
+    are too few, beside others. What is left over comes once each before any fake comes again.
+
+    Args:
+        crops: holds reals and fakes; fakes of weight 0 are passed over.
+        generator: on the CPU; the only source of chance.
+
+    Returns:
+        (R, 2) int64 indices (real, fake), in random order.
+    """
+    counting = torch.ones(len(crops)) if crops.weights is None else crops.weights
+    fakes = torch.nonzero((crops.labels == 1) & (counting > 0)).squeeze(1)
+    reals = torch.nonzero(crops.labels == 0).squeeze(1)
+    if not len(fakes) or not len(reals):
+        raise DataError(f"{len(reals)} reals and {len(fakes)} fakes; training needs both")
+    fakes = fakes[torch.randperm(len(fakes), generator=generator)]
+    fake_of = torch.full((len(crops),), -1)
+    paired = fakes[crops.originals[fakes] >= 0]
+    # NumPy promises that the last of several values stays; torch does not, and a resumed run must draw the same.
+    fake_of.numpy()[crops.originals[paired].numpy()] = paired.numpy()
+    lonely = fakes[crops.originals[fakes] < 0]
+    spare = torch.cat([lonely, paired[~torch.isin(paired, fake_of)]])
+    chosen = fake_of[reals]
+    n_lonely = min(round(len(reals) * len(lonely) / len(fakes)), len(lonely))
+    order = torch.randperm(len(reals), generator=generator)
+    # Those without a fake of their own first; the sort is stable, so that the rest is random.
+    free = order[torch.argsort(chosen[order] >= 0, stable=True)][: max(n_lonely, int((chosen < 0).sum()))]
+    again = fakes[torch.randint(len(fakes), (max(len(free) - len(spare), 0),), generator=generator)]
+    chosen[free] = torch.cat([spare, again])[: len(free)]
+    return torch.stack([reals, chosen], 1)[torch.randperm(len(reals), generator=generator)]

@@ -1,0 +1,43 @@
+"""The errors that the package raises for what a user or a file did wrong.
+
+Each message is one sentence or two that name the thing, its value, what is allowed and the cure. A program that uses
+the package catches `DfdcError`; every other exception is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class DfdcError(Exception):
+    """The base of all errors that the package raises on purpose."""
+
+
+class InputError(DfdcError):
+    """An argument, a path or a table that cannot be used."""
+
+
+class WeightsError(DfdcError):
+    """Weights that are missing, damaged or do not fit their architecture."""
+
+
+class DeviceError(DfdcError):
+    """A device that was asked for and cannot be used."""
+
+
+class DataError(DfdcError):
+    """Training or evaluation data that cannot be used."""
+
+
+class VideoError(DfdcError):
+    """A clip that cannot be read."""
+
+
+class VideoTimeout(VideoError):
+    """A clip of which nothing was read before its time limit."""
+
+
+class Misaligned(VideoError):
+    """Two clips that do not show the same scene frame by frame."""
+
+
+class BundleError(DfdcError):
+    """A Kaggle bundle that is damaged, cannot be made or does not serve this machine."""

@@ -1,0 +1,328 @@
+"""Crops or spectrograms -> logits: the frame model and the voice model, their normalization, and their file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from efficientnet_pytorch import EfficientNet
+from efficientnet_pytorch.utils import BlockDecoder, GlobalParams
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dfdc.errors import WeightsError
+from dfdc.weights import DIGEST_DIGITS, ModelSpec, WeightsFile, file_digest
+
+# EfficientNet-Lite0: B0 without squeeze-excitation, with ReLU6 for swish.
+LITE0_BLOCKS = (
+    "r1_k3_s11_e1_i32_o16",
+    "r2_k3_s22_e6_i16_o24",
+    "r2_k5_s22_e6_i24_o40",
+    "r3_k3_s22_e6_i40_o80",
+    "r3_k5_s11_e6_i80_o112",
+    "r4_k5_s22_e6_i112_o192",
+    "r1_k3_s11_e6_i192_o320",
+)
+
+# Two views of different sizes differ more than mirror images do, and their mean is better (docs/experiments.md).
+VIEW_MARGIN = 0.05
+
+# Before its sigmoid, .98 after it.
+OPEN_GATE = 4.0
+
+# How a change of so many levels looks to a net for motion: grey where there is none; 43 levels fill the scale.
+GREY, CHANGE_GAIN = 127.0, 3.0
+
+
+def resize_crops(crops: Tensor, size: int) -> Tensor:
+    """Resize crops to what a net sees: bilinear with antialiasing, rounded to whole levels.
+
+    Training and the kernel both call it, so that a crop is the same tensor in both.
+
+    Args:
+        crops: (N, C, H, W) float, 0..255.
+        size: wanted side in pixels.
+
+    Returns:
+        (N, C, size, size) of the same dtype, whole numbers 0..255.
+    """
+    if crops.shape[-2:] == (size, size):
+        return crops
+    return functional.interpolate(crops, (size, size), mode="bilinear", antialias=True).round()
+
+
+def build_network(architecture: str, input_size: int, *, channels: int = 3) -> nn.Module:
+    """A net with one output and fresh weights; nothing is ever downloaded.
+
+    Args:
+        architecture: one of `dfdc.weights.ARCHITECTURES`.
+        input_size: side in pixels that its padding is laid out for.
+        channels: of its input; 3 for MobileNetV2.
+    """
+    if architecture == "mobilenet-v2":
+        from torchvision.models import mobilenet_v2
+
+        net = mobilenet_v2(num_classes=1)
+    elif architecture == "efficientnet-lite0":
+        net = _build_lite0(input_size)
+    else:
+        net = EfficientNet.from_name(architecture, image_size=input_size, num_classes=1)
+    if channels != 3:
+        net._change_in_channels(channels)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # efficientnet-pytorch's .01 lags behind on runs as short as ours: evaluation trailed by two epochs.
+            module.momentum = 0.1
+    return net
+
+
+def _build_lite0(input_size: int) -> nn.Module:
+    net = EfficientNet(
+        BlockDecoder.decode(list(LITE0_BLOCKS)),
+        GlobalParams(
+            width_coefficient=1.0,
+            depth_coefficient=1.0,
+            image_size=input_size,
+            dropout_rate=0.2,
+            num_classes=1,
+            batch_norm_momentum=0.99,
+            batch_norm_epsilon=1e-3,
+            drop_connect_rate=0.2,
+            depth_divisor=8,
+            min_depth=None,
+            include_top=True,
+        ),
+    )
+    for module in (net, *net._blocks):
+        module._swish = nn.ReLU6(inplace=True)
+    return net
+
+
+def load_initial(model: FrameModel | VoiceModel, path: Path) -> tuple[int, int]:
+    """Start from a weights file: every tensor whose name and shape agree is taken over.
+
+    From one of ours that sees the same, mean and std come with them. A net that sees sound takes a spectrogram for a
+    grey picture. Squeeze-excitation that the file lacks, as Lite0's does, lets nearly everything through at first.
+
+    Args:
+        model: changed in place.
+        path: safetensors; the net's own keys, or ours (with the prefix "net.").
+
+    Returns:
+        How many of the model's tensors were taken over, and how many it has.
+
+    Raises:
+        WeightsError: not a safetensors file, or nothing in it fits.
+    """
+    try:
+        tensors = {key.removeprefix("net."): value for key, value in load_file(path).items()}
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("spec")
+        stated = None if text is None else ModelSpec.from_json(text)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise WeightsError(f"{path}: its model specification cannot be read ({error!r}); name other weights") from error
+    own = model.net.state_dict()
+    tensors = {key: _adapt(value, own[key]) for key, value in tensors.items() if key in own}
+    fitting = {key: value for key, value in tensors.items() if own[key].shape == value.shape}
+    if not fitting:
+        raise WeightsError(f"{path}: no tensor fits {model.spec.architecture}; name weights of the same family")
+    model.net.load_state_dict(fitting, strict=False)
+    for name, module in model.net.named_modules():
+        if name.endswith("_se_expand") and f"{name}.bias" not in fitting:
+            nn.init.constant_(module.bias, OPEN_GATE)
+    if stated is not None and stated.sees == model.spec.sees:
+        model.normalize(stated.mean, stated.std)
+    return len(fitting), len(own)
+
+
+def _adapt(value: Tensor, wanted: Tensor) -> Tensor:
+    """Filters (F, 3, h, w) that look at colours, added up where one channel (F, 1, h, w) is wanted."""
+    if value.ndim == 4 and value.shape[1] == 3 and wanted.shape == (value.shape[0], 1, *value.shape[2:]):
+        return value.sum(1, keepdim=True)
+    return value
+
+
+class _NormalizedNet(nn.Module):
+    """The net of a specification; normalization lives here and nowhere else."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.net = build_network(spec.architecture, spec.input_size, channels=spec.channels)
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    def normalize(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """See values by another mean and standard deviation, as many as the net has channels."""
+        self.spec = replace(self.spec, mean=mean, std=std)
+        for buffer, values in ((self.mean, mean), (self.std, std)):
+            buffer.copy_(torch.tensor(values).view_as(buffer))
+
+    def _answer(self, values: Tensor) -> Tensor:
+        """Logits (N,) of values (N, C, H, W) as they were measured, float."""
+        normalized = (values - self.mean.float()) / self.std.float()
+        return self.net(normalized.to(self.mean.dtype)).squeeze(1)
+
+
+class FrameModel(_NormalizedNet):
+    """A net that takes crops as they are cut and answers with logits."""
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Score crops.
+
+        Args:
+            crops: (N, 3, H, W) RGB, 0..255, uint8 or float; H = W, any size; for motion, see `see_change`.
+
+        Returns:
+            (N,) float logits before calibration; above 0 means fake.
+        """
+        return self._answer(resize_crops(crops.float(), self.spec.input_size))
+
+
+class TwoViewModel(nn.Module):
+    """A frame model with test-time augmentation: it looks at each crop twice and answers with the mean of both logits.
+
+    The second view is the mirror image; with a margin it is smaller, too, and the crop's edge is repeated around it. It
+    is what is evaluated, calibrated and shipped; training sees one view at a time.
+    """
+
+    def __init__(self, model: FrameModel, *, margin: float = VIEW_MARGIN) -> None:
+        """Wrap a model.
+
+        Args:
+            model: stays as it is.
+            margin: around the mirror image on each side, as a share of what the net sees; from 0 to under a half.
+        """
+        super().__init__()
+        self.model = model
+        self.margin = margin
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """As `FrameModel.forward`."""
+        return torch.stack(self.answer(crops, crops)).mean(0)
+
+    def answer(self, crops: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N,) of crops (N, 3, H, W) in the first view, and of others, as many, in the second."""
+        size = self.model.spec.input_size
+        margin = round(self.margin * size)
+        mirrored = resize_crops(others.float().flip(3), size - 2 * margin)
+        mirrored = functional.pad(mirrored, (margin,) * 4, mode="replicate")
+        # Both in one batch: two calls would double an exported net's weights.
+        first, second = self.model(torch.cat([resize_crops(crops.float(), size), mirrored])).chunk(2)
+        return first, second
+
+
+class CropNet(nn.Module):
+    """A model with two views that takes crops as arrays hold them: what the kernel runs."""
+
+    def __init__(self, model: FrameModel) -> None:
+        super().__init__()
+        self.model = TwoViewModel(model)
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N,) of each view of crops (N, H, W, 6) uint8: RGB of what the first shows, then the second."""
+        return self.model.answer(*crops.permute(0, 3, 1, 2).chunk(2, 1))
+
+
+def see_change(pairs: Tensor, size: int) -> Tensor:
+    """What a net for motion sees of pairs: how the second crop differs from the first, and of these nothing else.
+
+    Training and the kernel both call it.
+
+    Args:
+        pairs: (N, 6, H, W) float, 0..255: RGB of a crop, then of the next frame's, aligned to it.
+        size: wanted side in pixels.
+
+    Returns:
+        (N, 3, size, size) of the same dtype, 0..255: `GREY` plus `CHANGE_GAIN` times the change.
+    """
+    first, second = resize_crops(pairs, size).chunk(2, 1)
+    return (GREY + CHANGE_GAIN * (second - first)).clamp(0, 255)
+
+
+class PairNet(nn.Module):
+    """A model with two views that takes pairs as arrays hold them: what the kernel runs to see motion."""
+
+    def __init__(self, model: FrameModel) -> None:
+        super().__init__()
+        self.model = TwoViewModel(model, margin=0)
+        self.input_size = model.spec.input_size
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """Logits (N,) of pairs (N, H, W, 6) uint8: RGB of a crop, then of the next frame's, aligned to it."""
+        return self.model(see_change(pairs.permute(0, 3, 1, 2).float(), self.input_size))
+
+
+class VoiceModel(_NormalizedNet):
+    """A net that takes spectrograms and answers with logits."""
+
+    def forward(self, spectra: Tensor) -> Tensor:
+        """Score windows of sound.
+
+        Args:
+            spectra: (N, bands, columns) float decibels, as `dfdc.audio.log_mel` makes them; both sides multiples of 32.
+
+        Returns:
+            (N,) float logits before calibration; above 0 means a made voice.
+        """
+        return self._answer(spectra.unsqueeze(1).float())
+
+
+def build_model(spec: ModelSpec) -> FrameModel | VoiceModel:
+    """The model of a specification, with fresh weights."""
+    return VoiceModel(spec) if spec.sees == "sound" else FrameModel(spec)
+
+
+def save_model(model: FrameModel | VoiceModel, folder: Path, *, name: str, spec: ModelSpec | None = None) -> Path:
+    """Write a model in half precision, its specification in the header and its digest in the name.
+
+    Args:
+        model: on any device, any float type.
+        folder: exists.
+        name: the part of the file's name before the digest.
+        spec: replaces the model's own, after calibration for instance.
+
+    Returns:
+        The path of the new file.
+    """
+    tensors = {
+        key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+        for key, value in model.state_dict().items()
+    }
+    draft = folder / f".{name}.tmp"
+    try:
+        save_file(tensors, draft, metadata={"spec": (spec or model.spec).to_json()})
+        draft.chmod(0o644)  # safetensors keeps it from other users
+        path = folder / f"{name}-{file_digest(draft)[:DIGEST_DIGITS]}.safetensors"
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def load_model(file: WeightsFile, *, device: torch.device | str = "cpu", half: bool = False) -> FrameModel | VoiceModel:
+    """Rebuild a model from a checked file, in evaluation mode, strictly.
+
+    Args:
+        file: from `dfdc.weights.open_weights`.
+        device: where the model goes.
+        half: whether its weights and sums are float16 (CUDA) instead of float32.
+
+    Raises:
+        WeightsError: the tensors do not fit the architecture that the file names.
+    """
+    model = build_model(file.spec)
+    try:
+        model.load_state_dict(load_file(file.path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise WeightsError(
+            f"{file.path}: its tensors do not fit {file.spec.architecture} ({reason}); train it again or name another"
+        ) from error
+    model = model.to(device, torch.float16 if half else torch.float32)
+    return model.to(memory_format=torch.channels_last).eval()

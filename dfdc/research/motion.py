@@ -1,0 +1,171 @@
+"""Change between neighbouring frames -> a score per person: what jumps on a face that hardly moves.
+
+A pair is a face in a frame and in the one decoded right after it, cut by one box. The second is laid over the first
+before they are compared: what is left is skin, mouth, eyes and noise, not the camera and not the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from dfdc.crop import CropGeometry, crop_face
+from dfdc.runtime import Input, Net, compile_net, run_logits
+from dfdc.tracks import Track
+from dfdc.video import Frame
+from dfdc.weights import WeightsFile
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# So many of a clip's frames are looked at together with their neighbours.
+N_PAIRS = 8
+# Alignment: crops are reduced to this side in pixels, and ECC (Evangelidis and Psarakis, 2008) takes so many steps.
+ALIGNED_SIDE = 56
+ECC_STEPS = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-3)
+# A pair whose halves correlate less than this, once aligned, shows two scenes or two persons and says nothing.
+MIN_CORRELATION = 0.7
+BATCH_PAIRS = {"cpu": 4, "cuda": 256}
+
+
+def build_pair_nets(files: Sequence[WeightsFile], device: str) -> list[tuple[nn.Module, Input]]:
+    """The net of each file that sees motion, and the pairs that it takes; half precision on CUDA, single on the CPU.
+
+    Raises:
+        WeightsError: a file's tensors do not fit its architecture.
+    """
+    from dfdc.networks import PairNet, load_model
+
+    loaded = [load_model(file, device=device, half=device == "cuda") for file in files]
+    return [(PairNet(model).eval(), Input.pairs(model.spec.crop.size)) for model in loaded]
+
+
+class Motion:
+    """Nets that look at pairs. What they say is added to what is said of the frames, by each net's own weight."""
+
+    def __init__(self, files: Sequence[WeightsFile], device: str = "cpu", *, nets: Sequence[Net] | None = None) -> None:
+        """Load every file.
+
+        Args:
+            files: checked weights that see motion; with none there is nothing to look at, and every score is 0.
+            device: "cpu" or "cuda".
+            nets: the files' nets where they are at hand; None builds them, by torch.
+
+        Raises:
+            WeightsError: a file's tensors do not fit its architecture.
+        """
+        self.specs = [file.spec for file in files]
+        self.batch_size = BATCH_PAIRS[device]
+        if nets is None:
+            nets = [compile_net(net, device, takes) for net, takes in build_pair_nets(files, device)]
+        self.nets = nets
+
+    @property
+    def n_pairs(self) -> int:
+        """Of how many of a clip's frames the neighbours are wanted."""
+        return N_PAIRS if self.nets else 0
+
+    def score(self, frames: Sequence[Frame], tracks: Sequence[Track]) -> np.ndarray:
+        """What to add to each track's logits.
+
+        Args:
+            frames: of a clip, some with a neighbour.
+            tracks: whose indices are those of the frames.
+
+        Returns:
+            (K,) float64: the sum over the nets of weight times the mean of the calibrated logits of the track's pairs;
+            0 for a track without any.
+
+        Raises:
+            FloatingPointError: a net's answer is not finite, as half precision may overflow.
+        """
+        scores = np.zeros(len(tracks))
+        for spec, net in zip(self.specs, self.nets, strict=True):
+            for index, track in enumerate(tracks):
+                pairs = cut_track(frames, track, spec.crop)
+                if len(pairs):
+                    logits = run_logits(net, pairs, self.batch_size)
+                    scores[index] += spec.weight * spec.calibration.logits(logits).mean()
+        return scores
+
+
+def cut_track(frames: Sequence[Frame], track: Track, geometry: CropGeometry) -> np.ndarray:
+    """A track's pairs that say something.
+
+    Args:
+        frames: of a clip, some with a neighbour.
+        track: whose indices are those of the frames.
+        geometry: how a crop is cut.
+
+    Returns:
+        (P, size, size, 6) uint8, see `cut_pair`; P may be 0.
+    """
+    pairs = [np.zeros((0, geometry.size, geometry.size, 6), np.uint8)]
+    for index, box in zip(track.frames, track.boxes, strict=True):
+        pair = cut_pair(frames[index], box, geometry)
+        if pair is not None:
+            pairs.append(pair[None])
+    return np.concatenate(pairs)
+
+
+def cut_pair(frame: Frame, box: np.ndarray, geometry: CropGeometry) -> np.ndarray | None:
+    """Cut a face out of a frame and out of its neighbour by one box, the second aligned to the first.
+
+    Args:
+        frame: with or without a neighbour.
+        box: (4,) x0, y0, x1, y1 in pixels of the frame.
+        geometry: how a crop is cut.
+
+    Returns:
+        (size, size, 6) uint8: the first crop's RGB, then the second's. None where there is no neighbour, or the two
+        are not of one scene (see `MIN_CORRELATION`).
+    """
+    if frame.neighbour is None:
+        return None
+    first, second = (crop_face(pixels, box, geometry) for pixels in (frame.pixels, frame.neighbour))
+    aligned = align(first, second)
+    if correlate(first, aligned) < MIN_CORRELATION:
+        return None
+    return np.concatenate([first, aligned], 2)
+
+
+def align(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Move, turn, scale and shear one picture so that it lies over another.
+
+    Args:
+        first, second: (S, S, 3) uint8 RGB.
+
+    Returns:
+        The second so changed, (S, S, 3) uint8, its edge repeated; as it is where that finds no better place.
+    """
+    place = np.eye(2, 3, dtype=np.float32)
+    small = [_reduce(picture) for picture in (first, second)]
+    try:
+        _, place = cv2.findTransformECC(*small, place, cv2.MOTION_AFFINE, ECC_STEPS, None, 3)
+    except cv2.error:  # nothing to hold on to: one colour, or another scene
+        return second
+    side, ratio = first.shape[0], first.shape[0] / small[0].shape[0]
+    # From the small picture's pixels to the crop's: a pixel's middle lies at a half.
+    half = (1 - place[:, :2].sum(1)) / 2
+    place[:, 2] = ratio * (place[:, 2] + half) - half
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(second, place, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def correlate(first: np.ndarray, second: np.ndarray) -> float:
+    """How much two pictures (S, S, 3) uint8 are alike whatever their brightness and contrast, -1 to 1; 1 if both are
+    of one colour, 0 if one is."""
+    a, b = (_reduce(picture).astype(np.float64) for picture in (first, second))
+    a, b = a - a.mean(), b - b.mean()
+    norms = (a * a).sum(), (b * b).sum()
+    if min(norms) == 0:
+        return float(max(norms) == 0)
+    return float((a * b).sum() / np.sqrt(norms[0] * norms[1]))
+
+
+def _reduce(picture: np.ndarray) -> np.ndarray:
+    side = min(ALIGNED_SIDE, picture.shape[0])
+    return cv2.resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (side, side), interpolation=cv2.INTER_AREA)

@@ -1,0 +1,157 @@
+"""A clip's sound -> how likely its voice was made by a machine, or no opinion where nobody is heard speaking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dfdc.audio import HOP, N_BANDS, QUIETEST_DB, RATE, log_mel, read_sound
+from dfdc.runtime import Input, Net, compile_net, run_logits
+from dfdc.weights import WeightsFile
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# A longer sound is heard at its beginning only, and in at most so many windows, evenly spread.
+MAX_HEARD_S = 60.0
+MAX_WINDOWS = 12
+# Windows are brought to one loudness, so that a net knows nothing of volume; what is below the first is silence.
+SILENT_DB, LOUDNESS_DB = -55.0, -25.0
+# Speech swells and fades with its syllables, two to eight times a second: 19 of 20 windows by more than this (standard
+# deviation), white noise by .7, and behind white noise of half its loudness still three in four.
+SYLLABLES_HZ = (2.0, 8.0)
+LEAST_SWELL_DB = 2.5
+# Where fewer of a sound's windows do, nobody speaks: a fade alone looks like a syllable.
+LEAST_SHARE = 0.25
+BATCH_WINDOWS = {"cpu": 4, "cuda": 64}
+
+
+def build_voice_nets(files: Sequence[WeightsFile], device: str) -> list[tuple[nn.Module, Input]]:
+    """Each file's net, and the windows that it takes; half precision on CUDA, single on the CPU.
+
+    Raises:
+        WeightsError: a file's tensors do not fit its architecture.
+    """
+    from dfdc.networks import load_model
+
+    loaded = [load_model(file, device=device, half=device == "cuda") for file in files]
+    return [(model, Input((N_BANDS, model.spec.input_size), "float32")) for model in loaded]
+
+
+class Listener:
+    """Nets that hear together."""
+
+    def __init__(self, files: Sequence[WeightsFile], device: str = "cpu", *, nets: Sequence[Net] | None = None) -> None:
+        """Load every file.
+
+        Args:
+            files: checked weights of nets that see sound; with none nothing is heard.
+            device: "cpu" or "cuda".
+            nets: the files' nets where they are at hand; None builds them, by torch.
+
+        Raises:
+            WeightsError: a file's tensors do not fit its architecture.
+        """
+        self.specs, self.batch_size = [file.spec for file in files], BATCH_WINDOWS[device]
+        if nets is None:
+            nets = [compile_net(net, device, takes) for net, takes in build_voice_nets(files, device)]
+        self.nets = nets
+
+    @property
+    def high(self) -> float:
+        """The greatest probability that they answer with: the mean of theirs."""
+        return float(np.mean([spec.calibration.high for spec in self.specs]))
+
+    def listen(self, path: Path) -> float | None:
+        """The calibrated logit of a clip's voice, above 0 where it is rather made than not if half of all voices were.
+
+        None where the clip has no sound track, nobody is heard speaking in it, or there is no net.
+
+        Raises:
+            VideoError: the file is unreadable.
+        """
+        sound = read_sound(path, max_s=MAX_HEARD_S) if self.nets else None
+        return None if sound is None else self.score(sound)
+
+    def score(self, samples: np.ndarray) -> float | None:
+        """As `listen`, of a sound (N,) float mono at `dfdc.audio.RATE`.
+
+        Raises:
+            FloatingPointError: a net's answer is not finite, as half precision may overflow.
+        """
+        logits = []
+        for spec, net in zip(self.specs, self.nets, strict=True):
+            windows, _ = cut_windows(samples, spec.input_size)
+            if not len(windows):
+                return None
+            logits.append(spec.calibration.logits(run_logits(net, windows, self.batch_size)).mean())
+        return float(np.mean(logits)) if logits else None
+
+
+def cut_windows(samples: np.ndarray, n_columns: int, *, n_windows: int = MAX_WINDOWS) -> tuple[np.ndarray, np.ndarray]:
+    """The windows of a sound in which somebody speaks.
+
+    Args:
+        samples: (N,) float mono at `RATE`; a sound shorter than a window is continued by silence.
+        n_columns: of a window, a hundredth of a second each.
+        n_windows: at most so many, evenly spread.
+
+    Returns:
+        (W, N_BANDS, n_columns) float32 decibels, W at most n_windows, and the seconds (W,) where they begin.
+    """
+    first, samples = _trim(samples)
+    span = n_columns * HOP
+    last = max(len(samples) - span, 0)
+    starts = np.unique(np.linspace(0, last, min(n_windows, 1 + 2 * last // span)).astype(int))
+    heard = [
+        (window, (first + start) / RATE)
+        for start in starts
+        if is_speech(window := see_window(samples[start:], n_columns))
+    ]
+    if len(heard) < LEAST_SHARE * len(starts):
+        heard = []
+    windows = np.stack([w for w, _ in heard]) if heard else np.zeros((0, N_BANDS, n_columns), np.float32)
+    return windows, np.array([start for _, start in heard])
+
+
+def _trim(samples: np.ndarray) -> tuple[int, np.ndarray]:
+    """A sound without the silence before and behind it, whose edges would pass for syllables, and where it begins."""
+    whole = len(samples) // HOP * HOP
+    loud = np.flatnonzero((samples[:whole].reshape(-1, HOP) ** 2).mean(1) > 10 ** (SILENT_DB / 10))
+    if not len(loud):
+        return 0, samples[:0]
+    return int(loud[0]) * HOP, samples[loud[0] * HOP : (loud[-1] + 1) * HOP]
+
+
+def see_window(samples: np.ndarray, n_columns: int) -> np.ndarray:
+    """The spectrogram of a sound's first columns, at one loudness; training and the kernel both call it.
+
+    Args:
+        samples: (N,) float mono at `RATE`.
+        n_columns: how many.
+
+    Returns:
+        (N_BANDS, n_columns) float32 decibels, at least `QUIETEST_DB`, which is all there is of silence.
+    """
+    part = samples[: n_columns * HOP].astype(np.float32)
+    part = np.pad(part, (0, n_columns * HOP - len(part)))
+    loudness = 10 * np.log10(max(float(np.mean(part**2)), 1e-12))
+    if loudness < SILENT_DB:
+        return np.full((N_BANDS, n_columns), QUIETEST_DB, np.float32)
+    return log_mel(part * 10 ** ((LOUDNESS_DB - loudness) / 20))[:, :n_columns]
+
+
+def is_speech(window: np.ndarray) -> bool:
+    """Whether a window (N_BANDS, columns) of `see_window` swells and fades in some part of its bands as speech does.
+
+    After Scheirer and Slaney (ICASSP 1997), who tell speech from music by its energy's modulation at 4 Hz. Steady noise
+    and tones have none; music with a beat has, and what a net says of it counts: it has to learn that it is not made.
+    """
+    parts = window.reshape(4, N_BANDS // 4, -1).mean(1)
+    swings = np.fft.rfft(parts)
+    frequencies = np.fft.rfftfreq(window.shape[1], HOP / RATE)
+    swings[:, (frequencies < SYLLABLES_HZ[0]) | (frequencies > SYLLABLES_HZ[1])] = 0
+    return bool(np.fft.irfft(swings, window.shape[1]).std(1).max() > LEAST_SWELL_DB)

@@ -1,0 +1,194 @@
+"""A worker process: what it is made with, what it says, and its life.
+
+Decoders and nets are native code that meets untrusted files, so they run in processes that `dfdc.run.pool` outlives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import signal
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from dfdc.deadline import Deadline
+from dfdc.errors import InputError, WeightsError
+from dfdc.log import show_log
+from dfdc.prediction import Prediction
+from dfdc.weights import WeightsFile
+
+if TYPE_CHECKING:
+    from dfdc.analyze import Predictor
+    from dfdc.programs import Programs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker is made with.
+
+    Attributes:
+        weights: checked files.
+        device: "auto", "cpu" or "cuda".
+        n_frames: frames per clip; None for as many as time allows.
+        threads: native threads per worker; `dfdc.run.pool.predict_clips` shares the cores out.
+        clip_limit_s: wall seconds that reading one clip may take.
+        programs: the nets as OpenVINO's programs; None where each worker is to build them, by torch.
+        openvino: whether a worker without programs may run its nets on the CPU by OpenVINO.
+        place: of the worker among those that run, from 0; where there are several GPUs, they take turns.
+    """
+
+    weights: tuple[WeightsFile, ...]
+    device: str = "auto"
+    n_frames: int | None = None
+    threads: int = 1
+    clip_limit_s: float = 60.0
+    programs: Programs | None = field(default=None, repr=False)
+    openvino: bool = True
+    place: int = 0
+
+    def on(self, device: str) -> WorkerSettings:
+        """These settings, with the weights that answer on "cpu", on "cuda", or on whatever "auto" turns out to be.
+
+        Further ones always do, but on the CPU with a fixed `n_frames`: there they are left out, for speed.
+        """
+        if device != "cpu" or self.n_frames is None:
+            return self
+        return replace(self, weights=tuple(file for file in self.weights if not file.further))
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker's first word: it has loaded, this is what runs its nets, in words, and the kind of device."""
+
+    runtime: str
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before the first worker.
+
+    Attributes:
+        device: the kind of device that serves.
+        programs: the nets' for the CPU; None where CUDA serves, or OpenVINO does not.
+        openvino: whether OpenVINO is to be used at all.
+    """
+
+    device: str
+    programs: Programs | None = field(default=None, repr=False)
+    openvino: bool = True
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A worker's only word, where it cannot load by the user's mistake."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class LastWord:
+    """A prediction after which a worker ends of itself, so that no clip is lost on it."""
+
+    prediction: Prediction
+
+
+def score_clips(connection: Connection, settings: WorkerSettings) -> None:
+    """A worker's life: load once, then one clip after another until the supervisor hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    show_log()
+    try:
+        predictor, runtime = _load(settings)
+    except ImportError as error:
+        connection.send(Refusal(_describe_missing(error)))
+        return
+    except (InputError, WeightsError) as error:
+        connection.send(Refusal(str(error)))
+        return
+    connection.send(Ready(runtime, predictor.device))
+    with contextlib.suppress(EOFError, OSError):  # the supervisor hung up
+        while True:
+            path, task = connection.recv()
+            deadline = Deadline.after(task.limit_s)
+            prediction = predictor.predict(path, task.n_frames, n_nets=task.n_nets, name=task.name, deadline=deadline)
+            release_memory()
+            # A CUDA context does not recover from a fault, and not every fault's message names it: whatever fails
+            # beside CUDA is tried again without it.
+            broken = prediction.status == "error" and predictor.device == "cuda"
+            connection.send(LastWord(prediction) if broken else prediction)
+            if broken:
+                return
+
+
+def _load(settings: WorkerSettings) -> tuple[Predictor, str]:
+    """The predictor, and what runs its nets; everything heavy is imported here, never by the supervisor."""
+    import cv2
+
+    from dfdc.analyze import Predictor
+    from dfdc.errors import DeviceError
+    from dfdc.runtime import choose_device, describe_runtime, do_without_openvino
+
+    cv2.setNumThreads(settings.threads)
+    files = list(settings.weights)
+    if settings.programs is not None:
+        try:
+            return Predictor(files, programs=settings.programs, threads=settings.threads), describe_runtime("cpu")
+        except RuntimeError as error:
+            log.warning("OpenVINO cannot open the nets' programs (%s)", error)
+    import torch
+
+    torch.set_num_threads(settings.threads)
+    if settings.programs is not None or not settings.openvino:
+        do_without_openvino()
+    try:
+        device = choose_device(settings.device, place=settings.place)
+    except DeviceError as error:
+        raise InputError(str(error)) from error
+    predictor = Predictor(files, device=device)
+    return predictor, describe_runtime(device) + ("; NVDEC decodes H.264" if predictor.gpu is not None else "")
+
+
+def release_memory() -> None:
+    """Give what a clip left behind back to the system, so that clips of many sizes do not add up."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def prepare(connection: Connection, settings: WorkerSettings) -> None:
+    """The life of the process that tries the device and makes programs; a refusal where the user is at fault.
+
+    On CUDA it waits for the settings of workers and is the first of them: torch is there, and the device awake.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    show_log()
+    try:
+        from dfdc.errors import DeviceError
+        from dfdc.programs import export_programs
+        from dfdc.runtime import choose_device
+    except ImportError as error:
+        connection.send(Refusal(_describe_missing(error)))
+        return
+    try:
+        device = choose_device(settings.device)
+        programs = export_programs(settings.on(device).weights) if device == "cpu" else None
+        connection.send(Prepared(device, programs, openvino=device == "cuda" or programs is not None))
+    except ImportError as error:
+        connection.send(Refusal(_describe_missing(error)))
+    except (DeviceError, WeightsError) as error:
+        connection.send(Refusal(str(error)))
+    else:
+        if device == "cuda":
+            try:
+                settings = connection.recv()
+            except (EOFError, OSError):  # the supervisor hung up
+                return
+            score_clips(connection, settings)
+
+
+def _describe_missing(error: ImportError) -> str:
+    return f"{error}; install what requirements.txt names"

@@ -1,0 +1,184 @@
+"""Time a full training step, augmentation included, and tell how long the device waited.
+
+python tools/bench/time_training.py --architecture efficientnet-b0 --input-size 224 --batch-size 256
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from dfdc.data.dataset import CropSet
+from dfdc.errors import DeviceError
+from dfdc.flags import COMPILE_HELP, positive, run_tool
+from dfdc.networks import FrameModel
+from dfdc.runtime import choose_device
+from dfdc.training.loop import TrainSettings, compile_training, make_batch
+from dfdc.training.trainer import set_out
+from dfdc.weights import ARCHITECTURES, ModelSpec
+
+# How many different crops there are, or a batch's where that is more.
+N_CROPS = 4096
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """What training costs.
+
+    Attributes:
+        device: its name.
+        images_per_s: crops through the whole step: drawn, resized, mixed, augmented, forward, backward, optimizer,
+            averaged weights.
+        net_images_per_s: crops through the last four of these alone, on a batch that is there already.
+        augmentation_share: of the whole step's time, what the net alone would not have taken; in 0..1.
+        waiting_share: of the time, in which a CUDA device ran no kernel; None on the CPU.
+        peak_memory_mb: of the CUDA device; None on the CPU.
+    """
+
+    device: str
+    images_per_s: float
+    net_images_per_s: float
+    augmentation_share: float
+    waiting_share: float | None
+    peak_memory_mb: float | None
+
+
+def time_training(
+    *,
+    architecture: str = "efficientnet-b0",
+    input_size: int = 224,
+    batch_size: int = 256,
+    n_steps: int = 50,
+    device: str = "cuda",
+    compiled: bool = False,
+) -> TrainingSpeed:
+    """Train on made crops for some steps, and time them.
+
+    Args:
+        architecture: one of `dfdc.weights.ARCHITECTURES`.
+        input_size: side in pixels that the net sees; crops have 224.
+        batch_size: crops per step, even.
+        n_steps: that are timed, after a tenth as many (at least two) that are not.
+        device: "cpu" or "cuda".
+        compiled: see `TrainSettings`; what compiling takes is not timed.
+
+    Raises:
+        ValueError: the batch is odd, or the net cannot see that size.
+    """
+    settings = TrainSettings(batch_size=batch_size)
+    model = FrameModel(ModelSpec(architecture, input_size)).to(device, memory_format=torch.channels_last).train()
+    crops = _make_crops(max(N_CROPS, batch_size) // 2, torch.device(device))
+    course = set_out(model, steps=100 * n_steps, rate=1e-4, ema_decay=settings.ema_decay)
+    chances = torch.Generator().manual_seed(0)
+    answer = compile_training(model) if compiled else model
+    pairs = torch.arange(len(crops)).view(2, -1).T
+
+    def draw() -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = pairs[torch.randint(len(pairs), (batch_size // 2,), generator=chances)]
+        return make_batch(crops.images, crops, chosen, model, settings, chances)
+
+    def whole_step() -> None:
+        course.step(answer, *draw())
+
+    batch = draw()
+    whole_s = _time(whole_step, n_steps, device)
+    net_s = _time(lambda: course.step(answer, *batch), n_steps, device)
+    cuda = device == "cuda"
+    return TrainingSpeed(
+        device=torch.cuda.get_device_name() if cuda else "CPU",
+        images_per_s=batch_size / whole_s,
+        net_images_per_s=batch_size / net_s,
+        augmentation_share=max(1 - net_s / whole_s, 0.0),
+        waiting_share=_waiting_share(whole_step) if cuda else None,
+        peak_memory_mb=torch.cuda.max_memory_allocated() / 2**20 if cuda else None,
+    )
+
+
+def _make_crops(n_pairs: int, device: torch.device) -> CropSet:
+    """Made pairs of reals and fakes, resident on the device as training's are."""
+    images = torch.randint(0, 256, (2 * n_pairs, 3, 224, 224), dtype=torch.uint8, device=device)
+    labels = torch.arange(2 * n_pairs).ge(n_pairs).float()
+    originals = torch.cat([torch.full((n_pairs,), -1), torch.arange(n_pairs)])
+    return CropSet(images.contiguous(memory_format=torch.channels_last), labels, originals, [""] * 2 * n_pairs)
+
+
+def _time(step: Callable[[], None], n_steps: int, device: str) -> float:
+    """Mean wall seconds of a step."""
+    for _ in range(max(n_steps // 10, 2)):
+        step()
+    _finish(device)
+    started = time.perf_counter()
+    for _ in range(n_steps):
+        step()
+    _finish(device)
+    return (time.perf_counter() - started) / n_steps
+
+
+def _finish(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _waiting_share(step: Callable[[], None]) -> float:
+    """The share of the time in which nothing ran on the device, as torch's profiler saw it."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=activities) as profile:
+        started = time.perf_counter()
+        for _ in range(10):
+            step()
+        torch.cuda.synchronize()
+        wall_s = time.perf_counter() - started
+    return max(1 - _busy_us(profile.events()) / 1e6 / wall_s, 0.0)
+
+
+def _busy_us(events: Iterable[FunctionEvent]) -> float:
+    """Microseconds of kernels and copies on the device; operators and named spans tell of the same ones again."""
+    on_device = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
+    return sum(event.time_range.elapsed_us() for event in on_device)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--architecture", choices=ARCHITECTURES, default="efficientnet-b0", help="the net (default: %(default)s)")
+    add("--input-size", type=int, default=224, help="side in pixels that it sees (default: %(default)s)")
+    add("--batch-size", type=positive, default=256, help="crops a step (default: %(default)s)")
+    add("--steps", type=positive, default=50, help="that are timed (default: %(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: CUDA if there)")
+    add("--compile", action="store_true", help=COMPILE_HELP)
+    args = parser.parse_args(argv)
+    try:
+        speed = time_training(
+            architecture=args.architecture,
+            input_size=args.input_size,
+            batch_size=args.batch_size,
+            n_steps=args.steps,
+            device=choose_device(args.device, cudnn=True),
+            compiled=args.compile,
+        )
+    except (DeviceError, MemoryError, ValueError) as error:
+        print(f"time_training: {error}", file=sys.stderr)
+        return 1
+    print(f"{args.architecture} at {args.input_size} px, batches of {args.batch_size}, on {speed.device}:")
+    print(f"  {speed.images_per_s:.0f} images/s with augmentation, {speed.net_images_per_s:.0f} without")
+    print(f"  augmentation takes {speed.augmentation_share:.0%} of the time")
+    if speed.waiting_share is not None:
+        print(f"  the GPU waits for {speed.waiting_share:.0%} of it; {speed.peak_memory_mb:.0f} MB at most")
+    print(json.dumps(asdict(speed)))
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)

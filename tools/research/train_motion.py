@@ -1,0 +1,215 @@
+"""Train a net that sees the change between neighbouring frames, and measure what it adds on clips it never saw.
+
+python tools/research/train_motion.py videos --init weights/efficientnet-lite0-*.safetensors --run runs/motion
+
+The net has the body of one that sees faces, and a last layer of its own. One layer for each fold of the sources is
+fitted to the others and scores the fold's clips as the kernel does, beside all nets. Calibration and weight are fitted
+on what these say of clips they never saw, and travel with a last one, fitted to all clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from dfdc.analyze import Predictor
+from dfdc.data.clips import LabelledClip, read_present
+from dfdc.errors import DataError, WeightsError
+from dfdc.files import write_json
+from dfdc.flags import natural, positive, run_tool, several
+from dfdc.networks import FrameModel, load_initial, save_model
+from dfdc.research.fusion import SeenClip, calibrate, choose_weight, measure_motion
+from dfdc.research.motion import N_PAIRS, Motion, cut_track
+from dfdc.research.motion_training import (
+    Described,
+    PairSet,
+    cross_fit,
+    describe_pairs,
+    fit_last_layer,
+    load_pairs,
+    make_twins,
+    split_sources,
+)
+from dfdc.tracks import Track
+from dfdc.training.runlog import read_command
+from dfdc.version import read_commit
+from dfdc.video import Frame
+from dfdc.weights import WeightsFile, find_weights, open_weights
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+
+
+class Recorder(Predictor):
+    """A predictor that keeps what the nets say of a clip's frames and what a net's last layer sees of its pairs.
+
+    Attributes:
+        frames: of the last clip, per person the calibrated logits (T,).
+        changes: per person (P, F), see `describe_pairs`.
+    """
+
+    def __init__(self, files: list[WeightsFile], model: FrameModel) -> None:
+        super().__init__(files)
+        self.model = model
+        self.motion = Watching([])
+
+    def score_tracks(self, frames: list[Frame], tracks: list[Track], *, n_nets: int | None = None) -> list[np.ndarray]:
+        self.frames = tuple(super().score_tracks(frames, tracks, n_nets=n_nets))
+        cut = [torch.from_numpy(cut_track(frames, track, self.model.spec.crop)) for track in tracks]
+        self.changes = tuple(describe_pairs(self.model, pairs.permute(0, 3, 1, 2)) for pairs in cut)
+        return list(self.frames)
+
+
+class Watching(Motion):
+    """Asks for pairs, and adds nothing."""
+
+    n_pairs = N_PAIRS
+
+
+def train_motion(
+    folder: Path,
+    init: Path,
+    run: Path,
+    out: Path,
+    *,
+    weights: Path = WEIGHTS,
+    input_size: int = 112,
+    n_folds: int = 3,
+    n_frames: int = 16,
+    n_pairs: int = 32,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Train, measure and write one net.
+
+    Args:
+        folder: of clips with metadata.json.
+        init: weights file of a net that sees faces, whose body is taken.
+        run: folder for pairs and motion.json, the measurement; made if absent.
+        out: folder that gets the weights file; made if absent.
+        weights: file or folder of the nets that see faces, beside which motion is measured.
+        input_size: side in pixels that the net sees.
+        n_folds: into which the sources are split, at least 2.
+        n_frames: of a clip, when it is measured.
+        n_pairs: of a clip's frames, when it is trained on.
+        seed: of the made flicker.
+        progress: draw progress bars.
+
+    Returns:
+        The path of the weights file.
+
+    Raises:
+        DataError: the clips cannot be used, or a fold lacks a class.
+        WeightsError: the weights cannot be used.
+    """
+    faces, start = find_weights(weights), open_weights(init)
+    clips = read_present(folder)
+    folds = split_sources(clips, n_folds)
+    pairs = load_pairs(clips, run / "pairs", n_frames=n_pairs, geometry=start.spec.crop, progress=progress)
+    spec = replace(
+        start.spec,
+        input_size=input_size,
+        sees="motion",
+        trained_on=f"{len(pairs)} pairs of {len(set(pairs.videos))} clips, and their real ones made to flicker; "
+        f"but for the last layer, it is {init.name}",
+        command=read_command(),
+        commit=read_commit(),
+    )
+    model = FrameModel(spec).eval()
+    load_initial(model, init)
+    found, made = describe(model, pairs, seed=seed)
+    recorder = Recorder(faces, model)
+    bounds = recorder.ensemble.bounds()
+    clips_seen = _score_clips(recorder, clips, n_frames, progress=progress)
+    fitted = cross_fit(model, found, made, folds)
+    seen = [
+        SeenClip(clip, frames, np.array([fitted.answer(part, clip.source) for part in changes]))
+        for clip, frames, changes in clips_seen
+    ]
+    report = measure_motion(seen, folds, pairs, fitted.found, bounds)
+    reals = found.labels == 0
+    report["pair_auc"] = float(roc_auc_score(found.labels, fitted.found))
+    both = np.concatenate([fitted.found[reals], fitted.made])
+    report["flicker_auc"] = float(roc_auc_score(np.repeat([0, 1], [reals.sum(), len(fitted.made)]), both))
+    report["command"] = spec.command
+    write_json(run / "motion.json", report)
+    calibration = calibrate(found.labels, fitted.found)
+    weight = choose_weight(seen, calibration, bounds)
+    fit_last_layer(model, found.joined(made))
+    scores = {name: report["with motion"][name]["value"] for name in ("auc", "log_loss", "balanced_log_loss")}
+    scores["pair_auc"], scores["flicker_auc"] = report["pair_auc"], report["flicker_auc"]
+    spec = replace(spec, calibration=calibration, weight=weight, validation=scores)
+    out.mkdir(parents=True, exist_ok=True)
+    path = save_model(model, out, name=f"{spec.architecture}-{input_size}-motion", spec=spec)
+    print(json.dumps(report, indent=1))
+    print(f"{path}: weight {weight}, temperature {calibration.temperature:.3f}, bias {calibration.bias:+.3f}")
+    return path
+
+
+def describe(model: FrameModel, pairs: PairSet, *, seed: int) -> tuple[Described, Described]:
+    """Pairs, and the real ones among them made to flicker, as the last layer sees them."""
+    reals = pairs.labels.numpy() == 0
+    made = make_twins(pairs.pairs[torch.from_numpy(reals)], model.spec.input_size, torch.Generator().manual_seed(seed))
+    n_made = len(made)
+    return (
+        Described(describe_pairs(model, pairs.pairs), pairs.labels.numpy(), pairs.sources, np.zeros(len(pairs), bool)),
+        Described(describe_pairs(model, made), np.ones(n_made), pairs.sources[reals], np.ones(n_made, bool)),
+    )
+
+
+def _score_clips(
+    recorder: Recorder, clips: Sequence[LabelledClip], n_frames: int, *, progress: bool
+) -> list[tuple[LabelledClip, tuple[np.ndarray, ...], tuple[np.ndarray, ...]]]:
+    """Per clip and person the frames' logits, and the pairs as the last layer sees them."""
+    seen = []
+    for clip in tqdm(clips, desc="scoring", unit="clip", disable=not progress):
+        found = recorder.predict(clip.path, n_frames).status == "ok"
+        seen.append((clip, recorder.frames, recorder.changes) if found else (clip, (), ()))
+    return seen
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("videos", type=Path, metavar="VIDEOS", help="folder of clips with metadata.json")
+    add("--init", type=Path, required=True, help="weights file of a net that sees faces, whose body is taken")
+    add("--run", type=Path, required=True, help="folder for pairs and motion.json, the measurement")
+    add("--out", type=Path, help="folder that gets the weights file (default: the run's)")
+    add("--weights", type=Path, default=WEIGHTS, help="the nets that see faces (default: weights/)")
+    add("--input-size", type=int, default=112, help="side in pixels that the net sees (default: %(default)s)")
+    add("--folds", type=several, default=3, help="parts that the sources are split into (default: %(default)s)")
+    add("--frames", type=positive, default=16, help="of a clip, when it is measured (default: %(default)s)")
+    add("--pairs", type=positive, default=32, help="of a clip, when it is trained on (default: %(default)s)")
+    add("--seed", type=natural, default=0, help="of the made flicker (default: %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        train_motion(
+            args.videos,
+            args.init,
+            args.run,
+            args.out or args.run,
+            weights=args.weights,
+            input_size=args.input_size,
+            n_folds=args.folds,
+            n_frames=args.frames,
+            n_pairs=args.pairs,
+            seed=args.seed,
+        )
+    except (DataError, WeightsError, ValueError, OSError) as error:
+        print(f"train_motion: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
