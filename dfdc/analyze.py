@@ -1,22 +1,24 @@
-"""One clip -> one prediction, whatever the clip is: the one place that catches a bad clip."""
+"""One clip -> one analysis, whatever the clip is: frames, faces, tracks, crops, scores, a probability."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import cv2
 import numpy as np
 
 from dfdc.aggregate import add_voice, clip_probability, voice_probability
+from dfdc.analysis import Analysis, FaceTrack, Timings
+from dfdc.crop import CropGeometry, crop_face
 from dfdc.deadline import NEVER, Deadline
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
 from dfdc.errors import VideoError, VideoTimeout
-from dfdc.prediction import Prediction
 from dfdc.programs import Programs
 from dfdc.research.motion import Motion
 from dfdc.research.voice import Listener
@@ -28,26 +30,51 @@ from dfdc.weights import WeightsFile, that_see
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+# A thumbnail shows more than the models' crops, so that a person sees a person.
+THUMBNAIL = CropGeometry(side_ratio=1.5, shift_ratio=0.0, size=160)
+# Frames of each person, and whole scenes, that are kept as pictures: evenly spread.
+MAX_THUMBNAILS, MAX_SCENES = 12, 3
+SCENE_SIDE, JPEG_QUALITY = 640, 85
 
-class Predictor:
-    """Scores clips with an ensemble on a device.
+
+@dataclass(frozen=True)
+class Sighting:
+    """The people in a clip before anything is said about them.
 
     Attributes:
-        crop_s: core-seconds that cutting the last clip's faces took.
+        frames: in order of time, at least one.
+        tracks: the persons, the longest track first; their indices are those of the frames.
+        n_faces: in how many frames a face was found.
+        cut_s: wall seconds after which the deadline ended reading; 0 where it did not.
+        decode_s, detect_s: core-seconds for reading frames and for finding faces.
     """
+
+    frames: list[Frame]
+    tracks: list[Track]
+    n_faces: int
+    cut_s: float
+    decode_s: float
+    detect_s: float
+
+
+class Analyzer:
+    """Finds the faces in clips and scores them with an ensemble on a device."""
 
     def __init__(
         self, files: list[WeightsFile], *, device: str = "cpu", programs: Programs | None = None, threads: int = 1
     ) -> None:
-        """Load nets.
+        """Load the models.
 
         Args:
-            files: checked weights; at least one sees faces.
-            device: "cpu" or "cuda", where nets run and, where it can, clips are decoded.
-            programs: the nets as OpenVINO's programs, for the CPU; None builds them, by torch.
+            files: checked weights; at least one is of a face model.
+            device: "cpu" or "cuda", where models run and, where it can, clips are decoded.
+            programs: the models as OpenVINO's programs, for the CPU; None builds them with torch.
             threads: of a program.
+
+        Raises:
+            WeightsError: a file's tensors do not fit its architecture.
         """
-        self.device, self.crop_s = device, 0.0
+        self.device = device
         self.gpu = current_gpu() if device == "cuda" and has_gpu_decoder() else None
         detector = crops = motion = voices = None
         if programs:
@@ -60,100 +87,177 @@ class Predictor:
         self.motion = Motion(that_see("motion", files), device, nets=motion)
         self.listener = Listener(that_see("sound", files), device, nets=voices)
 
-    def predict(
+    def analyze(
         self,
         path: Path,
         n_frames: int,
         *,
-        n_nets: int | None = None,
+        n_models: int | None = None,
         name: str | None = None,
         deadline: Deadline = NEVER,
-    ) -> Prediction:
-        """Score one clip; bad ones get the prior and a reason.
+        thumbnails: bool = False,
+    ) -> Analysis:
+        """Analyze one clip; one that cannot be scored gets the prior, a status and a reason.
 
         Args:
             path: of the clip, whatever it is.
             n_frames: how many of its frames are looked at.
-            n_nets: how many nets that see faces answer, the first ones; None for all.
-            name: of its row; None for the file's own.
-            deadline: after it decoding ends, and what was decoded is scored.
+            n_models: how many face models answer, the first ones; None for all.
+            name: of the clip in the submission; None for the file's own.
+            deadline: when it passes, reading ends and what was read is scored.
+            thumbnails: whether pictures of faces and scenes are kept.
         """
         started = time.monotonic()
-        blank = Prediction(name or path.name, wanted=n_frames, nets=n_nets or len(self.ensemble.nets))
+        blank = Analysis(name or path.name, n_wanted=n_frames, n_models=n_models or len(self.ensemble.nets))
         try:
-            prediction = self._predict(path, blank, deadline)
+            sighting = self.find_people(path, n_frames, deadline=deadline)
+            analysis = self._score(path, sighting, blank, deadline)
+            if thumbnails:
+                analysis = _illustrate(analysis, sighting)
         except VideoTimeout as error:
-            prediction = replace(blank, status="timeout", reason=str(error))
+            analysis = replace(blank, status="timeout", reason=str(error))
         except VideoError as error:
-            prediction = replace(blank, status="unreadable", reason=str(error))
+            analysis = replace(blank, status="unreadable", reason=str(error))
         except Exception as error:  # a bug or a broken device: the clip gets its row, the log its traceback
-            log.exception("%s: failed", path)
-            prediction = replace(blank, status="error", reason=_describe(error))
-        return replace(prediction, seconds=time.monotonic() - started)
+            log.exception("%s: the analysis failed", path)
+            analysis = replace(blank, status="error", reason=_describe(error))
+        return replace(analysis, timings=replace(analysis.timings, total_s=time.monotonic() - started))
 
-    def _predict(self, path: Path, blank: Prediction, deadline: Deadline) -> Prediction:
-        clock, self.crop_s = time.process_time, 0.0
-        started, began_s = clock(), time.monotonic()
-        frames = read_frames(
-            path, blank.wanted, n_pairs=min(self.motion.n_pairs, blank.wanted), deadline=deadline, gpu=self.gpu
-        )
+    def find_people(
+        self, path: Path, n_frames: int, *, n_pairs: int | None = None, deadline: Deadline = NEVER
+    ) -> Sighting:
+        """Read frames of a clip and find its people.
+
+        Args:
+            path: of the clip.
+            n_frames: how many of its frames are looked at.
+            n_pairs: how many of them come with their neighbour; None for what the motion models want.
+            deadline: when it passes, reading ends.
+
+        Raises:
+            VideoTimeout: the deadline passed before the first frame was read.
+            VideoError: the clip gives no frame.
+        """
+        clock, started, began_s = time.process_time, time.process_time(), time.monotonic()
+        n_pairs = min(self.motion.n_pairs if n_pairs is None else n_pairs, n_frames)
+        frames = read_frames(path, n_frames, n_pairs=n_pairs, deadline=deadline, gpu=self.gpu)
         decoded = clock()
-        cut_s = time.monotonic() - began_s if len(frames) < blank.wanted and deadline.expired() else 0.0
-        n_pairs = sum(frame.neighbour is not None for frame in frames)
-        seen = replace(blank, frames=len(frames), pairs=n_pairs, cut_s=cut_s, decode_s=decoded - started)
+        cut_s = time.monotonic() - began_s if len(frames) < n_frames and deadline.expired() else 0.0
         tracks, faces = find_tracks([frame.pixels for frame in frames], self.detector)
-        detected = clock()
         n_faces = sum(len(found) > 0 for found in faces.values())
-        seen = replace(seen, faces=n_faces, tracks=len(tracks), detect_s=detected - decoded)
+        return Sighting(frames, tracks, n_faces, cut_s, decoded - started, clock() - decoded)
+
+    def _score(self, path: Path, sighting: Sighting, blank: Analysis, deadline: Deadline) -> Analysis:
+        started = time.process_time()
+        frames, tracks, crop_s = sighting.frames, sighting.tracks, 0.0
+        times = np.array([frame.time_s for frame in frames])
+        height, width = frames[0].pixels.shape[:2]
+        analysis = replace(
+            blank,
+            times_s=times,
+            frame_size=(width, height),
+            n_faces=sighting.n_faces,
+            n_pairs=sum(frame.neighbour is not None for frame in frames),
+            cut_s=sighting.cut_s,
+        )
         if tracks:
-            logits = self.score_tracks(frames, tracks, n_nets=seen.nets)
+            pixels = [frame.pixels for frame in frames]
+            logits, crop_s = score_tracks(self.ensemble, pixels, tracks, n_models=blank.n_models)
             changes = self._beside(path, lambda: self.motion.score(frames, tracks))
             if changes is not None:
                 logits = [track + change for track, change in zip(logits, changes, strict=True)]
-            low, high = self.ensemble.bounds(seen.nets)
-            seen = replace(seen, label=clip_probability(logits, low=low, high=high))
+            low, high = self.ensemble.bounds(blank.n_models)
+            analysis = replace(
+                analysis,
+                probability=clip_probability(logits, low=low, high=high),
+                tracks=tuple(
+                    FaceTrack(track.frames, times[track.frames], track.boxes, track.found, scores, track.score)
+                    for track, scores in zip(tracks, logits, strict=True)
+                ),
+            )
         else:
-            seen = replace(seen, status="no_face", reason=f"no face in {len(frames)} frames")
-        heard = self._hear(path, seen, deadline)
-        return replace(heard, crop_s=self.crop_s, score_s=clock() - detected - self.crop_s)
+            analysis = replace(analysis, status="no_face", reason=f"no face in {len(frames)} frames")
+        analysis = self._add_voice(path, analysis, deadline)
+        score_s = time.process_time() - started - crop_s
+        timings = Timings(0.0, sighting.decode_s, sighting.detect_s, crop_s, score_s)
+        return replace(analysis, timings=timings)
 
-    def _hear(self, path: Path, seen: Prediction, deadline: Deadline) -> Prediction:
-        """What was seen of a clip, and what its voice adds."""
+    def _add_voice(self, path: Path, seen: Analysis, deadline: Deadline) -> Analysis:
+        """The analysis of what was seen, with what the clip's voice adds."""
         score = None if deadline.expired() else self._beside(path, lambda: self.listener.listen(path))
         if score is None:
             return seen
         voice = voice_probability(score)
-        return replace(
-            seen, label=add_voice(seen.label, voice, high=self.listener.high), picture=seen.label, voice=voice
-        )
+        probability = add_voice(seen.probability, voice, high=self.listener.high)
+        return replace(seen, probability=probability, picture=seen.probability, voice=voice)
 
-    def _beside(self, path: Path, look: Callable[[], T]) -> T | None:
-        """What an optional net finds; where it fails, what the others found stands.
+    def _beside(self, path: Path, score: Callable[[], T]) -> T | None:
+        """What an optional model finds; where it fails on the CPU, what the others found stands.
 
-        Beside CUDA it does not: whatever failed may have broken the device, and the clip is looked at on the CPU.
+        Beside CUDA it does not: whatever failed may have broken the device, and the clip is tried again on the CPU.
         """
         try:
-            return look()
+            return score()
         except VideoError as error:
-            log.warning("%s: %s; the others' score stands", path, error)
+            log.warning("%s: %s; the other models' score stands", path, error)
         except Exception:
             if self.device == "cuda":
                 raise
-            log.exception("%s: an optional net failed; the others' score stands", path)
+            log.exception("%s: an optional model failed; the other models' score stands", path)
         return None
 
-    def score_tracks(self, frames: list[Frame], tracks: list[Track], *, n_nets: int | None = None) -> list[np.ndarray]:
-        """The calibrated logits (T,) of each track's frames, by the first so many nets; None for all."""
-        faces = [
-            (frames[index].pixels, box)
-            for track in tracks
-            for index, box in zip(track.frames, track.boxes, strict=True)
-        ]
-        started = time.process_time()
-        crops = self.ensemble.cut(faces, n_nets=n_nets)
-        self.crop_s = time.process_time() - started
-        lengths = [len(track) for track in tracks]
-        return np.split(self.ensemble.score_cut(crops, lengths=lengths), np.cumsum(lengths)[:-1])
+
+def score_tracks(
+    ensemble: Ensemble, frames: Sequence[np.ndarray], tracks: Sequence[Track], *, n_models: int | None = None
+) -> tuple[list[np.ndarray], float]:
+    """Score the frames of each track.
+
+    Args:
+        ensemble: face models.
+        frames: (H, W, 3) uint8 RGB each.
+        tracks: people in these frames; there may be none.
+        n_models: how many models answer, the first ones; None for all.
+
+    Returns:
+        The ensemble's calibrated log-odds (T,) float64 for each track, and the core-seconds that cutting took.
+    """
+    if not tracks:
+        return [], 0.0
+    faces = [(frames[index], box) for track in tracks for index, box in zip(track.frames, track.boxes, strict=True)]
+    started = time.process_time()
+    crops = ensemble.cut(faces, n_nets=n_models)
+    crop_s = time.process_time() - started
+    lengths = [len(track) for track in tracks]
+    return np.split(ensemble.score_cut(crops, lengths=lengths), np.cumsum(lengths)[:-1]), crop_s
+
+
+def _illustrate(analysis: Analysis, sighting: Sighting) -> Analysis:
+    """The analysis with pictures of its people and of some whole frames."""
+    tracks = []
+    for track in analysis.tracks:
+        chosen = _spread(len(track), MAX_THUMBNAILS)
+        pictures = {
+            int(track.frames[i]): _encode(crop_face(sighting.frames[track.frames[i]].pixels, track.boxes[i], THUMBNAIL))
+            for i in chosen
+        }
+        tracks.append(replace(track, thumbnails=pictures))
+    scenes = {}
+    for index in _spread(len(sighting.frames), MAX_SCENES):
+        pixels = sighting.frames[index].pixels
+        scale = min(SCENE_SIDE / max(pixels.shape[:2]), 1.0)
+        scenes[int(index)] = _encode(cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+    return replace(analysis, tracks=tuple(tracks), scenes=scenes)
+
+
+def _spread(n: int, most: int) -> np.ndarray:
+    """At most so many of the indices 0 to n - 1, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
+
+
+def _encode(picture: np.ndarray) -> bytes:
+    """A picture (H, W, 3) uint8 RGB as JPEG."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return data.tobytes()
 
 
 def _describe(error: Exception) -> str:

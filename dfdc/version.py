@@ -1,9 +1,11 @@
-"""Which commit of the code is at work."""
+"""The version of the package, and which commit of the code is at work."""
 
 from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+
+__version__ = "1.0.0"
 
 
 def read_commit(folder: Path = Path(__file__).parent) -> str:

@@ -31,7 +31,7 @@ CHANNELS = {"face": 3, "motion": 3, "sound": 1}
 # Below a folder of weights, those that the kernel uses only when told, and what they may see.
 OPTIONAL = "optional"
 EXTRAS = ("motion", "sound")
-# And those that answer beside the others where there is a GPU or time for them; see `WorkerSettings.on`.
+# And those that answer beside the others unless only the first are asked for; see `WorkerSettings.models`.
 FURTHER = "further"
 
 

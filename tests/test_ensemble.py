@@ -238,9 +238,9 @@ def test_predictor_with_programs_needs_no_torch(files: list[WeightsFile], tmp_pa
 import pickle, sys
 from pathlib import Path
 sys.modules["torch"] = sys.modules["torchvision"] = None
-from dfdc.analyze import Predictor
+from dfdc.analyze import Analyzer
 files, programs = pickle.loads(Path(sys.argv[1]).read_bytes())
-print(Predictor(files, programs=programs).predict(Path(sys.argv[2]), 4).status)
+print(Analyzer(files, programs=programs).analyze(Path(sys.argv[2]), 4).status)
 """
     arguments = [sys.executable, "-c", script, tmp_path / "programs", ROOT / "samples/real.mp4"]
     assert subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True).stdout == "ok\n"

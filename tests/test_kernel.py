@@ -272,7 +272,7 @@ def test_signal_ends_the_run_with_the_file_complete(tmp_path: Path, number: sign
 def test_second_signal_does_not_cut_the_last_save_short(second: signal.Signals) -> None:
     script = """
 import signal, sys
-from kernel import ending_once
+from dfdc.cli import ending_once
 with ending_once():
     try:
         signal.raise_signal(signal.SIGTERM)

@@ -12,7 +12,7 @@ import torch
 from skimage.data import astronaut
 
 from dfdc.aggregate import clip_probability
-from dfdc.analyze import Predictor
+from dfdc.analyze import Analyzer
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.networks import FrameModel, PairNet, load_model, save_model, see_change
 from dfdc.programs import Programs, export_programs
@@ -184,45 +184,36 @@ def test_logits_that_are_not_finite_are_no_answer(files: list[WeightsFile], valu
         motion.score(frames(2, 2), [track(2)])
 
 
-class Recorder(Predictor):
-    """Keeps what its nets say of the frames and of the changes."""
-
-    def score_tracks(self, frames: list[Frame], tracks: list[Track], **options: int | None) -> list[np.ndarray]:
-        self.logits = super().score_tracks(frames, tracks, **options)
-        self.changes = self.motion.score(frames, tracks)
-        return self.logits
-
-
 def test_a_clips_score_joins_frames_and_changes(files: list[WeightsFile], programs: Programs) -> None:
     clip = ROOT / "samples/real.mp4"
-    recorder = Recorder(files, programs=programs)
-    joined, alone = (
-        recorder.predict(clip, 12),
-        Predictor(files[:1], programs=replace(programs, motion=())).predict(clip, 12),
-    )
-    low, high = recorder.ensemble.bounds()
-    assert alone.label == pytest.approx(clip_probability(recorder.logits, low=low, high=high), abs=1e-6)
-    assert np.all(recorder.changes != 0)
-    both = [logits + change for logits, change in zip(recorder.logits, recorder.changes, strict=True)]
-    assert joined.label == pytest.approx(clip_probability(both, low=low, high=high), abs=1e-6)
-    assert joined.label != alone.label
-    assert (joined.pairs, alone.pairs) == (N_PAIRS, 0)
+    both, faces = Analyzer(files, programs=programs), Analyzer(files[:1], programs=replace(programs, motion=()))
+    joined, alone = both.analyze(clip, 12), faces.analyze(clip, 12)
+    sighting = both.find_people(clip, 12)
+    changes = both.motion.score(sighting.frames, sighting.tracks)
+    assert np.all(changes != 0)
+    for with_motion, without, change in zip(joined.tracks, alone.tracks, changes, strict=True):
+        assert with_motion.logits == pytest.approx(without.logits + change, abs=1e-5)
+    low, high = both.ensemble.bounds()
+    for analysis in (joined, alone):
+        expected = clip_probability([track.logits for track in analysis.tracks], low=low, high=high)
+        assert analysis.probability == pytest.approx(expected, abs=1e-6)
+    assert joined.probability != alone.probability
+    assert (joined.n_pairs, alone.n_pairs) == (N_PAIRS, 0)
 
 
 def test_optional_nets_that_fail_leave_the_others_score(
-    files: list[WeightsFile], programs: Programs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    files: list[WeightsFile], programs: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = ROOT / "samples/real.mp4"
-    alone = Predictor(files[:1], programs=replace(programs, motion=())).predict(clip, 4)
-    predictor = Predictor(files, programs=programs)
-    for net, method in ((predictor.motion, "score"), (predictor.listener, "listen")):
+    alone = Analyzer(files[:1], programs=replace(programs, motion=())).analyze(clip, 4)
+    analyzer = Analyzer(files, programs=programs)
+    for net, method in ((analyzer.motion, "score"), (analyzer.listener, "listen")):
         monkeypatch.setattr(net, method, lambda *_: 1 / 0)
-    prediction = predictor.predict(clip, 4)
-    assert (prediction.status, prediction.label) == ("ok", pytest.approx(alone.label, abs=1e-6))
-    assert caplog.text.count("an optional net failed; the others' score stands") == 2
+    prediction = analyzer.analyze(clip, 4)
+    assert (prediction.status, prediction.probability) == ("ok", pytest.approx(alone.probability, abs=1e-6))
     # What fails beside CUDA may have broken it: that clip is another worker's, on the CPU.
-    predictor.device = "cuda"
-    assert (predictor.predict(clip, 4).status, predictor.predict(clip, 4).label) == ("error", 0.5)
+    analyzer.device = "cuda"
+    assert (analyzer.analyze(clip, 4).status, analyzer.analyze(clip, 4).probability) == ("error", 0.5)
 
 
 def test_each_persons_change_is_added_to_their_own_frames(
@@ -235,17 +226,20 @@ def test_each_persons_change_is_added_to_their_own_frames(
         return [track, replace(track, frames=track.frames[::2], boxes=track.boxes[::2], found=track.found[::2])], faces
 
     monkeypatch.setattr("dfdc.analyze.find_tracks", find_two)
-    recorder = Recorder(files, programs=programs)
-    prediction = recorder.predict(ROOT / "samples/real.mp4", 12)
-    both = [logits + change for logits, change in zip(recorder.logits, recorder.changes, strict=True)]
-    low, high = recorder.ensemble.bounds()
-    assert (prediction.status, prediction.tracks, len(both)) == ("ok", 2, 2)
-    assert prediction.label == pytest.approx(clip_probability(both, low=low, high=high), abs=1e-6)
+    joined = Analyzer(files, programs=programs)
+    found = joined.find_people(ROOT / "samples/real.mp4", 12)
+    changes = joined.motion.score(found.frames, found.tracks)
+    alone = Analyzer(files[:1], programs=replace(programs, motion=())).analyze(ROOT / "samples/real.mp4", 12)
+    seen = joined.analyze(ROOT / "samples/real.mp4", 12)
+    assert (seen.status, len(seen.tracks)) == ("ok", 2)
+    assert changes[0] != changes[1]
+    for track, plain, change in zip(seen.tracks, alone.tracks, changes, strict=True):
+        assert track.logits == pytest.approx(plain.logits + change, abs=1e-5)
 
 
 def test_a_look_at_few_frames_pairs_no_more_than_these(files: list[WeightsFile], programs: Programs) -> None:
-    prediction = Predictor(files, programs=programs).predict(ROOT / "samples/real.mp4", 2)
-    assert (prediction.status, prediction.frames, prediction.pairs) == ("ok", 2, 2)
+    prediction = Analyzer(files, programs=programs).analyze(ROOT / "samples/real.mp4", 2)
+    assert (prediction.status, len(prediction.times_s), prediction.n_pairs) == ("ok", 2, 2)
 
 
 def test_weights_say_that_they_see_motion(files: list[WeightsFile]) -> None:

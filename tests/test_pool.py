@@ -246,7 +246,7 @@ def test_clips_are_decoded_where_nets_run_if_that_can(
     for threads in ("torch.set_num_threads", "cv2.setNumThreads"):  # which later tests would keep
         monkeypatch.setattr(threads, lambda _: None)
     predictor, runtime = worker._load(SETTINGS)
-    assert predictor.predict(Path("a.mp4"), 4).status == "unreadable"
+    assert predictor.analyze(Path("a.mp4"), 4).status == "unreadable"
     assert asked == [gpu]
     assert runtime == ("a net; NVDEC decodes H.264" if gpu is not None else "a net")
 
@@ -288,28 +288,18 @@ def test_workers_share_the_cores_and_on_cuda_there_are_more(
     assert made == [(n_workers, threads, "cpu" if device == "cpu" else "auto")]
 
 
-@pytest.mark.parametrize(
-    ("device", "n_frames", "n_nets"),
-    [("cpu", 16, 1), ("cpu", None, 2), ("cuda", 16, 2), ("cuda", None, 2), ("auto", 16, 2)],
-)
-def test_further_nets_answer_on_cuda_and_where_no_number_of_frames_is_asked_for(
-    device: str, n_frames: int | None, n_nets: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("models", "n_nets"), [("all", 2), ("first", 1)])
+@pytest.mark.parametrize("n_frames", [16, None])
+def test_models_that_are_asked_for_answer_whatever_the_number_of_frames(
+    models: str, n_nets: int, n_frames: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
-
-    class Spy(pool._Pool):
-        def __init__(self, clips: dict, plan: Plan, settings: WorkerSettings, *rest: object) -> None:
-            made.append([file.digest for file in settings.weights])
-            super().__init__(clips, plan, settings, *rest)
-
-    monkeypatch.setattr(pool, "_prepare", lambda *_: Prepared(device))
-    monkeypatch.setattr(pool, "_Pool", Spy)
+    monkeypatch.setattr(pool, "_prepare", lambda *_: Prepared("cpu"))
     monkeypatch.setattr(pool, "score_clips", misbehave)
     face = ModelSpec("efficientnet-lite0", 32)
     weights = (WeightsFile(Path("a"), "a", face), WeightsFile(Path("b"), "b", face, further=True))
-    settings = WorkerSettings(weights=weights, n_frames=n_frames)
+    settings = WorkerSettings(weights=weights, n_frames=n_frames, models=models)
+    assert [file.digest for file in settings.weights] == ["a", "b"][:n_nets]
     (done,) = predict_clips({"a.mp4": Path("a.mp4")}, settings, deadline=NEVER)
-    assert made == [["a", "b"][:n_nets]]
     assert done.nets == n_nets
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfdc.analyze import Predictor
+from dfdc.analysis import Analysis
+from dfdc.analyze import Analyzer
 from dfdc.deadline import Deadline
 from dfdc.prediction import Prediction
 from dfdc.weights import find_weights
@@ -33,8 +34,8 @@ def test_page_shows_the_kernels_probabilities_and_the_faces_behind_them(tmp_path
     paths = [str(ROOT / "samples/doctored.mp4"), str(ROOT / "samples/real.mp4"), str(broken)]
     assert tool.main([*paths, "--frames", "4", "--device", "cpu", "--out", str(out)]) == 0
     page = out.read_text()
-    predictor = Predictor(find_weights(ROOT / "weights"))
-    labels = [predictor.predict(ROOT / f"samples/{name}.mp4", 4).label for name in ("doctored", "real")]
+    analyzer = Analyzer(find_weights(ROOT / "weights"))
+    labels = [analyzer.analyze(ROOT / f"samples/{name}.mp4", 4).probability for name in ("doctored", "real")]
     sections = page.split("<section>")[1:]
     for section, name, label in zip(sections, ("doctored.mp4", "real.mp4"), labels, strict=False):
         assert f"<h2>{name}</h2>" in section and f">{label:.0%}</b>" in section
@@ -49,13 +50,15 @@ def test_stopped_page_has_what_was_scored_and_every_clip_its_limit(
 ) -> None:
     limits = []
 
-    def answer(self: Predictor, path: Path, n_frames: int, *, name: str, deadline: Deadline) -> Prediction:
+    def answer(
+        self: Analyzer, path: Path, n_frames: int, *, name: str, deadline: Deadline, thumbnails: bool
+    ) -> Analysis:
         limits.append(deadline.remaining_s())
         if name == "real.mp4":
             raise KeyboardInterrupt
-        return Prediction(name, 0.75)
+        return Analysis(name, 0.75)
 
-    monkeypatch.setattr(tool.Watcher, "predict", answer)
+    monkeypatch.setattr(Analyzer, "analyze", answer)
     out = tmp_path / "clips.html"
     assert tool.main([str(ROOT / "samples"), "--device", "cpu", "--out", str(out)]) == 130
     assert re.findall(r"<h2>(.*?)</h2>", out.read_text()) == ["doctored.mp4"]

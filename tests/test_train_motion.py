@@ -17,6 +17,7 @@ from dfdc.crop import CropGeometry
 from dfdc.data.clips import LabelledClip, read_metadata
 from dfdc.errors import DataError
 from dfdc.networks import FrameModel
+from dfdc.research import motion_training as motion
 from dfdc.research.flicker import blend_steadily, flicker, flicker_second
 from dfdc.research.fusion import SeenClip, calibrate, choose_weight, measure_motion
 from dfdc.research.motion_training import (
@@ -30,7 +31,6 @@ from dfdc.research.motion_training import (
     score_pairs,
     split_sources,
 )
-from dfdc.training import motion
 from dfdc.weights import Calibration, ModelSpec, find_weights
 from tests.nets import lively
 from tools.research.train_motion import main

@@ -29,7 +29,7 @@ from dfdc.crop import CropGeometry
 from dfdc.data.dataset import CropSet, find_lonely, find_sources, load_crops, pair_epoch, read_split
 from dfdc.errors import DataError, DeviceError, WeightsError
 from dfdc.networks import CropNet, FrameModel, load_initial, save_model
-from dfdc.training import course, loop
+from dfdc.training import loop, trainer
 from dfdc.training.augment import RECIPE
 from dfdc.training.checkpoint import load_state, save_state
 from dfdc.training.distributed import Rank, join_ranks
@@ -337,7 +337,7 @@ def test_killed_run_goes_on_with_the_same_losses_and_weights(
     killed.mkdir()
     expected, scores, _ = train(tiny_model(), crops, crops, whole, TINY, progress=False)
 
-    save, saved = course.save_state, []
+    save, saved = trainer.save_state, []
 
     def die_in_the_second_save(*args: object) -> None:
         if saved:
@@ -347,7 +347,7 @@ def test_killed_run_goes_on_with_the_same_losses_and_weights(
         saved.append(save(*args))
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(course, "save_state", die_in_the_second_save)
+        patch.setattr(trainer, "save_state", die_in_the_second_save)
         train(tiny_model(), crops, crops, killed, TINY, progress=False)
     # Another seed shows that everything comes from the state.
     resumed, resumed_scores, _ = train(tiny_model(seed=5), crops, crops, killed, TINY, progress=False)
@@ -383,7 +383,7 @@ def test_epoch_that_is_best_on_validation_is_what_remains(tmp_path: Path, monkey
 
 def test_stopped_run_is_finished_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
-    settings, save = TrainSettings(epochs=3, batch_size=8), course.save_state
+    settings, save = TrainSettings(epochs=3, batch_size=8), trainer.save_state
 
     def stop_after_two(path: Path, stateful: dict, made_from: dict, epoch: int) -> None:
         save(path, stateful, made_from, epoch)
@@ -393,9 +393,9 @@ def test_stopped_run_is_finished_as_it_stands(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ValueError, match=r"holds no run that has done an epoch"):
         train(tiny_model(), crops, crops, tmp_path, settings, finish=True, progress=False)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(course, "save_state", stop_after_two)
+        patch.setattr(trainer, "save_state", stop_after_two)
         train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
-    best = torch.load(tmp_path / course.BEST, weights_only=True)
+    best = torch.load(tmp_path / trainer.BEST, weights_only=True)
     final, scores, _ = train(tiny_model(), crops, crops, tmp_path, settings, finish=True, progress=False)
     assert all(torch.equal(value, best[name]) for name, value in final.state_dict().items())
     with open(tmp_path / "log.csv", newline="") as file:
@@ -569,7 +569,7 @@ def test_crops_that_overlay_their_original_are_told_from_others(tmp_path: Path) 
 def test_a_pair_counts_as_its_fake_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
     crops = replace(crops, weights=torch.arange(8.0))
-    batches, counted, make_batch, step = [], [], loop.make_batch, course.Course.step
+    batches, counted, make_batch, step = [], [], loop.make_batch, trainer.Course.step
 
     def noting_batch(images, known, batch, *more):
         batches.append(batch)
@@ -580,7 +580,7 @@ def test_a_pair_counts_as_its_fake_does(tmp_path: Path, monkeypatch: pytest.Monk
         return step(self, answer, pixels, targets, weights)
 
     monkeypatch.setattr(loop, "make_batch", noting_batch)
-    monkeypatch.setattr(course.Course, "step", noting_weights)
+    monkeypatch.setattr(trainer.Course, "step", noting_weights)
     train(tiny_model(), crops, crops, tmp_path, replace(TINY, epochs=1), progress=False)
     for batch, weights in zip(batches, counted, strict=True):
         assert weights.tolist() == batch[:, 1].tolist() * 2

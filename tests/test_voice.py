@@ -13,7 +13,7 @@ from clips import write_clip
 from pairs import make_speech, write_pair_clip
 
 from dfdc.aggregate import MADE_VOICES, add_voice, voice_probability
-from dfdc.analyze import Predictor
+from dfdc.analyze import Analyzer
 from dfdc.audio import HOP, N_BANDS, QUIETEST_DB, RATE, read_sound
 from dfdc.networks import VoiceModel, load_initial, load_model, save_model
 from dfdc.programs import export_programs
@@ -37,10 +37,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[WeightsFile]:
 
 
 @pytest.fixture(scope="module")
-def predictors(files: list[WeightsFile]) -> tuple[Predictor, Predictor]:
+def analyzers(files: list[WeightsFile]) -> tuple[Analyzer, Analyzer]:
     """One that sees, and one that hears, too."""
     faces = find_weights(ROOT / "weights")
-    return Predictor(faces), Predictor([*faces, *files])
+    return Analyzer(faces), Analyzer([*faces, *files])
 
 
 def make_noise(seconds: float, *, seed: int = 0) -> np.ndarray:
@@ -147,11 +147,11 @@ def test_programs_answer_as_nets_do(files: list[WeightsFile]) -> None:
 @pytest.mark.parametrize(
     "sound", [None, np.zeros(3 * RATE, np.float32), make_noise(3.0)], ids=["none", "silent", "noise"]
 )
-def test_no_voice_no_opinion(sound: np.ndarray | None, predictors: tuple[Predictor, Predictor], tmp_path: Path) -> None:
+def test_no_voice_no_opinion(sound: np.ndarray | None, analyzers: tuple[Analyzer, Analyzer], tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     write_clip(path) if sound is None else write_pair_clip(path, sound=sound)
-    plain, heard = (predictor.predict(path, 4) for predictor in predictors)
-    assert heard.label == plain.label
+    plain, heard = (analyzer.analyze(path, 4) for analyzer in analyzers)
+    assert heard.probability == plain.probability
     assert heard.voice is heard.picture is None
 
 
@@ -220,11 +220,11 @@ def test_fake_by_its_sound_alone_is_recognised(shared_videos: Path, tmp_path: Pa
     clip = shared_videos / "knqhpwoigk.mp4"
     samples = read_sound(clip)
     made = VOCODERS["lpc"](samples, np.random.default_rng(0))
-    predictor = Predictor(find_weights(ROOT / "weights", extras=["sound"]))
+    analyzer = Analyzer(find_weights(ROOT / "weights", extras=["sound"]))
     real, fake = (
-        predictor.predict(replace_sound(clip, sound, tmp_path / f"{name}.mp4"), 2)
+        analyzer.analyze(replace_sound(clip, sound, tmp_path / f"{name}.mp4"), 2)
         for name, sound in (("real", samples), ("fake", made))
     )
-    assert real.label == real.picture
+    assert real.probability == real.picture
     assert fake.picture == real.picture
-    assert fake.label == fake.voice > max(0.5, real.label)
+    assert fake.probability == fake.voice > max(0.5, real.probability)

@@ -17,15 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dfdc.analyze import Predictor
-from dfdc.crop import CropGeometry, crop_face
+from dfdc.analysis import FaceTrack
+from dfdc.analyze import Analyzer
+from dfdc.crop import CropGeometry
 from dfdc.deadline import Deadline
 from dfdc.errors import DeviceError, InputError, WeightsError
 from dfdc.files import check_out, drafted
@@ -36,9 +36,7 @@ from dfdc.run.inputs import collect
 from dfdc.run.plan import TOP
 from dfdc.run.worker import WorkerSettings
 from dfdc.runtime import choose_device
-from dfdc.tracks import Track
-from dfdc.video import Frame
-from dfdc.weights import EXTRAS, find_weights, sigmoid
+from dfdc.weights import EXTRAS, find_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 # Wider than the nets' crops, so that a person sees a person.
@@ -89,31 +87,16 @@ class ShownClip:
     persons: list[Person]
 
 
-class Watcher(Predictor):
-    """A predictor that keeps the persons of the last clip, with pictures of them."""
-
-    persons: list[Person]
-
-    def score_tracks(self, frames: list[Frame], tracks: list[Track], *, n_nets: int | None = None) -> list[np.ndarray]:
-        logits = super().score_tracks(frames, tracks, n_nets=n_nets)
-        self.persons = [_show_person(frames, track, scores) for track, scores in zip(tracks, logits, strict=True)]
-        return logits
-
-
-def _show_person(frames: list[Frame], track: Track, logits: np.ndarray) -> Person:
-    times = np.array([frames[index].time_s for index in track.frames])
-    probabilities = sigmoid(logits)
-    shown = []
-    for i in np.unique(np.linspace(0, len(track) - 1, FACES).round().astype(int)):
-        face = crop_face(frames[track.frames[i]].pixels, track.boxes[i], PORTRAIT)
-        shown.append(Moment(float(times[i]), float(probabilities[i]), _encode(face)))
-    return Person(times, probabilities, shown)
-
-
-def _encode(picture: np.ndarray) -> str:
-    """A picture (H, W, 3) uint8 RGB as a data URI."""
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
-    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+def _show_person(track: FaceTrack) -> Person:
+    indices = list(track.frames)
+    shown = [
+        Moment(
+            float(track.times_s[i]), float(track.scores[i]), "data:image/jpeg;base64," + base64.b64encode(face).decode()
+        )
+        for frame, face in track.thumbnails.items()
+        for i in [indices.index(frame)]
+    ]
+    return Person(track.times_s, track.scores, shown)
 
 
 def show_clips(
@@ -144,14 +127,13 @@ def show_clips(
     """
     job = collect(list(paths))
     check_out(out, job.paths.values())
-    watcher = Watcher(find_weights(weights, extras=extras), device=choose_device(device))
+    analyzer = Analyzer(find_weights(weights, extras=extras), device=choose_device(device))
     clips = []
     try:
         for name in tqdm(job.names, desc="scoring", unit="clip", disable=None):
-            watcher.persons = []
             deadline = Deadline.after(WorkerSettings.clip_limit_s)
-            prediction = watcher.predict(job.paths[name], n_frames, name=name, deadline=deadline)
-            clips.append(ShownClip(prediction, watcher.persons))
+            analysis = analyzer.analyze(job.paths[name], n_frames, name=name, deadline=deadline, thumbnails=True)
+            clips.append(ShownClip(analysis.prediction, [_show_person(track) for track in analysis.tracks]))
     finally:  # also where it is stopped
         if clips:
             with drafted(out) as draft:

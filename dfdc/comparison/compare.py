@@ -10,6 +10,7 @@ import numpy as np
 from scipy.ndimage import median_filter
 
 from dfdc.aggregate import clip_probability
+from dfdc.analyze import score_tracks
 from dfdc.audio import log_mel, read_sound
 from dfdc.comparison.separate import read_pairs
 from dfdc.comparison.sound import SoundComparison, compare_sounds
@@ -174,9 +175,7 @@ def compare_clips(
 
 def _score(frames: list[np.ndarray], tracks: list[Track], ensemble: Ensemble) -> Scores:
     """A clip's scores as the kernel has them: each person's mean, then the chance that any is fake."""
-    pairs = [(frames[index], box) for track in tracks for index, box in zip(track.frames, track.boxes, strict=True)]
-    lengths = [len(track) for track in tracks]
-    logits = np.split(ensemble.score(pairs, lengths=lengths), np.cumsum(lengths)[:-1]) if tracks else []
+    logits, _ = score_tracks(ensemble, frames, tracks)
     alone = np.full(len(frames), np.nan)
     low, high = ensemble.bounds()
     for index in range(len(frames)):

@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import BinaryIO
 
-import dfdc
 from dfdc.errors import InputError
 from dfdc.prediction import Prediction
 from dfdc.weights import WeightsFile
@@ -59,7 +58,7 @@ def scoring_key(weights: Sequence[WeightsFile], *, device: str, n_frames: int | 
 def digest_code() -> str:
     """SHA-256 of the package's modules: a version number that nobody can forget to raise."""
     digest = hashlib.sha256()
-    package = Path(dfdc.__file__).parent
+    package = Path(__file__).resolve().parents[1]
     for module in sorted(package.rglob("*.py")):
         name = module.relative_to(package).as_posix()
         digest.update(name.encode() + b"\0" + module.read_bytes() + b"\0")

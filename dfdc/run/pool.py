@@ -137,10 +137,7 @@ def predict_clips(
             prepared = _prepare(settings, deadline, workers)
             # "auto" stays where CUDA serves: a worker whose own GPU does not is to run on the CPU.
             device = "cpu" if prepared.device == "cpu" else settings.device
-            used = settings.on(prepared.device)
-            if left_out := len(settings.weights) - len(used.weights):
-                log.info("--frames on the CPU: %d further net(s) left out, for speed", left_out)
-            settings = replace(used, programs=prepared.programs, openvino=prepared.openvino, device=device)
+            settings = replace(settings, programs=prepared.programs, openvino=prepared.openvino, device=device)
             plan = make_plan(settings)
             if n_workers is None and prepared.device == "cuda":
                 plan.n_workers += max(int(MORE_ON_CUDA * plan.n_workers), 1)

@@ -9,10 +9,12 @@ import contextlib
 import ctypes
 import logging
 import signal
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfdc.analysis import write_analysis
 from dfdc.deadline import Deadline
 from dfdc.errors import InputError, WeightsError
 from dfdc.log import show_log
@@ -20,7 +22,7 @@ from dfdc.prediction import Prediction
 from dfdc.weights import WeightsFile
 
 if TYPE_CHECKING:
-    from dfdc.analyze import Predictor
+    from dfdc.analyze import Analyzer
     from dfdc.programs import Programs
 
 log = logging.getLogger(__name__)
@@ -34,30 +36,31 @@ class WorkerSettings:
         weights: checked files.
         device: "auto", "cpu" or "cuda".
         n_frames: frames per clip; None for as many as time allows.
+        models: "all", or "first" to leave out the weights of the folder further/.
         threads: native threads per worker; `dfdc.run.pool.predict_clips` shares the cores out.
         clip_limit_s: wall seconds that reading one clip may take.
         programs: the nets as OpenVINO's programs; None where each worker is to build them, by torch.
         openvino: whether a worker without programs may run its nets on the CPU by OpenVINO.
+        analyses: folder that gets each clip's analysis as JSON; None for none.
+        thumbnails: whether these analyses hold pictures of faces and scenes.
         place: of the worker among those that run, from 0; where there are several GPUs, they take turns.
     """
 
     weights: tuple[WeightsFile, ...]
     device: str = "auto"
     n_frames: int | None = None
+    models: str = "all"
     threads: int = 1
     clip_limit_s: float = 60.0
     programs: Programs | None = field(default=None, repr=False)
     openvino: bool = True
+    analyses: Path | None = None
+    thumbnails: bool = True
     place: int = 0
 
-    def on(self, device: str) -> WorkerSettings:
-        """These settings, with the weights that answer on "cpu", on "cuda", or on whatever "auto" turns out to be.
-
-        Further ones always do, but on the CPU with a fixed `n_frames`: there they are left out, for speed.
-        """
-        if device != "cpu" or self.n_frames is None:
-            return self
-        return replace(self, weights=tuple(file for file in self.weights if not file.further))
+    def __post_init__(self) -> None:
+        if self.models == "first":
+            object.__setattr__(self, "weights", tuple(file for file in self.weights if not file.further))
 
 
 @dataclass(frozen=True)
@@ -103,33 +106,43 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     show_log()
     try:
-        predictor, runtime = _load(settings)
+        analyzer, runtime = _load(settings)
     except ImportError as error:
         connection.send(Refusal(_describe_missing(error)))
         return
     except (InputError, WeightsError) as error:
         connection.send(Refusal(str(error)))
         return
-    connection.send(Ready(runtime, predictor.device))
+    connection.send(Ready(runtime, analyzer.device))
     with contextlib.suppress(EOFError, OSError):  # the supervisor hung up
         while True:
             path, task = connection.recv()
             deadline = Deadline.after(task.limit_s)
-            prediction = predictor.predict(path, task.n_frames, n_nets=task.n_nets, name=task.name, deadline=deadline)
+            analysis = analyzer.analyze(
+                path,
+                task.n_frames,
+                n_models=task.n_nets,
+                name=task.name,
+                deadline=deadline,
+                thumbnails=settings.analyses is not None and settings.thumbnails,
+            )
+            if settings.analyses is not None:
+                write_analysis(settings.analyses, analysis)
+            prediction = analysis.prediction
             release_memory()
             # A CUDA context does not recover from a fault, and not every fault's message names it: whatever fails
             # beside CUDA is tried again without it.
-            broken = prediction.status == "error" and predictor.device == "cuda"
+            broken = prediction.status == "error" and analyzer.device == "cuda"
             connection.send(LastWord(prediction) if broken else prediction)
             if broken:
                 return
 
 
-def _load(settings: WorkerSettings) -> tuple[Predictor, str]:
-    """The predictor, and what runs its nets; everything heavy is imported here, never by the supervisor."""
+def _load(settings: WorkerSettings) -> tuple[Analyzer, str]:
+    """The analyzer, and what runs its nets; everything heavy is imported here, never by the supervisor."""
     import cv2
 
-    from dfdc.analyze import Predictor
+    from dfdc.analyze import Analyzer
     from dfdc.errors import DeviceError
     from dfdc.runtime import choose_device, describe_runtime, do_without_openvino
 
@@ -137,7 +150,7 @@ def _load(settings: WorkerSettings) -> tuple[Predictor, str]:
     files = list(settings.weights)
     if settings.programs is not None:
         try:
-            return Predictor(files, programs=settings.programs, threads=settings.threads), describe_runtime("cpu")
+            return Analyzer(files, programs=settings.programs, threads=settings.threads), describe_runtime("cpu")
         except RuntimeError as error:
             log.warning("OpenVINO cannot open the nets' programs (%s)", error)
     import torch
@@ -149,8 +162,8 @@ def _load(settings: WorkerSettings) -> tuple[Predictor, str]:
         device = choose_device(settings.device, place=settings.place)
     except DeviceError as error:
         raise InputError(str(error)) from error
-    predictor = Predictor(files, device=device)
-    return predictor, describe_runtime(device) + ("; NVDEC decodes H.264" if predictor.gpu is not None else "")
+    analyzer = Analyzer(files, device=device)
+    return analyzer, describe_runtime(device) + ("; NVDEC decodes H.264" if analyzer.gpu is not None else "")
 
 
 def release_memory() -> None:
@@ -175,7 +188,7 @@ def prepare(connection: Connection, settings: WorkerSettings) -> None:
         return
     try:
         device = choose_device(settings.device)
-        programs = export_programs(settings.on(device).weights) if device == "cpu" else None
+        programs = export_programs(settings.weights) if device == "cpu" else None
         connection.send(Prepared(device, programs, openvino=device == "cuda" or programs is not None))
     except ImportError as error:
         connection.send(Refusal(_describe_missing(error)))

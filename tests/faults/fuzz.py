@@ -219,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.target in ("metadata", "table"):
         global clips, dataset
         with atheris.instrument_imports(include=["dfdc"]):
-            from dfdc.training import clips, dataset
+            from dfdc.data import clips, dataset
     logging.disable()  # what is wrong with a journal is told, thousands of times a second
     folder = args.corpus / args.target
     folder.mkdir(parents=True, exist_ok=True)

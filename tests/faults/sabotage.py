@@ -17,10 +17,12 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
+
 import kernel
+from dfdc.analysis import Analysis, Timings
 from dfdc.deadline import Deadline
 from dfdc.errors import VideoError, VideoTimeout
-from dfdc.prediction import Prediction
 from dfdc.run import plan, pool, scoring, worker
 from dfdc.run.worker import WorkerSettings
 from dfdc.video import Frame, read_frames
@@ -109,25 +111,28 @@ def read_or_misbehave(path: Path, *args: object, **kwargs: object) -> list[Frame
     return read_frames(path, *args, **kwargs)
 
 
-class FakePredictor:
+class FakeAnalyzer:
     """The real reader and no nets: a clip's label follows from its pixels' mean."""
 
     device = "cpu"
 
-    def predict(self, path: Path, n_frames: int, *, n_nets: int, name: str, deadline: Deadline) -> Prediction:
-        """One clip's prediction, as `dfdc.analyze.Predictor` would give it."""
-        started, blank = time.monotonic(), Prediction(name, wanted=n_frames)
+    def analyze(
+        self, path: Path, n_frames: int, *, n_models: int, name: str, deadline: Deadline, thumbnails: bool
+    ) -> Analysis:
+        """One clip's analysis, as `dfdc.analyze.Analyzer` would give it."""
+        started, blank = time.monotonic(), Analysis(name, n_wanted=n_frames)
         try:
             frames = read_or_misbehave(path, n_frames, deadline=deadline)
             label = 0.1 + 0.8 * sum(float(frame.pixels.mean()) for frame in frames) / len(frames) / 255
-            prediction = replace(blank, label=label, frames=len(frames))
+            times = np.array([frame.time_s for frame in frames])
+            analysis = replace(blank, probability=label, times_s=times)
         except VideoTimeout as error:
-            prediction = replace(blank, status="timeout", reason=str(error))
+            analysis = replace(blank, status="timeout", reason=str(error))
         except VideoError as error:
-            prediction = replace(blank, status="unreadable", reason=str(error))
+            analysis = replace(blank, status="unreadable", reason=str(error))
         except Exception as error:
-            prediction = replace(blank, status="error", reason=type(error).__name__)
-        return replace(prediction, seconds=time.monotonic() - started)
+            analysis = replace(blank, status="error", reason=type(error).__name__)
+        return replace(analysis, timings=Timings(time.monotonic() - started))
 
 
 def score_sabotaged(connection: Connection, settings: WorkerSettings) -> None:
@@ -140,7 +145,7 @@ def score_sabotaged(connection: Connection, settings: WorkerSettings) -> None:
 
 def score_faked(connection: Connection, settings: WorkerSettings) -> None:
     """A worker's life without nets."""
-    worker._load = lambda _: (FakePredictor(), "nothing: nets are fakes")
+    worker._load = lambda _: (FakeAnalyzer(), "nothing: nets are fakes")
     REAL_WORK(connection, settings)
 
 
@@ -153,5 +158,5 @@ def main() -> int:
         pool.score_clips = score_sabotaged
     if limit_s := os.environ.get("FAULTS_LIMIT_S"):
         plan.GRACE_S = GRACE_S
-        kernel.WorkerSettings = lambda **values: WorkerSettings(**{**values, "clip_limit_s": float(limit_s)})
+        worker.WorkerSettings = partial(WorkerSettings, clip_limit_s=float(limit_s))
     return kernel.main(sys.argv[1:])

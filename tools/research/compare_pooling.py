@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dfdc.analyze import Predictor
+from dfdc.analyze import Analyzer
 from dfdc.data.clips import LabelledClip, digest_clip, read_present
 from dfdc.errors import DataError, DeviceError, WeightsError
 from dfdc.evaluation.charts import FAKE, GREY, REAL, plain, save
@@ -44,8 +44,6 @@ from dfdc.research.pooling import (
 )
 from dfdc.run.journal import digest_code
 from dfdc.runtime import choose_device
-from dfdc.tracks import Track
-from dfdc.video import Frame
 from dfdc.weights import find_weights
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
@@ -72,20 +70,6 @@ class Scores:
     low: float
     high: float
     made_from: str
-
-
-class Recorder(Predictor):
-    """A predictor that keeps what its nets say of a clip's frames.
-
-    Attributes:
-        tracks: the last clip's calibrated logits (T,), person by person.
-    """
-
-    tracks: list[np.ndarray]
-
-    def score_tracks(self, frames: list[Frame], tracks: list[Track], *, n_nets: int | None = None) -> list[np.ndarray]:
-        self.tracks = super().score_tracks(frames, tracks, n_nets=n_nets)
-        return self.tracks
 
 
 def score_clips(
@@ -124,20 +108,20 @@ def score_clips(
     kept = None if overwrite else _read_scores(logits)
     if kept is not None and kept.made_from == made_from:
         return kept
-    recorder = Recorder(files, device=choose_device(device))
-    clips = tuple(_score_clip(recorder, clip, n_frames) for clip in tqdm(listed, desc="scoring", unit="clip"))
-    scores = Scores(clips, *recorder.ensemble.bounds(), made_from)
+    analyzer = Analyzer(files, device=choose_device(device))
+    clips = tuple(_score_clip(analyzer, clip, n_frames) for clip in tqdm(listed, desc="scoring", unit="clip"))
+    scores = Scores(clips, *analyzer.ensemble.bounds(), made_from)
     logits.parent.mkdir(parents=True, exist_ok=True)
     with drafted(logits) as draft:
         _save_scores(draft, scores)
     return scores
 
 
-def _score_clip(recorder: Recorder, clip: LabelledClip, n_frames: int) -> ScoredClip:
-    prediction = recorder.predict(clip.path, n_frames)
-    if prediction.status != "ok":
-        tqdm.write(f"{clip.name}: {prediction.status}, {prediction.reason}", file=sys.stderr)
-    tracks = tuple(recorder.tracks) if prediction.status == "ok" else ()
+def _score_clip(analyzer: Analyzer, clip: LabelledClip, n_frames: int) -> ScoredClip:
+    analysis = analyzer.analyze(clip.path, n_frames)
+    if analysis.status != "ok":
+        tqdm.write(f"{clip.name}: {analysis.status}, {analysis.reason}", file=sys.stderr)
+    tracks = tuple(track.logits for track in analysis.tracks)
     return ScoredClip(clip.name, clip.source, int(clip.label == "FAKE"), tracks)
 
 

@@ -23,14 +23,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dfdc.analyze import Predictor
+from dfdc.analyze import Analyzer, score_tracks
 from dfdc.data.clips import LabelledClip, read_present
-from dfdc.errors import DataError, WeightsError
+from dfdc.errors import DataError, VideoError, WeightsError
 from dfdc.files import write_json
 from dfdc.flags import natural, positive, run_tool, several
 from dfdc.networks import FrameModel, load_initial, save_model
 from dfdc.research.fusion import SeenClip, calibrate, choose_weight, measure_motion
-from dfdc.research.motion import N_PAIRS, Motion, cut_track
+from dfdc.research.motion import N_PAIRS, cut_track
 from dfdc.research.motion_training import (
     Described,
     PairSet,
@@ -41,39 +41,11 @@ from dfdc.research.motion_training import (
     make_twins,
     split_sources,
 )
-from dfdc.tracks import Track
 from dfdc.training.runlog import read_command
 from dfdc.version import read_commit
-from dfdc.video import Frame
-from dfdc.weights import WeightsFile, find_weights, open_weights
+from dfdc.weights import find_weights, open_weights
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
-
-
-class Recorder(Predictor):
-    """A predictor that keeps what the nets say of a clip's frames and what a net's last layer sees of its pairs.
-
-    Attributes:
-        frames: of the last clip, per person the calibrated logits (T,).
-        changes: per person (P, F), see `describe_pairs`.
-    """
-
-    def __init__(self, files: list[WeightsFile], model: FrameModel) -> None:
-        super().__init__(files)
-        self.model = model
-        self.motion = Watching([])
-
-    def score_tracks(self, frames: list[Frame], tracks: list[Track], *, n_nets: int | None = None) -> list[np.ndarray]:
-        self.frames = tuple(super().score_tracks(frames, tracks, n_nets=n_nets))
-        cut = [torch.from_numpy(cut_track(frames, track, self.model.spec.crop)) for track in tracks]
-        self.changes = tuple(describe_pairs(self.model, pairs.permute(0, 3, 1, 2)) for pairs in cut)
-        return list(self.frames)
-
-
-class Watching(Motion):
-    """Asks for pairs, and adds nothing."""
-
-    n_pairs = N_PAIRS
 
 
 def train_motion(
@@ -128,9 +100,9 @@ def train_motion(
     model = FrameModel(spec).eval()
     load_initial(model, init)
     found, made = describe(model, pairs, seed=seed)
-    recorder = Recorder(faces, model)
-    bounds = recorder.ensemble.bounds()
-    clips_seen = _score_clips(recorder, clips, n_frames, progress=progress)
+    analyzer = Analyzer(faces)
+    bounds = analyzer.ensemble.bounds()
+    clips_seen = _score_clips(analyzer, model, clips, n_frames, progress=progress)
     fitted = cross_fit(model, found, made, folds)
     seen = [
         SeenClip(clip, frames, np.array([fitted.answer(part, clip.source) for part in changes]))
@@ -168,13 +140,21 @@ def describe(model: FrameModel, pairs: PairSet, *, seed: int) -> tuple[Described
 
 
 def _score_clips(
-    recorder: Recorder, clips: Sequence[LabelledClip], n_frames: int, *, progress: bool
+    analyzer: Analyzer, model: FrameModel, clips: Sequence[LabelledClip], n_frames: int, *, progress: bool
 ) -> list[tuple[LabelledClip, tuple[np.ndarray, ...], tuple[np.ndarray, ...]]]:
     """Per clip and person the frames' logits, and the pairs as the last layer sees them."""
     seen = []
     for clip in tqdm(clips, desc="scoring", unit="clip", disable=not progress):
-        found = recorder.predict(clip.path, n_frames).status == "ok"
-        seen.append((clip, recorder.frames, recorder.changes) if found else (clip, (), ()))
+        try:
+            sighting = analyzer.find_people(clip.path, n_frames, n_pairs=N_PAIRS)
+        except VideoError as error:
+            tqdm.write(f"{clip.name}: {error}", file=sys.stderr)
+            seen.append((clip, (), ()))
+            continue
+        logits, _ = score_tracks(analyzer.ensemble, [frame.pixels for frame in sighting.frames], sighting.tracks)
+        cut = [torch.from_numpy(cut_track(sighting.frames, track, model.spec.crop)) for track in sighting.tracks]
+        changes = tuple(describe_pairs(model, pairs.permute(0, 3, 1, 2)) for pairs in cut)
+        seen.append((clip, tuple(logits), changes))
     return seen
 
 

@@ -1,0 +1,143 @@
+"""The public Python API: a detector that analyzes clips and scores face crops."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dfdc.analysis import Analysis, analysis_path, read_analysis
+from dfdc.analyze import Analyzer
+from dfdc.deadline import NEVER, Deadline
+from dfdc.errors import InputError
+from dfdc.run.inputs import collect
+from dfdc.run.pool import predict_clips
+from dfdc.run.worker import WorkerSettings
+from dfdc.runtime import choose_device
+from dfdc.weights import WeightsFile, find_weights, sigmoid
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+N_FRAMES = 32
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+
+
+def load_detector(
+    weights: str | Path | None = None,
+    *,
+    device: str = "auto",
+    n_frames: int | None = None,
+    extras: Sequence[str] = (),
+) -> Detector:
+    """Load the models.
+
+    Args:
+        weights: a weights file, or a folder whose files form an ensemble; None for the weights that the package ships.
+        device: "cpu", "cuda", or "auto" for CUDA where there is a GPU that works.
+        n_frames: how many frames of a clip are looked at, 1 to 256; None for 32.
+        extras: optional models to use as well, "motion" or "sound".
+
+    Raises:
+        WeightsError: the weights are missing, damaged or do not fit.
+        DeviceError: the device cannot be used.
+        InputError: a setting is not allowed.
+    """
+    return Detector(
+        tuple(find_weights(Path(weights) if weights is not None else WEIGHTS, extras=extras)),
+        device=choose_device(device),
+        n_frames=N_FRAMES if n_frames is None else n_frames,
+    )
+
+
+class Detector:
+    """Tells how likely it is that faces in clips were faked; `load_detector` makes one.
+
+    Attributes:
+        weights: the files of its models.
+        device: "cpu" or "cuda", where they run.
+        n_frames: how many frames of a clip are looked at.
+    """
+
+    def __init__(self, weights: tuple[WeightsFile, ...], *, device: str = "cpu", n_frames: int = N_FRAMES) -> None:
+        if not 1 <= n_frames <= 256:
+            raise InputError(f"n_frames is {n_frames}; allowed are whole numbers from 1 to 256")
+        self.weights, self.device, self.n_frames = weights, device, n_frames
+        self._analyzer = Analyzer(list(weights), device=device)
+
+    def analyze(self, path: str | Path, *, n_frames: int | None = None, thumbnails: bool = False) -> Analysis:
+        """Analyze one clip in this process.
+
+        Args:
+            path: of the clip.
+            n_frames: how many of its frames are looked at; None for the detector's own setting.
+            thumbnails: whether pictures of faces and scenes are kept, as the report needs them.
+
+        Returns:
+            What is known of the clip. A clip that cannot be read has the probability 0.5, and its status and reason
+            say why.
+
+        Raises:
+            InputError: there is no such file.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; name a video file")
+        deadline = Deadline.after(WorkerSettings.clip_limit_s)
+        return self._analyzer.analyze(path, n_frames or self.n_frames, deadline=deadline, thumbnails=thumbnails)
+
+    def analyze_many(
+        self, paths: Iterable[str | Path], *, n_workers: int | None = None, time_limit_s: float | None = None
+    ) -> Iterator[Analysis]:
+        """Analyze clips in worker processes under a supervisor that outlives a worker's crash.
+
+        A script that calls it needs the usual guard `if __name__ == "__main__":`, since workers import the script.
+
+        Args:
+            paths: clips, or folders of clips.
+            n_workers: how many processes run at once; None for one per core.
+            time_limit_s: after which clips that were not reached get the status "timeout"; None for no limit.
+
+        Yields:
+            One analysis per clip, in the order in which they are done.
+
+        Raises:
+            InputError: a path does not exist, no clip is found, or two clips share a name.
+        """
+        job = collect([Path(path) for path in paths])
+        clips = {name: job.paths[name] for name in job.names}
+        deadline = NEVER if time_limit_s is None else Deadline.after(time_limit_s)
+        with tempfile.TemporaryDirectory(prefix="dfdc-") as folder:
+            settings = WorkerSettings(
+                self.weights, device=self.device, n_frames=self.n_frames, analyses=Path(folder), thumbnails=False
+            )
+            for prediction in predict_clips(clips, settings, n_workers=n_workers, deadline=deadline):
+                path = analysis_path(Path(folder), prediction.filename)
+                if path.is_file():
+                    yield read_analysis(path)
+                else:  # the clip killed its worker, or was not reached
+                    yield Analysis(prediction.filename, status=prediction.status, reason=prediction.reason)
+
+    def score_crops(self, crops: ArrayLike) -> NDArray[np.float64]:
+        """Score face crops that are already cut.
+
+        Args:
+            crops: (N, H, W, 3) uint8 RGB; H and W are the crop size that the models were trained on (224 for the
+                shipped ones), cut as `dfdc.crop.crop_face` cuts them.
+
+        Returns:
+            (N,) float64, the probability that each face is fake, 0 to 1.
+
+        Raises:
+            InputError: the array has another shape or type.
+            WeightsError: the crops have another size than the models were trained on.
+        """
+        images: Any = np.asarray(crops)
+        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+            raise InputError(f"crops are {images.dtype} {images.shape}; allowed is uint8 (N, H, W, 3)")
+        low, high = self._analyzer.ensemble.bounds()
+        logits = self._analyzer.ensemble.score_crops(images.transpose(0, 3, 1, 2))
+        return np.clip(sigmoid(logits), low, high)

@@ -1,0 +1,199 @@
+"""The command line: `dfdc score` scores clips, as kernel.py does, and `dfdc --version` says what is installed.
+
+dfdc score PATH... --out submission.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dfdc.deadline import Deadline
+from dfdc.errors import DfdcError, InputError
+from dfdc.version import __version__
+
+KAGGLE_INPUT = Path("/kaggle/input")
+# Kaggle's nine hours less half an hour for its own start, copy and scoring.
+TIME_LIMIT_S = 8.5 * 3600
+EXTRAS = ("motion", "sound")
+MAX_FRAMES = MAX_WORKERS = 256
+
+
+def add_score_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `dfdc score` and of kernel.py."""
+    add = parser.add_argument
+    add(
+        "paths",
+        nargs="*",
+        type=Path,
+        metavar="PATH",
+        help="video file or folder of video files (default: Kaggle's test_videos)",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=Path("submission.csv"),
+        help="file to write; predictions.csv beside it says more, or NAME.predictions.csv beside another NAME.csv "
+        "(default: %(default)s)",
+    )
+    add(
+        "--sample-submission",
+        type=Path,
+        metavar="CSV",
+        help="file whose column filename lists the wanted rows in order (default: every clip that is found)",
+    )
+    add(
+        "--weights",
+        type=Path,
+        help="weights file, or folder whose files form an ensemble (default: the weights that the package ships)",
+    )
+    add(
+        "--models",
+        choices=("all", "first"),
+        default="all",
+        help="models that answer: all of them where time allows, or only those that lie directly in the weights' "
+        "folder (default: %(default)s)",
+    )
+    add(
+        "--with",
+        dest="extras",
+        action="append",
+        choices=EXTRAS,
+        default=[],
+        help="optional model to use as well: motion between neighbouring frames, or the voice; repeat for both "
+        "(default: neither)",
+    )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device that runs the models (default: auto)")
+    add(
+        "--frames",
+        type=number(int, MAX_FRAMES),
+        metavar="N",
+        help="frames to look at per clip (default: 32, fewer where time is short)",
+    )
+    add(
+        "--time-limit",
+        type=number(float, math.inf),
+        default=TIME_LIMIT_S,
+        metavar="SECONDS",
+        help="seconds after which the run stops; unscored clips then get 0.5 (default: %(default).0f, 8.5 hours)",
+    )
+    add(
+        "--workers",
+        type=number(int, MAX_WORKERS),
+        metavar="N",
+        help="clips to score in parallel (default: one per CPU core, 25 %% more with a GPU)",
+    )
+    add(
+        "--fresh",
+        action="store_true",
+        help="score every clip anew (default: continue an earlier run with the same weights, settings and code)",
+    )
+    add(
+        "--analyses",
+        type=Path,
+        metavar="FOLDER",
+        help="folder that gets an analysis of each clip, with pictures, as JSON (default: none)",
+    )
+
+
+def number(kind: type, most: float) -> Callable[[str], float]:
+    """A converter for argparse: numbers above 0, up to a greatest one."""
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value <= most:
+            whole = "whole numbers" if kind is int else "numbers"
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed are {whole} above 0, at most {most}")
+        return value
+
+    return convert
+
+
+@contextlib.contextmanager
+def ending_once() -> Iterator[None]:
+    """SIGTERM and SIGINT end the run, once: a second one does not cut its last save short."""
+
+    def end(number: int, _: object) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+@ending_once()
+def score(args: argparse.Namespace, *, program: str, root: Path) -> int:
+    """Score clips and write the submission.
+
+    Args:
+        args: as `add_score_arguments` declares them.
+        program: name that begins each line of the log.
+        root: folder that holds the package, and weights/ in a checkout or a bundle.
+
+    Returns:
+        The exit code: 0 after a run, 1 after a mistake of the user's, 130 after Ctrl-C.
+    """
+    deadline = Deadline.after(args.time_limit)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a notebook's streams take every name
+            stream.reconfigure(errors="backslashreplace")
+
+    from dfdc.log import show_log
+    from dfdc.run.inputs import collect, find_competition, find_weights_folder
+    from dfdc.run.scoring import score_job, summarize
+    from dfdc.run.worker import WorkerSettings
+    from dfdc.weights import find_weights
+
+    show_log(program)
+    try:
+        if args.sample_submission and not args.paths:
+            raise InputError(
+                "--sample-submission: lists the rows that are wanted, but no PATH says where their clips lie; name one"
+            )
+        job = collect(args.paths, args.sample_submission) if args.paths else find_competition(KAGGLE_INPUT)
+        settings = WorkerSettings(
+            weights=tuple(find_weights(args.weights or find_weights_folder(root, KAGGLE_INPUT), extras=args.extras)),
+            device=args.device,
+            n_frames=args.frames,
+            models=args.models,
+            analyses=args.analyses,
+        )
+        result = score_job(job, args.out, settings, n_workers=args.workers, deadline=deadline, fresh=args.fresh)
+    except DfdcError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; {args.out} holds what was scored", file=sys.stderr)
+        return 130
+    print(summarize(result))
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The `dfdc` command."""
+    parser = argparse.ArgumentParser(prog="dfdc", description="Tell how likely it is that faces in videos were faked.")
+    parser.add_argument("--version", action="version", version=f"dfdc {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    about = "score clips and write submission.csv"
+    add_score_arguments(commands.add_parser("score", help=about, description=f"{about[0].upper()}{about[1:]}."))
+    args = parser.parse_args(argv)
+    return score(args, program="dfdc", root=Path(__file__).resolve().parent.parent)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""The public API: one analysis per clip, to JSON and back, to a table, and many clips in worker processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import dfdc
+from dfdc.analysis import analysis_path, read_analyses, write_analysis
+from dfdc.crop import crop_face
+from dfdc.ensemble import Ensemble
+from dfdc.video import read_frames
+
+ROOT = Path(__file__).resolve().parent.parent
+CLIP = ROOT / "samples/doctored.mp4"
+
+
+@pytest.fixture(scope="module")
+def detector() -> dfdc.Detector:
+    return dfdc.load_detector(device="cpu", n_frames=8)
+
+
+@pytest.fixture(scope="module")
+def analysis(detector: dfdc.Detector) -> dfdc.Analysis:
+    return detector.analyze(CLIP, thumbnails=True)
+
+
+def test_analysis_tells_when_and_where_each_person_was_seen(analysis: dfdc.Analysis) -> None:
+    (track,) = analysis.tracks
+    assert (analysis.status, analysis.filename, len(analysis.times_s)) == ("ok", "doctored.mp4", 8)
+    assert track.boxes.shape == (len(track), 4) and track.scores.shape == (len(track),)
+    assert np.all((track.scores > 0) & (track.scores < 1))
+    assert np.array_equal(track.times_s, analysis.times_s[track.frames])
+    width, height = analysis.frame_size
+    assert np.all(track.boxes[:, 2:] > track.boxes[:, :2]) and np.all(track.boxes.max(0)[2:] < (width, height))
+
+
+def test_a_persons_probability_is_that_of_the_mean_of_the_frames_log_odds(analysis: dfdc.Analysis) -> None:
+    (track,) = analysis.tracks
+    log_odds = np.log(track.scores / (1 - track.scores)).mean()
+    assert analysis.probability == pytest.approx(track.probability) == pytest.approx(1 / (1 + np.exp(-log_odds)))
+
+
+def test_frame_scores_are_those_of_the_crops_cut_from_the_frames(
+    detector: dfdc.Detector, analysis: dfdc.Analysis
+) -> None:
+    """Each crop seen alone, in both views; within a track neighbours share the two views."""
+    (track,) = analysis.tracks
+    frames = read_frames(CLIP, 8)
+    crops = [
+        crop_face(frames[index].pixels, box, detector.weights[0].spec.crop)
+        for index, box in zip(track.frames, track.boxes, strict=True)
+    ]
+    alone = detector.score_crops(np.stack(crops))
+    assert alone.mean() == pytest.approx(track.scores.mean(), abs=0.1)
+
+
+def test_pictures_are_of_the_frames_they_name(analysis: dfdc.Analysis) -> None:
+    (track,) = analysis.tracks
+    assert set(track.thumbnails) <= set(track.frames.tolist()) and len(track.thumbnails) == 8
+    for picture in track.thumbnails.values():
+        assert cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR).shape == (160, 160, 3)
+    frame, scene = next(iter(analysis.scenes.items()))
+    seen = cv2.cvtColor(cv2.imdecode(np.frombuffer(scene, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    assert np.abs(seen.astype(int) - read_frames(CLIP, 8)[frame].pixels).mean() < 4
+
+
+def test_json_holds_everything(analysis: dfdc.Analysis) -> None:
+    again = dfdc.Analysis.from_json(analysis.to_json())
+    assert again.prediction == analysis.prediction
+    assert (again.frame_size, again.scenes, again.timings) == (analysis.frame_size, analysis.scenes, analysis.timings)
+    for one, other in zip(again.tracks, analysis.tracks, strict=True):
+        assert one.thumbnails == other.thumbnails and one.detection_score == other.detection_score
+        for name in ("frames", "times_s", "boxes", "found", "logits"):
+            assert np.array_equal(getattr(one, name), getattr(other, name)), name
+            assert getattr(one, name).dtype == getattr(other, name).dtype, name
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": "other/1"}', '{"schema": "dfdc.analysis/1"}'])
+def test_what_is_no_analysis_is_refused(text: str) -> None:
+    with pytest.raises(dfdc.InputError, match="not an analysis"):
+        dfdc.Analysis.from_json(text)
+
+
+def test_table_has_a_row_per_frame_and_face(analysis: dfdc.Analysis) -> None:
+    table = analysis.to_dataframe()
+    (track,) = analysis.tracks
+    assert table.filename.eq("doctored.mp4").all() and len(table) == len(track)
+    assert table.score.tolist() == track.scores.tolist()
+    assert table[["x0", "y0", "x1", "y1"]].to_numpy().tolist() == track.boxes.tolist()
+    assert dfdc.Analysis("a.mp4", status="no_face").to_dataframe().columns.tolist() == table.columns.tolist()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "ä b%.mp4", "a/../b.mp4", "x" * 300 + ".mp4", "bad\udcff.mp4", ".."])
+def test_every_name_has_a_file_of_its_own(name: str, tmp_path: Path) -> None:
+    path = write_analysis(tmp_path, dfdc.Analysis(name, 0.25))
+    assert path.parent == tmp_path and path == analysis_path(tmp_path, name)
+    (found,) = read_analyses(tmp_path)
+    assert (found.filename, found.probability) == (name, 0.25)
+
+
+def test_many_clips_get_what_each_gets_alone(detector: dfdc.Detector, analysis: dfdc.Analysis, tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    found = {each.filename: each for each in detector.analyze_many([CLIP, tmp_path], n_workers=1)}
+    assert set(found) == {"doctored.mp4", "broken.mp4"}
+    assert found["broken.mp4"].status == "unreadable" and found["broken.mp4"].reason
+    assert found["doctored.mp4"].probability == pytest.approx(analysis.probability, abs=1e-6)
+    assert found["doctored.mp4"].tracks[0].scores == pytest.approx(analysis.tracks[0].scores, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "crops",
+    [np.zeros((2, 224, 224, 3)), np.zeros((224, 224, 3), np.uint8), np.zeros((2, 3, 224, 224), np.uint8)],
+    ids=["float", "one", "channels first"],
+)
+def test_crops_of_another_form_are_refused(detector: dfdc.Detector, crops: np.ndarray) -> None:
+    with pytest.raises(dfdc.InputError, match="allowed is uint8"):
+        detector.score_crops(crops)
+
+
+def test_crops_of_another_size_are_refused(detector: dfdc.Detector) -> None:
+    with pytest.raises(dfdc.WeightsError, match="224 px"):
+        detector.score_crops(np.zeros((1, 96, 96, 3), np.uint8))
+
+
+def test_score_of_a_crop_is_the_calibrated_one(detector: dfdc.Detector) -> None:
+    crops = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3)).astype(np.uint8)
+    ensemble = Ensemble(list(detector.weights))
+    expected = 1 / (1 + np.exp(-ensemble.score_crops(crops.transpose(0, 3, 1, 2))))
+    assert detector.score_crops(crops) == pytest.approx(expected.clip(*ensemble.bounds()), abs=1e-6)
+
+
+def test_mistakes_are_errors_of_ours(detector: dfdc.Detector, tmp_path: Path) -> None:
+    with pytest.raises(dfdc.InputError, match="no such file"):
+        detector.analyze(tmp_path / "absent.mp4")
+    with pytest.raises(dfdc.WeightsError):
+        dfdc.load_detector(tmp_path)
+    with pytest.raises(dfdc.InputError, match="1 to 256"):
+        dfdc.load_detector(n_frames=0)
+    for error in (dfdc.InputError, dfdc.WeightsError, dfdc.DeviceError, dfdc.DataError, dfdc.VideoError):
+        assert issubclass(error, dfdc.DfdcError)
+
+
+def test_importing_the_package_loads_no_library() -> None:
+    script = "import sys, dfdc; print({'numpy', 'cv2', 'torch', 'av', 'openvino'} & set(sys.modules), dfdc.__version__)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"set() {dfdc.__version__}\n"
+
+
+def test_command_line_says_its_version() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dfdc.cli", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"dfdc {dfdc.__version__}\n"
