@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from dfdc.crop import CropGeometry
 from dfdc.errors import InputError
 from dfdc.files import drafted
 from dfdc.prediction import PRIOR, STATUSES, Prediction
@@ -24,6 +25,8 @@ from dfdc.weights import sigmoid
 if TYPE_CHECKING:
     import pandas as pd
 
+# A thumbnail shows more than the models' crops, so that a person sees a person.
+THUMBNAIL = CropGeometry(side_ratio=1.5, shift_ratio=0.0, size=160)
 # The version of the JSON form; it changes when a field changes its meaning or goes.
 SCHEMA = "dfdc.analysis/1"
 SUFFIX = ".analysis.json"
@@ -44,6 +47,35 @@ class Timings:
     detect_s: float = 0.0
     crop_s: float = 0.0
     score_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that answered: its architecture, the SHA-256 of its file (64 hex digits) and its training data."""
+
+    name: str
+    digest: str
+    trained_on: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What somebody else needs to reproduce an analysis.
+
+    Attributes:
+        version: of this package.
+        created: date and time of the analysis, UTC.
+        sha256, n_bytes: digest (64 hex digits) and size of the clip's file.
+        device: "cpu" or "cuda".
+        models: the face models that answered.
+    """
+
+    version: str
+    created: str
+    sha256: str
+    n_bytes: int
+    device: str
+    models: tuple[Model, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +135,7 @@ class Analysis:
         cut_s: wall seconds after which reading ended early; 0 where the clip was read as planned.
         timings: what the analysis cost.
         scenes: frame's index -> JPEG of the whole frame; empty unless thumbnails were asked for.
+        provenance: what reproduces the analysis; None unless thumbnails were asked for.
     """
 
     filename: str
@@ -121,6 +154,7 @@ class Analysis:
     cut_s: float = 0.0
     timings: Timings = field(default_factory=Timings)
     scenes: dict[int, bytes] = field(default_factory=dict, repr=False)
+    provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES or not 0 < self.probability < 1:
@@ -186,6 +220,7 @@ class Analysis:
         """The analysis as JSON, see docs/analysis_schema.md; `from_json` is its inverse."""
         record = {"schema": SCHEMA, **{name: _to_plain(value) for name, value in vars(self).items()}}
         record["timings"] = asdict(self.timings)
+        record["provenance"] = self.provenance and asdict(self.provenance)
         record["tracks"] = [{name: _to_plain(value) for name, value in vars(track).items()} for track in self.tracks]
         return json.dumps(record, allow_nan=False)
 
@@ -212,13 +247,16 @@ class Analysis:
                 )
                 for track in record.pop("tracks")
             )
-            size = record.pop("frame_size")
+            size, origin = record.pop("frame_size"), record.pop("provenance")
+            if origin is not None:
+                origin = Provenance(**{**origin, "models": tuple(Model(**model) for model in origin["models"])})
             return cls(
                 times_s=np.array(record.pop("times_s"), np.float64),
                 frame_size=None if size is None else (int(size[0]), int(size[1])),
                 tracks=tracks,
                 timings=Timings(**record.pop("timings")),
                 scenes=_to_pictures(record.pop("scenes")),
+                provenance=origin,
                 **record,
             )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -241,7 +279,7 @@ def write_analysis(folder: Path, analysis: Analysis) -> Path:
     return path
 
 
-def read_analyses(folder: Path) -> Iterable[Analysis]:
+def read_analyses(folder: Path) -> Iterator[Analysis]:
     """The analyses in a folder, one after another, sorted by file name.
 
     Raises:
@@ -252,6 +290,16 @@ def read_analyses(folder: Path) -> Iterable[Analysis]:
         raise InputError(f"{folder}: holds no analysis (*{SUFFIX}); `dfdc score --analyses FOLDER` writes them")
     for path in paths:
         yield read_analysis(path)
+
+
+def read_some(folder: Path, filenames: Iterable[str]) -> Iterator[Analysis]:
+    """The analyses of some clips in a folder; a clip that was not reached has none there and gets an empty one."""
+    for filename in filenames:
+        path = analysis_path(folder, filename)
+        if path.is_file():
+            yield read_analysis(path)
+        else:
+            yield Analysis(filename, status="timeout", reason="no analysis was written")
 
 
 def read_analysis(path: Path) -> Analysis:

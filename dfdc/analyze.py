@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,25 +14,25 @@ import cv2
 import numpy as np
 
 from dfdc.aggregate import add_voice, clip_probability, voice_probability
-from dfdc.analysis import Analysis, FaceTrack, Timings
-from dfdc.crop import CropGeometry, crop_face
+from dfdc.analysis import THUMBNAIL, Analysis, FaceTrack, Model, Provenance, Timings
+from dfdc.crop import crop_face
 from dfdc.deadline import NEVER, Deadline
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
 from dfdc.errors import VideoError, VideoTimeout
+from dfdc.files import describe_file
 from dfdc.programs import Programs
 from dfdc.research.motion import Motion
 from dfdc.research.voice import Listener
 from dfdc.runtime import current_gpu, open_net
 from dfdc.tracks import Track, find_tracks
+from dfdc.version import __version__
 from dfdc.video import Frame, has_gpu_decoder, read_frames
 from dfdc.weights import WeightsFile, that_see
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# A thumbnail shows more than the models' crops, so that a person sees a person.
-THUMBNAIL = CropGeometry(side_ratio=1.5, shift_ratio=0.0, size=160)
 # Frames of each person, and whole scenes, that are kept as pictures: evenly spread.
 MAX_THUMBNAILS, MAX_SCENES = 12, 3
 SCENE_SIDE, JPEG_QUALITY = 640, 85
@@ -83,6 +84,7 @@ class Analyzer:
                 for part in (programs.detector, programs.crops, programs.motion, programs.voices)
             )
         self.detector = FaceDetector(device, nets=detector)
+        self.digests = [file.digest for file in that_see("face", files)]
         self.ensemble = Ensemble(that_see("face", files), device, nets=crops)
         self.motion = Motion(that_see("motion", files), device, nets=motion)
         self.listener = Listener(that_see("sound", files), device, nets=voices)
@@ -114,6 +116,7 @@ class Analyzer:
             analysis = self._score(path, sighting, blank, deadline)
             if thumbnails:
                 analysis = _illustrate(analysis, sighting)
+                analysis = replace(analysis, provenance=self._describe_origin(path, blank.n_models))
         except VideoTimeout as error:
             analysis = replace(blank, status="timeout", reason=str(error))
         except VideoError as error:
@@ -181,6 +184,13 @@ class Analyzer:
         score_s = time.process_time() - started - crop_s
         timings = Timings(0.0, sighting.decode_s, sighting.detect_s, crop_s, score_s)
         return replace(analysis, timings=timings)
+
+    def _describe_origin(self, path: Path, n_models: int) -> Provenance:
+        specs, digests = self.ensemble.specs[:n_models], self.digests[:n_models]
+        models = [Model(s.architecture, digest, s.trained_on) for s, digest in zip(specs, digests, strict=True)]
+        entry = describe_file(path)
+        created = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return Provenance(__version__, created, entry.sha256, entry.size, self.device, tuple(models))
 
     def _add_voice(self, path: Path, seen: Analysis, deadline: Deadline) -> Analysis:
         """The analysis of what was seen, with what the clip's voice adds."""

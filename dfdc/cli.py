@@ -1,6 +1,7 @@
 """The command line: `dfdc score` scores clips, as kernel.py does, and `dfdc --version` says what is installed.
 
-dfdc score PATH... --out submission.csv
+dfdc score PATH... --out submission.csv --report report.html
+dfdc report submission.analyses --out report.html
 """
 
 from __future__ import annotations
@@ -97,7 +98,14 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
         "--analyses",
         type=Path,
         metavar="FOLDER",
-        help="folder that gets an analysis of each clip, with pictures, as JSON (default: none)",
+        help="folder that gets an analysis of each clip, with pictures, as JSON (default: none; with --report, "
+        "NAME.analyses beside NAME.csv)",
+    )
+    add(
+        "--report",
+        type=Path,
+        metavar="HTML",
+        help="page to write that shows each clip's faces, scores over time and facts (default: none)",
     )
 
 
@@ -153,7 +161,10 @@ def score(args: argparse.Namespace, *, program: str, root: Path) -> int:
         with contextlib.suppress(AttributeError):  # a notebook's streams take every name
             stream.reconfigure(errors="backslashreplace")
 
+    from dfdc.analysis import read_some
+    from dfdc.files import check_out, make_folder
     from dfdc.log import show_log
+    from dfdc.report.page import write_report
     from dfdc.run.inputs import collect, find_competition, find_weights_folder
     from dfdc.run.scoring import score_job, summarize
     from dfdc.run.worker import WorkerSettings
@@ -165,15 +176,22 @@ def score(args: argparse.Namespace, *, program: str, root: Path) -> int:
             raise InputError(
                 "--sample-submission: lists the rows that are wanted, but no PATH says where their clips lie; name one"
             )
+        analyses = args.analyses or (args.out.with_suffix(".analyses") if args.report else None)
         job = collect(args.paths, args.sample_submission) if args.paths else find_competition(KAGGLE_INPUT)
         settings = WorkerSettings(
             weights=tuple(find_weights(args.weights or find_weights_folder(root, KAGGLE_INPUT), extras=args.extras)),
             device=args.device,
             n_frames=args.frames,
             models=args.models,
-            analyses=args.analyses,
+            analyses=analyses,
         )
+        if args.report:
+            check_out(args.report, job.paths.values())
+        if analyses:
+            make_folder(analyses)
         result = score_job(job, args.out, settings, n_workers=args.workers, deadline=deadline, fresh=args.fresh)
+        if args.report:
+            write_report(read_some(analyses, job.names), args.report, n_clips=len(job.names))
     except DfdcError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
@@ -181,6 +199,24 @@ def score(args: argparse.Namespace, *, program: str, root: Path) -> int:
         print(f"{program}: interrupted; {args.out} holds what was scored", file=sys.stderr)
         return 130
     print(summarize(result))
+    if args.report:
+        print(f"{args.report}: the clips' faces, scores over time and facts; open it in a browser")
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write the page of the analyses in a folder; returns the exit code."""
+    from dfdc.analysis import SUFFIX, read_analyses
+    from dfdc.files import check_out
+    from dfdc.report.page import write_report
+
+    try:
+        analyses = sorted(args.folder.glob(f"*{SUFFIX}"))
+        check_out(args.out, analyses)
+        print(f"{write_report(read_analyses(args.folder), args.out, n_clips=len(analyses))}: open it in a browser")
+    except DfdcError as error:
+        print(f"dfdc: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -191,7 +227,15 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     about = "score clips and write submission.csv"
     add_score_arguments(commands.add_parser("score", help=about, description=f"{about[0].upper()}{about[1:]}."))
+    about = "write a page from the analyses that `dfdc score --analyses FOLDER` left"
+    reporting = commands.add_parser("report", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    reporting.add_argument("folder", type=Path, metavar="FOLDER", help="folder of analyses")
+    reporting.add_argument(
+        "--out", type=Path, default=Path("report.html"), metavar="HTML", help="page to write (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
+    if args.command == "report":
+        return report(args)
     return score(args, program="dfdc", root=Path(__file__).resolve().parent.parent)
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from dfdc.errors import InputError
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -93,6 +95,20 @@ def check_out(out: Path, inputs: Iterable[Path] = ()) -> None:
         _draft_of(out).unlink()
     except OSError as error:
         raise OSError(f"{out}: cannot be written ({error.strerror}); name another file") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for output, where it is absent.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(13, "no permission to write")
+    except OSError as error:
+        raise InputError(f"{path}: no folder for output ({error.strerror}); name another") from error
 
 
 def _draft_of(path: Path) -> Path:

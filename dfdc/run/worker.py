@@ -127,7 +127,10 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
                 thumbnails=settings.analyses is not None and settings.thumbnails,
             )
             if settings.analyses is not None:
-                write_analysis(settings.analyses, analysis)
+                try:
+                    write_analysis(settings.analyses, analysis)
+                except OSError as error:  # the score stands
+                    log.warning("%s: the analysis cannot be written (%s)", task.name, error)
             prediction = analysis.prediction
             release_memory()
             # A CUDA context does not recover from a fault, and not every fault's message names it: whatever fails
