@@ -33,7 +33,7 @@ DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 MAX_PACKETS = 1_000_000
 # Bytes in which no packet of the wanted stream lies: what follows is no part of a clip. A tail of 50 GB of zeros is
 # gone through at .5 to 2 GB/s.
-MAX_GAP_BYTES = 1 << 28
+MAX_GAP_BYTES = 1 << 26
 # Errors in a row that a container is read on after; FFmpeg's demuxers find their way again after most of them.
 MAX_ERRORS = 16
 # FFmpeg's preference for a stream that is marked as default, in pixels (fftools/ffmpeg_mux_init.c, map_auto_video).
@@ -208,7 +208,7 @@ class MediaFile:
         """
         for other in container.streams:
             other.discard = Discard.default if other.index == stream.index else Discard.all
-        n_packets = n_errors = 0
+        self._gap = n_packets = n_errors = 0
         while n_errors <= MAX_ERRORS:
             try:
                 for packet in container.demux(stream):

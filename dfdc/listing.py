@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +22,8 @@ MAX_DELAY = 16
 # frame leaves the rest to those that it has.
 LISTING_SHARE = 0.4
 # Containers that state no duration; FFmpeg guesses one from the size or from the last bytes.
-WITHOUT_DURATION = frozenset(
-    "mpeg mpegts mpegvideo m4v h264 hevc obu ivf gif apng jpeg_pipe png_pipe webp_pipe".split()
-)
+WITHOUT_DURATION = {"mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc", "obu", "ivf", "gif", "apng"}
+WITHOUT_DURATION |= {"jpeg_pipe", "png_pipe", "webp_pipe"}
 # What NVIDIA's video decoder (NVDEC) is asked for: what phones and cameras write, and DFDC is.
 GPU_CODEC, GPU_FORMATS = "h264", ("yuv420p", "yuvj420p")
 
@@ -114,13 +114,21 @@ def _list(file: MediaFile, container: InputContainer, stream: VideoStream) -> Li
 
 
 def _duration_s(container: InputContainer, stream: VideoStream, times: list[float]) -> float:
-    """How long a clip says that its video is, at least what its frames take, each as long as the others."""
-    taken = (times[-1] - times[0]) * len(times) / max(len(times) - 1, 1)
-    if set(container.format.name.split(",")) <= WITHOUT_DURATION:
-        return taken
-    stated = [float(stream.duration * stream.time_base)] if stream.duration else []
-    stated += [container.duration / av.time_base] if container.duration else []
-    return max(taken, min(stated, default=0.0))
+    """How long a clip says that its video is, at least what its frames take."""
+    stated = []
+    if set(container.format.name.split(",")).isdisjoint(WITHOUT_DURATION):
+        if stream.duration:
+            stated.append(float(stream.duration * stream.time_base))
+        elif tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # Matroska's
+            stated.append(int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]))
+        if container.duration and not (stated and len(container.streams.video) > 1):
+            stated.append(container.duration / av.time_base)
+    return max(span_s(times), min(stated, default=0.0))
+
+
+def span_s(times: list[float]) -> float:
+    """How long frames take that are shown at some times, in seconds: the last as long as the others on average."""
+    return (times[-1] - times[0]) * len(times) / max(len(times) - 1, 1)
 
 
 def _agree(shown: list[int], decoded: list[int | None]) -> bool:

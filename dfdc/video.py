@@ -12,26 +12,21 @@ from __future__ import annotations
 import ctypes
 import logging
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
-from itertools import chain, pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import numpy as np
 from av.codec.hwaccel import hwdevices_available
-from av.container import InputContainer
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
-from dfdc.container import DECODER_OPTIONS, MediaFile, blame_machine
+from dfdc.container import MediaFile
 from dfdc.deadline import NEVER, Deadline
+from dfdc.decoding import Frame, Seen, Window, decode, nearest
 from dfdc.errors import MachineError, VideoError, VideoTimeout
-from dfdc.listing import Listing, list_frames, spread
-from dfdc.pixels import PictureMaker
+from dfdc.listing import Listing, list_frames, span_s, spread
+from dfdc.webp import read_animation
 
 log = logging.getLogger(__name__)
 
@@ -42,30 +37,6 @@ LONG_CLIP_PIXELS = 9_000 * 1920 * 1080
 RETRY_PAUSE_S = 0.5
 # NVIDIA's video decoder (NVDEC).
 NVDEC_LIBRARY = "libnvcuvid.so.1"
-
-
-class Window(NamedTuple):
-    """A decoded frame and what its picture needs of the frames beside it."""
-
-    frame: VideoFrame
-    before: VideoFrame | None = None
-    after: VideoFrame | None = None
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One decoded frame.
-
-    Attributes:
-        time_s: presentation time in seconds from the clip's first frame.
-        pixels: (H, W, 3) uint8 RGB, upright, its longest side at most `dfdc.pixels.MAX_SIDE`.
-        neighbour: the pixels of the frame that was decoded right after it; None where it was not asked for, or there
-            is none.
-    """
-
-    time_s: float
-    pixels: np.ndarray
-    neighbour: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -182,7 +153,7 @@ def read_frames_at(path: Path, times_s: list[float]) -> list[Frame]:
     """
     with MediaFile(path) as file:
         listing = next(list_frames(file))
-        return list(_decode(file, listing, [listing.times[0] + time_s for time_s in times_s]))
+        return list(decode(file, listing, [listing.times[0] + time_s for time_s in times_s]))
 
 
 def stream_frames(path: Path) -> Iterator[Frame]:
@@ -196,11 +167,13 @@ def stream_frames(path: Path) -> Iterator[Frame]:
         MachineError: the disk failed, or memory was short.
     """
     with MediaFile(path) as file:
-        yield from _decode(file, next(list_frames(file)), None)
+        yield from decode(file, next(list_frames(file)), None)
 
 
 def _read(path: Path, n_frames: int, *, n_pairs: int, deadline: Deadline, gpu: int | None) -> Reading:
     with MediaFile(path, deadline=deadline) as file:
+        if pictures := read_animation(file):
+            return _pick(list(pictures), n_frames)
         problem: VideoError | None = None
         for listing in list_frames(file):
             try:
@@ -212,16 +185,24 @@ def _read(path: Path, n_frames: int, *, n_pairs: int, deadline: Deadline, gpu: i
     raise problem or AssertionError("unreachable")
 
 
+def _pick(pictures: list[tuple[float, np.ndarray]], n_frames: int) -> Reading:
+    """Of an animation's pictures those that are spread evenly over its time."""
+    times = [time_s for time_s, _ in pictures]
+    windows = ((time_s, Window(picture)) for time_s, picture in pictures)
+    chosen = nearest(windows, spread(times, n_frames))
+    return Reading([Frame(time_s, window.frame) for time_s, window in chosen], span_s(times), 0)
+
+
 def _read_stream(file: MediaFile, listing: Listing, n_frames: int, *, n_pairs: int, gpu: int | None) -> Reading:
     moments = spread(listing.times, n_frames)
     attempts = [(plan, None) for plan in _plans(listing, n_frames)]
     if gpu is not None and listing.suits_gpu:
         attempts.insert(0, (attempts[0][0], gpu))
-    frames, seen = [], _Seen()
+    frames, seen = [], Seen()
     for plan, number in attempts:
-        found, shown = [], _Seen()
+        found, shown = [], Seen()
         try:
-            for frame in _decode(file, listing, moments, plan=plan, n_pairs=n_pairs, gpu=number, seen=shown):
+            for frame in decode(file, listing, moments, plan=plan, n_pairs=n_pairs, gpu=number, seen=shown):
                 found.append(frame)
         except (VideoError, MachineError, av.FFmpegError) as error:
             if number is None:
@@ -235,8 +216,8 @@ def _read_stream(file: MediaFile, listing: Listing, n_frames: int, *, n_pairs: i
         # Some packets do not decode: a stream without its first key frame, or a damaged one. The frames are spread
         # anew, over the times of those that do.
         if len(shown.times) > len(frames):
-            moments, shown = spread(shown.times, n_frames), _Seen()
-            found = list(_decode(file, listing, moments, n_pairs=n_pairs, seen=shown))
+            moments, shown = spread(shown.times, n_frames), Seen()
+            found = list(decode(file, listing, moments, n_pairs=n_pairs, seen=shown))
             if len(found) > len(frames):
                 frames, seen = found, shown
     if not frames:
@@ -263,117 +244,3 @@ def _plans(listing: Listing, n_frames: int) -> list[str]:
 @cache
 def _tell_once(reason: str) -> None:
     log.warning("a GPU did not decode a clip to its end (%s); the CPU does", reason)
-
-
-@dataclass
-class _Seen:
-    """What is seen of a stream while it is decoded.
-
-    Attributes:
-        times: of the frames that decoded, in seconds, rising.
-        tone_mapped, deinterlaced: see `Reading`.
-    """
-
-    times: list[float] = field(default_factory=list)
-    tone_mapped: bool = False
-    deinterlaced: bool = False
-
-
-def _decode(
-    file: MediaFile,
-    listing: Listing,
-    moments: list[float] | None,
-    *,
-    plan: str = "DEFAULT",
-    n_pairs: int = 0,
-    gpu: int | None = None,
-    seen: _Seen | None = None,
-) -> Iterator[Frame]:
-    """Decode by a plan (FFmpeg's skip_frame) and convert the frame nearest to each moment; None for every frame."""
-    n_moments = len(moments or ())
-    paired = {n_moments * (2 * i + 1) // (2 * n_pairs) for i in range(n_pairs)}
-    seen = seen or _Seen()
-    with file.container(gpu=gpu) as container:
-        stream = container.streams[listing.stream]
-        stream.codec_context.options = DECODER_OPTIONS
-        stream.codec_context.thread_count = 1
-        stream.codec_context.skip_frame = plan
-        maker = PictureMaker(stream)
-        decoded = _decoded(file, container, stream, strict=gpu is not None)
-        windows = _windows(_rising(_timed(decoded, listing, stream), seen.times), ahead=n_pairs > 0)
-        chosen = windows if moments is None else _nearest(windows, moments)
-        for number, (time_s, window) in enumerate(chosen):
-            neighbour = None
-            if window.after is not None and number in paired:
-                neighbour = maker.picture(window.after, before=window.frame)
-            pixels = maker.picture(window.frame, before=window.before, after=window.after)
-            seen.tone_mapped, seen.deinterlaced = maker.tone_mapped, maker.deinterlaced
-            yield Frame(time_s - listing.times[0], pixels, neighbour)
-
-
-def _timed(frames: Iterable[VideoFrame], listing: Listing, stream: VideoStream) -> Iterator[tuple[float, VideoFrame]]:
-    """Frames with the times in seconds that the listing knows them by."""
-    if listing.rate is not None:
-        return ((count / listing.rate, frame) for count, frame in enumerate(frames))
-    unit = float(stream.time_base)
-    return ((frame.pts * unit, frame) for frame in frames if frame.pts is not None)
-
-
-def _decoded(
-    file: MediaFile, container: InputContainer, stream: VideoStream, *, strict: bool = False
-) -> Iterator[VideoFrame]:
-    """Every frame that decodes; a damaged packet costs its own frames and no others, or is an error."""
-    for packet in chain(file.demux(container, stream), [None]):  # None: what the decoder still holds back
-        try:
-            yield from stream.codec_context.decode(packet)
-        except (av.FFmpegError, MemoryError) as error:
-            if strict:
-                raise
-            blame_machine(error)
-
-
-def _windows(frames: Iterable[tuple[float, VideoFrame]], *, ahead: bool) -> Iterator[tuple[float, Window]]:
-    """Frames, each with the next one where that is asked for, and with both beside it where it is interlaced.
-
-    Elsewhere no frame is held for another: the decoder then has a buffer more to use again.
-    """
-    held: tuple[float, VideoFrame, VideoFrame | None] | None = None
-    before = None
-    for time_s, frame in frames:
-        if held:
-            yield held[0], Window(*held[1:], frame)
-            held = None
-        if ahead or frame.interlaced_frame:
-            held = time_s, frame, before
-        else:
-            yield time_s, Window(frame)
-        before = frame if frame.interlaced_frame else None
-    if held:
-        yield held[0], Window(*held[1:])
-
-
-def _rising(frames: Iterable[tuple[float, VideoFrame]], times: list[float]) -> Iterator[tuple[float, VideoFrame]]:
-    """Frames without those whose time is not above all before them; the times are entered as they come."""
-    for time_s, frame in frames:
-        if not times or time_s > times[-1]:
-            times.append(time_s)
-            yield time_s, frame
-
-
-def _nearest(frames: Iterable[tuple[float, Window]], moments: list[float]) -> Iterator[tuple[float, Window]]:
-    """Of frames with their times, which rise, the nearest to each moment, in order and each once."""
-    pending = deque(moments)
-    before: tuple[float, Window] | None = None
-    chosen = None
-    for now in frames:
-        while pending and pending[0] <= now[0]:
-            moment = pending.popleft()
-            nearest = before if before and moment - before[0] < now[0] - moment else now
-            if nearest is not chosen:
-                chosen = nearest
-                yield chosen
-        if not pending:
-            return
-        before = now
-    if before is not chosen:
-        yield before
