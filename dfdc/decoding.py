@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, takewhile
 from typing import NamedTuple
 
 import av
@@ -80,6 +80,7 @@ def decode(
         decoded = _decoded(file, container, stream, strict=gpu is not None)
         windows = _windows(_rising(_timed(decoded, listing, stream), seen.times), ahead=n_pairs > 0)
         chosen = windows if moments is None else nearest(windows, moments)
+        number = -1
         for number, (time_s, window) in enumerate(chosen):
             neighbour = None
             if window.after is not None and number in paired:
@@ -87,6 +88,8 @@ def decode(
             pixels = maker.picture(window.frame, before=window.before, after=window.after)
             seen.tone_mapped, seen.deinterlaced = maker.tone_mapped, maker.deinterlaced
             yield Frame(time_s - listing.times[0], pixels, neighbour)
+        if number + 1 < n_moments:
+            deque(windows, maxlen=0)  # to know which other frames decode
 
 
 def _timed(frames: Iterable[VideoFrame], listing: Listing, stream: VideoStream) -> Iterator[tuple[float, VideoFrame]]:
@@ -100,8 +103,9 @@ def _timed(frames: Iterable[VideoFrame], listing: Listing, stream: VideoStream) 
 def _decoded(
     file: MediaFile, container: InputContainer, stream: VideoStream, *, strict: bool = False
 ) -> Iterator[VideoFrame]:
-    """Every frame that decodes; a damaged packet costs its own frames and no others, or is an error."""
-    for packet in chain(file.demux(container, stream), [None]):  # None: what the decoder still holds back
+    """Every frame that decodes before the deadline; a damaged packet costs its own frames only, or is an error."""
+    packets = takewhile(lambda _: not file.deadline.expired(), file.demux(container, stream))
+    for packet in chain(packets, [None]):  # None: what the decoder still holds back
         try:
             yield from stream.codec_context.decode(packet)
         except (av.FFmpegError, MemoryError) as error:

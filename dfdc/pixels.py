@@ -207,7 +207,8 @@ def _fetch(frame: VideoFrame) -> VideoFrame:
     if frame.interlaced_frame:
         raise VideoError("interlaced")
     fetched = frame.reformat(format="yuv420p")
-    fetched.colorspace, fetched.color_range = frame.colorspace, frame.color_range  # the copy has neither
+    fetched.colorspace, fetched.color_range = frame.colorspace, frame.color_range  # the copy has none of these
+    fetched.color_trc, fetched.color_primaries = frame.color_trc, frame.color_primaries
     return fetched
 
 
