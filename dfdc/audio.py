@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -14,7 +14,7 @@ from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
-from dfdc.video import MAX_PACKETS, open_container
+from dfdc.container import MediaFile, blame_machine
 
 # Speech has little above 8 kHz, and every sound is brought to one rate so that no codec shows by its own.
 RATE = 16_000
@@ -43,13 +43,14 @@ def read_sound(path: Path, *, max_s: float = MAX_SOUND_S) -> np.ndarray | None:
 
     Raises:
         VideoError: the file is empty, unreadable or of no known kind.
+        MachineError: the disk failed, or memory was short.
     """
-    with open_container(path) as container:
+    with MediaFile(path) as file, file.container() as container:
         streams = [stream for stream in container.streams.audio if stream.codec_context is not None]
         if not streams:
             return None
         parts, n_samples = [], 0
-        for part in _decoded(container, streams[0]):
+        for part in _decoded(file, container, streams[0]):
             parts.append(part)
             n_samples += len(part)
             if n_samples >= max_s * RATE:
@@ -58,22 +59,19 @@ def read_sound(path: Path, *, max_s: float = MAX_SOUND_S) -> np.ndarray | None:
     return np.nan_to_num(samples, posinf=0, neginf=0) if len(samples) >= MIN_SAMPLES else None
 
 
-def _decoded(container: InputContainer, stream: AudioStream) -> Iterator[np.ndarray]:
+def _decoded(file: MediaFile, container: InputContainer, stream: AudioStream) -> Iterator[np.ndarray]:
     """Mono samples (N,) float32 in order; a damaged packet costs only its own."""
     stream.codec_context.thread_count = 1
     resampler = AudioResampler(format="flt", layout="mono", rate=RATE)
-    for packet in chain(_demux(container, stream), [None]):  # None: what the decoder still holds back
-        with suppress(av.FFmpegError, ValueError):  # ValueError: the format changes in the middle of a track
+    for packet in chain(file.demux(container, stream), [None]):  # None: what the decoder still holds back
+        try:
             for frame in stream.codec_context.decode(packet):
                 frame.pts = None  # gaps and jumps of the clock are no sound
                 yield from (part.to_ndarray()[0] for part in resampler.resample(frame))
+        except (av.FFmpegError, MemoryError, ValueError) as error:  # ValueError: the format changes amid a track
+            blame_machine(error)
     with suppress(av.FFmpegError, ValueError):
         yield from (part.to_ndarray()[0] for part in resampler.resample(None))
-
-
-def _demux(container: InputContainer, stream: AudioStream) -> Iterator[av.Packet]:
-    with suppress(av.FFmpegError):
-        yield from (packet for packet in islice(container.demux(stream), MAX_PACKETS) if packet.size)
 
 
 def log_mel(samples: np.ndarray) -> np.ndarray:

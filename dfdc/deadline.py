@@ -27,6 +27,10 @@ class Deadline:
         """Seconds left, never below zero."""
         return max(self.end_s - self.clock(), 0.0)
 
+    def part(self, share: float) -> Deadline:
+        """A deadline that passes when a share of the time left has."""
+        return Deadline(self.clock() + share * self.remaining_s(), self.clock)
+
     def expired(self) -> bool:
         return self.clock() >= self.end_s
 

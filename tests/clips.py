@@ -9,6 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from dfdc.video import Frame
+
 # A frame shows its number in binary as upright bars: red is high in a 1 and low in a 0, blue the other way round, so
 # that swapped channels read as another number. The top is white, so that upside down shows.
 BITS = 8
@@ -93,6 +95,63 @@ def write_audio(path: Path, *, cover: bool = False) -> Path:
     return path
 
 
+def write_streams(
+    path: Path,
+    streams: Sequence[tuple[int, int, int]],
+    *,
+    default: int | None = None,
+    damaged: int | None = None,
+    n_frames: int = 30,
+) -> Path:
+    """Write several video streams into one file.
+
+    Args:
+        path: of the file; its ending picks the container.
+        streams: width, height, and the number that the first frame shows, of each.
+        default: which of them alone is marked as default; None for no mark.
+        damaged: which of them holds packets that do not decode.
+        n_frames: of each, 30 a second.
+    """
+    with av.open(str(path), "w") as output:
+        outputs = []
+        for number, (width, height, _) in enumerate(streams):
+            stream = output.add_stream("mpeg4", rate=30)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.disposition = av.stream.Disposition.default if number == default else av.stream.Disposition(0)
+            outputs.append(stream)
+        output.start_encoding()
+        for step in range(n_frames):
+            for number, (stream, (*size, first)) in enumerate(zip(outputs, streams, strict=True)):
+                picture = draw(first + step, tuple(size))
+                for packet in stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="yuv420p")):
+                    if number == damaged:
+                        spoilt = av.Packet(b"\xff" * 40)
+                        spoilt.pts, spoilt.dts, spoilt.time_base = packet.pts, packet.dts, packet.time_base
+                        spoilt.stream, packet = stream, spoilt
+                    output.mux(packet)
+        for stream in outputs:
+            output.mux(stream.encode(None))
+    return path
+
+
+def write_with_sound(path: Path, container_options: dict[str, str]) -> Path:
+    """Write a second of video, as `write_clip` does, and of noise that takes more bytes than it."""
+    with av.open(str(path), "w", container_options=container_options) as output:
+        video, sound = output.add_stream("mpeg4", rate=30), output.add_stream("pcm_s16le", rate=48_000)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        chance = np.random.default_rng(0)
+        for number in range(30):
+            frame = av.VideoFrame.from_ndarray(draw(number, (64, 48)), "rgb24").reformat(format="yuv420p")
+            output.mux(video.encode(frame))
+            noise = chance.integers(-9000, 9000, (1, 1600), np.int16)
+            samples = av.AudioFrame.from_ndarray(noise, "s16", "mono")
+            samples.sample_rate = 48_000
+            output.mux(sound.encode(samples))
+        for stream in (video, sound):
+            output.mux(stream.encode(None))
+    return path
+
+
 def turn_clip(path: Path, matrix: tuple[int, int, int, int]) -> Path:
     """Patch the display matrix a, b, c, d of an MP4's only track: (0, 1, -1, 0) is a quarter turn clockwise."""
     data = bytearray(path.read_bytes())
@@ -142,3 +201,35 @@ def claim_size(path: Path, size: tuple[int, int]) -> Path:
     changed = [b"\x67" + header if unit[:1] and unit[0] & 31 == 7 else unit for unit in units]
     path.write_bytes(b"\0\0\1".join(changed))
     return path
+
+
+def everything(path: Path) -> list[tuple[float, av.VideoFrame]]:
+    """Every frame with its time from the first, in PyAV's plain way."""
+    with av.open(str(path)) as clip:
+        frames = list(clip.decode(video=0))
+    return [(frame.time - frames[0].time, frame) for frame in frames]
+
+
+def copy_packets(
+    source: Path,
+    target: Path,
+    change: Callable[[av.Packet, int], None] = lambda packet, number: None,
+    *,
+    aspect: tuple[int, int] | None = None,
+) -> Path:
+    """Copy a clip without coding it anew, each packet changed, and with pixels of an aspect."""
+    with av.open(str(source)) as clip, av.open(str(target), "w") as output:
+        stream = output.add_stream_from_template(clip.streams.video[0])
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = Fraction(*aspect)
+        for number, packet in enumerate(clip.demux(video=0)):
+            if packet.size:
+                change(packet, number)
+                packet.stream = stream
+                output.mux(packet)
+    return target
+
+
+def numbers(frames: list[Frame]) -> list[int]:
+    """What each frame shows."""
+    return [number_of(frame.pixels) for frame in frames]

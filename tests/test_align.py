@@ -44,7 +44,7 @@ def test_pairs_show_the_same_moment(tmp_path):
 
 
 def test_stream_gives_every_frame_once_and_reduced(tmp_path, monkeypatch):
-    monkeypatch.setattr("dfdc.video.MAX_SIDE", 64)
+    monkeypatch.setattr("dfdc.pixels.MAX_SIDE", 64)
     path = write_clip(tmp_path / "a.mp4", n_frames=20, size=(128, 64))
     frames = list(stream_frames(path))
     assert [number_of(frame.pixels) for frame in frames] == list(range(20))

@@ -1,0 +1,283 @@
+"""Media file -> container, streams and packets: the only place that opens a clip.
+
+FFmpeg reads through `MediaFile`, so that a clip is one open file from its first byte to its last, however often it is
+gone through; so that a fault of the disk is told from damage in the file, which FFmpeg does not; and so that a
+deadline ends a read that finds no packet.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+from av.codec.hwaccel import HWAccel
+from av.container import InputContainer
+from av.stream import Discard, Disposition, Stream
+from av.video.stream import VideoStream
+
+from dfdc.deadline import NEVER, Deadline
+from dfdc.errors import MachineError, VideoError, VideoTimeout
+from dfdc.mp4 import check_tables
+
+# What a stream may claim: 8K film. Decoders allocate by the claim, not by the data: without a limit, a file of 5 kB
+# that claims 16000 x 16000 takes 1.7 GB and 12 s before it is even open.
+MAX_PIXELS = 8192 * 4352
+DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
+MAX_PACKETS = 1_000_000
+# Bytes in which no packet of the wanted stream lies: what follows is no part of a clip. Zeros are gone through at 140
+# to 240 MB a core-second, and a file may have 50 GB of them. FFmpeg wants 5 MB to know a file, and what is attached to
+# it before the first frame.
+MAX_GAP_BYTES = 1 << 26
+MAX_OPENING_BYTES = 1 << 25
+# Errors in a row that a container is read on after; FFmpeg's demuxers find their way again after most of them.
+MAX_ERRORS = 16
+# FFmpeg's preference for a stream that is marked as default, in pixels (fftools/ffmpeg_mux_init.c, map_auto_video).
+DEFAULT_BONUS_PIXELS = 5_000_000
+# Containers that hold their own data. Playlists and lists of other files (hls, dash, concat, ...) are not among them,
+# nor is "image2", which takes a photograph's name for a pattern.
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,flv,ogg,asf,wtv,mxf,nut,ivf,obu,h264,hevc,gif,"
+    "wav,flac,apng,jpeg_pipe,png_pipe,webp_pipe"
+)
+# What FFmpeg itself reads at a time.
+BUFFER_BYTES = 1 << 15
+# A GPU decodes in the context that torch has made: FFmpeg refuses one whose way of waiting is not its own.
+GPU_CONTEXT = {"primary_ctx": "0", "current_ctx": "1"}
+# Errors of the machine: those of reading and opening files, and those that FFmpeg reports while it works on a file
+# that it has read (EIO is not among the latter: FFmpeg says so of files that end early).
+FILE_FAULTS = frozenset(
+    {errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
+    | {errno.EBUSY, errno.EINTR, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EREMOTEIO, errno.ENOBUFS}
+)
+WORK_FAULTS = frozenset({errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EMFILE, errno.ENFILE})
+# Pauses in seconds before a read that failed is tried again.
+PAUSES_S = (0.05, 0.2, 0.8)
+
+
+class MediaFile:
+    """A media file that is open for reading; a context manager.
+
+    What PyAV asks of a file object are `name`, `read`, `seek` and `tell`.
+    """
+
+    def __init__(self, path: Path, *, deadline: Deadline = NEVER) -> None:
+        """Open a file.
+
+        Args:
+            path: of the file, whatever its name is.
+            deadline: when it passes, the file ends.
+
+        Raises:
+            VideoError: it is missing, empty, no regular file, or may not be read.
+            MachineError: it could not be opened for want of something.
+        """
+        # The name is not the file's own: FFmpeg goes by content, and a name is a pattern to some of its demuxers.
+        self.name = "clip"
+        self.deadline = deadline
+        self.is_cut = False
+        self._suffix = path.suffix if path.suffix.isascii() and path.suffix[1:].isalnum() else ""
+        self._fault: OSError | None = None
+        self._is_open, self._gap = False, 0
+        descriptor = _open_file(path)
+        self.status = os.fstat(descriptor)
+        if not stat.S_ISREG(self.status.st_mode):
+            os.close(descriptor)
+            is_folder = stat.S_ISDIR(self.status.st_mode)
+            raise VideoError(f"cannot be opened ({'Is a directory' if is_folder else 'not a regular file'})")
+        self._file = io.FileIO(descriptor)
+        try:
+            if self.status.st_size == 0:
+                raise VideoError("the file is empty")
+            check_tables(self, self.status.st_size)
+            self.check()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> MediaFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def read(self, size: int) -> bytes:
+        """The next bytes; none at the end, after the deadline, after a fault, and where a clip has ended long since."""
+        if self._fault is not None or self._is_over():
+            return b""
+        for pause_s in (*PAUSES_S, None):
+            try:
+                data = self._file.read(size)
+            except OSError as error:
+                if pause_s is None:
+                    self._fault = error
+                    return b""
+                time.sleep(pause_s)
+            else:
+                self._gap += len(data)
+                return data or b""
+        raise AssertionError("unreachable")
+
+    def _is_over(self) -> bool:
+        over = self._gap > (MAX_GAP_BYTES if self._is_open else MAX_OPENING_BYTES) or self.deadline.expired()
+        self.is_cut |= over
+        return over
+
+    @contextmanager
+    def hurried(self, share: float) -> Iterator[None]:
+        """Let the file end, for a while, after a share of the time left; `is_cut` is of that while."""
+        deadline, self.deadline = self.deadline, self.deadline.part(share)
+        self.is_cut = False
+        try:
+            yield
+        finally:
+            self.deadline = deadline
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def check(self) -> None:
+        """Tell of a read that failed, whatever has been made of it.
+
+        Raises:
+            MachineError: one did.
+        """
+        if self._fault is not None:
+            raise MachineError(f"could not be read ({self._fault.strerror or self._fault})") from self._fault
+
+    def container(self, *, gpu: int | None = None) -> InputContainer:
+        """Open the file from its start as what it contains; it may be anything but a playlist.
+
+        Args:
+            gpu: number of the CUDA device that decodes its video where it can; None for none.
+
+        Raises:
+            VideoError: the file is of no known kind, or claims too many pixels.
+            VideoTimeout: the deadline passed.
+            MachineError: reads failed, or memory or threads are short.
+        """
+        # FFmpeg decodes some frames to know a file better. Where a container (MPEG-PS, or MPEG-TS without tables) shows
+        # its streams only as they come, no limit reaches that decoder: 30 kB that claim 16000 x 16000 take 1,180 MB and
+        # 8 s. Opened without decoders first (0.6 ms), they take 4 MB.
+        with self._container(codec_whitelist="none") as glance:
+            claims = [stream.width * stream.height for stream in glance.streams.video if stream.codec_context]
+        if claims and (max(claims) > MAX_PIXELS or sum(claims) > 2 * MAX_PIXELS):
+            raise VideoError(f"{sum(claims)} pixels in {len(claims)} video stream(s); allowed are {MAX_PIXELS} in one")
+        return self._container(gpu=gpu)
+
+    def _container(self, *, gpu: int | None = None, **options: str) -> InputContainer:
+        limits = {"protocol_whitelist": "none", "format_whitelist": CONTAINERS, **DECODER_OPTIONS}
+        problem: Exception | None = None
+        # Where damage at the start hides what a file is, its suffix tells.
+        for name in ("clip", f"clip{self._suffix}"):
+            self.name, self._is_open, self._gap = name, False, 0
+            self.seek(0)
+            try:
+                container = av.open(
+                    self,
+                    options={**limits, **options},
+                    metadata_errors="replace",
+                    buffer_size=BUFFER_BYTES,
+                    hwaccel=None if gpu is None else HWAccel("cuda", str(gpu), options=GPU_CONTEXT, is_hw_owned=True),
+                )
+            except (av.FFmpegError, MemoryError, ValueError) as error:
+                self.check()
+                blame_machine(error)
+                problem = error
+            else:
+                self.check()
+                return container
+            if self.deadline.expired():
+                raise VideoTimeout("out of time before the first frame")
+        raise VideoError(f"not a video of a known kind ({getattr(problem, 'strerror', None) or problem})") from problem
+
+    def demux(self, container: InputContainer, stream: Stream) -> Iterator[av.Packet]:
+        """The packets of one stream; the file's end by its deadline, or damage that lasts, ends them early.
+
+        Other streams are discarded inside FFmpeg: what is cut off or damaged there does not end this one.
+
+        Raises:
+            MachineError: reads failed, or memory is short.
+        """
+        for other in container.streams:
+            other.discard = Discard.default if other.index == stream.index else Discard.all
+        self._is_open = True
+        self._gap = n_packets = n_errors = 0
+        while n_errors <= MAX_ERRORS:
+            try:
+                for packet in container.demux(stream):
+                    if n_packets == MAX_PACKETS:
+                        self.is_cut = True
+                        return
+                    if packet.size:
+                        self._gap = n_errors = 0
+                        n_packets += 1
+                        yield packet
+                break
+            except (av.FFmpegError, MemoryError) as error:
+                self.check()
+                if getattr(error, "errno", None) != errno.EAGAIN:  # said by some demuxers of a packet that is no use
+                    blame_machine(error)
+                n_errors += 1
+        self.check()
+
+
+def _open_file(path: Path) -> int:
+    """A descriptor of a file to read; a pipe that nobody writes to does not block."""
+    flags = os.O_RDONLY
+    for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY"):
+        flags |= getattr(os, name, 0)
+    for pause_s in (*PAUSES_S, None):
+        try:
+            return os.open(path, flags)
+        except ValueError as error:  # a null byte in the name
+            raise VideoError(f"cannot be opened ({error})") from error
+        except OSError as error:
+            if error.errno not in FILE_FAULTS:
+                raise VideoError(f"cannot be opened ({error.strerror or error})") from error
+            if pause_s is None:
+                raise MachineError(f"cannot be opened ({error.strerror or error})") from error
+            time.sleep(pause_s)
+    raise AssertionError("unreachable")
+
+
+def blame_machine(error: Exception) -> None:
+    """Raise anew what is no fault of a clip.
+
+    Raises:
+        MachineError: memory, threads or descriptors are short.
+    """
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) in WORK_FAULTS:
+        raise MachineError(f"could not be decoded ({getattr(error, 'strerror', None) or error!r})") from error
+
+
+def video_streams(container: InputContainer) -> list[VideoStream]:
+    """A container's video streams, the main one first, as FFmpeg's own program picks it; cover pictures are none.
+
+    Raises:
+        VideoError: there is none, or FFmpeg has no decoder for any.
+    """
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not streams:
+        raise VideoError("has no video stream")
+    streams = [stream for stream in streams if stream.codec_context is not None]
+    if not streams:
+        raise VideoError("has no decoder for its video stream")
+
+    def preference(stream: VideoStream) -> int:
+        bonus = DEFAULT_BONUS_PIXELS if stream.disposition & Disposition.default else 0
+        return stream.width * stream.height + bonus
+
+    return sorted(streams, key=preference, reverse=True)

@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import errno
+import io
+import itertools
+import os
+import random
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+from clips import claim_size, numbers, write_audio, write_clip
+
+from dfdc import container, pixels, video
+from dfdc.audio import read_sound
+from dfdc.errors import MachineError, VideoError
+from dfdc.video import read_frames, stream_frames
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(VideoError) as caught:
+        read_frames(path, 4)
+    reason = str(caught.value)
+    assert reason and "\n" not in reason and str(path.parent) not in reason
+    return reason
+
+
+# Bad files
+
+
+def test_an_empty_file_is_named_so(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.touch()
+    assert refusal(path) == "the file is empty"
+
+
+def test_missing_files_folders_and_dead_links_are_refused(tmp_path):
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "link.mp4").symlink_to("nowhere.mp4")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    assert refusal(tmp_path / "missing.mp4") == "cannot be opened (No such file or directory)"
+    assert refusal(tmp_path / "link.mp4") == "cannot be opened (No such file or directory)"
+    assert refusal(tmp_path / "folder.mp4") == "cannot be opened (Is a directory)"
+    assert "cannot be opened" in refusal(tmp_path / "loop.mp4")
+    assert "cannot be opened" in refusal(tmp_path / f"{'x' * 300}.mp4")
+    assert "null byte" in refusal(tmp_path / "a\0b.mp4")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    refusal(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\0",
+        bytes(5000),
+        b"\xff" * 5000,
+        b"hello there\n" * 500,
+        b"<html><body>404 not found</body></html>",
+        b"\x89PNG\r\n\x1a\n" + bytes(100),
+        (b"G" + b"\xff" * 187) * 50,
+        *(random.Random(seed).randbytes(3000 * seed) for seed in range(1, 5)),
+    ],
+    ids=lambda data: f"{data[:4]!r}x{len(data)}",
+)
+def test_what_is_no_video_is_refused(tmp_path, data):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(data)
+    refusal(path)
+
+
+def test_sound_alone_is_refused(tmp_path):
+    assert refusal(write_audio(tmp_path / "a.mp4")) == "has no video stream"
+
+
+def test_a_cover_picture_is_no_video(tmp_path):
+    path = write_audio(tmp_path / "a.mp4", cover=True)
+    with av.open(str(path)) as clip:
+        assert len(clip.streams.video) == 1
+    assert refusal(path) == "has no video stream"
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_a_video_of_no_frames_is_refused(tmp_path, suffix):
+    refusal(write_clip(tmp_path / f"a{suffix}", codec="mpeg4", n_frames=0))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.5, 0.7, 0.9])
+def test_a_file_cut_off_before_its_index_is_refused(tmp_path, share):
+    path = write_clip(tmp_path / "a.mp4")
+    data = path.read_bytes()
+    assert data.index(b"mdat") < data.index(b"moov")
+    path.write_bytes(data[: int(len(data) * share)])
+    refusal(path)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 1.0])
+def test_a_file_cut_off_behind_its_index_gives_the_frames_that_are_there(tmp_path, share):
+    # Every frame is a key frame of much the same size: share by share of the data there are as many frames.
+    options = {"movflags": "faststart"}
+    path = write_clip(
+        tmp_path / "a.mp4", codec="mjpeg", pixel_format="yuvj420p", n_frames=40, container_options=options
+    )
+    data = path.read_bytes()
+    start = data.index(b"mdat") + 4
+    path.write_bytes(data[: start + int((len(data) - start) * share)])
+    found = numbers(read_frames(path, 100))
+    # The last one may be cut and show anything.
+    assert found[:-1] == list(range(len(found) - 1))
+    assert len(found) == pytest.approx(40 * share, abs=2)
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "avi"])
+def test_damage_gives_frames_or_a_reason(tmp_path, container):
+    whole = write_clip(tmp_path / "whole", container=container, options={"g": "10", "bf": "2"}).read_bytes()
+    path = tmp_path / "damaged.mp4"
+    outcomes = set()
+    for seed in range(25):
+        chance = random.Random(seed)
+        data = bytearray(whole)
+        for _ in range(chance.randrange(1, 40)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        path.write_bytes(data[: chance.randrange(len(data) // 2, len(data) + 1)])
+        try:
+            frames = read_frames(path, 4)
+        except VideoError as error:
+            outcomes.add("reason")
+            assert str(error) and "\n" not in str(error)
+        else:
+            outcomes.add("frames")
+            assert 1 <= len(frames) <= 4
+            times = [frame.time_s for frame in frames]
+            assert times == sorted(set(times)) and times[0] >= 0
+    assert "frames" in outcomes
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "with space.mp4",
+        "a,b.mp4",
+        "a\"b'c.mp4",
+        "ünï-日本.mp4",
+        "100%.mp4",
+        "x%03d.mp4",
+        "#a.mp4",
+        "a?b=c&d.mp4",
+        "a:b.mp4",
+        "http:x.mp4",
+        "file:x.mp4",
+        "concat:a|b.mp4",
+        "-i.mp4",
+        "*.mp4",
+        "[a].mp4",
+        "a\nb.mp4",
+        "a\\b.mp4",
+        " .mp4",
+        b"\xff\xfe.mp4".decode("utf-8", "surrogateescape"),
+    ],
+    ids=ascii,
+)
+def test_any_file_name_will_do(tmp_path, name):
+    path = write_clip(tmp_path / "plain.mp4", n_frames=2).rename(tmp_path / name)
+    assert numbers(read_frames(path, 2)) == [0, 1]
+
+
+def test_a_name_relative_to_the_current_folder_will_do(tmp_path, monkeypatch):
+    write_clip(tmp_path / "plain.mp4", n_frames=1).rename(tmp_path / "http:x.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert len(read_frames(Path("http:x.mp4"), 1)) == 1
+
+
+PLAYLISTS = {
+    "concat": "ffconcat version 1.0\nfile real.mp4\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nreal.mp4\n#EXT-X-ENDLIST\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"
+    "a=rtpmap:96 H264/90000\n",
+    "dash": '<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+    'mediaPresentationDuration="PT1S"><Period><AdaptationSet mimeType="video/mp4"><Representation id="1" '
+    'bandwidth="1"><BaseURL>real.mp4</BaseURL></Representation></AdaptationSet></Period></MPD>',
+}
+
+
+@pytest.mark.parametrize("kind", PLAYLISTS)
+def test_a_list_of_other_files_is_not_followed(tmp_path, kind):
+    write_clip(tmp_path / "real.mp4")
+    path = tmp_path / "a.mp4"
+    path.write_text(PLAYLISTS[kind])
+    refusal(path)
+
+
+def test_plain_ffmpeg_would_have_followed_a_list(tmp_path):
+    write_clip(tmp_path / "real.mp4")
+    path = tmp_path / "a.mp4"
+    path.write_text(PLAYLISTS["concat"])
+    with av.open(str(path)) as clip:
+        assert len(list(clip.decode(video=0))) == 30
+
+
+def peak_mb() -> float:
+    """The most memory this process has had in use since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def forget_peak() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("the system does not let a process reset its peak memory")
+
+
+@pytest.mark.parametrize("side", [65536 - 16, 16000, 8192])
+def test_a_header_that_claims_too_much_is_refused_for_little_memory(tmp_path, side):
+    options = {"profile": "baseline", "bf": "0"}
+    path = claim_size(write_clip(tmp_path / "a.mp4", container="h264", options=options), (side, side))
+    forget_peak()
+    before = peak_mb()
+    refusal(path)
+    # Unlimited, 16000 takes 1,670 MB and 12 s.
+    assert peak_mb() - before < 150
+
+
+def test_a_claim_that_the_container_makes_is_refused(tmp_path):
+    gif = write_clip(tmp_path / "a.gif", codec="gif", pixel_format="rgb8", rate=25, n_frames=4)
+    gif.write_bytes(gif.read_bytes()[:6] + b"\xff" * 4 + gif.read_bytes()[10:])
+    refusal(gif)
+    # Matroska's PixelWidth and PixelHeight, each of two bytes.
+    mkv = write_clip(tmp_path / "a.mkv", codec="ffv1", size=(320, 304), n_frames=4)
+    honest, claim = b"\xb0\x82\x01\x40\xba\x82\x01\x30", b"\xb0\x82\xff\xff\xba\x82\xff\xff"
+    assert honest in mkv.read_bytes()
+    mkv.write_bytes(mkv.read_bytes().replace(honest, claim))
+    refusal(mkv)
+
+
+def test_a_claim_of_a_modest_size_is_honoured(tmp_path):
+    options = {"profile": "baseline", "bf": "0"}
+    path = claim_size(write_clip(tmp_path / "a.mp4", container="h264", options=options), (320, 304))
+    assert {frame.pixels.shape for frame in read_frames(path, 2)} == {(304, 320, 3)}
+
+
+def read_or_fail(numbers_of_bad_reads: set[int] | None, code: int) -> type[io.FileIO]:
+    """A file whose reads of some numbers fail; None for all from the tenth on."""
+    reads = itertools.count()
+
+    class Faulty(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            number = next(reads)
+            if number >= 10 if numbers_of_bad_reads is None else number in numbers_of_bad_reads:
+                raise OSError(code, os.strerror(code))
+            return super().read(size)
+
+    return Faulty
+
+
+@pytest.fixture
+def large_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One that takes many reads."""
+    monkeypatch.setattr(container, "PAUSES_S", (0, 0))
+    monkeypatch.setattr(video, "RETRY_PAUSE_S", 0)
+    path = write_clip(tmp_path / "a.avi", codec="rawvideo", size=(320, 240))
+    assert path.stat().st_size > 20 * container.BUFFER_BYTES
+    return path
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC], ids=errno.errorcode.get)
+def test_a_read_that_fails_once_changes_nothing(monkeypatch, large_clip, code):
+    expected = [frame.pixels.copy() for frame in read_frames(large_clip, 8)]
+    for number in (0, 5, 12, 20, 31):
+        with monkeypatch.context() as patch:
+            patch.setattr(container.io, "FileIO", read_or_fail({number, number + 1}, code))
+            found = [frame.pixels for frame in read_frames(large_clip, 8)]
+        assert len(found) == 8 and all(map(np.array_equal, found, expected))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC], ids=errno.errorcode.get)
+def test_reads_that_go_on_failing_are_the_machines_fault(monkeypatch, large_clip, code):
+    monkeypatch.setattr(container.io, "FileIO", read_or_fail(None, code))
+    with pytest.raises(MachineError, match=os.strerror(code)):
+        read_frames(large_clip, 8)
+    with pytest.raises(MachineError, match=os.strerror(code)):
+        list(stream_frames(large_clip))
+    with pytest.raises(MachineError, match=os.strerror(code)):
+        read_sound(large_clip)
+
+
+def test_too_many_open_files_are_the_machines_fault(monkeypatch, large_clip):
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(container.os, "open", refuse)
+    with pytest.raises(MachineError, match="Too many open files"):
+        read_frames(large_clip, 8)
+
+
+@pytest.mark.parametrize("part", ["reading", "converting"])
+def test_too_little_memory_is_the_machines_fault(monkeypatch, large_clip, part):
+    def run_out(*_: object, **__: object) -> None:
+        raise av.error.MemoryError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    if part == "reading":
+        monkeypatch.setattr(container.MediaFile, "read", run_out)
+    else:
+        monkeypatch.setattr(pixels, "VideoReformatter", lambda: SimpleNamespace(reformat=run_out))
+    with pytest.raises(MachineError, match="Cannot allocate memory"):
+        read_frames(large_clip, 8)
+
+
+def test_no_test_reaches_the_network():
+    with pytest.raises(pytest.fail.Exception), socket.socket() as plug:
+        plug.connect(("127.0.0.1", 9))
+    with pytest.raises(pytest.fail.Exception):
+        socket.create_connection(("localhost", 9))
