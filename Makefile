@@ -6,7 +6,7 @@
 # make faults         break clips and machines on purpose and score: docs/faults.md; make soak scores 2,000 clips
 # make bundle         make what is uploaded to Kaggle, for KAGGLE_USER=name
 # make rehearsal      run that bundle on a copy of Kaggle's file system, offline, on VIDEOS=folder; IMAGES=2026 picks one
-# make lock           resolve the locked requirements anew (needs uv: pip install uv)
+# make lock           resolve the locked requirements anew, to the newest that fit (needs uv: pip install uv)
 # make clean          delete what make made, except results; make clean-results deletes those
 PYTHON ?= python3
 VIDEOS ?= samples
@@ -14,7 +14,7 @@ KAGGLE_USER ?=
 BIN := .venv/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 UV_COMPILE = uv pip compile pyproject.toml --universal --python-version 3.10 --fork-strategy fewest \
-	--generate-hashes --no-annotate --custom-compile-command 'make lock' --quiet
+	--generate-hashes --no-annotate --upgrade --custom-compile-command 'make lock' --quiet
 
 .PHONY: submission page test test-slow test-all lint timing faults soak bundle rehearsal lock clean clean-results
 
