@@ -47,6 +47,8 @@ def test_locks_hold_what_the_metadata_ask_for(python: str) -> None:
     base, full = read_lock(BASE_LOCK, python), read_lock(FULL_LOCK, python)
     for lock, wanted in ((base, stated(PROJECT["dependencies"])), (full, all_stated())):
         for requirement in map(Requirement, wanted):
+            if requirement.marker and not requirement.marker.evaluate({"python_version": python}):
+                continue
             assert lock[requirement.name].version in requirement.specifier, requirement
     assert {name: full[name] for name in base} == base, "make test would replace what make submission installed"
 
