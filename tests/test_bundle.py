@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import hashlib
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from dfdc.cli import add_score_arguments
 from dfdc.errors import BundleError
 from dfdc.kaggle.bundle import MANIFEST, prepare, version_in
 from dfdc.kaggle.dataset import BUNDLED, BUNDLED_GPU, IMAGE_GPU, make_bundle
@@ -349,7 +351,9 @@ def test_settings_of_the_first_cell_reach_the_kernel(
     seen: list[list[str]] = []
     exec(run, names | changes | {"Path": Path, "main": lambda argv: seen.append(argv)})
     assert seen == [arguments]
-    assert all(f'"{flag}"' in kernel for flag in arguments if flag.startswith("--")), "kernel.py has no such flag"
+    parser = argparse.ArgumentParser()
+    add_score_arguments(parser)
+    parser.parse_args(arguments)  # kernel.py knows these flags
 
 
 def test_names_that_kaggle_refuses_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
