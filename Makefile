@@ -1,52 +1,82 @@
-# make submission   score the sample clips, or VIDEOS=folder, into submission.csv
-# make page         the same as a page that shows the faces and what the nets say of them: clips.html
-# make test         lint, format check and tests
-# make bundle       what is uploaded to Kaggle, for KAGGLE_USER=name
-# make faults       what breaks machines and clips, done to the kernel: docs/faults.md; soak: 2,000 clips, docs/soak.png
-# make rehearsal    the bundle on a copy of Kaggle's file system, without network, on VIDEOS=folder; IMAGES=2026 one of two
-# make timing       what VIDEOS=folder costs, and 4,000 clips of the kind
+# make submission     score the sample clips, or VIDEOS=folder, into submission.csv
+# make page           write clips.html, a page that shows the faces of VIDEOS=folder and their scores
+# make test           check style, imports and types, then run the quick tests (about five minutes on two cores)
+# make test-slow      run the slow tests only; make test-all runs both
+# make timing         measure what scoring VIDEOS=folder costs, and project it to 4,000 clips
+# make faults         break clips and machines on purpose and score: docs/faults.md; make soak scores 2,000 clips
+# make bundle         make what is uploaded to Kaggle, for KAGGLE_USER=name
+# make rehearsal      run that bundle on a copy of Kaggle's file system, offline, on VIDEOS=folder; IMAGES=2026 picks one
+# make lock           resolve the locked requirements anew, to the newest that fit (needs uv: pip install uv)
+# make clean          delete what make made, except results; make clean-results deletes those
 PYTHON ?= python3
 VIDEOS ?= samples
 KAGGLE_USER ?=
 BIN := .venv/bin
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+UV_COMPILE = uv pip compile pyproject.toml --universal --python-version 3.10 --fork-strategy fewest \
+	--generate-hashes --no-annotate --upgrade --custom-compile-command 'make lock' --quiet
 
-.PHONY: submission page test lint timing clean bundle rehearsal faults soak
+.PHONY: submission page test test-slow test-all lint timing faults soak bundle rehearsal lock clean clean-results
 
-submission: .venv/installed
+submission: .venv/base
 	$(BIN)/python kernel.py "$(VIDEOS)" --out submission.csv
 
-page: .venv/installed
+page: .venv/all
 	$(BIN)/python tools/show_clips.py "$(VIDEOS)" --out clips.html
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-lint: .venv/installed
+test-slow: .venv/all
+	$(BIN)/python -m pytest -n 2 -m slow
+
+test-all: test test-slow
+
+lint: .venv/all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
 
-timing: .venv/installed
+timing: .venv/base
 	$(BIN)/python tools/bench/time_kernel.py "$(VIDEOS)"
 
-faults: .venv/installed
+faults: .venv/all
 	$(BIN)/python -m tests.faults --out docs
 
-soak: .venv/installed
+soak: .venv/all
 	$(BIN)/python -m tests.faults --out docs --only soak
 
-bundle: .venv/installed
+bundle: .venv/all
 	$(if $(KAGGLE_USER),,$(error name your account on Kaggle: make bundle KAGGLE_USER=yourname))
 	$(BIN)/python tools/make_bundle.py --user "$(KAGGLE_USER)" --out bundle
 
-rehearsal: .venv/installed
-	$(BIN)/python tools/make_bundle.py --user rehearsal --out .rehearsal/bundle
+rehearsal: .venv/all
+	$(BIN)/python tools/make_bundle.py --rehearsal --out .rehearsal/bundle
 	$(BIN)/python tools/rehearse.py "$(VIDEOS)" --bundle .rehearsal/bundle $(if $(IMAGES),--image $(IMAGES))
 
-.venv/installed: requirements.lock
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+.venv/bin/python:
+	@command -v "$(PYTHON)" >/dev/null || { echo "make: there is no $(PYTHON) here; install Python 3.10 or newer, or name one: make PYTHON=python3.11"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "make: $$("$(PYTHON)" --version 2>&1) is too old; 3.10 or newer is needed, name one: make PYTHON=python3.11"; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	"$(PYTHON)" -m venv --clear .venv
+
+# What scoring on the CPU needs.
+.venv/base: requirements.lock .venv/bin/python
+	$(PIP_INSTALL) -r requirements.lock
 	touch $@
 
+# Everything: GPU scoring, training, the tools and the tests.
+.venv/all: requirements-all.lock .venv/base
+	$(PIP_INSTALL) -r requirements-all.lock
+	touch $@
+
+lock:
+	$(UV_COMPILE) -o requirements.lock
+	$(UV_COMPILE) --all-extras -c requirements.lock -o requirements-all.lock
+
 clean:
-	rm -rf .venv .wheels .rehearsal bundle submission.csv predictions.csv .submission.csv.journal clips.html
+	rm -rf .venv .wheels .rehearsal bundle clips.html .pytest_cache .ruff_cache .mypy_cache
+
+clean-results:
+	rm -f submission.csv predictions.csv .submission.csv.journal

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_score_arguments(parser)
     try:
-        return score(parser.parse_args(argv), program="kernel", root=ROOT)
+        return score(parser.parse_args(argv), program="kernel")
     except ModuleNotFoundError as error:
         sys.exit(f"kernel: {error}; run .venv/bin/python, which make submission sets up, or install requirements.txt")
 

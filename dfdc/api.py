@@ -17,13 +17,12 @@ from dfdc.run.inputs import collect
 from dfdc.run.pool import predict_clips
 from dfdc.run.worker import WorkerSettings
 from dfdc.runtime import choose_device
-from dfdc.weights import WeightsFile, find_weights, sigmoid
+from dfdc.weights import WeightsFile, find_weights, shipped_weights, sigmoid
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 N_FRAMES = 32
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
 
 def load_detector(
@@ -47,7 +46,7 @@ def load_detector(
         InputError: a setting is not allowed.
     """
     return Detector(
-        tuple(find_weights(Path(weights) if weights is not None else WEIGHTS, extras=extras)),
+        tuple(find_weights(Path(weights) if weights is not None else shipped_weights(), extras=extras)),
         device=choose_device(device),
         n_frames=N_FRAMES if n_frames is None else n_frames,
     )

@@ -145,13 +145,12 @@ def ending_once() -> Iterator[None]:
 
 
 @ending_once()
-def score(args: argparse.Namespace, *, program: str, root: Path) -> int:
+def score(args: argparse.Namespace, *, program: str) -> int:
     """Score clips and write the submission.
 
     Args:
         args: as `add_score_arguments` declares them.
         program: name that begins each line of the log.
-        root: folder that holds the package, and weights/ in a checkout or a bundle.
 
     Returns:
         The exit code: 0 after a run, 1 after a mistake of the user's, 130 after Ctrl-C.
@@ -168,7 +167,7 @@ def score(args: argparse.Namespace, *, program: str, root: Path) -> int:
     from dfdc.run.inputs import collect, find_competition, find_weights_folder
     from dfdc.run.scoring import score_job, summarize
     from dfdc.run.worker import WorkerSettings
-    from dfdc.weights import find_weights
+    from dfdc.weights import find_weights, shipped_weights
 
     show_log(program)
     try:
@@ -178,8 +177,9 @@ def score(args: argparse.Namespace, *, program: str, root: Path) -> int:
             )
         analyses = args.analyses or (args.out.with_suffix(".analyses") if args.report else None)
         job = collect(args.paths, args.sample_submission) if args.paths else find_competition(KAGGLE_INPUT)
+        weights = args.weights or find_weights_folder(shipped_weights(), KAGGLE_INPUT)
         settings = WorkerSettings(
-            weights=tuple(find_weights(args.weights or find_weights_folder(root, KAGGLE_INPUT), extras=args.extras)),
+            weights=tuple(find_weights(weights, extras=args.extras)),
             device=args.device,
             n_frames=args.frames,
             models=args.models,
@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "report":
         return report(args)
-    return score(args, program="dfdc", root=Path(__file__).resolve().parent.parent)
+    return score(args, program="dfdc")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ OPTIONAL = "optional"
 EXTRAS = ("motion", "sound")
 # And those that answer beside the others unless only the first are asked for; see `WorkerSettings.models`.
 FURTHER = "further"
+# Where an installed package holds the shipped weights; pyproject.toml puts them there.
+PACKAGED = "_weights"
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,13 @@ def _read_spec(path: Path) -> ModelSpec:
             f"{path}: no valid model specification in its header ({error!r}); "
             "allowed are safetensors files written by tools/train.py"
         ) from error
+
+
+def shipped_weights() -> Path:
+    """The folder of the weights that come with the package: its own data once installed, weights/ in a checkout."""
+    package = Path(__file__).resolve().parent
+    packaged = package / PACKAGED
+    return packaged if packaged.is_dir() else package.parent / "weights"
 
 
 def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]:

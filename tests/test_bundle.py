@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
+import hashlib
 import json
 import os
 import shutil
@@ -14,10 +17,14 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from dfdc.cli import add_score_arguments
 from dfdc.errors import BundleError
-from dfdc.kaggle.bundle import MANIFEST, prepare, version_in, wheel_serves
+from dfdc.kaggle.bundle import MANIFEST, prepare, version_in
+from dfdc.kaggle.dataset import BUNDLED, BUNDLED_GPU, IMAGE_GPU, make_bundle
+from dfdc.kaggle.notebook import Names
 from dfdc.kaggle.rules import find_faults
-from tools.make_bundle import BUNDLED, Names, main, make_bundle
+from dfdc.kaggle.wheels import fetch_wheels
+from tools import make_bundle as tool
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = Names("somebody")
@@ -28,15 +35,16 @@ def make_wheel(folder: Path, name: str, version: str, *, tag: str = "py3-none-an
     module = name.replace("-", "_")
     path = folder / f"{module}-{version}-{tag}.whl"
     info = f"{module}-{version}.dist-info"
+    members = {
+        f"{module}/__init__.py": f"where = 'the wheel of {name}'\n",
+        f"{module}-{version}.data/purelib/{module}_extra.py": "",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nLicense: MIT\n",
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
+        f"{info}/LICENSE": "do what you like\n",
+    }
+    members[f"{info}/RECORD"] = "".join(f"{member},,\n" for member in (*members, f"{info}/RECORD"))
     with zipfile.ZipFile(path, "w") as archive:
-        for member, text in {
-            f"{module}/__init__.py": f"where = 'the wheel of {name}'\n",
-            f"{module}-{version}.data/purelib/{module}_extra.py": "",
-            f"{module}-{version}.data/scripts/{module}_script": "#!python\n",
-            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nLicense: MIT\n",
-            f"{info}/LICENSE": "do what you like\n",
-            f"{info}/RECORD": "",
-        }.items():
+        for member, text in members.items():
             archive.writestr(zipfile.ZipInfo(member, (2000, 1, 1, 0, 0, 0)), text)
     return path
 
@@ -50,8 +58,7 @@ def project(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "dfdc", root / "dfdc", ignore=shutil.ignore_patterns("__pycache__", "training"))
     for name in ("kernel.py", "LICENSE"):
         shutil.copy(ROOT / name, root)
-    image = ("numpy", "opencv-python-headless", "scipy", "torch", "torchvision", "tqdm")
-    lines = [*(f"{name}>=0" for name in image), *(f"{name}>=900,<901" for name in BUNDLED)]
+    lines = [*(f"{name}>=0" for name in IMAGE_GPU), *(f"{name}>=900,<901" for name in BUNDLED_GPU)]
     (root / "requirements.txt").write_text("\n".join(lines))
     return root
 
@@ -109,7 +116,7 @@ def test_packages_come_from_wheels_in_every_kind_of_process(bundle: Path, tmp_pa
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
     assert run.returncode == 0, run.stderr
     said, heavy, *places, folder = run.stdout.splitlines()
-    assert "abc is whole" in said and all(f"{name} 900.1" in said for name in BUNDLED)
+    assert "abc is intact" in said and all(f"{name} 900.1" in said for name in BUNDLED)
     assert heavy == "heavy: []"
     here = "the wheel of av"
     assert places == [here, here, f"fork {here}", f"spawn {here}", f"forkserver {here}"]
@@ -130,7 +137,7 @@ def test_kernel_starts_from_a_bundle_and_says_so(bundle: Path, tmp_path: Path) -
     command = [sys.executable, str(bundle / "dataset" / "kernel.py"), "--help"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert run.returncode == 0, run.stderr
-    assert "kernel: bundle of commit abc is whole; from its wheels: av 900.1" in run.stderr
+    assert "the bundle of commit abc is intact; installed from wheels: av 900.1" in run.stderr
 
 
 def test_kernel_ends_with_one_line_where_a_file_is_missing(bundle: Path, tmp_path: Path) -> None:
@@ -178,24 +185,24 @@ def test_missing_wheel_is_named(project: Path, wheels: list[Path], tmp_path: Pat
         prepare(bundle / "dataset")
 
 
-def test_python_that_openvino_has_no_wheel_for_is_scored_with_by_torch(
-    project: Path, wheels: list[Path], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("fault", ["missing", "damaged"])
+def test_gpu_bundle_runs_without_openvino(fault: str, project: Path, wheels: list[Path], tmp_path: Path) -> None:
+    extra = [make_wheel(wheels[0].parent, name, "900.1") for name in set(BUNDLED_GPU) - set(BUNDLED)]
+    chosen = [wheel for wheel in (*wheels, *extra) if fault == "damaged" or not wheel.name.startswith("openvino")]
+    bundle = make_bundle(tmp_path / "bundle", NAMES, wheels=chosen, root=project, gpu=True, commit="abc")
+    for wheel in (bundle / "dataset" / "wheels").glob("openvino-*.whl"):
+        wheel.write_bytes(wheel.read_bytes()[:-9])
+    command = [sys.executable, str(bundle / "dataset" / "kernel.py"), "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "av 900.1" in run.stderr and "running without openvino" in run.stderr
+
+
+def test_cpu_bundle_needs_openvino(project: Path, wheels: list[Path], tmp_path: Path) -> None:
     others = [wheel for wheel in wheels if not wheel.name.startswith("openvino")]
     bundle = make_bundle(tmp_path / "bundle", NAMES, wheels=others, root=project, commit="abc")
-    command = [sys.executable, str(bundle / "dataset" / "kernel.py"), "--help"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert run.returncode == 0, run.stderr
-    assert "from its wheels: av 900.1" in run.stderr and "goes without openvino: no whole wheel" in run.stderr
-
-
-def test_damaged_wheel_of_openvino_is_left_out(bundle: Path, tmp_path: Path) -> None:
-    (wheel,) = (bundle / "dataset" / "wheels").glob("openvino-*.whl")
-    wheel.write_bytes(wheel.read_bytes()[:-9])
-    command = [sys.executable, str(bundle / "dataset" / "kernel.py"), "--help"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert run.returncode == 0, run.stderr
-    assert "from its wheels: av 900.1" in run.stderr and "goes without openvino: no whole wheel" in run.stderr
+    with pytest.raises(BundleError, match=r"openvino: .*it has no wheel at all"):
+        prepare(bundle / "dataset")
 
 
 def test_what_people_read_may_be_missing(bundle: Path, tmp_path: Path) -> None:
@@ -212,7 +219,7 @@ def test_what_people_read_may_be_missing(bundle: Path, tmp_path: Path) -> None:
         cwd=tmp_path,
         timeout=120,
     )
-    assert run.returncode == 0 and "abc is whole" in run.stderr
+    assert run.returncode == 0 and "abc is intact" in run.stderr
 
 
 def test_package_that_states_no_version_counts_as_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,10 +232,10 @@ def test_package_that_states_no_version_counts_as_absent(tmp_path: Path, monkeyp
 
 def test_image_that_is_too_old_is_named(project: Path, wheels: list[Path], tmp_path: Path) -> None:
     requirements = project / "requirements.txt"
-    requirements.write_text(requirements.read_text().replace("torch>=0\n", "torch>=900\n"))
+    requirements.write_text(requirements.read_text().replace("numpy>=0\n", "numpy>=900\n"))
     bundle = make_bundle(tmp_path / "bundle", NAMES, wheels=wheels, root=project, commit="abc")
     with pytest.raises(
-        BundleError, match=r"torch: version [\d.]+\S* is installed, needed is >=900; choose a newer image"
+        BundleError, match=r"numpy: version [\d.]+\S* is installed, needed is >=900; choose a newer image"
     ):
         prepare(bundle / "dataset")
 
@@ -246,7 +253,7 @@ def test_opencv_counts_under_each_of_its_names_and_without_metadata(
     monkeypatch.setattr(metadata, "version", version)
     files = {"commit": "abc", "files": {}, "image": {"opencv-python-headless": ">=4.8"}, "packages": {}}
     (tmp_path / MANIFEST).write_text(json.dumps(files))
-    monkeypatch.setattr("dfdc.kaggle.bundle._make_importable", lambda paths: None)
+    monkeypatch.setattr("dfdc.kaggle.bundle.make_importable", lambda paths: None)
     assert prepare(tmp_path)
     known.clear()
     assert prepare(tmp_path), "cv2 can be imported"
@@ -309,19 +316,50 @@ def test_metadata_switch_the_internet_off_and_name_the_inputs(bundle: Path) -> N
     assert (bundle / "kernel" / kernel["code_file"]).is_file()
 
 
-def test_notebook_is_valid_and_its_cells_compile(bundle: Path) -> None:
+def code_cells(bundle: Path) -> list[str]:
     notebook = nbformat.read(bundle / "kernel" / "kernel.ipynb", as_version=4)
     nbformat.validate(notebook)
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_notebook_is_valid_and_its_cells_compile(bundle: Path) -> None:
+    code = code_cells(bundle)
     for source in code:
         compile(source, "cell", "exec")
-    assert "def main(" in code[0] and "sys.exit(main())" not in code[0] and "main([])" in code[1]
+    assert "def main(" in code[1] and "sys.exit(main())" not in code[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments"),
+    [
+        ({}, ["--device", "auto"]),
+        (
+            {"frames": 16, "extra_models": ["motion", "sound"], "device": "cpu", "time_limit": 600},
+            ["--device", "cpu", "--frames", "16", "--time-limit", "600", "--with", "motion", "--with", "sound"],
+        ),
+    ],
+)
+def test_settings_of_the_first_cell_reach_the_kernel(
+    bundle: Path, changes: dict[str, object], arguments: list[str]
+) -> None:
+    settings, kernel, run, _ = code_cells(bundle)
+    names: dict[str, object] = {}
+    exec(settings, names)
+    assert set(changes) <= set(names)
+    overwritten = {name.id for name in ast.walk(ast.parse(kernel)) if isinstance(name, ast.Name) and name.id in names}
+    assert not overwritten, "the kernel's own code uses the name of a setting"
+    seen: list[list[str]] = []
+    exec(run, names | changes | {"Path": Path, "main": lambda argv: seen.append(argv)})
+    assert seen == [arguments]
+    parser = argparse.ArgumentParser()
+    add_score_arguments(parser)
+    parser.parse_args(arguments)  # kernel.py knows these flags
 
 
 def test_names_that_kaggle_refuses_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BundleError, match="--user is 'Some Body'; allowed are 3 to 50 lower-case letters"):
         Names("Some Body")
-    assert main(["--user", "somebody", "--dataset", "short"]) == 1
+    assert tool.main(["--user", "somebody", "--dataset", "short"]) == 1
     assert "--dataset is 'short'; allowed are 6 to 50" in capsys.readouterr().err
 
 
@@ -329,14 +367,14 @@ def test_folder_that_is_no_bundle_is_left_alone(project: Path, tmp_path: Path) -
     precious = tmp_path / "precious" / "file"
     precious.parent.mkdir()
     precious.touch()
-    with pytest.raises(BundleError, match="is there and is no bundle"):
+    with pytest.raises(BundleError, match="exists and is no bundle"):
         make_bundle(precious.parent, NAMES, wheels=[], root=project, commit="abc")
     assert precious.exists()
 
 
 def test_bundle_above_the_limit_is_refused(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tools.make_bundle.MAX_BUNDLE_BYTES", 1000)
-    with pytest.raises(BundleError, match="MB; allowed are"):
+    monkeypatch.setattr("dfdc.kaggle.dataset.MAX_BUNDLE_BYTES", 1000)
+    with pytest.raises(BundleError, match="the competition allows"):
         make_bundle(tmp_path / "bundle", NAMES, wheels=[], root=project, commit="abc")
     assert not (tmp_path / "bundle").exists()
 
@@ -359,23 +397,62 @@ def test_versions_are_compared_by_their_numbers(version: str, allowed: str, serv
     assert version_in(version, allowed) is serves
 
 
-def test_wheel_tags_are_judged_as_packaging_judges_them() -> None:
-    from packaging.tags import sys_tags
-    from packaging.utils import parse_wheel_filename
+def make_cache(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A cache of fetched wheels with av in it, a lock that names it, and the wheel."""
+    folder = tmp_path / "cache" / "av-900.1" / "cp312"
+    folder.mkdir(parents=True)
+    wheel = make_wheel(folder, "av", "900.1")
+    hashes = ("0" * 64, hashlib.sha256(wheel.read_bytes()).hexdigest())
+    lines = ["av==900.1 ; python_version >= '3.12'", *(f"    --hash=sha256:{digest}" for digest in hashes)]
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(" \\\n".join(lines) + "\n")
+    return tmp_path / "cache", lock, wheel
 
-    own = set(sys_tags())
-    pythons = ("py3-none", "py2.py3-none", "py2-none", *(f"cp3{m}-cp3{m}" for m in range(8, 16)))
-    pythons += tuple(f"cp3{minor}-abi3" for minor in range(8, 16))
-    platforms = ("any", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64.manylinux2014_x86_64", "manylinux_2_999_x86_64")
-    platforms += ("manylinux_2_28_aarch64", "win_amd64", "macosx_11_0_arm64")
-    for python in pythons:
-        for platform in platforms:
-            if "abi" in python and platform == "any":
-                continue  # no such wheels
-            name = f"some_name-1.0-{python}-{platform}.whl"
-            if python.startswith("cp") and platform == "any":
-                continue
-            assert wheel_serves(f"wheels/{name}") == bool(own & parse_wheel_filename(name)[3]), name
+
+def test_wheels_in_the_cache_are_used_if_the_lock_holds_their_hash(tmp_path: Path) -> None:
+    cache, lock, wheel = make_cache(tmp_path)
+    assert fetch_wheels(cache, ["av"], ["3.12"], lock=lock) == [wheel]
+    with pytest.raises(BundleError, match=r"holds no av for Python 3\.11"):
+        fetch_wheels(cache, ["av"], ["3.11"], lock=lock)
+
+
+def test_wheel_that_was_changed_in_the_cache_is_refused(tmp_path: Path) -> None:
+    cache, lock, wheel = make_cache(tmp_path)
+    wheel.write_bytes(wheel.read_bytes() + b"x")
+    with pytest.raises(BundleError, match=rf"{wheel.name}: is not the one file of av 900\.1 that the lock's hashes"):
+        fetch_wheels(cache, ["av"], ["3.12"], lock=lock)
+
+
+def test_wheel_that_was_planted_in_the_cache_is_refused(tmp_path: Path) -> None:
+    cache, lock, wheel = make_cache(tmp_path)
+    planted = make_wheel(wheel.parent, "av", "900.2")
+    with pytest.raises(BundleError, match=f"{planted.name}: is not the one file"):
+        fetch_wheels(cache, ["av"], ["3.12"], lock=lock)
+
+
+def test_lock_without_hashes_is_refused(tmp_path: Path) -> None:
+    cache, lock, _ = make_cache(tmp_path)
+    lock.write_text("av==900.1\n")
+    with pytest.raises(BundleError, match=r"av==900\.1 lacks an exact version or its hashes"):
+        fetch_wheels(cache, ["av"], ["3.12"], lock=lock)
+
+
+def test_gpl_texts_lie_beside_pyavs_wheel(bundle: Path) -> None:
+    folder = bundle / "dataset" / "licences" / "av-900.1"
+    assert "x264" in (folder / "PYAV-LIBRARIES.txt").read_text()
+    for name, title in (("GPL-2.0", "GENERAL PUBLIC LICENSE"), ("LGPL-3.0", "LESSER GENERAL PUBLIC LICENSE")):
+        assert title in (folder / f"{name}.txt").read_text()
+
+
+def test_rehearsals_bundle_comes_without_upload_commands(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tool, "ROOT", project)
+    monkeypatch.setattr(tool, "fetch_wheels", lambda *_, **__: [])
+    assert tool.main(["--rehearsal", "--out", str(tmp_path / "one")]) == 0
+    assert "kaggle datasets create" not in capsys.readouterr().out
+    assert tool.main(["--user", "somebody", "--out", str(tmp_path / "two")]) == 0
+    assert "kaggle datasets create" in capsys.readouterr().out
 
 
 def test_faults_of_a_submission_are_named(tmp_path: Path) -> None:

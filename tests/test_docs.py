@@ -20,8 +20,6 @@ DOCUMENTS = [
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "weights").glob("*.md"))
     if path.name not in ("experiments.md", "CHANGELOG.md")
 ]
-# Programs of others, whose flags are theirs.
-FOREIGN = {"git", "pip", "pipx", "kaggle", "cd", "tail", "export", ".", "du", "lint-imports", "ruff", "pytest", "source"}
 
 
 class Parsed(Exception):

@@ -343,9 +343,9 @@ def test_a_competition_without_clips_or_list_is_refused(tmp_path):
 
 
 def test_weights_are_the_packages_own_else_the_inputs(tmp_path):
-    package, mounts = tmp_path / "package", tmp_path / "input"
+    own, mounts = tmp_path / "package/weights", tmp_path / "input"
     touch(mounts / "deep/er/weights/x.safetensors")
-    assert find_weights_folder(package, mounts) == mounts / "deep/er/weights"
-    touch(package / "weights/y.safetensors")
-    assert find_weights_folder(package, mounts) == package / "weights"
-    assert find_weights_folder(tmp_path / "none", tmp_path / "nowhere") == tmp_path / "none/weights"
+    assert find_weights_folder(own, mounts) == mounts / "deep/er/weights"
+    touch(own / "y.safetensors")
+    assert find_weights_folder(own, mounts) == own
+    assert find_weights_folder(tmp_path / "none", tmp_path / "nowhere") == tmp_path / "none"

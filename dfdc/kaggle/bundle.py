@@ -1,7 +1,8 @@
-"""The Kaggle bundle at its start: its files are whole, and the packages that the image lacks come from its wheels.
+"""A bundle on Kaggle: check that its files are whole, and make the packages that the image lacks importable.
 
 `tools/make_bundle.py` writes manifest.json beside the package. It lists every file with its size and SHA-256, and the
-packages that scoring needs. This module is imported before all others and knows the standard library only.
+packages that scoring needs. This module is imported before all others, so it uses the standard library only, and pip,
+as a program, to unpack wheels.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
-import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,45 +31,46 @@ from dfdc.files import Entry, describe_file
 MANIFEST = "manifest.json"
 WHEELS = "wheels"
 UPLOAD = "kaggle datasets version -p bundle/dataset --dir-mode zip -m again; then kaggle kernels push -p bundle/kernel"
-# How one package is called in each of its builds, and what it is imported as.
+# Other names under which the same package is published, and the module that it is imported as.
 OTHER_NAMES = {"opencv-python-headless": ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")}
 MODULES = {"opencv-python-headless": "cv2"}
-# Without these the nets are slower, and nothing else.
-DISPENSABLE = ("openvino",)
+PIP_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says.
+    """The content of manifest.json.
 
     Attributes:
-        commit: of the code in the bundle.
+        commit: the commit of the code in the bundle.
         files: path below the bundle's folder, with slashes -> its entry. The manifest itself and
             dataset-metadata.json, which is not uploaded, are not among them.
-        image: packages that Kaggle's image has itself -> versions that serve, such as ">=2.1,<3".
-        packages: those that wheels are bundled of -> versions that serve.
+        image: package that Kaggle's image provides -> versions that serve, such as ">=2.1,<3".
+        packages: package of which the bundle holds wheels -> versions that serve.
+        optional: those of `packages` without which scoring works too, though more slowly.
     """
 
     commit: str
-    files: dict[str, Entry]
-    image: dict[str, str]
-    packages: dict[str, str]
+    files: Mapping[str, Entry]
+    image: Mapping[str, str]
+    packages: Mapping[str, str]
+    optional: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         files = {path: [entry.size, entry.sha256] for path, entry in self.files.items()}
-        record = {"commit": self.commit, "files": files, "image": self.image, "packages": self.packages}
-        return json.dumps(record, indent=1, sort_keys=True) + "\n"
+        record = {"commit": self.commit, "files": files, "image": dict(self.image), "packages": dict(self.packages)}
+        return json.dumps({**record, "optional": list(self.optional)}, indent=1, sort_keys=True) + "\n"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was done at the start.
+    """What `prepare` did.
 
     Attributes:
-        manifest: of the bundle.
-        installed: packages taken from wheels, with their versions.
+        manifest: the bundle's manifest.
+        installed: packages taken from wheels, each with its version.
         seconds: wall time of checking and unpacking.
-        left_out: packages that scoring does without, for no whole wheel of theirs serves.
+        left_out: optional packages of which no intact wheel serves this machine.
     """
 
     manifest: Manifest
@@ -77,26 +79,26 @@ class Prepared:
     left_out: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        taken = f"from its wheels: {', '.join(self.installed)}" if self.installed else "the image has what is needed"
-        lacking = f"; goes without {', '.join(self.left_out)}: no whole wheel of it serves" if self.left_out else ""
-        return f"bundle of commit {self.manifest.commit} is whole; {taken}{lacking} ({self.seconds:.1f} s)"
+        taken = f"installed from wheels: {', '.join(self.installed)}" if self.installed else "no wheel was needed"
+        lacking = f"; running without {', '.join(self.left_out)}: no intact wheel serves" if self.left_out else ""
+        return f"the bundle of commit {self.manifest.commit} is intact; {taken}{lacking} ({self.seconds:.1f} s)"
 
 
 def prepare(root: Path) -> Prepared | None:
     """Check a bundle and make every package that scoring needs importable, here and in processes started later.
 
-    What the image has itself is used where its version serves. Else a wheel is unpacked into a temporary folder that
-    goes when this process ends; nothing is installed in the image and no network is needed.
+    A package of the image is used where its version serves. Otherwise pip unpacks the bundle's wheel into a temporary
+    folder, which is deleted when this process ends; the image is not changed and no network is needed.
 
     Args:
         root: the folder that holds the package dfdc.
 
     Returns:
-        What was done; None where there is no manifest, as in a clone.
+        What was done; None where there is no manifest, as in a checkout.
 
     Raises:
-        BundleError: a file that scoring reads is missing or changed, or a package that it needs is neither there nor
-            in a wheel that serves.
+        BundleError: a file that scoring reads is missing or changed, or a package that it needs is neither installed
+            nor in a wheel that serves.
     """
     if not (root / MANIFEST).is_file():
         return None
@@ -107,33 +109,32 @@ def prepare(root: Path) -> Prepared | None:
             raise BundleError(f"{name}: {_found(name)}, needed is {allowed}; choose a newer image in Kaggle's settings")
     check_files(root, manifest, filter(_is_scored_with, manifest.files))
     lacking = [name for name, allowed in manifest.packages.items() if not serves(name, allowed)]
-    wheels = {name: wheel for name in lacking if (wheel := _choose_wheel(root, manifest, name))}
-    paths = [str(root)]
-    if wheels:
+    paths, left_out = [str(root)], []
+    if lacking:
         folder = Path(tempfile.mkdtemp(prefix="dfdc-packages-"))
         atexit.register(_discard, folder, os.getpid())
-        for wheel in wheels.values():
-            unpack_wheel(root / wheel, folder)
+        left_out = install_wheels(root, manifest, lacking, folder)
         paths.insert(0, str(folder))
-    _make_importable(paths)
-    for name in wheels:
+    make_importable(paths)
+    taken = [name for name in lacking if name not in left_out]
+    for name in taken:
         if not serves(name, manifest.packages[name]):
             raise BundleError(f"{name}: {_found(name)} after its wheel was unpacked; make the bundle again")
-    installed = tuple(f"{name} {importlib.metadata.version(name)}" for name in wheels)
-    left_out = tuple(name for name in lacking if name not in wheels)
-    return Prepared(manifest, installed, time.monotonic() - began, left_out)
+    installed = tuple(f"{name} {importlib.metadata.version(name)}" for name in taken)
+    return Prepared(manifest, installed, time.monotonic() - began, tuple(left_out))
 
 
 def read_manifest(path: Path) -> Manifest:
-    """A bundle's manifest.
+    """Read a bundle's manifest.
 
     Raises:
-        BundleError: not a readable manifest.
+        BundleError: the file is no readable manifest.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         files = {name: Entry(int(size), str(digest)) for name, (size, digest) in record["files"].items()}
-        return Manifest(str(record["commit"]), files, dict(record["image"]), dict(record["packages"]))
+        optional = tuple(map(str, record.get("optional", ())))
+        return Manifest(str(record["commit"]), files, dict(record["image"]), dict(record["packages"]), optional)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path}: not a readable manifest ({error!r}); upload the bundle again: {UPLOAD}") from error
 
@@ -144,10 +145,10 @@ def check_files(root: Path, manifest: Manifest, names: Iterable[str]) -> None:
     Args:
         root: the bundle's folder.
         manifest: what should be there.
-        names: which of its files are looked at.
+        names: the files to compare.
 
     Raises:
-        BundleError: it names up to three files that are missing or changed.
+        BundleError: some are missing or changed; the message names up to three of them.
     """
     faults = []
     for name in names:
@@ -189,7 +190,7 @@ def _found(name: str) -> str:
 
 
 def version_in(version: str, allowed: str) -> bool:
-    """Whether a version such as "2.6.0+cu124" is in a range such as ">=2.1,<3"; only numbers count."""
+    """Whether a version such as "2.6.0+cu124" is in a range such as ">=2.1,<3"; only its numbers are compared."""
     compare = {
         ">=": lambda a, b: a >= b,
         "<=": lambda a, b: a <= b,
@@ -205,108 +206,96 @@ def version_in(version: str, allowed: str) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """(2, 6) of "2.6.0+cu124": zeros at the end say nothing."""
+    """(2, 6) of "2.6.0+cu124", without the zeros at its end."""
     numbers = [int(part) for part in re.match(r"\d*(?:\.\d+)*", version)[0].split(".") if part]
     while numbers and not numbers[-1]:
         numbers.pop()
     return tuple(numbers)
 
 
-def find_wheel(manifest: Manifest, name: str) -> str:
-    """The bundle's wheel of a package that serves this interpreter.
+def install_wheels(root: Path, manifest: Manifest, names: list[str], folder: Path) -> list[str]:
+    """Unpack the bundle's wheels of some packages into a folder.
+
+    pip chooses the wheels that serve this interpreter, compares each with the manifest's SHA-256 and unpacks it.
+
+    Args:
+        root: the bundle's folder.
+        manifest: the bundle's manifest.
+        names: packages of `manifest.packages`.
+        folder: where they go.
+
+    Returns:
+        Those of `manifest.optional` of which no intact wheel serves.
 
     Raises:
-        BundleError: there is none; the message names those there are.
+        BundleError: no intact wheel of another package serves, or there is no room.
     """
+    if not _run_pip(root, manifest, names, folder):
+        return []
+    left_out = []  # in one go it failed, so one by one it shows which
+    for name in names:
+        if said := _run_pip(root, manifest, [name], folder):
+            if name not in manifest.optional:
+                raise BundleError(_explain(root, manifest, name, said))
+            left_out.append(name)
+    return left_out
+
+
+def _run_pip(root: Path, manifest: Manifest, names: list[str], folder: Path) -> str:
+    """Install packages from the bundle's wheels alone; empty if that worked, else what pip said."""
+    with tempfile.TemporaryDirectory(prefix="dfdc-index-") as scratch:
+        index = Path(scratch, "index.html")
+        links = (
+            f'<a href="{(root / path).absolute().as_uri()}#sha256={entry.sha256}">{Path(path).name}</a>'
+            for path, entry in manifest.files.items()
+            if path.startswith(f"{WHEELS}/")
+        )
+        index.write_text("<!DOCTYPE html>\n" + "\n".join(links), encoding="utf-8")
+        command = [sys.executable, "-m", "pip", "--isolated", "--disable-pip-version-check", "--quiet", "install"]
+        command += ["--no-index", "--find-links", str(index), "--no-deps", "--only-binary=:all:", "--no-compile"]
+        command += ["--no-cache-dir", "--no-warn-conflicts", "--upgrade", "--target", str(folder)]
+        command += [f"{name}{manifest.packages[name]}" for name in names]
+        environment = {**os.environ, "PIP_CONFIG_FILE": os.devnull}
+        try:
+            run = subprocess.run(
+                command, env=environment, capture_output=True, text=True, errors="replace", timeout=PIP_TIMEOUT_S
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"pip cannot be run: {error}"
+    return "" if run.returncode == 0 else run.stderr.strip() or f"pip ended with code {run.returncode}"
+
+
+def _explain(root: Path, manifest: Manifest, name: str, said: str) -> str:
+    """Why no wheel of a package could be unpacked, and what to do."""
     stem = f"{WHEELS}/{name.replace('-', '_')}-"
-    wheels = [path for path in manifest.files if path.lower().startswith(stem.lower())]
-    for path in wheels:
-        if wheel_serves(path):
-            return path
+    wheels = [path for path in manifest.files if path.lower().startswith(stem)]
+    try:
+        check_files(root, manifest, wheels)
+    except BundleError as error:
+        return str(error)
+    reason = said.splitlines()[-1]
+    if "No matching distribution" not in said:
+        return f"{name}: its wheel cannot be unpacked ({reason}); make room, or name a folder that has some by TMPDIR"
     there = ", ".join(Path(path).name for path in wheels) or "no wheel at all"
     python = "{}.{}".format(*sys.version_info)
-    raise BundleError(
+    return (
         f"{name}: {_found(name)}, and no wheel of the bundle serves Python {python} on {platform.system()} "
         f"{platform.machine()}: it has {there}; make it again: python tools/make_bundle.py --python {python} ..."
     )
 
 
-def _choose_wheel(root: Path, manifest: Manifest, name: str) -> str | None:
-    """A wheel, see `find_wheel`, that is whole; None where scoring can do without the package and there is none."""
-    try:
-        wheel = find_wheel(manifest, name)
-        check_files(root, manifest, [wheel])
-        return wheel
-    except BundleError:
-        if name not in DISPENSABLE:
-            raise
-        return None
-
-
 def _is_scored_with(path: str) -> bool:
-    """Whether a file, no wheel, is one that scoring reads: a licence that Kaggle leaves out is no reason to refuse.
+    """Whether scoring reads a file: a missing licence is no reason to refuse to score.
 
-    The notebook holds a kernel.py of its own, and nets that are off by default are checked where they are used.
+    pip checks the wheels that it unpacks, the notebook holds a kernel.py of its own, and networks that are off by
+    default are checked where they are used.
     """
     unread = path.startswith((f"{WHEELS}/", "licences/", "weights/optional/")) or path in ("LICENSE", "kernel.py")
     return not unread and not path.endswith(".md")
 
 
-def wheel_serves(path: str) -> bool:
-    """Whether this interpreter on this machine can use a wheel, by the tags in its name (PEP 425)."""
-    pythons, abis, platforms = Path(path).stem.split("-")[-3:]
-    major, minor = sys.version_info[:2]
-    for python in pythons.split("."):
-        if python in {f"py{major}", f"py{major}{minor}"} and abis == "none":
-            break
-        if python == f"cp{major}{minor}" and f"cp{major}{minor}" in abis.split("."):
-            break
-        stable = re.fullmatch(rf"cp{major}(\d+)", python)
-        if stable and "abi3" in abis.split(".") and int(stable[1]) <= minor:
-            break
-    else:
-        return False
-    return any(_platform_serves(tag) for tag in platforms.split("."))
-
-
-def _platform_serves(tag: str) -> bool:
-    """Whether a platform tag such as manylinux_2_28_x86_64 stands for this machine; its C library may be too old."""
-    if tag == "any":
-        return True
-    tag = tag.replace("manylinux2014", "manylinux_2_17")
-    named = re.fullmatch(r"manylinux_(\d+)_(\d+)_(\w+)", tag)
-    if not named or sys.platform != "linux":
-        return False
-    library, version = platform.libc_ver()
-    needed = (int(named[1]), int(named[2]))
-    return named[3] == platform.machine() and library == "glibc" and _numbers(version) >= needed
-
-
-def unpack_wheel(wheel: Path, folder: Path) -> None:
-    """Unpack a wheel's packages and metadata into a folder; its scripts are left out.
-
-    Raises:
-        BundleError: not a wheel, or no room.
-    """
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            for member in archive.infolist():
-                # PEP 427: what stands in NAME.data/purelib or platlib belongs at the top, the rest elsewhere.
-                data = re.match(r"[^/]+\.data/(purelib/|platlib/)?", member.filename)
-                if data and not data[1]:
-                    continue
-                member.filename = member.filename[data.end() :] if data else member.filename
-                if member.filename:
-                    archive.extract(member, folder)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise BundleError(
-            f"{wheel}: cannot be unpacked into {folder} ({error}); make room there (TMPDIR names another folder) or "
-            f"upload the bundle again: {UPLOAD}"
-        ) from error
-
-
-def _make_importable(paths: list[str]) -> None:
-    """Put folders first on the module path, here and for every Python that this process starts."""
+def make_importable(paths: list[str]) -> None:
+    """Put folders first on the module path, in this process and in every Python that it starts."""
     sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]
     inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in paths]
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *inherited])

@@ -142,14 +142,13 @@ def find_competition(kaggle_input: Path) -> Job:
     return collect([videos], sample)
 
 
-def find_weights_folder(package_root: Path, kaggle_input: Path) -> Path:
+def find_weights_folder(own: Path, kaggle_input: Path) -> Path:
     """The folder of weights: the package's own if it holds any, else the first named weights among Kaggle's inputs.
 
     Args:
-        package_root: the folder that holds the package dfdc.
+        own: the folder of the weights that the package ships.
         kaggle_input: usually /kaggle/input.
     """
-    own = package_root / "weights"
     if any(own.glob("*.safetensors")):
         return own
     return find_below(kaggle_input, "weights") or own

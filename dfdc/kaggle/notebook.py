@@ -1,0 +1,160 @@
+"""kernel.py as a Kaggle notebook, and the metadata under which Kaggle's command line uploads it and its dataset."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+
+import nbformat
+
+from dfdc.errors import BundleError
+from dfdc.kaggle.rules import COMPETITION
+
+# Kaggle's default GPU, a P100, is retired, and the image's torch no longer runs on it.
+GPU = "NvidiaTeslaT4"
+
+SETTINGS_CELL = """\
+# Settings; None leaves the choice to the kernel.
+frames = None        # frames per clip, such as 16; None: as many as the time allows, 32 at most
+extra_models = []    # models that are off by default: "motion" (change between frames), "sound" (synthetic voices)
+device = "auto"      # "auto", "cpu" or "cuda"
+time_limit = None    # seconds; None: 8.5 hours, half an hour less than Kaggle allows"""
+RUN_CELL = """\
+import traceback
+
+arguments = ["--device", device]
+arguments += ["--frames", str(frames)] if frames else []
+arguments += ["--time-limit", str(time_limit)] if time_limit else []
+for extra_model in extra_models:
+    arguments += ["--with", extra_model]
+try:
+    failed = main(arguments)
+except Exception:
+    traceback.print_exc()
+    failed = True
+# Kaggle takes nothing from a notebook that failed, so one that scored some clips does not fail.
+predictions = Path("predictions.csv")
+if failed and not (predictions.exists() and len(predictions.read_bytes().splitlines()) > 1):
+    raise RuntimeError("no submission was made; the reason stands above")"""
+PICTURE_CELL = """\
+import contextlib
+import subprocess
+
+from IPython.display import Image, display
+
+from dfdc.run.inputs import find_below
+
+# A process of its own: if it fails, the submission is there all the same.
+with contextlib.suppress(Exception):
+    clips = find_below(KAGGLE_INPUT, "test_videos")
+    command = [sys.executable, "-m", "dfdc.report.gallery", "predictions.csv", "--clips", str(clips)]
+    print(subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=600).stderr)
+    display(Image("report.png"))"""
+
+
+@dataclass(frozen=True)
+class Names:
+    """The addresses of the dataset and the notebook on Kaggle.
+
+    Attributes:
+        user: the account's name, as in kaggle.com/NAME.
+        dataset: last part of the dataset's address.
+        kernel: last part of the notebook's address; its title follows from it.
+    """
+
+    user: str
+    dataset: str = "dfdc-bundle"
+    kernel: str = "dfdc-kernel"
+
+    def __post_init__(self) -> None:
+        for flag, slug, least in (
+            ("--user", self.user, 3),
+            ("--dataset", self.dataset, 6),
+            ("--kernel", self.kernel, 5),
+        ):
+            if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug) or not least <= len(slug) <= 50:
+                raise BundleError(
+                    f"{flag} is {slug!r}; allowed are {least} to 50 lower-case letters, digits and single hyphens, "
+                    "as in the address on kaggle.com"
+                )
+
+
+def make_notebook(source: str, names: Names) -> str:
+    """Turn kernel.py into a notebook: its settings, its code, a cell that runs it, and one that shows pictures.
+
+    Args:
+        source: of kernel.py; it ends with `if __name__ == "__main__":`, which the notebook replaces.
+        names: on Kaggle.
+
+    Returns:
+        The notebook as JSON.
+
+    Raises:
+        BundleError: the source ends otherwise.
+    """
+    last = ast.parse(source).body[-1]
+    if not (isinstance(last, ast.If) and ast.unparse(last.test) == "__name__ == '__main__'"):
+        raise BundleError('kernel.py: does not end with `if __name__ == "__main__":`, as the notebook needs it')
+    code = "\n".join(source.splitlines()[: last.lineno - 1]).rstrip()
+    new = nbformat.v4
+    cells = [
+        new.new_markdown_cell(
+            "# DeepFake Detection Challenge\n\n"
+            f"This notebook needs the dataset `{names.user}/{names.dataset}` and the competition's data attached. It "
+            "needs no internet and uses a GPU if there is one. `tools/make_bundle.py` made it from `kernel.py`."
+        ),
+        new.new_code_cell(SETTINGS_CELL),
+        new.new_markdown_cell("## The kernel"),
+        new.new_code_cell(code),
+        new.new_markdown_cell(
+            "## Scores\n\n`submission.csv` has a row for every clip from the start; the rows are filled in as clips "
+            "are scored."
+        ),
+        new.new_code_cell(RUN_CELL),
+        new.new_markdown_cell(
+            "## Pictures\n\nHistogram of the scores, and the faces of the most and the least likely fakes."
+        ),
+        new.new_code_cell(PICTURE_CELL),
+    ]
+    for number, cell in enumerate(cells):
+        cell.id = f"cell-{number}"  # random otherwise
+    spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = new.new_notebook(cells=cells, metadata={"kernelspec": spec, "language_info": {"name": "python"}})
+    nbformat.validate(notebook)
+    return nbformat.writes(notebook) + "\n"
+
+
+def dataset_metadata(names: Names) -> dict[str, object]:
+    """dataset-metadata.json, as github.com/Kaggle/kaggle-cli/blob/main/docs/datasets_metadata.md describes it."""
+    return {
+        "id": f"{names.user}/{names.dataset}",
+        "title": _title(names.dataset),
+        "subtitle": "A DeepFake Detection Challenge package that runs offline",
+        "description": "Package, weights and wheels. README.md lists the files, licences/ holds the licences.",
+        "licenses": [{"name": "other"}],
+    }
+
+
+def kernel_metadata(names: Names, *, gpu: bool) -> dict[str, object]:
+    """kernel-metadata.json, as github.com/Kaggle/kaggle-cli/blob/main/docs/kernels_metadata.md describes it."""
+    return {
+        "id": f"{names.user}/{names.kernel}",
+        "title": _title(names.kernel),
+        "code_file": "kernel.ipynb",
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": gpu,
+        "enable_internet": False,
+        "machine_shape": GPU if gpu else "",
+        "dataset_sources": [f"{names.user}/{names.dataset}"],
+        "competition_sources": [COMPETITION],
+        "kernel_sources": [],
+        "model_sources": [],
+    }
+
+
+def _title(slug: str) -> str:
+    """A title from which Kaggle makes this slug: it lowers the case and puts hyphens for spaces."""
+    return slug.replace("-", " ").capitalize()

@@ -1,0 +1,172 @@
+"""The bundle's wheels: fetched once in their locked versions, checked against the lock's hashes, with licences."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from email.parser import Parser
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from dfdc.errors import BundleError
+from dfdc.files import describe_file
+
+log = logging.getLogger(__name__)
+
+# Published as source only: the source is checked, and a wheel is built from it.
+SOURCE_ONLY = ("efficientnet-pytorch",)
+# Kaggle's images have had glibc 2.31 or newer since 2022.
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+# Wheels are zip files, whose times begin in 1980: this is the first day of 2000.
+BUILD_TIME = "946684800"
+LICENCE_TEXTS = Path(__file__).parent / "licences"
+# Licences of libraries inside a wheel, which the wheel itself does not carry.
+INNER_LICENCES = {"av": ("PYAV-LIBRARIES.txt", "GPL-2.0.txt", "GPL-3.0.txt", "LGPL-2.1.txt", "LGPL-3.0.txt")}
+
+
+@dataclass(frozen=True)
+class Locked:
+    """A package in the lock: its version, and the SHA-256 of every file of it that may be installed."""
+
+    version: str
+    hashes: frozenset[str]
+
+
+def read_lock(path: Path, python: str) -> dict[str, Locked]:
+    """What a lock file says of Linux on x86-64.
+
+    Args:
+        path: of the lock, as `make lock` writes it.
+        python: version of Python, such as "3.12".
+
+    Returns:
+        Name of a package -> its version and hashes.
+
+    Raises:
+        BundleError: a line has no exact version or no hash.
+    """
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
+    environment |= {"platform_system": "Linux", "platform_machine": "x86_64"}
+    locked = {}
+    for line in path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+        stated = line.partition("#")[0].strip()
+        if not stated:
+            continue
+        requirement, *hashes = re.split(r"\s+--hash=sha256:", stated)
+        parsed = Requirement(requirement)
+        versions = [each.version for each in parsed.specifier if each.operator == "=="]
+        if not versions or not hashes:
+            raise BundleError(f"{path}: {requirement} lacks an exact version or its hashes; write it by `make lock`")
+        if parsed.marker is None or parsed.marker.evaluate(environment):
+            locked[parsed.name] = Locked(versions[0], frozenset(map(str.strip, hashes)))
+    return locked
+
+
+def fetch_wheels(cache: Path, names: Sequence[str], pythons: Sequence[str], *, lock: Path) -> list[Path]:
+    """The wheels of some packages for Linux on x86-64, in the locked versions.
+
+    Args:
+        cache: folder that keeps what was fetched; a file there is used only if the lock holds its hash.
+        names: of the packages.
+        pythons: versions of Python, such as "3.12".
+        lock: requirements with hashes.
+
+    Returns:
+        The files sorted by name, each once.
+
+    Raises:
+        BundleError: a package is not locked, there is no wheel of it, or a file is not the one that the lock names.
+    """
+    wheels: dict[str, Path] = {}
+    for python in pythons:
+        if not re.fullmatch(r"3\.\d+", python):
+            raise BundleError(f"--python {python}: allowed are versions such as 3.12")
+        locked = read_lock(lock, python)
+        for name in names:
+            if name not in locked:
+                raise BundleError(f"{lock}: holds no {name} for Python {python}; write it anew by `make lock`")
+            find = _build_wheel if name in SOURCE_ONLY else _download_wheel
+            wheel = find(cache, name, locked[name], python)
+            wheels.setdefault(wheel.name, wheel)
+    return [wheels[name] for name in sorted(wheels)]
+
+
+def _download_wheel(cache: Path, name: str, locked: Locked, python: str) -> Path:
+    folder = cache / f"{name}-{locked.version}" / f"cp{python.replace('.', '')}"
+    options = ["--only-binary=:all:", "--implementation=cp", f"--python-version={python}"]
+    options += [f"--platform={platform}" for platform in PLATFORMS]
+    return _fetch(folder, name, locked, options, f"Python {python} on Linux, x86-64")
+
+
+def _build_wheel(cache: Path, name: str, locked: Locked, python: str) -> Path:
+    """A wheel made of the locked source, by this environment's setuptools: another one writes other bytes."""
+    folder = cache / f"{name}-{locked.version}"
+    source = _fetch(folder / "source", name, locked, [f"--no-binary={name}", "--no-build-isolation"], "any Python")
+    built = folder / "built"
+    shutil.rmtree(built, ignore_errors=True)
+    command = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "--no-cache-dir", "--wheel-dir", str(built)]
+    _run_pip([*command, str(source)], f"{name} {locked.version}: no wheel can be built of {source}")
+    return next(built.glob("*.whl"))
+
+
+def _fetch(folder: Path, name: str, locked: Locked, options: Sequence[str], what_for: str) -> Path:
+    """The one file in a folder, which is filled by `pip download` if it is absent; its hash is in the lock.
+
+    Raises:
+        BundleError: there is no such file, or it is another one.
+    """
+    if not folder.is_dir():
+        draft = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(draft, ignore_errors=True)
+        log.info("fetching %s %s for %s", name, locked.version, what_for)
+        command = ["download", "--no-deps", *options, "--dest", str(draft), f"{name}=={locked.version}"]
+        _run_pip(command, f"{name} {locked.version}: nothing for {what_for}")
+        draft.rename(folder)
+    files = sorted(folder.iterdir())
+    foreign = [file for file in files if describe_file(file).sha256 not in locked.hashes]
+    if foreign or len(files) != 1:
+        wrong = foreign[0] if foreign else folder
+        raise BundleError(
+            f"{wrong}: is not the one file of {name} {locked.version} that the lock's hashes allow; delete {folder} "
+            "to fetch it again"
+        )
+    return files[0]
+
+
+def _run_pip(command: Sequence[str], failure: str) -> None:
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": BUILD_TIME}
+    run = subprocess.run([*pip, *command], env=environment, stderr=subprocess.PIPE, text=True)
+    if run.returncode:
+        reason = next((line for line in run.stderr.splitlines() if line.startswith("ERROR")), "pip failed")
+        raise BundleError(f"{failure} ({reason})")
+
+
+def copy_licences(wheel: Path, folder: Path) -> None:
+    """Copy what a wheel says of its licence into a folder of the package's name and version.
+
+    That is its licence files, its lists of parts (SBOM), the licence fields of its metadata, and the texts that
+    `INNER_LICENCES` adds for libraries inside it.
+    """
+    with zipfile.ZipFile(wheel) as archive:
+        info = next(name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))
+        metadata = Parser().parsestr(archive.read(info).decode("utf-8"))
+        target = folder / f"{metadata['Name']}-{metadata['Version']}"
+        target.mkdir(exist_ok=True)
+        said = [f"{key}: {value}" for key, value in metadata.items() if "licen" in f"{key}: {value}".lower()]
+        said = [f"{metadata['Name']} {metadata['Version']}, by its own metadata:", *said]
+        (target / "LICENCE-METADATA.txt").write_text("\n".join(said) + "\n", encoding="utf-8")
+        pattern = r"\.dist-info/(sboms/[^/]+|(.*/)?(licen[sc]e|notice|copying|authors|.*third-party)[^/]*)$"
+        for name in archive.namelist():
+            if re.search(pattern, name.lower()):
+                (target / Path(name).name).write_bytes(archive.read(name))
+    for name in INNER_LICENCES.get(metadata["Name"].lower(), ()):
+        shutil.copyfile(LICENCE_TEXTS / name, target / name)
