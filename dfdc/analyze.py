@@ -17,10 +17,9 @@ from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
 from dfdc.errors import VideoError, VideoTimeout
 from dfdc.prediction import Prediction
-from dfdc.programs import Programs
 from dfdc.research.motion import Motion
 from dfdc.research.voice import Listener
-from dfdc.runtime import current_gpu, open_net
+from dfdc.runtime import current_gpu
 from dfdc.tracks import Track, find_tracks
 from dfdc.video import Frame, has_gpu_decoder, read_frames
 from dfdc.weights import WeightsFile, that_see
@@ -36,29 +35,20 @@ class Predictor:
         crop_s: core-seconds that cutting the last clip's faces took.
     """
 
-    def __init__(
-        self, files: list[WeightsFile], *, device: str = "cpu", programs: Programs | None = None, threads: int = 1
-    ) -> None:
+    def __init__(self, files: list[WeightsFile], *, device: str = "cpu", threads: int | None = None) -> None:
         """Load nets.
 
         Args:
             files: checked weights; at least one sees faces.
             device: "cpu" or "cuda", where nets run and, where it can, clips are decoded.
-            programs: the nets as OpenVINO's programs, for the CPU; None builds them, by torch.
-            threads: of a program.
+            threads: that a net uses on the CPU; None for as many as there are cores.
         """
         self.device, self.crop_s = device, 0.0
         self.gpu = current_gpu() if device == "cuda" and has_gpu_decoder() else None
-        detector = crops = motion = voices = None
-        if programs:
-            detector, crops, motion, voices = (
-                [open_net(program, threads=threads) for program in part]
-                for part in (programs.detector, programs.crops, programs.motion, programs.voices)
-            )
-        self.detector = FaceDetector(device, nets=detector)
-        self.ensemble = Ensemble(that_see("face", files), device, nets=crops)
-        self.motion = Motion(that_see("motion", files), device, nets=motion)
-        self.listener = Listener(that_see("sound", files), device, nets=voices)
+        self.detector = FaceDetector(device, threads=threads)
+        self.ensemble = Ensemble(that_see("face", files), device, threads=threads)
+        self.motion = Motion(that_see("motion", files), device, threads=threads)
+        self.listener = Listener(that_see("sound", files), device, threads=threads)
 
     def predict(
         self,
