@@ -1,20 +1,25 @@
 """Nets as functions from arrays to arrays, and the device that they run on.
 
-Whoever uses a net need not know what runs it: OpenVINO on the CPU, torch on CUDA (see `dfdc.nets`). On the CPU torch is
-never imported; its import takes four seconds and 350 MB.
+Whoever uses a net need not know what runs it: OpenVINO on the CPU, torch on CUDA (see `dfdc.nets`). Beside OpenVINO
+torch is never imported on the CPU: it takes four seconds and 350 MB.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from dfdc.errors import DeviceError
+
+# OpenVINO reports its import over the network, from a thread, unless this package is absent.
+sys.modules.setdefault("openvino_telemetry", None)
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +37,17 @@ def may_have_cuda(devices: Path = Path("/dev")) -> bool:
     """
     visible = any(next(devices.glob(pattern), None) for pattern in GPU_DEVICES)
     return visible and find_spec("torch") is not None
+
+
+@cache
+def has_openvino() -> bool:
+    """Whether OpenVINO runs nets on the CPU here; where it does not, torch does, in about twice the time."""
+    try:
+        import openvino  # noqa: F401
+    except Exception as error:  # absent, or installed for another machine
+        log.warning("OpenVINO cannot be imported (%s); torch runs the nets", error)
+        return False
+    return True
 
 
 def choose_device(wanted: str, *, place: int = 0, cudnn: bool = False) -> str:
@@ -90,12 +106,14 @@ def current_gpu() -> int:
 
 def describe_runtime(device: str) -> str:
     """What runs the nets, in words."""
-    if device == "cpu":
+    if device == "cpu" and has_openvino():
         import openvino
 
         return f"CPU, OpenVINO {openvino.get_version().split('-')[0]}"
     import torch
 
+    if device == "cpu":
+        return f"CPU, torch {torch.__version__}"
     return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
 
 

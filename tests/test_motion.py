@@ -15,9 +15,7 @@ from dfdc.aggregate import clip_probability
 from dfdc.analyze import Predictor
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.networks import FrameModel, PairNet, load_model, save_model, see_change
-from dfdc.programs import Programs, export_programs
 from dfdc.research.motion import N_PAIRS, Motion, align, correlate, cut_pair, cut_track
-from dfdc.runtime import open_net
 from dfdc.tracks import Track, find_tracks
 from dfdc.video import Frame
 from dfdc.weights import Calibration, ModelSpec, WeightsFile, find_weights, open_weights
@@ -40,12 +38,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[WeightsFile]:
     save_model(lively(FrameModel(FACE)), folder, name="face")
     save_model(lively(FrameModel(replace(MOTION, weight=0.5))), folder / "optional", name="motion")
     return find_weights(folder, extras=["motion"])
-
-
-@pytest.fixture(scope="module")
-def programs(files: list[WeightsFile]) -> Programs:
-    pytest.importorskip("openvino")
-    return export_programs(files)
 
 
 def moved(picture: np.ndarray, *, turn: float = 0, scale: float = 1, shift: tuple[float, float] = (0, 0)) -> np.ndarray:
@@ -143,15 +135,6 @@ def test_a_net_for_motion_sees_the_change_and_nothing_else() -> None:
     assert brighter == pytest.approx(moving, abs=0.01) and abs(moving - still) > 0.1
 
 
-def test_openvino_answers_like_torch(files: list[WeightsFile], programs: Programs) -> None:
-    pairs = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 6), dtype=np.uint8)
-    with torch.inference_mode():
-        by_torch = PairNet(load_model(files[1])).eval()(torch.from_numpy(pairs)).numpy()
-    (exported,) = programs.motion
-    # Both compute in float32; sums are ordered differently.
-    assert open_net(exported, threads=1)(pairs)[0] == pytest.approx(by_torch, abs=1e-3)
-
-
 # What it adds to a clip's score
 
 
@@ -193,12 +176,12 @@ class Recorder(Predictor):
         return self.logits
 
 
-def test_a_clips_score_joins_frames_and_changes(files: list[WeightsFile], programs: Programs) -> None:
+def test_a_clips_score_joins_frames_and_changes(files: list[WeightsFile]) -> None:
     clip = ROOT / "samples/real.mp4"
-    recorder = Recorder(files, programs=programs)
+    recorder = Recorder(files)
     joined, alone = (
         recorder.predict(clip, 12),
-        Predictor(files[:1], programs=replace(programs, motion=())).predict(clip, 12),
+        Predictor(files[:1]).predict(clip, 12),
     )
     low, high = recorder.ensemble.bounds()
     assert alone.label == pytest.approx(clip_probability(recorder.logits, low=low, high=high), abs=1e-6)
@@ -210,11 +193,11 @@ def test_a_clips_score_joins_frames_and_changes(files: list[WeightsFile], progra
 
 
 def test_optional_nets_that_fail_leave_the_others_score(
-    files: list[WeightsFile], programs: Programs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    files: list[WeightsFile], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clip = ROOT / "samples/real.mp4"
-    alone = Predictor(files[:1], programs=replace(programs, motion=())).predict(clip, 4)
-    predictor = Predictor(files, programs=programs)
+    alone = Predictor(files[:1]).predict(clip, 4)
+    predictor = Predictor(files)
     for net, method in ((predictor.motion, "score"), (predictor.listener, "listen")):
         monkeypatch.setattr(net, method, lambda *_: 1 / 0)
     prediction = predictor.predict(clip, 4)
@@ -226,7 +209,7 @@ def test_optional_nets_that_fail_leave_the_others_score(
 
 
 def test_each_persons_change_is_added_to_their_own_frames(
-    files: list[WeightsFile], programs: Programs, monkeypatch: pytest.MonkeyPatch
+    files: list[WeightsFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two persons of a clip, one of whom is seen in half the frames."""
 
@@ -235,7 +218,7 @@ def test_each_persons_change_is_added_to_their_own_frames(
         return [track, replace(track, frames=track.frames[::2], boxes=track.boxes[::2], found=track.found[::2])], faces
 
     monkeypatch.setattr("dfdc.analyze.find_tracks", find_two)
-    recorder = Recorder(files, programs=programs)
+    recorder = Recorder(files)
     prediction = recorder.predict(ROOT / "samples/real.mp4", 12)
     both = [logits + change for logits, change in zip(recorder.logits, recorder.changes, strict=True)]
     low, high = recorder.ensemble.bounds()
@@ -243,8 +226,8 @@ def test_each_persons_change_is_added_to_their_own_frames(
     assert prediction.label == pytest.approx(clip_probability(both, low=low, high=high), abs=1e-6)
 
 
-def test_a_look_at_few_frames_pairs_no_more_than_these(files: list[WeightsFile], programs: Programs) -> None:
-    prediction = Predictor(files, programs=programs).predict(ROOT / "samples/real.mp4", 2)
+def test_a_look_at_few_frames_pairs_no_more_than_these(files: list[WeightsFile]) -> None:
+    prediction = Predictor(files).predict(ROOT / "samples/real.mp4", 2)
     assert (prediction.status, prediction.frames, prediction.pairs) == ("ok", 2, 2)
 
 

@@ -1,11 +1,10 @@
-"""Weights files -> nets that run: on the CPU by OpenVINO, without torch; on CUDA by torch.
+"""Weights files -> nets that run: on the CPU by OpenVINO, without torch; on CUDA, or without OpenVINO, by torch.
 
 The one place where nets are opened. A file's digest is checked on the very bytes that its tensors are read from.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +13,11 @@ import numpy as np
 
 from dfdc.audio import N_BANDS
 from dfdc.errors import WeightsError
-from dfdc.runtime import Net
+from dfdc.runtime import Net, has_openvino
 from dfdc.weights import WeightsFile, read_weights
 
 if TYPE_CHECKING:
     from openvino import Model
-
-# OpenVINO reports its import over the network, from a thread, unless this package is absent.
-sys.modules.setdefault("openvino_telemetry", None)
 
 # Weights of MTCNN, which travel with the code: facenet-pytorch's (MIT, see LICENSE.mtcnn).
 MTCNN = Path(__file__).with_name("mtcnn-e14bc793e700.safetensors")
@@ -50,7 +46,7 @@ def open_nets(files: Sequence[WeightsFile], *, device: str = "cpu", threads: int
     Raises:
         WeightsError: a file has changed since it was checked, its tensors do not fit its architecture, or the net
             answers with numbers that are not finite.
-        ImportError: OpenVINO, or torch for CUDA, is not installed.
+        ImportError: neither OpenVINO nor torch is installed, or torch is not and CUDA is wanted.
     """
     return [_open_file(file, device, threads) for file in files]
 
@@ -71,11 +67,11 @@ def open_detector(*, device: str = "cpu", threads: int | None = None) -> list[Ne
     """
     example = np.random.default_rng(0).integers(0, 256, (1, ONET_SIDE, ONET_SIDE, 3), dtype=np.uint8)
     examples = [example, example[:, :RNET_SIDE, :RNET_SIDE], example]
-    if device == "cuda":
-        from dfdc.cuda import run_on_cuda
+    if device == "cuda" or not has_openvino():
         from dfdc.mtcnn import load_mtcnn
+        from dfdc.torch_runtime import run_in_torch
 
-        nets = [run_on_cuda(net) for net in load_mtcnn(read_weights(MTCNN)[0])]
+        nets = [run_in_torch(net, device) for net in load_mtcnn(read_weights(MTCNN)[0])]
     else:
         from dfdc.nets.graphs import build_cascade
 
@@ -92,13 +88,13 @@ def open_detector(*, device: str = "cpu", threads: int | None = None) -> list[Ne
 
 def _open_file(file: WeightsFile, device: str, threads: int | None) -> Net:
     spec, random = file.spec, np.random.default_rng(0)
-    if device == "cuda":
-        from dfdc.cuda import run_on_cuda
+    if device == "cuda" or not has_openvino():
         from dfdc.networks import CropNet, PairNet, load_model
+        from dfdc.torch_runtime import run_in_torch
 
-        model = load_model(file, device=device, half=True)
+        model = load_model(file, device=device, half=device == "cuda")
         wrap = {"face": CropNet, "motion": PairNet, "sound": lambda model: model}[spec.sees]
-        net = run_on_cuda(wrap(model).eval())
+        net = run_in_torch(wrap(model).eval(), device)
     else:
         from dfdc.nets.graphs import build_graph
 

@@ -55,30 +55,32 @@ def build_graph(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Model:
 def view(x: Node, size: int, wanted: int, *, margin: int = 0, mirrored: bool = False) -> Node:
     """Square pictures (N, C, size, size) float32, 0..255, resized as `dfdc.networks.resize_crops` does.
 
-    A resize, the mirror image and the repeated edge around it are one product of matrices down and one across.
+    A resize and the repeated edge around it are one product of matrices across and one down. If these mirrored the
+    pictures, too, sums would be rounded in another order, and one pixel in 4,000 to another level than torch's.
 
     Args:
         x: the pictures.
         size: their side in pixels.
         wanted: side of what comes out.
-        margin: that share of it, in pixels, on each side repeats the edge; the picture is so much smaller.
+        margin: pixels on each side of it that repeat the edge; the picture is so much smaller.
         mirrored: whether left and right change places.
     """
     inner = wanted - 2 * margin
-    if inner == size and not mirrored:
+    if mirrored:
+        x = ops.gather(x, whole(range(size)[::-1]), whole(3))
+    if wanted == size and not margin:
         return x
-    edges = np.clip(np.arange(-margin, inner + margin), 0, inner - 1)
-    down = weigh_pixels(size, inner)[edges]
-    across = down[::-1] if mirrored else down
-    x = ops.matmul(constant(down), ops.matmul(x, constant(across), False, True), False, False)
+    weights = weigh_pixels(size, inner)[np.clip(np.arange(-margin, inner + margin), 0, inner - 1)]
+    x = ops.matmul(constant(weights), ops.matmul(x, constant(weights), False, True), False, False)
     return ops.round(x, "half_to_even") if inner != size else x
 
 
 def weigh_pixels(size: int, wanted: int) -> np.ndarray:
     """How much each pixel of a row counts in those of the resized row.
 
-    torch's bilinear interpolation with antialiasing, in single precision as there (ATen, UpSampleKernel.cpp): a
-    triangle as wide as the pixels that are reduced to one.
+    torch's bilinear interpolation with antialiasing (ATen, UpSampleKernel.cpp): a triangle as wide as the pixels that
+    are reduced to one. Every step is rounded to single precision as there, and the weights are torch's to the last bit:
+    what lies in the middle between two levels is rounded to the same one.
 
     Args:
         size, wanted: pixels of the row before and after.
@@ -86,15 +88,16 @@ def weigh_pixels(size: int, wanted: int) -> np.ndarray:
     Returns:
         (wanted, size) float32; rows add up to 1.
     """
-    scale, half = np.float32(size) / np.float32(wanted), np.float32(0.5)
-    reach = max(scale, np.float32(1))
-    middles = scale * (np.arange(wanted, dtype=np.float32) + half)
-    first = np.maximum((middles - reach + half).astype(np.int64), 0)[:, None]
-    end = np.minimum((middles + reach + half).astype(np.int64), size)[:, None]
-    places = np.arange(size)
-    distances = np.abs((places - first).astype(np.float32) + (first.astype(np.float32) - middles[:, None] + half))
-    weights = np.where((places >= first) & (places < end), np.clip(1 - distances / reach, 0, None), 0)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    one, half = np.float32(1), np.float32(0.5)
+    scale = np.float32(size) / np.float32(wanted)
+    reach = max(scale, one)
+    middles = (scale * (np.arange(wanted, dtype=np.float32) + half))[:, None]
+    first = np.maximum((middles - reach + half).astype(np.int64), 0)
+    end = np.minimum((middles + reach + half).astype(np.int64), size)
+    places = np.arange(size, dtype=np.float32)
+    weights = np.clip(one - np.abs((places - middles + half) * (one / reach)), 0, None)
+    weights = np.where((places >= first) & (places < end), weights, np.float32(0))
+    return weights / weights.cumsum(1)[:, -1:]  # one after the other; sum() adds in pairs
 
 
 def _to_planes(images: Node) -> Node:

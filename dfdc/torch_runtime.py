@@ -1,6 +1,8 @@
-"""torch's nets on a GPU, as functions from arrays to arrays."""
+"""torch's nets as functions from arrays to arrays: on CUDA, and on a CPU that OpenVINO does not serve."""
 
 from __future__ import annotations
+
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -10,24 +12,26 @@ from dfdc.convolution import without_cudnn
 from dfdc.runtime import Net
 
 
-def run_on_cuda(net: nn.Module) -> Net:
-    """A net that runs on this process's GPU, without cuDNN.
+def run_in_torch(net: nn.Module, device: str) -> Net:
+    """A net that torch runs; on this process's GPU without cuDNN.
 
     Args:
         net: in evaluation mode, on any device; answers with one tensor or several.
+        device: "cpu" or "cuda".
 
     Returns:
         The net. It raises MemoryError where CUDA has too little memory for so large a batch.
     """
-    net = net.to("cuda")
+    net = net.to(device)
 
     @torch.inference_mode()
     def run(items: np.ndarray) -> tuple[np.ndarray, ...]:
         try:
-            with without_cudnn():
-                outputs = net(torch.from_numpy(items).to("cuda"))
+            with without_cudnn() if device == "cuda" else nullcontext():
+                outputs = net(torch.from_numpy(items).to(device))
             outputs = tuple(o.float() for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
-            wait_for_device()
+            if device == "cuda":
+                wait_for_device()
             return tuple(output.cpu().numpy() for output in outputs)
         except torch.cuda.OutOfMemoryError as error:
             reason = str(error)
