@@ -21,10 +21,9 @@ from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
 from dfdc.errors import VideoError, VideoTimeout
 from dfdc.files import describe_file
-from dfdc.programs import Programs
 from dfdc.research.motion import Motion
 from dfdc.research.voice import Listener
-from dfdc.runtime import current_gpu, open_net
+from dfdc.runtime import current_gpu
 from dfdc.tracks import Track, find_tracks
 from dfdc.version import __version__
 from dfdc.video import Frame, has_gpu_decoder, read_frames
@@ -61,33 +60,24 @@ class Sighting:
 class Analyzer:
     """Finds the faces in clips and scores them with an ensemble on a device."""
 
-    def __init__(
-        self, files: list[WeightsFile], *, device: str = "cpu", programs: Programs | None = None, threads: int = 1
-    ) -> None:
+    def __init__(self, files: list[WeightsFile], *, device: str = "cpu", threads: int | None = None) -> None:
         """Load the models.
 
         Args:
             files: checked weights; at least one is of a face model.
             device: "cpu" or "cuda", where models run and, where it can, clips are decoded.
-            programs: the models as OpenVINO's programs, for the CPU; None builds them with torch.
-            threads: of a program.
+            threads: that a model uses on the CPU; None for as many as there are cores.
 
         Raises:
             WeightsError: a file's tensors do not fit its architecture.
         """
         self.device = device
         self.gpu = current_gpu() if device == "cuda" and has_gpu_decoder() else None
-        detector = crops = motion = voices = None
-        if programs:
-            detector, crops, motion, voices = (
-                [open_net(program, threads=threads) for program in part]
-                for part in (programs.detector, programs.crops, programs.motion, programs.voices)
-            )
-        self.detector = FaceDetector(device, nets=detector)
         self.digests = [file.digest for file in that_see("face", files)]
-        self.ensemble = Ensemble(that_see("face", files), device, nets=crops)
-        self.motion = Motion(that_see("motion", files), device, nets=motion)
-        self.listener = Listener(that_see("sound", files), device, nets=voices)
+        self.detector = FaceDetector(device, threads=threads)
+        self.ensemble = Ensemble(that_see("face", files), device, threads=threads)
+        self.motion = Motion(that_see("motion", files), device, threads=threads)
+        self.listener = Listener(that_see("sound", files), device, threads=threads)
 
     def analyze(
         self,

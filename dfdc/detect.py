@@ -10,23 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from dfdc.crop import CropGeometry, crop_face
-from dfdc.runtime import Input, Net, compile_net, run_batches
-
-if TYPE_CHECKING:
-    from torch import nn
+from dfdc.nets import ONET_SIDE, PNET_SIDE, RNET_SIDE, open_detector
+from dfdc.runtime import Net, run_batches
 
 # Frames go through the first net in groups of so many, candidates through the others. On the CPU, 256 of these take
 # O-Net 70 MB; on CUDA each call is a wait for the device.
 BATCH_FRAMES = {"cpu": 4, "cuda": 16}
 BATCH_CANDIDATES = {"cpu": 64, "cuda": 1024}
-# The side in pixels of what each net sees; P-Net takes any larger image too and answers for each place in it.
-PNET_SIDE, RNET_SIDE, ONET_SIDE = 12, 24, 48
 # Step of the scale pyramid, facenet-pytorch's own.
 PYRAMID_FACTOR = 0.709
 # Of a clip's frames every fourth is searched whole, and at least so many are.
@@ -90,27 +85,20 @@ Candidates = tuple[np.ndarray, np.ndarray]
 Pyramid = list[np.ndarray]
 
 
-def build_detector_nets() -> list[tuple[nn.Module, Input]]:
-    """P-Net, R-Net and O-Net, and the images that they take."""
-    from dfdc.mtcnn import load_mtcnn
-
-    return list(zip(load_mtcnn(), map(Input.images, (None, RNET_SIDE, ONET_SIDE)), strict=True))
-
-
 class FaceDetector:
-    """MTCNN with the weights that lie inside the facenet-pytorch package; nothing is downloaded."""
+    """MTCNN with facenet-pytorch's weights, which lie in this package."""
 
-    def __init__(self, device: str = "cpu", *, nets: Sequence[Net] | None = None) -> None:
-        """Load nets.
+    def __init__(self, device: str = "cpu", *, threads: int | None = None, nets: Sequence[Net] | None = None) -> None:
+        """Open nets.
 
         Args:
             device: "cpu" or "cuda".
-            nets: those of `build_detector_nets` where they are at hand; None builds them, by torch.
+            threads: see `dfdc.nets.open_nets`.
+            nets: those of `dfdc.nets.open_detector` where they are at hand; None opens them.
         """
         device = str(device)
         self.batch_frames, self.batch_candidates = BATCH_FRAMES[device], BATCH_CANDIDATES[device]
-        if nets is None:
-            nets = [compile_net(net, device, takes) for net, takes in build_detector_nets()]
+        nets = open_detector(device=device, threads=threads) if nets is None else nets
         self.pnet, self.rnet, self.onet = nets
 
     def search(self, frames: list[np.ndarray]) -> tuple[list[int], list[Faces]]:

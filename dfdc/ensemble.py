@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.errors import WeightsError
-from dfdc.runtime import Input, Net, compile_net, run_logits
+from dfdc.nets import open_nets
+from dfdc.runtime import Net, run_logits
 from dfdc.weights import WeightsFile, that_see
-
-if TYPE_CHECKING:
-    from torch import nn
 
 # Crops go through a net in groups of so many: on one core groups of 4 are no faster, and take a worker with three nets
 # 130 MB more. One person's 32 faces, which share the two views, make 16.
@@ -23,39 +20,32 @@ BATCH_CROPS = {"cpu": 2, "cuda": 16}
 MIN_SHARED = 8
 
 
-def build_crop_nets(files: list[WeightsFile], device: str) -> list[tuple[nn.Module, Input]]:
-    """Each file's net, and the crops that it takes; half precision on CUDA, single on the CPU.
-
-    Raises:
-        WeightsError: a file's tensors do not fit its architecture.
-    """
-    from dfdc.networks import CropNet, load_model
-
-    loaded = [load_model(file, device=device, half=device == "cuda") for file in files]
-    return [(CropNet(model).eval(), Input.pairs(model.spec.crop.size)) for model in loaded]
-
-
 class Ensemble:
     """Nets that answer together, all or the first so many of them."""
 
-    def __init__(self, files: list[WeightsFile], device: str = "cpu", *, nets: Sequence[Net] | None = None) -> None:
-        """Load every file.
+    def __init__(
+        self,
+        files: list[WeightsFile],
+        device: str = "cpu",
+        *,
+        threads: int | None = None,
+        nets: Sequence[Net] | None = None,
+    ) -> None:
+        """Open every file.
 
         Args:
             files: checked weights; those that see something else than faces are passed over.
             device: "cpu" or "cuda".
-            nets: the files' nets where they are at hand; None builds them, by torch.
+            threads: see `dfdc.nets.open_nets`.
+            nets: the files' nets where they are at hand; None opens them.
 
         Raises:
-            WeightsError: a file's tensors do not fit its architecture.
+            WeightsError: see `dfdc.nets.open_nets`.
         """
         device, files = str(device), that_see("face", files)
         self.specs = [file.spec for file in files]
         self.batch_size = BATCH_CROPS[device]
-        if nets is None:
-            built = build_crop_nets(files, device)
-            nets = [compile_net(net, device, takes) for net, takes in built]
-        self.nets = nets
+        self.nets = open_nets(files, device=device, threads=threads) if nets is None else nets
 
     def bounds(self, n_nets: int | None = None) -> tuple[float, float]:
         """The least and the greatest probability that so many nets answer with: the means of theirs."""

@@ -1,34 +1,26 @@
-"""The three nets of MTCNN, with the weights that lie inside the facenet-pytorch package; nothing is downloaded.
-
-The package's own classes cannot be had without torchvision, whose import takes as long as torch's.
-"""
+"""The three nets of MTCNN in torch, for CUDA; on the CPU `dfdc.nets.graphs` does without torch."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
-
-import torch
+from safetensors.torch import load
 from torch import Tensor, nn
 
 
-def load_mtcnn() -> list[nn.Module]:
+def load_mtcnn(data: bytes) -> list[nn.Module]:
     """P-Net, R-Net and O-Net in evaluation mode.
 
     Each takes (N, H, W, 3) uint8 RGB and answers with offsets of boxes (in shares of their sides), with landmarks
     (O-Net only) and with the chances of no face and of a face, in this order.
 
-    Raises:
-        ImportError: facenet-pytorch is not installed.
+    Args:
+        data: the content of `dfdc.nets.MTCNN`.
     """
-    package = find_spec("facenet_pytorch")
-    if package is None:
-        raise ImportError("facenet-pytorch is not installed")
-    nets = [("pnet", _build_pnet()), ("rnet", _build_rnet()), ("onet", _build_onet())]
-    for name, net in nets:
-        weights = Path(package.origin).with_name("data") / f"{name}.pt"
-        net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    return [net.eval().requires_grad_(False) for _, net in nets]
+    tensors = load(data)
+    nets = {"pnet": _build_pnet(), "rnet": _build_rnet(), "onet": _build_onet()}
+    for name, net in nets.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        net.load_state_dict(own)
+    return [net.eval().requires_grad_(False) for net in nets.values()]
 
 
 class CascadeNet(nn.Module):

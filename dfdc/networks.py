@@ -9,12 +9,12 @@ import torch
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import BlockDecoder, GlobalParams
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dfdc.errors import WeightsError
-from dfdc.weights import DIGEST_DIGITS, ModelSpec, WeightsFile, file_digest
+from dfdc.weights import CHANGE_GAIN, DIGEST_DIGITS, GREY, VIEW_MARGIN, ModelSpec, WeightsFile, file_digest
 
 # EfficientNet-Lite0: B0 without squeeze-excitation, with ReLU6 for swish.
 LITE0_BLOCKS = (
@@ -27,14 +27,8 @@ LITE0_BLOCKS = (
     "r1_k3_s11_e6_i192_o320",
 )
 
-# Two views of different sizes differ more than mirror images do, and their mean is better (docs/experiments.md).
-VIEW_MARGIN = 0.05
-
 # Before its sigmoid, .98 after it.
 OPEN_GATE = 4.0
-
-# How a change of so many levels looks to a net for motion: grey where there is none; 43 levels fill the scale.
-GREY, CHANGE_GAIN = 127.0, 3.0
 
 
 def resize_crops(crops: Tensor, size: int) -> Tensor:
@@ -212,7 +206,6 @@ class TwoViewModel(nn.Module):
         margin = round(self.margin * size)
         mirrored = resize_crops(others.float().flip(3), size - 2 * margin)
         mirrored = functional.pad(mirrored, (margin,) * 4, mode="replicate")
-        # Both in one batch: two calls would double an exported net's weights.
         first, second = self.model(torch.cat([resize_crops(crops.float(), size), mirrored])).chunk(2)
         return first, second
 
@@ -314,12 +307,12 @@ def load_model(file: WeightsFile, *, device: torch.device | str = "cpu", half: b
         half: whether its weights and sums are float16 (CUDA) instead of float32.
 
     Raises:
-        WeightsError: the tensors do not fit the architecture that the file names.
+        WeightsError: the file has changed since it was checked, or its tensors do not fit the architecture.
     """
     model = build_model(file.spec)
     try:
-        model.load_state_dict(load_file(file.path))
-    except (OSError, RuntimeError, SafetensorError) as error:
+        model.load_state_dict(load(file.read()))
+    except (RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise WeightsError(
             f"{file.path}: its tensors do not fit {file.spec.architecture} ({reason}); train it again or name another"

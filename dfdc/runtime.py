@@ -1,74 +1,53 @@
-"""A net on a device: CUDA by torch, the CPU by OpenVINO where it is installed, else by torch.
+"""Nets as functions from arrays to arrays, and the device that they run on.
 
-Nets take and give arrays, so that whoever uses one need not import torch (four seconds and 350 MB). Where OpenVINO
-serves, torch is needed once, to build nets and to export them: see `dfdc.programs`.
+Whoever uses a net need not know what runs it: OpenVINO on the CPU, torch on CUDA (see `dfdc.nets`). Beside OpenVINO
+torch is never imported on the CPU: it takes four seconds and 350 MB.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import sys
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 
 from dfdc.errors import DeviceError
 
-try:
-    # OpenVINO reports its import over the network, from a thread, unless this package is absent.
-    sys.modules.setdefault("openvino_telemetry", None)
-    import openvino
-except Exception:  # absent, or installed for another machine: torch serves
-    openvino = None
-if TYPE_CHECKING:
-    from torch import nn
+# OpenVINO reports its import over the network, from a thread, unless this package is absent.
+sys.modules.setdefault("openvino_telemetry", None)
 
 log = logging.getLogger(__name__)
 
-# For so many shapes of images OpenVINO keeps what it prepared. By default they are 5,000, and a worker that sees clips
-# of 171 sizes grows by 680 MB; clips of one size need fewer than these.
-CACHED_SHAPES = 256
-
-# From arrays (N, ...) of a net's `Input` to its answers, float32 each.
+# From arrays (N, ...) to the net's answers, float32 each.
 Net = Callable[[np.ndarray], tuple[np.ndarray, ...]]
+# What NVIDIA's driver makes: a device for each GPU, or one for all where Linux runs inside Windows.
+GPU_DEVICES = ("nvidia[0-9]*", "dxg")
 
 
-@dataclass(frozen=True)
-class Input:
-    """What a net takes: arrays (N, *shape), N free.
+def may_have_cuda(devices: Path = Path("/dev")) -> bool:
+    """Whether it is worth importing torch to look for a GPU: torch is installed, and a driver shows one.
 
-    Attributes:
-        shape: of one of them; None where a side varies.
-        dtype: NumPy's name of it.
+    Args:
+        devices: the system's folder of devices.
     """
-
-    shape: tuple[int | None, ...]
-    dtype: str = "uint8"
-
-    @classmethod
-    def images(cls, side: int | None) -> Input:
-        """Square images (side, side, 3) uint8 RGB; images of any size where that is None."""
-        return cls((side, side, 3))
-
-    @classmethod
-    def pairs(cls, side: int) -> Input:
-        """Two square images in one array (side, side, 6) uint8: RGB of the first, then of the second."""
-        return cls((side, side, 6))
-
-    def example(self) -> np.ndarray:
-        """One of them, all zeros; a side that varies has 48."""
-        return np.zeros((1, *(side or 48 for side in self.shape)), self.dtype)
+    visible = any(next(devices.glob(pattern), None) for pattern in GPU_DEVICES)
+    return visible and find_spec("torch") is not None
 
 
-def do_without_openvino() -> None:
-    """From now on torch runs this process's nets."""
-    global openvino
-    openvino = None
+@cache
+def has_openvino() -> bool:
+    """Whether OpenVINO runs nets on the CPU here; where it does not, torch does, in about twice the time."""
+    try:
+        import openvino  # noqa: F401
+    except Exception as error:  # absent, or installed for another machine
+        log.warning("OpenVINO cannot be imported (%s); torch runs the nets", error)
+        return False
+    return True
 
 
 def choose_device(wanted: str, *, place: int = 0, cudnn: bool = False) -> str:
@@ -77,7 +56,7 @@ def choose_device(wanted: str, *, place: int = 0, cudnn: bool = False) -> str:
     Args:
         wanted: "cpu", "cuda", or "auto" for CUDA where there is one that works.
         place: of this process among those that run side by side, from 0; where there are several GPUs, they take turns.
-        cudnn: whether cuDNN is needed, too, as it is for training; nets of `compile_net` do without.
+        cudnn: whether cuDNN is needed, too, as it is for training; nets of `dfdc.nets` do without.
 
     Returns:
         "cpu" or "cuda".
@@ -85,9 +64,14 @@ def choose_device(wanted: str, *, place: int = 0, cudnn: bool = False) -> str:
     Raises:
         DeviceError: CUDA is wanted and does not serve.
     """
-    if wanted == "cpu":
+    if wanted == "cpu" or (wanted == "auto" and not may_have_cuda()):
         return "cpu"
-    import torch
+    try:
+        import torch
+    except ImportError as error:
+        raise DeviceError(
+            f"--device cuda: torch cannot be imported ({error}); install it, or use --device cpu"
+        ) from error
 
     from dfdc.convolution import without_cudnn
 
@@ -122,12 +106,14 @@ def current_gpu() -> int:
 
 def describe_runtime(device: str) -> str:
     """What runs the nets, in words."""
-    if device == "cpu" and openvino is not None:
+    if device == "cpu" and has_openvino():
+        import openvino
+
         return f"CPU, OpenVINO {openvino.get_version().split('-')[0]}"
     import torch
 
     if device == "cpu":
-        return f"CPU, torch {torch.__version__} (without OpenVINO nets take about twice the time)"
+        return f"CPU, torch {torch.__version__}"
     return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
 
 
@@ -169,118 +155,3 @@ def run_logits(net: Net, items: np.ndarray, size: int) -> np.ndarray:
     if not np.isfinite(logits).all():
         raise FloatingPointError("a net answers with numbers that are not finite")
     return logits
-
-
-def compile_net(net: nn.Module, device: str, takes: Input) -> Net:
-    """Make a net as fast as its device allows.
-
-    Args:
-        net: in evaluation mode, on any device; answers with one tensor or several.
-        device: "cpu" or "cuda".
-        takes: its input.
-
-    Returns:
-        The net. It raises MemoryError where CUDA has too little memory for so large a batch.
-    """
-    import torch
-
-    from dfdc.convolution import without_cudnn
-
-    if device == "cpu" and openvino is not None:
-        try:
-            return _wrap(_compile(_convert(net, takes), torch.get_num_threads()))
-        except Exception as error:  # whatever an OpenVINO of another version takes offence at, torch can do
-            log.warning("OpenVINO cannot take %s (%s); torch runs it", type(net).__name__, error)
-    net = net.to(device)
-
-    @torch.inference_mode()
-    def run(items: np.ndarray) -> tuple[np.ndarray, ...]:
-        try:
-            with without_cudnn() if device == "cuda" else contextlib.nullcontext():
-                outputs = net(torch.from_numpy(items).to(device))
-            outputs = tuple(o.float() for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
-            if device == "cuda":
-                wait_for_device()
-            return tuple(output.cpu().numpy() for output in outputs)
-        except torch.cuda.OutOfMemoryError as error:
-            reason = str(error)
-        # Outside the except clause: the error there keeps the batch's tensors alive.
-        torch.cuda.empty_cache()
-        raise MemoryError(reason)
-
-    if device == "cuda":  # what the first run takes, and whether it fails, belongs to the start and not to a clip
-        run(takes.example())
-    return run
-
-
-def wait_for_device() -> None:
-    """Sleep until CUDA has done what it was given; waiting by a copy of its answers would keep this core busy."""
-    import torch
-
-    done = torch.cuda.Event(blocking=True)
-    done.record()
-    done.synchronize()
-
-
-def export_net(net: nn.Module, takes: Input) -> bytes:
-    """A net as a program that `open_net` runs without torch, in this version of OpenVINO and on this kind of CPU.
-
-    Args:
-        net, takes: as `compile_net`.
-
-    Raises:
-        Exception: of any kind, where OpenVINO cannot take the net.
-    """
-    program = io.BytesIO()
-    _compile(_convert(net, takes), 1).export_model(program)
-    return program.getvalue()
-
-
-def open_net(program: bytes, *, threads: int) -> Net:
-    """A net from what `export_net` made of it, run by so many threads."""
-    return _wrap(openvino.Core().import_model(program, "CPU", _options(threads)))
-
-
-def _convert(net: nn.Module, takes: Input) -> openvino.Model:
-    import torch
-
-    # The frontend is called by hand: openvino.convert_model takes a second longer.
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    example = torch.from_numpy(takes.example())
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing is deprecated, yet what OpenVINO's frontend reads; sizes are fixed
-        traced = torch.jit.freeze(torch.jit.trace(net, example, check_trace=False))
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    decoder = TorchScriptPythonDecoder(traced)
-    model = frontend.convert(frontend.load(decoder))
-    (parameter,) = model.get_parameters()
-    parameter.set_element_type(openvino.Type(np.dtype(takes.dtype)))
-    parameter.set_partial_shape(openvino.PartialShape([-1, *(side or -1 for side in takes.shape)]))
-    model.validate_nodes_and_infer_types()
-    return model
-
-
-def _compile(model: openvino.Model, threads: int) -> openvino.CompiledModel:
-    return openvino.Core().compile_model(model, "CPU", _options(threads))
-
-
-def _options(threads: int) -> dict[str, str | int | bool]:
-    # Pinned, the nets of two workers share one core and leave the other idle. Unless told otherwise, OpenVINO computes
-    # in bfloat16, with 8 bits, where the CPU can: scores would depend on the machine.
-    return {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": "f32",
-        "CPU_RUNTIME_CACHE_CAPACITY": CACHED_SHAPES,
-    }
-
-
-def _wrap(compiled: openvino.CompiledModel) -> Net:
-    def run(items: np.ndarray) -> tuple[np.ndarray, ...]:
-        outputs = compiled(items)
-        return tuple(outputs[i] for i in range(len(compiled.outputs)))
-
-    return run

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
+from dfdc.assignment import assign
 from dfdc.detect import FaceDetector, Faces
 
 # Sampled frames lie about half a second apart: a head that turns or nods keeps this much overlap with itself.
@@ -99,7 +99,7 @@ def link_tracks(faces: list[Faces]) -> list[Track]:
         if recent and hits:
             shares = iou(np.stack([track[-1].box for track in recent]), found.boxes)
             shares[shares < MIN_OVERLAP] = 0
-            for row, column in zip(*linear_sum_assignment(-shares), strict=True):
+            for row, column in assign(shares):
                 if shares[row, column] > 0:
                     recent[row].append(hits[column])
                     hits[column] = None

@@ -6,9 +6,12 @@ holds a `ModelSpec` as JSON, so that nothing about the net, its input or its cal
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import re
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,6 +24,8 @@ from dfdc.files import describe_file
 
 DIGEST_DIGITS = 12
 MAX_HEADER_BYTES = 16 * 2**20
+# EfficientNet-B7 in single precision has a quarter of this.
+MAX_FILE_BYTES = 2**30
 ARCHITECTURES = (
     "efficientnet-lite0",
     *(f"efficientnet-b{i}" for i in range(8)),
@@ -28,6 +33,11 @@ ARCHITECTURES = (
 )
 # What nets look at, and the channels of it: a face crop; how a face crop changes to the next frame; a spectrogram.
 CHANNELS = {"face": 3, "motion": 3, "sound": 1}
+# Two views of different sizes differ more than mirror images do, and their mean is better (docs/experiments.md): so
+# much of what a net sees is repeated edge on each side of the mirror image.
+VIEW_MARGIN = 0.05
+# How a change of so many levels looks to a net for motion: grey where there is none; 43 levels fill the scale.
+GREY, CHANGE_GAIN = 127.0, 3.0
 # Below a folder of weights, those that the kernel uses only when told, and what they may see.
 OPTIONAL = "optional"
 EXTRAS = ("motion", "sound")
@@ -162,17 +172,31 @@ class WeightsFile:
     spec: ModelSpec
     further: bool = False
 
+    def read(self) -> bytes:
+        """The bytes whose digest was checked.
+
+        Raises:
+            WeightsError: the file cannot be read, or has changed since.
+        """
+        data, digest = read_weights(self.path)
+        if digest != self.digest:
+            raise WeightsError(f"{self.path}: has changed since its digest was checked; run again")
+        return data
+
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, as 64 hex digits."""
     return describe_file(path).sha256
 
 
-def open_weights(path: Path) -> WeightsFile:
-    """Check one weights file and read its specification.
+def read_weights(path: Path) -> tuple[bytes, str]:
+    """Read a weights file once, and check its digest on what was read.
+
+    Returns:
+        Its bytes, and their SHA-256 as 64 hex digits.
 
     Raises:
-        WeightsError: the name carries no digest, the digest does not fit, or the header is not ours.
+        WeightsError: the name carries no digest, the digest does not fit, or it is no regular file that can be read.
     """
     named = re.fullmatch(rf".+-([0-9a-f]{{{DIGEST_DIGITS}}})\.safetensors", path.name)
     if named is None:
@@ -181,26 +205,48 @@ def open_weights(path: Path) -> WeightsFile:
             "as tools/train.py writes it"
         )
     try:
-        digest = file_digest(path)
+        data = _read_regular(path)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
+    digest = hashlib.sha256(data).hexdigest()
     if not digest.startswith(named[1]):
         raise WeightsError(
             f"{path}: its SHA-256 begins with {digest[:DIGEST_DIGITS]}, its name says {named[1]}; "
             "the file is damaged or changed: copy it again"
         )
-    return WeightsFile(path, digest, _read_spec(path))
+    return data, digest
 
 
-def _read_spec(path: Path) -> ModelSpec:
+def _read_regular(path: Path) -> bytes:
+    """The bytes of a regular file; a pipe or a device is not waited for."""
+    opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(opened, "rb") as file:
+        status = os.fstat(opened)
+        if not stat.S_ISREG(status.st_mode):
+            raise WeightsError(f"{path}: is no regular file; name a .safetensors file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise WeightsError(f"{path}: has {status.st_size:,} bytes; allowed are {MAX_FILE_BYTES:,}")
+        return file.read(MAX_FILE_BYTES)
+
+
+def open_weights(path: Path) -> WeightsFile:
+    """Check one weights file and read its specification.
+
+    Raises:
+        WeightsError: the name carries no digest, the digest does not fit, or the header is not ours.
+    """
+    data, digest = read_weights(path)
+    return WeightsFile(path, digest, _read_spec(path, data))
+
+
+def _read_spec(path: Path, data: bytes) -> ModelSpec:
     """The specification in a safetensors header: 8 bytes of length (little endian), then JSON."""
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > MAX_HEADER_BYTES:
-                raise ValueError(f"a header of {length} bytes")
-            return ModelSpec.from_json(json.loads(file.read(length))["__metadata__"]["spec"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        length = int.from_bytes(data[:8], "little")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes")
+        return ModelSpec.from_json(json.loads(data[8 : 8 + length])["__metadata__"]["spec"])
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise WeightsError(
             f"{path}: no valid model specification in its header ({error!r}); "
             "allowed are safetensors files written by tools/train.py"

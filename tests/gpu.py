@@ -16,7 +16,7 @@ class FakeGpu:
         self.noted: list[str] = []
         for kind in (torch.Tensor, nn.Module):
             monkeypatch.setattr(kind, "to", _staying(kind.to))
-        monkeypatch.setattr("dfdc.runtime.wait_for_device", lambda: self.noted.append("waited"))
+        monkeypatch.setattr("dfdc.torch_runtime.wait_for_device", lambda: self.noted.append("waited"))
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: self.noted.append("emptied"))
 
 
@@ -32,6 +32,7 @@ def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int]:
     """
     chosen: list[int] = []
     ones = torch.ones((1, 1, 3, 3))
+    monkeypatch.setattr("dfdc.runtime.may_have_cuda", lambda: True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
     monkeypatch.setattr("torch.cuda.set_device", chosen.append)

@@ -1,4 +1,4 @@
-"""dfdc.convolution: torch's answers, for every layer that our nets have; and dfdc.runtime on CUDA, which uses it."""
+"""dfdc.convolution: torch's answers, for every layer that our nets have; and nets on CUDA, which use it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from torch.nn import functional
 
 from dfdc.convolution import convolve, without_cudnn
 from dfdc.mtcnn import load_mtcnn
+from dfdc.nets import MTCNN
 from dfdc.networks import FrameModel
-from dfdc.runtime import Input, choose_device, compile_net, run_batches
+from dfdc.runtime import choose_device, run_batches
+from dfdc.torch_runtime import run_in_torch
 from dfdc.weights import ModelSpec
 from tests.gpu import FakeGpu, pretend_gpus
 from tests.nets import lively
@@ -70,7 +72,7 @@ def test_nets_answer_as_before(architecture: str) -> None:
 @pytest.mark.parametrize(("index", "side"), [(0, 40), (1, 24), (2, 48)])
 def test_face_detectors_nets_answer_as_before(index: int, side: int) -> None:
     images = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    check_net(load_mtcnn()[index], images)
+    check_net(load_mtcnn(MTCNN.read_bytes())[index], images)
 
 
 def check_net(net: nn.Module, images: torch.Tensor) -> None:
@@ -113,22 +115,21 @@ class Crowded(nn.Module):
         return images.float().mean((1, 2, 3))
 
 
-def test_nets_on_cuda_do_without_cudnn_and_are_run_once_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nets_on_cuda_do_without_cudnn_and_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, net = FakeGpu(monkeypatch), Crowded(room=8)
-    run = compile_net(net, "cuda", Input.images(4))
-    assert net.sizes == [1] and gpu.noted == ["waited"]
+    run = run_in_torch(net, "cuda")
     assert run(np.full((3, 4, 4, 3), 7, np.uint8))[0].tolist() == [7.0] * 3
-    assert net.sizes == [1, 3] and gpu.noted == ["waited", "waited"]
+    assert net.sizes == [3] and gpu.noted == ["waited"]
     assert net.cudnn == {False}
 
 
 def test_gpu_without_room_says_so_and_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, net = FakeGpu(monkeypatch), Crowded(room=2)
-    run = compile_net(net, "cuda", Input.images(4))
+    run = run_in_torch(net, "cuda")
     images = np.zeros((3, 4, 4, 3), np.uint8)
     with pytest.raises(MemoryError, match=r"2\.00 GiB"):
         run(images)
-    assert gpu.noted == ["waited", "emptied"]
+    assert gpu.noted == ["emptied"]
     assert [len(part) for (part,) in run_batches(run, images, 3)] == [1, 1, 1]
 
 

@@ -1,11 +1,7 @@
-"""dfdc.runtime and dfdc.ensemble: fast paths that answer like the plain net."""
+"""dfdc.ensemble: nets that answer together, in batches, by shared views, at half precision."""
 
 from __future__ import annotations
 
-import pickle
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from dfdc import runtime
 from dfdc.crop import CropGeometry
 from dfdc.ensemble import MIN_SHARED, Ensemble, cut_crops, share_views
 from dfdc.errors import DeviceError, WeightsError
 from dfdc.networks import VIEW_MARGIN, CropNet, FrameModel, TwoViewModel, load_model, resize_crops, save_model
-from dfdc.programs import Programs, export_programs
-from dfdc.run import worker
-from dfdc.run.worker import WorkerSettings
-from dfdc.runtime import Input, choose_device, compile_net, export_net, open_net
+from dfdc.runtime import choose_device
+from dfdc.torch_runtime import run_in_torch
 from dfdc.weights import Calibration, ModelSpec, WeightsFile, find_weights, open_weights
 from tests.gpu import FakeGpu
 from tests.nets import lively
@@ -30,8 +23,6 @@ ROOT = Path(__file__).resolve().parent.parent
 # What a logit of these nets may move by where one pixel is rounded to the next level.
 LEVEL = 5e-3
 SPEC = ModelSpec(architecture="efficientnet-lite0", input_size=32, crop=CropGeometry(size=48))
-# A crop for each of a net's two views.
-SHOWN = Input.pairs(48)
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +57,6 @@ def answers(net: CropNet, crops: np.ndarray) -> np.ndarray:
     """(N, 2) by torch."""
     with torch.inference_mode():
         return torch.stack(net(torch.from_numpy(crops)), 1).numpy()
-
-
-def test_openvino_answers_like_torch(net: CropNet, crops: np.ndarray) -> None:
-    pytest.importorskip("openvino")
-    fast = np.stack(compile_net(net, "cpu", SHOWN)(crops), 1)
-    assert np.ptp(fast, axis=0).min() > 20 * LEVEL
-    # Both compute in float32; sums are ordered differently.
-    assert fast == pytest.approx(answers(net, crops), abs=LEVEL)
-
-
-def test_exported_net_answers_like_the_compiled_one(net: CropNet, crops: np.ndarray) -> None:
-    pytest.importorskip("openvino")
-    opened = open_net(export_net(net, SHOWN), threads=1)(crops)
-    compiled = compile_net(net, "cpu", SHOWN)(crops)
-    for ours, theirs in zip(opened, compiled, strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-5)
 
 
 def views_by_hand(model: FrameModel, crops: np.ndarray, others: np.ndarray, *, margin: int) -> np.ndarray:
@@ -128,122 +103,6 @@ def test_a_face_that_shares_the_views_has_the_logit_of_its_own(files: list[Weigh
     assert np.abs(both[:, 0] - both[:, 1]).max() > 10 * LEVEL
     assert alone.score(faces, lengths=[9, 7, 4]) == pytest.approx(expected, abs=LEVEL)
     assert alone.score(faces) == pytest.approx(both.mean(1), abs=LEVEL)
-
-
-class Edges(torch.nn.Module):
-    """A small net over images of any size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Conv2d(3, 2, 3)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.layer(images.permute(0, 3, 1, 2).float() / 255)
-
-
-@pytest.mark.parametrize("fast", [True, False])
-def test_any_size_takes_any_size(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not fast:
-        monkeypatch.setattr(runtime, "openvino", None)
-    net = Edges().eval()
-    run = compile_net(net, "cpu", Input.images(None))
-    for shape in ((1, 8, 9, 3), (4, 30, 17, 3)):
-        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        with torch.inference_mode():
-            assert run(images)[0] == pytest.approx(net(torch.from_numpy(images)).numpy(), abs=1e-5)
-
-
-def test_without_openvino_torch_serves(files: list[WeightsFile], monkeypatch: pytest.MonkeyPatch, faces: list) -> None:
-    fast = Ensemble(files).score(faces)
-    assert np.ptp(fast) > 20 * LEVEL
-    monkeypatch.setattr(runtime, "openvino", None)
-    assert "without OpenVINO" in runtime.describe_runtime("cpu")
-    assert Ensemble(files).score(faces) == pytest.approx(fast, abs=LEVEL)
-
-
-def test_openvino_computes_in_single_precision_on_every_cpu(net: CropNet) -> None:
-    """Its own default is bfloat16 where the CPU has it."""
-    openvino = pytest.importorskip("openvino")
-    options = runtime._options(1)
-    assert options["INFERENCE_PRECISION_HINT"] == "f32"  # said, not left to this CPU
-    compiled = openvino.Core().compile_model(runtime._convert(net, SHOWN), "CPU", options)
-    assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
-
-
-def test_net_that_openvino_cannot_take_is_run_by_torch(caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("openvino")
-
-    class Odd(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.special.zeta(images.float() + 2, images.float() + 2)
-
-    run = compile_net(Odd().eval(), "cpu", Input.images(2))
-    assert "torch runs it" in caplog.text
-    assert run(np.zeros((1, 2, 2, 3), np.uint8))[0][0, 0, 0, 0] == pytest.approx(np.pi**2 / 6 - 1, abs=1e-5)
-
-
-def test_programs_answer_like_the_nets_that_torch_built(files: list[WeightsFile], faces: list) -> None:
-    pytest.importorskip("openvino")
-    programs = export_programs(files)
-    assert len(programs.detector) == 3
-    opened = [open_net(program, threads=1) for program in programs.crops]
-    assert Ensemble(files, nets=opened).score(faces) == pytest.approx(Ensemble(files).score(faces), abs=1e-4)
-
-
-def test_no_programs_without_openvino(files: list[WeightsFile], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "openvino", None)
-    assert export_programs(files) is None
-
-
-def test_net_that_openvino_cannot_run_here_is_not_exported(
-    files: list[WeightsFile], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    pytest.importorskip("openvino")
-
-    def fail(compiled: object) -> Callable[[np.ndarray], None]:
-        def run(items: np.ndarray) -> None:
-            raise RuntimeError("no such instruction")
-
-        return run
-
-    monkeypatch.setattr(runtime, "_wrap", fail)
-    assert export_programs(files) is None
-    assert "OpenVINO cannot take the nets (no such instruction)" in caplog.text
-
-
-def test_worker_that_cannot_open_programs_runs_its_nets_by_torch(
-    files: list[WeightsFile], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    pytest.importorskip("openvino")
-    monkeypatch.setattr(runtime, "openvino", runtime.openvino)  # as it was, once the test is done
-    broken = Programs(detector=(b"",) * 3, crops=(b"",) * len(files))
-    predictor, described = worker._load(WorkerSettings(tuple(files), device="cpu", programs=broken))
-    assert "OpenVINO cannot open the nets' programs" in caplog.text
-    assert described.startswith("CPU, torch") and runtime.openvino is None
-    assert len(predictor.ensemble.nets) == len(files)
-
-
-def test_programs_are_refused_like_nets(files: list[WeightsFile], tmp_path: Path) -> None:
-    spec = replace(files[0].spec, architecture="efficientnet-b0")
-    save_model(load_model(files[0]), tmp_path, name="misfit", spec=spec)
-    with pytest.raises(WeightsError, match="do not fit efficientnet-b0"):
-        export_programs(find_weights(tmp_path))
-
-
-def test_predictor_with_programs_needs_no_torch(files: list[WeightsFile], tmp_path: Path) -> None:
-    """In a process of its own, where torch cannot be imported."""
-    pytest.importorskip("openvino")
-    (tmp_path / "programs").write_bytes(pickle.dumps((files, export_programs(files))))
-    script = """
-import pickle, sys
-from pathlib import Path
-sys.modules["torch"] = sys.modules["torchvision"] = None
-from dfdc.analyze import Analyzer
-files, programs = pickle.loads(Path(sys.argv[1]).read_bytes())
-print(Analyzer(files, programs=programs).analyze(Path(sys.argv[2]), 4).status)
-"""
-    arguments = [sys.executable, "-c", script, tmp_path / "programs", ROOT / "samples/real.mp4"]
-    assert subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True).stdout == "ok\n"
 
 
 def test_ensemble_is_the_mean_of_calibrated_logits(files: list[WeightsFile], faces: list) -> None:
@@ -298,8 +157,9 @@ def test_cuda_that_is_not_there_is_refused_with_the_cure(monkeypatch: pytest.Mon
 def test_half_precision_as_on_cuda_answers_like_single(
     files: list[WeightsFile], faces: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "openvino", None)  # both by torch: nothing else tells them apart
-    single = Ensemble(files).score(faces)
+    # Both by torch: nothing else tells them apart.
+    nets = [run_in_torch(CropNet(load_model(file)).eval(), "cpu") for file in files]
+    single = Ensemble(files, nets=nets).score(faces)
     gpu = FakeGpu(monkeypatch)
     half = Ensemble(files, "cuda").score(faces)
     assert gpu.noted and np.ptp(single) > 40 * LEVEL
@@ -311,13 +171,3 @@ def test_half_precision_as_on_cuda_answers_like_single(
 def test_half_precision_on_cuda_answers_like_single_on_the_cpu(files: list[WeightsFile], faces: list) -> None:
     # Half precision keeps 11 bits through some fifty layers.
     assert Ensemble(files, "cuda").score(faces) == pytest.approx(Ensemble(files).score(faces), abs=0.05)
-
-
-def test_shipped_weights_answer_alike_in_both_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("openvino")
-    shipped = find_weights(ROOT / "weights")
-    frame = np.random.default_rng(1).integers(0, 256, (300, 300, 3), dtype=np.uint8)
-    faces = [(frame, np.array([20, 20, 200, 240], np.float32))]
-    fast = Ensemble(shipped).score(faces)
-    monkeypatch.setattr(runtime, "openvino", None)
-    assert Ensemble(shipped).score(faces) == pytest.approx(fast, abs=2e-3)

@@ -15,9 +15,7 @@ from dfdc.aggregate import clip_probability
 from dfdc.analyze import Analyzer
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.networks import FrameModel, PairNet, load_model, save_model, see_change
-from dfdc.programs import Programs, export_programs
 from dfdc.research.motion import N_PAIRS, Motion, align, correlate, cut_pair, cut_track
-from dfdc.runtime import open_net
 from dfdc.tracks import Track, find_tracks
 from dfdc.video import Frame
 from dfdc.weights import Calibration, ModelSpec, WeightsFile, find_weights, open_weights
@@ -40,12 +38,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[WeightsFile]:
     save_model(lively(FrameModel(FACE)), folder, name="face")
     save_model(lively(FrameModel(replace(MOTION, weight=0.5))), folder / "optional", name="motion")
     return find_weights(folder, extras=["motion"])
-
-
-@pytest.fixture(scope="module")
-def programs(files: list[WeightsFile]) -> Programs:
-    pytest.importorskip("openvino")
-    return export_programs(files)
 
 
 def moved(picture: np.ndarray, *, turn: float = 0, scale: float = 1, shift: tuple[float, float] = (0, 0)) -> np.ndarray:
@@ -143,15 +135,6 @@ def test_a_net_for_motion_sees_the_change_and_nothing_else() -> None:
     assert brighter == pytest.approx(moving, abs=0.01) and abs(moving - still) > 0.1
 
 
-def test_openvino_answers_like_torch(files: list[WeightsFile], programs: Programs) -> None:
-    pairs = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 6), dtype=np.uint8)
-    with torch.inference_mode():
-        by_torch = PairNet(load_model(files[1])).eval()(torch.from_numpy(pairs)).numpy()
-    (exported,) = programs.motion
-    # Both compute in float32; sums are ordered differently.
-    assert open_net(exported, threads=1)(pairs)[0] == pytest.approx(by_torch, abs=1e-3)
-
-
 # What it adds to a clip's score
 
 
@@ -184,9 +167,9 @@ def test_logits_that_are_not_finite_are_no_answer(files: list[WeightsFile], valu
         motion.score(frames(2, 2), [track(2)])
 
 
-def test_a_clips_score_joins_frames_and_changes(files: list[WeightsFile], programs: Programs) -> None:
+def test_a_clips_score_joins_frames_and_changes(files: list[WeightsFile]) -> None:
     clip = ROOT / "samples/real.mp4"
-    both, faces = Analyzer(files, programs=programs), Analyzer(files[:1], programs=replace(programs, motion=()))
+    both, faces = Analyzer(files), Analyzer(files[:1])
     joined, alone = both.analyze(clip, 12), faces.analyze(clip, 12)
     sighting = both.find_people(clip, 12)
     changes = both.motion.score(sighting.frames, sighting.tracks)
@@ -202,11 +185,11 @@ def test_a_clips_score_joins_frames_and_changes(files: list[WeightsFile], progra
 
 
 def test_optional_nets_that_fail_leave_the_others_score(
-    files: list[WeightsFile], programs: Programs, monkeypatch: pytest.MonkeyPatch
+    files: list[WeightsFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = ROOT / "samples/real.mp4"
-    alone = Analyzer(files[:1], programs=replace(programs, motion=())).analyze(clip, 4)
-    analyzer = Analyzer(files, programs=programs)
+    alone = Analyzer(files[:1]).analyze(clip, 4)
+    analyzer = Analyzer(files)
     for net, method in ((analyzer.motion, "score"), (analyzer.listener, "listen")):
         monkeypatch.setattr(net, method, lambda *_: 1 / 0)
     prediction = analyzer.analyze(clip, 4)
@@ -217,7 +200,7 @@ def test_optional_nets_that_fail_leave_the_others_score(
 
 
 def test_each_persons_change_is_added_to_their_own_frames(
-    files: list[WeightsFile], programs: Programs, monkeypatch: pytest.MonkeyPatch
+    files: list[WeightsFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two persons of a clip, one of whom is seen in half the frames."""
 
@@ -226,10 +209,10 @@ def test_each_persons_change_is_added_to_their_own_frames(
         return [track, replace(track, frames=track.frames[::2], boxes=track.boxes[::2], found=track.found[::2])], faces
 
     monkeypatch.setattr("dfdc.analyze.find_tracks", find_two)
-    joined = Analyzer(files, programs=programs)
+    joined = Analyzer(files)
     found = joined.find_people(ROOT / "samples/real.mp4", 12)
     changes = joined.motion.score(found.frames, found.tracks)
-    alone = Analyzer(files[:1], programs=replace(programs, motion=())).analyze(ROOT / "samples/real.mp4", 12)
+    alone = Analyzer(files[:1]).analyze(ROOT / "samples/real.mp4", 12)
     seen = joined.analyze(ROOT / "samples/real.mp4", 12)
     assert (seen.status, len(seen.tracks)) == ("ok", 2)
     assert changes[0] != changes[1]
@@ -237,8 +220,8 @@ def test_each_persons_change_is_added_to_their_own_frames(
         assert track.logits == pytest.approx(plain.logits + change, abs=1e-5)
 
 
-def test_a_look_at_few_frames_pairs_no_more_than_these(files: list[WeightsFile], programs: Programs) -> None:
-    prediction = Analyzer(files, programs=programs).analyze(ROOT / "samples/real.mp4", 2)
+def test_a_look_at_few_frames_pairs_no_more_than_these(files: list[WeightsFile]) -> None:
+    prediction = Analyzer(files).analyze(ROOT / "samples/real.mp4", 2)
     assert (prediction.status, len(prediction.times_s), prediction.n_pairs) == ("ok", 2, 2)
 
 

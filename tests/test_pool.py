@@ -206,7 +206,7 @@ def test_places_that_had_no_turn_yet_outlive_one_whose_workers_do_not_load(
 def test_what_prepared_a_run_on_cuda_is_its_first_worker(dies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "prepare", prepare_and_die if dies else prepare_on_cuda)
     monkeypatch.setattr(pool, "score_clips", misbehave)
-    settings = WorkerSettings(weights=(), n_frames=7)
+    settings = WorkerSettings(weights=(), device="cuda", n_frames=7)
     names = [f"{i}.mp4" for i in range(4)]
     done = list(predict_clips({n: Path(n) for n in names}, settings, n_workers=1, deadline=NEVER))
     assert sorted(p.filename for p in done) == names
@@ -243,8 +243,7 @@ def test_clips_are_decoded_where_nets_run_if_that_can(
     monkeypatch.setattr(analyze, "read_frames", refuse_to_read)
     monkeypatch.setattr("dfdc.runtime.choose_device", lambda wanted, place: device)
     monkeypatch.setattr("dfdc.runtime.describe_runtime", lambda device: "a net")
-    for threads in ("torch.set_num_threads", "cv2.setNumThreads"):  # which later tests would keep
-        monkeypatch.setattr(threads, lambda _: None)
+    monkeypatch.setattr("cv2.setNumThreads", lambda _: None)  # which later tests would keep
     predictor, runtime = worker._load(SETTINGS)
     assert predictor.analyze(Path("a.mp4"), 4).status == "unreadable"
     assert asked == [gpu]

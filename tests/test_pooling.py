@@ -14,9 +14,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from dfdc.aggregate import clip_probability, logit
+from dfdc.analysis import Analysis, FaceTrack
+from dfdc.analyze import Analyzer
 from dfdc.errors import DataError
 from dfdc.evaluation.metrics import draw_sources, measure, score_samples
-from dfdc.prediction import Prediction
 from dfdc.research.pooling import (
     EDGES,
     FIXED_RULES,
@@ -359,20 +360,22 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list:
     """In place of the kernel's nets: two persons in a.mp4, one in b.mp4, none in c.mp4. Lists the clips it saw."""
     seen: list = []
 
-    class FakeRecorder:
+    class FakeAnalyzer:
         ensemble = SimpleNamespace(bounds=lambda: (0.04, 0.97))
 
         def __init__(self, files: list, *, device: str) -> None:
-            self.tracks: list[np.ndarray] = []
+            pass
 
-        def predict(self, path: Path, n_frames: int) -> Prediction:
+        def analyze(self, path: Path, n_frames: int) -> Analysis:
             seen.append((path.name, n_frames))
             if path.name == "c.mp4":
-                return Prediction(path.name, status="no_face", reason="no face in 4 frames")
-            self.tracks = [np.arange(n_frames) / 4.0, np.zeros(2)][: 2 if path.name == "a.mp4" else 1]
-            return Prediction(path.name)
+                return Analysis(path.name, status="no_face", reason="no face in 4 frames")
+            logits = [np.arange(n_frames) / 4.0, np.zeros(2)][: 2 if path.name == "a.mp4" else 1]
+            nothing = np.zeros(0)
+            tracks = [FaceTrack(nothing, nothing, nothing, nothing, track, 1.0) for track in logits]
+            return Analysis(path.name, tracks=tuple(tracks))
 
-    monkeypatch.setattr(tool, "Recorder", FakeRecorder)
+    monkeypatch.setattr(tool, "Analyzer", FakeAnalyzer)
     monkeypatch.setattr(tool, "find_weights", lambda path: [SimpleNamespace(digest=str(path))])
     return seen
 
@@ -439,9 +442,9 @@ def test_mistakes_end_with_one_line(
 def test_what_is_kept_is_what_the_kernel_pools(tmp_path: Path) -> None:
     """On the project's own clips and weights: the kernel's answer is the mean rule's, to the last digit."""
     root = Path(__file__).resolve().parent.parent
-    recorder = tool.Recorder(tool.find_weights(root / "weights"), device="cpu")
-    prediction = recorder.predict(root / "samples/real.mp4", 3)
-    assert prediction.status == "ok"
-    assert [len(track) for track in recorder.tracks] == [3]
-    low, high = recorder.ensemble.bounds()
-    assert prediction.label == clip_probability(recorder.tracks, low=low, high=high)
+    analyzer = Analyzer(tool.find_weights(root / "weights"), device="cpu")
+    analysis = analyzer.analyze(root / "samples/real.mp4", 3)
+    tracks = [track.logits for track in analysis.tracks]
+    assert (analysis.status, [len(track) for track in tracks]) == ("ok", [3])
+    low, high = analyzer.ensemble.bounds()
+    assert analysis.probability == clip_probability(tracks, low=low, high=high)

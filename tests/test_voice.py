@@ -16,7 +16,6 @@ from dfdc.aggregate import MADE_VOICES, add_voice, voice_probability
 from dfdc.analyze import Analyzer
 from dfdc.audio import HOP, N_BANDS, QUIETEST_DB, RATE, read_sound
 from dfdc.networks import VoiceModel, load_initial, load_model, save_model
-from dfdc.programs import export_programs
 from dfdc.research.vocoders import VOCODERS
 from dfdc.research.voice import LOUDNESS_DB, MAX_WINDOWS, Listener, cut_windows, is_speech, see_window
 from dfdc.weights import Calibration, ModelSpec, WeightsFile, find_weights, open_weights
@@ -131,17 +130,6 @@ def test_listener_answers_with_the_mean_of_its_calibrated_windows(files: list[We
         raw = load_model(files[0])(torch.from_numpy(windows)).numpy()
     # OpenVINO and torch sum in other orders.
     assert Listener(files).score(speech) == pytest.approx(float(np.mean(raw / 0.5 + 1.0)), abs=2e-3)
-
-
-def test_programs_answer_as_nets_do(files: list[WeightsFile]) -> None:
-    pytest.importorskip("openvino")
-    from dfdc.runtime import open_net
-
-    faces = find_weights(ROOT / "weights")
-    programs = export_programs([*faces, *files])
-    speech = make_speech(3.0)
-    listener = Listener(files, nets=[open_net(program, threads=1) for program in programs.voices])
-    assert listener.score(speech) == pytest.approx(Listener(files).score(speech), abs=1e-5)
 
 
 @pytest.mark.parametrize(

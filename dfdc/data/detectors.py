@@ -9,7 +9,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
 
 import cv2
-import torch
 
 from dfdc.detect import FaceDetector
 
@@ -52,8 +51,7 @@ def detect_in_parallel(
 def _start_worker(device: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    _detectors.append(FaceDetector(device))
+    _detectors.append(FaceDetector(device, threads=1))
 
 
 def _step_in_worker(step: Callable[..., T], arguments: tuple) -> T:

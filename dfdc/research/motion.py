@@ -7,19 +7,16 @@ before they are compared: what is left is skin, mouth, eyes and noise, not the c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from dfdc.crop import CropGeometry, crop_face
-from dfdc.runtime import Input, Net, compile_net, run_logits
+from dfdc.nets import open_nets
+from dfdc.runtime import Net, run_logits
 from dfdc.tracks import Track
 from dfdc.video import Frame
 from dfdc.weights import WeightsFile
-
-if TYPE_CHECKING:
-    from torch import nn
 
 # So many of a clip's frames are looked at together with their neighbours.
 N_PAIRS = 8
@@ -31,37 +28,31 @@ MIN_CORRELATION = 0.7
 BATCH_PAIRS = {"cpu": 4, "cuda": 256}
 
 
-def build_pair_nets(files: Sequence[WeightsFile], device: str) -> list[tuple[nn.Module, Input]]:
-    """The net of each file that sees motion, and the pairs that it takes; half precision on CUDA, single on the CPU.
-
-    Raises:
-        WeightsError: a file's tensors do not fit its architecture.
-    """
-    from dfdc.networks import PairNet, load_model
-
-    loaded = [load_model(file, device=device, half=device == "cuda") for file in files]
-    return [(PairNet(model).eval(), Input.pairs(model.spec.crop.size)) for model in loaded]
-
-
 class Motion:
     """Nets that look at pairs. What they say is added to what is said of the frames, by each net's own weight."""
 
-    def __init__(self, files: Sequence[WeightsFile], device: str = "cpu", *, nets: Sequence[Net] | None = None) -> None:
-        """Load every file.
+    def __init__(
+        self,
+        files: Sequence[WeightsFile],
+        device: str = "cpu",
+        *,
+        threads: int | None = None,
+        nets: Sequence[Net] | None = None,
+    ) -> None:
+        """Open every file.
 
         Args:
             files: checked weights that see motion; with none there is nothing to look at, and every score is 0.
             device: "cpu" or "cuda".
-            nets: the files' nets where they are at hand; None builds them, by torch.
+            threads: see `dfdc.nets.open_nets`.
+            nets: the files' nets where they are at hand; None opens them.
 
         Raises:
-            WeightsError: a file's tensors do not fit its architecture.
+            WeightsError: see `dfdc.nets.open_nets`.
         """
         self.specs = [file.spec for file in files]
         self.batch_size = BATCH_PAIRS[device]
-        if nets is None:
-            nets = [compile_net(net, device, takes) for net, takes in build_pair_nets(files, device)]
-        self.nets = nets
+        self.nets = open_nets(files, device=device, threads=threads) if nets is None else nets
 
     @property
     def n_pairs(self) -> int:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dfdc.audio import HOP, N_BANDS, QUIETEST_DB, RATE, log_mel, read_sound
-from dfdc.runtime import Input, Net, compile_net, run_logits
+from dfdc.nets import open_nets
+from dfdc.runtime import Net, run_logits
 from dfdc.weights import WeightsFile
-
-if TYPE_CHECKING:
-    from torch import nn
 
 # A longer sound is heard at its beginning only, and in at most so many windows, evenly spread.
 MAX_HEARD_S = 60.0
@@ -29,36 +26,30 @@ LEAST_SHARE = 0.25
 BATCH_WINDOWS = {"cpu": 4, "cuda": 64}
 
 
-def build_voice_nets(files: Sequence[WeightsFile], device: str) -> list[tuple[nn.Module, Input]]:
-    """Each file's net, and the windows that it takes; half precision on CUDA, single on the CPU.
-
-    Raises:
-        WeightsError: a file's tensors do not fit its architecture.
-    """
-    from dfdc.networks import load_model
-
-    loaded = [load_model(file, device=device, half=device == "cuda") for file in files]
-    return [(model, Input((N_BANDS, model.spec.input_size), "float32")) for model in loaded]
-
-
 class Listener:
     """Nets that hear together."""
 
-    def __init__(self, files: Sequence[WeightsFile], device: str = "cpu", *, nets: Sequence[Net] | None = None) -> None:
-        """Load every file.
+    def __init__(
+        self,
+        files: Sequence[WeightsFile],
+        device: str = "cpu",
+        *,
+        threads: int | None = None,
+        nets: Sequence[Net] | None = None,
+    ) -> None:
+        """Open every file.
 
         Args:
             files: checked weights of nets that see sound; with none nothing is heard.
             device: "cpu" or "cuda".
-            nets: the files' nets where they are at hand; None builds them, by torch.
+            threads: see `dfdc.nets.open_nets`.
+            nets: the files' nets where they are at hand; None opens them.
 
         Raises:
-            WeightsError: a file's tensors do not fit its architecture.
+            WeightsError: see `dfdc.nets.open_nets`.
         """
         self.specs, self.batch_size = [file.spec for file in files], BATCH_WINDOWS[device]
-        if nets is None:
-            nets = [compile_net(net, device, takes) for net, takes in build_voice_nets(files, device)]
-        self.nets = nets
+        self.nets = open_nets(files, device=device, threads=threads) if nets is None else nets
 
     @property
     def high(self) -> float:

@@ -26,6 +26,7 @@ from dfdc.errors import InputError
 from dfdc.prediction import Prediction
 from dfdc.run.plan import Plan, Task
 from dfdc.run.worker import LastWord, Prepared, Ready, Refusal, WorkerSettings, prepare, score_clips
+from dfdc.runtime import may_have_cuda
 from dfdc.weights import that_see
 
 log = logging.getLogger(__name__)
@@ -57,10 +58,10 @@ MAX_HELD = 8
 # Ending all workers takes at most so long, or the run's last files come late; one that a dead disk or driver holds
 # cannot be killed.
 CLOSE_LIMIT_S = 1.5
-# Workers are forked from a server process that has imported these, and with them OpenCV, PyAV, SciPy and OpenVINO: a
+# Workers are forked from a server process that has imported these, and with them OpenCV, PyAV and OpenVINO: a
 # worker then starts in a moment, and shares them with the others. Nothing in them may start threads or touch CUDA when
 # it is imported.
-PRELOADED = ["dfdc.analyze", "dfdc.run.worker"]
+PRELOADED = ["dfdc.analyze", "dfdc.nets.graphs", "dfdc.run.worker"]
 # Big buffers go back to the system after each use by default, and fetching them anew costs torch up to seven times
 # the work. These keep all but the biggest; like the libraries' numbers of threads (clips run side by side instead;
 # torch and OpenCV are told theirs by the worker) they must be there before a process starts.
@@ -137,7 +138,7 @@ def predict_clips(
             prepared = _prepare(settings, deadline, workers)
             # "auto" stays where CUDA serves: a worker whose own GPU does not is to run on the CPU.
             device = "cpu" if prepared.device == "cpu" else settings.device
-            settings = replace(settings, programs=prepared.programs, openvino=prepared.openvino, device=device)
+            settings = replace(settings, device=device)
             plan = make_plan(settings)
             if n_workers is None and prepared.device == "cuda":
                 plan.n_workers += max(int(MORE_ON_CUDA * plan.n_workers), 1)
@@ -403,15 +404,17 @@ def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 def _prepare(settings: WorkerSettings, deadline: Deadline, workers: list[_Worker]) -> Prepared:
-    """What `prepare` finds, in a process of its own; the server that forks workers starts beside it.
+    """The device that serves; where it may be CUDA, `prepare` tries it in a process of its own.
 
     Args:
         settings, deadline: see `predict_clips`.
         workers: gets the process on CUDA, where it is to be the first of them; elsewhere it has ended.
 
     Raises:
-        InputError: the device, the weights or the installation do not serve.
+        InputError: the device does not serve.
     """
+    if settings.device == "cpu" or (settings.device == "auto" and not may_have_cuda()):
+        return Prepared("cpu")
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -427,10 +430,9 @@ def _prepare(settings: WorkerSettings, deadline: Deadline, workers: list[_Worker
             if isinstance(message, Prepared) and message.device == "cuda":
                 workers.append(_Worker(process, ours, time.monotonic() + START_LIMIT_S))
         else:
-            log.warning("neither device nor nets were ready after %.0f s; torch runs the nets", START_LIMIT_S)
+            log.warning("CUDA was not ready after %.0f s", START_LIMIT_S)
     except (EOFError, OSError) as error:  # it died, or cannot be started: workers may still do without it
-        reason = str(error) or "the process died"
-        log.warning("the device could not be tried, or nets not exported (%s); torch runs the nets", reason)
+        log.warning("CUDA could not be tried (%s)", str(error) or "the process died")
     finally:
         if not workers:
             ours.close()
@@ -439,7 +441,7 @@ def _prepare(settings: WorkerSettings, deadline: Deadline, workers: list[_Worker
                 process.join(timeout=5)
     if isinstance(message, Refusal):
         raise InputError(message.reason)
-    return message or Prepared(settings.device, openvino=False)
+    return message or Prepared(settings.device)
 
 
 def _start(settings: WorkerSettings, work: Work) -> _Worker:

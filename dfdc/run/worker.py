@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import logging
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,6 @@ from dfdc.weights import WeightsFile
 
 if TYPE_CHECKING:
     from dfdc.analyze import Analyzer
-    from dfdc.programs import Programs
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +38,6 @@ class WorkerSettings:
         models: "all", or "first" to leave out the weights of the folder further/.
         threads: native threads per worker; `dfdc.run.pool.predict_clips` shares the cores out.
         clip_limit_s: wall seconds that reading one clip may take.
-        programs: the nets as OpenVINO's programs; None where each worker is to build them, by torch.
-        openvino: whether a worker without programs may run its nets on the CPU by OpenVINO.
         analyses: folder that gets each clip's analysis as JSON; None for none.
         thumbnails: whether these analyses hold pictures of faces and scenes.
         place: of the worker among those that run, from 0; where there are several GPUs, they take turns.
@@ -52,8 +49,6 @@ class WorkerSettings:
     models: str = "all"
     threads: int = 1
     clip_limit_s: float = 60.0
-    programs: Programs | None = field(default=None, repr=False)
-    openvino: bool = True
     analyses: Path | None = None
     thumbnails: bool = True
     place: int = 0
@@ -73,17 +68,9 @@ class Ready:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known before the first worker.
-
-    Attributes:
-        device: the kind of device that serves.
-        programs: the nets' for the CPU; None where CUDA serves, or OpenVINO does not.
-        openvino: whether OpenVINO is to be used at all.
-    """
+    """What is known before the first worker: the kind of device that serves."""
 
     device: str
-    programs: Programs | None = field(default=None, repr=False)
-    openvino: bool = True
 
 
 @dataclass(frozen=True)
@@ -147,25 +134,14 @@ def _load(settings: WorkerSettings) -> tuple[Analyzer, str]:
 
     from dfdc.analyze import Analyzer
     from dfdc.errors import DeviceError
-    from dfdc.runtime import choose_device, describe_runtime, do_without_openvino
+    from dfdc.runtime import choose_device, describe_runtime
 
     cv2.setNumThreads(settings.threads)
-    files = list(settings.weights)
-    if settings.programs is not None:
-        try:
-            return Analyzer(files, programs=settings.programs, threads=settings.threads), describe_runtime("cpu")
-        except RuntimeError as error:
-            log.warning("OpenVINO cannot open the nets' programs (%s)", error)
-    import torch
-
-    torch.set_num_threads(settings.threads)
-    if settings.programs is not None or not settings.openvino:
-        do_without_openvino()
     try:
         device = choose_device(settings.device, place=settings.place)
     except DeviceError as error:
         raise InputError(str(error)) from error
-    analyzer = Analyzer(files, device=device)
+    analyzer = Analyzer(list(settings.weights), device=device, threads=settings.threads)
     return analyzer, describe_runtime(device) + ("; NVDEC decodes H.264" if analyzer.gpu is not None else "")
 
 
@@ -176,26 +152,19 @@ def release_memory() -> None:
 
 
 def prepare(connection: Connection, settings: WorkerSettings) -> None:
-    """The life of the process that tries the device and makes programs; a refusal where the user is at fault.
+    """The life of the process that tries CUDA; a refusal where the user is at fault.
 
-    On CUDA it waits for the settings of workers and is the first of them: torch is there, and the device awake.
+    Where CUDA serves it waits for the settings of workers and is the first of them: torch is there, the device awake.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     show_log()
-    try:
-        from dfdc.errors import DeviceError
-        from dfdc.programs import export_programs
-        from dfdc.runtime import choose_device
-    except ImportError as error:
-        connection.send(Refusal(_describe_missing(error)))
-        return
+    from dfdc.errors import DeviceError
+    from dfdc.runtime import choose_device
+
     try:
         device = choose_device(settings.device)
-        programs = export_programs(settings.weights) if device == "cpu" else None
-        connection.send(Prepared(device, programs, openvino=device == "cuda" or programs is not None))
-    except ImportError as error:
-        connection.send(Refusal(_describe_missing(error)))
-    except (DeviceError, WeightsError) as error:
+        connection.send(Prepared(device))
+    except DeviceError as error:
         connection.send(Refusal(str(error)))
     else:
         if device == "cuda":

@@ -1,0 +1,189 @@
+"""Arrays -> logits or faces: the whole of what a net does on the CPU, from uint8 to its answers, as an OpenVINO graph.
+
+Each graph answers as its torch module does: `CropNet`, `PairNet` and `VoiceModel` of `dfdc.networks`, and `CascadeNet`
+of `dfdc.mtcnn`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from openvino import Model, Node, PartialShape, Type
+from openvino import opset13 as ops
+
+from dfdc.audio import N_BANDS
+from dfdc.nets.backbones import build_backbone
+from dfdc.nets.layers import Tensors, connect, constant, convolve, split, whole
+from dfdc.weights import CHANGE_GAIN, GREY, VIEW_MARGIN, ModelSpec
+
+
+def build_graph(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Model:
+    """The graph of a weights file.
+
+    Args:
+        spec: what its header says.
+        tensors: what it holds, by name.
+
+    Returns:
+        From (N, S, S, 6) uint8, S the size of a crop, to the logits (N,) of each of two views, for a net that sees
+        faces; to (N,) for one that sees motion; from (N, bands, columns) float32 to (N,) for one that sees sound.
+
+    Raises:
+        ValueError: the tensors do not fit the specification.
+    """
+    net, size = Tensors(tensors, prefix="net."), spec.input_size
+    if spec.sees == "sound":
+        spectra = ops.parameter(PartialShape([-1, N_BANDS, size]), Type.f32)
+        return Model([_answer(ops.unsqueeze(spectra, whole(1)), spec, net)], [spectra])
+    crop_size = spec.crop.size
+    pairs = ops.parameter(PartialShape([-1, crop_size, crop_size, 6]), Type.u8)
+    first, second = split(_to_planes(pairs), 2, axis=1)
+    if spec.sees == "motion":
+        first, second = (view(half, crop_size, size) for half in (first, second))
+        change = ops.multiply(ops.subtract(second, first), constant(CHANGE_GAIN))
+        seen = ops.clamp(ops.add(change, constant(GREY)), 0.0, 255.0)
+        views = seen, view(seen, size, size, mirrored=True)
+        logits = split(_answer(ops.concat(list(views), 0), spec, net), 2, axis=0)
+        return Model([ops.multiply(ops.add(*logits), constant(0.5))], [pairs])
+    margin = round(VIEW_MARGIN * size)
+    views = view(first, crop_size, size), view(second, crop_size, size, margin=margin, mirrored=True)
+    # Both in one batch: two calls would double the net's weights.
+    return Model(split(_answer(ops.concat(list(views), 0), spec, net), 2, axis=0), [pairs])
+
+
+def view(x: Node, size: int, wanted: int, *, margin: int = 0, mirrored: bool = False) -> Node:
+    """Square pictures (N, C, size, size) float32, 0..255, resized as `dfdc.networks.resize_crops` does.
+
+    A resize and the repeated edge around it are one product of matrices across and one down. If these mirrored the
+    pictures, too, sums would be rounded in another order, and one pixel in 4,000 to another level than torch's.
+
+    Args:
+        x: the pictures.
+        size: their side in pixels.
+        wanted: side of what comes out.
+        margin: pixels on each side of it that repeat the edge; the picture is so much smaller.
+        mirrored: whether left and right change places.
+    """
+    inner = wanted - 2 * margin
+    if mirrored:
+        x = ops.gather(x, whole(range(size)[::-1]), whole(3))
+    if wanted == size and not margin:
+        return x
+    weights = weigh_pixels(size, inner)[np.clip(np.arange(-margin, inner + margin), 0, inner - 1)]
+    x = ops.matmul(constant(weights), ops.matmul(x, constant(weights), False, True), False, False)
+    return ops.round(x, "half_to_even") if inner != size else x
+
+
+def weigh_pixels(size: int, wanted: int) -> np.ndarray:
+    """How much each pixel of a row counts in those of the resized row.
+
+    torch's bilinear interpolation with antialiasing (ATen, UpSampleKernel.cpp): a triangle as wide as the pixels that
+    are reduced to one. Every step is rounded to single precision as there, and the weights are torch's to the last bit:
+    what lies in the middle between two levels is rounded to the same one.
+
+    Args:
+        size, wanted: pixels of the row before and after.
+
+    Returns:
+        (wanted, size) float32; rows add up to 1.
+    """
+    one, half = np.float32(1), np.float32(0.5)
+    scale = np.float32(size) / np.float32(wanted)
+    reach = max(scale, one)
+    middles = (scale * (np.arange(wanted, dtype=np.float32) + half))[:, None]
+    first = np.maximum((middles - reach + half).astype(np.int64), 0)
+    end = np.minimum((middles + reach + half).astype(np.int64), size)
+    places = np.arange(size, dtype=np.float32)
+    weights = np.clip(one - np.abs((places - middles + half) * (one / reach)), 0, None)
+    weights = np.where((places >= first) & (places < end), weights, np.float32(0))
+    return weights / weights.cumsum(1)[:, -1:]  # one after the other; sum() adds in pairs
+
+
+def _to_planes(images: Node) -> Node:
+    """Images (N, H, W, C) uint8 as (N, C, H, W) float32."""
+    return ops.convert(ops.transpose(images, whole([0, 3, 1, 2])), "f32")
+
+
+def _answer(values: Node, spec: ModelSpec, net: Tensors) -> Node:
+    """Logits (N,) of values (N, C, H, W) as they were measured."""
+    mean, std = (constant(np.reshape(part, (1, -1, 1, 1))) for part in (spec.mean, spec.std))
+    normalized = ops.divide(ops.subtract(values, mean), std)
+    return build_backbone(normalized, spec.architecture, spec.input_size, net)
+
+
+def build_cascade(name: str, side: int | None, tensors: Mapping[str, np.ndarray]) -> Model:
+    """The graph of one of MTCNN's nets.
+
+    Args:
+        name: "pnet", "rnet" or "onet".
+        side: of its images in pixels; None for images of any size.
+        tensors: of all three, by the net's name and their own.
+
+    Returns:
+        From (N, H, W, 3) uint8 RGB to what `dfdc.mtcnn.CascadeNet` answers.
+
+    Raises:
+        ValueError: the tensors are not the net's.
+    """
+    images = ops.parameter(PartialShape([-1, side or -1, side or -1, 3]), Type.u8)
+    x = ops.multiply(ops.subtract(_to_planes(images), constant(127.5)), constant(1 / 128))
+    net = Tensors(tensors, prefix=f"{name}.")
+    *others, scores = _CASCADES[name](x, net)
+    net.check_used()
+    return Model([*others, ops.softmax(scores, 1)], [images])
+
+
+def _build_pnet(x: Node, net: Tensors) -> list[Node]:
+    x = _pool(_convolve(x, net, 1, (10, 3, 3, 3)), 2)
+    x = _convolve(x, net, 2, (16, 10, 3, 3))
+    x = _convolve(x, net, 3, (32, 16, 3, 3))
+    heads = [(net.take(f"{name}.weight", n, 32, 1, 1), net.take(f"{name}.bias", n)) for name, n in _PNET_HEADS]
+    return [convolve(x, *head) for head in heads]
+
+
+def _build_rnet(x: Node, net: Tensors) -> list[Node]:
+    x = _pool(_convolve(x, net, 1, (28, 3, 3, 3)), 3)
+    x = _pool(_convolve(x, net, 2, (48, 28, 3, 3)), 3)
+    x = _convolve(x, net, 3, (64, 48, 2, 2))
+    return _build_heads(x, net, 4, (128, 576), _RNET_HEADS)
+
+
+def _build_onet(x: Node, net: Tensors) -> list[Node]:
+    x = _pool(_convolve(x, net, 1, (32, 3, 3, 3)), 3)
+    x = _pool(_convolve(x, net, 2, (64, 32, 3, 3)), 3)
+    x = _pool(_convolve(x, net, 3, (64, 64, 3, 3)), 2)
+    x = _convolve(x, net, 4, (128, 64, 2, 2))
+    return _build_heads(x, net, 5, (256, 1152), _ONET_HEADS)
+
+
+def _convolve(x: Node, net: Tensors, number: int, shape: tuple[int, int, int, int]) -> Node:
+    filters, bias = net.take(f"conv{number}.weight", *shape), net.take(f"conv{number}.bias", shape[0])
+    return _rectify(convolve(x, filters, bias), net, number, shape[0])
+
+
+def _rectify(x: Node, net: Tensors, number: int, n_filters: int) -> Node:
+    return ops.prelu(x, constant(net.take(f"prelu{number}.weight", n_filters)))
+
+
+def _pool(x: Node, size: int) -> Node:
+    return ops.max_pool(x, [2, 2], [1, 1], [0, 0], [0, 0], [size, size], "ceil").output(0)
+
+
+def _build_heads(
+    x: Node, net: Tensors, number: int, shape: tuple[int, int], heads: tuple[tuple[str, int], ...]
+) -> list[Node]:
+    """A fully connected layer, and the heads over it."""
+    # Columns before rows, as the weights were converted from Caffe.
+    x = ops.reshape(ops.transpose(x, whole([0, 3, 2, 1])), whole([0, -1]), True)
+    x = connect(x, net.take(f"dense{number}.weight", *shape), net.take(f"dense{number}.bias", shape[0]))
+    x = _rectify(x, net, number, shape[0])
+    taken = [(net.take(f"{name}.weight", n, shape[0]), net.take(f"{name}.bias", n)) for name, n in heads]
+    return [connect(x, *head) for head in taken]
+
+
+# Names and outputs of the heads: offsets of the box, landmarks, scores of no face and of a face.
+_PNET_HEADS = (("conv4_2", 4), ("conv4_1", 2))
+_RNET_HEADS = (("dense5_2", 4), ("dense5_1", 2))
+_ONET_HEADS = (("dense6_2", 4), ("dense6_3", 10), ("dense6_1", 2))
+_CASCADES = {"pnet": _build_pnet, "rnet": _build_rnet, "onet": _build_onet}

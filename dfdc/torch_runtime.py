@@ -1,0 +1,49 @@
+"""torch's nets as functions from arrays to arrays: on CUDA, and on a CPU that OpenVINO does not serve."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch import nn
+
+from dfdc.convolution import without_cudnn
+from dfdc.runtime import Net
+
+
+def run_in_torch(net: nn.Module, device: str) -> Net:
+    """A net that torch runs; on this process's GPU without cuDNN.
+
+    Args:
+        net: in evaluation mode, on any device; answers with one tensor or several.
+        device: "cpu" or "cuda".
+
+    Returns:
+        The net. It raises MemoryError where CUDA has too little memory for so large a batch.
+    """
+    net = net.to(device)
+
+    @torch.inference_mode()
+    def run(items: np.ndarray) -> tuple[np.ndarray, ...]:
+        try:
+            with without_cudnn() if device == "cuda" else nullcontext():
+                outputs = net(torch.from_numpy(items).to(device))
+            outputs = tuple(o.float() for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
+            if device == "cuda":
+                wait_for_device()
+            return tuple(output.cpu().numpy() for output in outputs)
+        except torch.cuda.OutOfMemoryError as error:
+            reason = str(error)
+        # Outside the except clause: the error there keeps the batch's tensors alive.
+        torch.cuda.empty_cache()
+        raise MemoryError(reason)
+
+    return run
+
+
+def wait_for_device() -> None:
+    """Sleep until CUDA has done what it was given; waiting by a copy of its answers would keep this core busy."""
+    done = torch.cuda.Event(blocking=True)
+    done.record()
+    done.synchronize()
