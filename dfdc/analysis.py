@@ -90,6 +90,8 @@ class FaceTrack:
         logits: (T,) float64, the ensemble's calibrated log-odds that the face is fake; above 0 means fake.
         detection_score: mean of the face detector's scores where the face was found, 0 to 1.
         thumbnails: frame's index -> JPEG of the face; empty unless they were asked for.
+        heat: frame's index -> (h, w) float32, the log-odds that each part of the crop contributes by the first model
+            (class activation map); for the frames that have a thumbnail.
     """
 
     frames: np.ndarray
@@ -99,6 +101,7 @@ class FaceTrack:
     logits: np.ndarray
     detection_score: float
     thumbnails: dict[int, bytes] = field(default_factory=dict, repr=False)
+    heat: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -243,6 +246,7 @@ class Analysis:
                     found=np.array(track.pop("found"), bool),
                     logits=np.array(track.pop("logits"), np.float64),
                     thumbnails=_to_pictures(track.pop("thumbnails")),
+                    heat={int(key): np.array(value, np.float32) for key, value in track.pop("heat").items()},
                     **track,
                 )
                 for track in record.pop("tracks")
@@ -321,7 +325,12 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, dict):
-        return {str(key): base64.b64encode(picture).decode() for key, picture in value.items()}
+        return {
+            str(key): item.astype(float).round(4).tolist()
+            if isinstance(item, np.ndarray)
+            else base64.b64encode(item).decode()
+            for key, item in value.items()
+        }
     return value
 
 

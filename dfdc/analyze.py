@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,12 +19,13 @@ from dfdc.analysis import THUMBNAIL, Analysis, FaceTrack, Model, Provenance, Tim
 from dfdc.crop import crop_face
 from dfdc.deadline import NEVER, Deadline
 from dfdc.detect import FaceDetector
-from dfdc.ensemble import Ensemble
+from dfdc.ensemble import Ensemble, cut_crops
 from dfdc.errors import VideoError, VideoTimeout
 from dfdc.files import describe_file
+from dfdc.nets import open_heat_map
 from dfdc.research.motion import Motion
 from dfdc.research.voice import Listener
-from dfdc.runtime import current_gpu
+from dfdc.runtime import Net, current_gpu
 from dfdc.tracks import Track, find_tracks
 from dfdc.version import __version__
 from dfdc.video import Frame, has_gpu_decoder, read_frames
@@ -75,6 +77,7 @@ class Analyzer:
         self.gpu = current_gpu() if device == "cuda" and has_gpu_decoder() else None
         self.digests = [file.digest for file in that_see("face", files)]
         self.detector = FaceDetector(device, threads=threads)
+        self._heat_source, self._threads = that_see("face", files)[0], threads
         self.ensemble = Ensemble(that_see("face", files), device, threads=threads)
         self.motion = Motion(that_see("motion", files), device, threads=threads)
         self.listener = Listener(that_see("sound", files), device, threads=threads)
@@ -105,7 +108,7 @@ class Analyzer:
             sighting = self.find_people(path, n_frames, deadline=deadline)
             analysis = self._score(path, sighting, blank, deadline)
             if thumbnails:
-                analysis = _illustrate(analysis, sighting)
+                analysis = self._add_heat(_illustrate(analysis, sighting), sighting)
                 analysis = replace(analysis, provenance=self._describe_origin(path, blank.n_models))
         except VideoTimeout as error:
             analysis = replace(blank, status="timeout", reason=str(error))
@@ -174,6 +177,24 @@ class Analyzer:
         score_s = time.process_time() - started - crop_s
         timings = Timings(0.0, sighting.decode_s, sighting.detect_s, crop_s, score_s)
         return replace(analysis, timings=timings)
+
+    @cached_property
+    def _heat_map(self) -> Net | None:
+        """The first model's class activation maps; opened when they are first wanted, as few runs want any."""
+        return open_heat_map(self._heat_source, threads=self._threads)
+
+    def _add_heat(self, analysis: Analysis, sighting: Sighting) -> Analysis:
+        """The analysis with a heat map for each thumbnail."""
+        if self._heat_map is None:
+            return analysis
+        tracks = []
+        for track in analysis.tracks:
+            rows = np.flatnonzero(np.isin(track.frames, list(track.thumbnails)))
+            faces = [(sighting.frames[track.frames[i]].pixels, track.boxes[i]) for i in rows]
+            (maps,) = self._heat_map(cut_crops(faces, self._heat_source.spec.crop))
+            heat = {int(track.frames[i]): each for i, each in zip(rows, maps, strict=True)}
+            tracks.append(replace(track, heat=heat))
+        return replace(analysis, tracks=tuple(tracks))
 
     def _describe_origin(self, path: Path, n_models: int) -> Provenance:
         specs, digests = self.ensemble.specs[:n_models], self.digests[:n_models]

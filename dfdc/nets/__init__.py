@@ -51,6 +51,28 @@ def open_nets(files: Sequence[WeightsFile], *, device: str = "cpu", threads: int
     return [_open_file(file, device, threads) for file in files]
 
 
+def open_heat_map(file: WeightsFile, *, threads: int | None = None) -> Net | None:
+    """Open the class activation maps of a face model, for the CPU.
+
+    Args:
+        file: checked weights.
+        threads: see `open_nets`.
+
+    Returns:
+        A net that takes crops (N, S, S, 3) uint8 RGB and answers with maps (N, h, w) float32, whose means are the
+        model's logits in its first view. None where OpenVINO is not installed.
+
+    Raises:
+        WeightsError: as `open_nets`.
+    """
+    if not has_openvino():
+        return None
+    from dfdc.nets.graphs import build_heat_graph
+
+    tensors = _read_tensors(file.path, file.read())
+    return _compile(file.path, lambda: build_heat_graph(file.spec, tensors), threads)
+
+
 def open_detector(*, device: str = "cpu", threads: int | None = None) -> list[Net]:
     """Open MTCNN's P-Net, R-Net and O-Net.
 

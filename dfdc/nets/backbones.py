@@ -51,28 +51,34 @@ MOBILENET_STAGES = (
 MOBILENET_EPSILON = 1e-5
 
 
-def build_backbone(x: Node, architecture: str, input_size: int, tensors: Tensors) -> Node:
-    """The logits of a net.
+def build_backbone(x: Node, architecture: str, input_size: int, tensors: Tensors, *, pooled: bool = True) -> Node:
+    """The logits of a net, or the map whose mean they are.
 
     Args:
         x: (N, C, H, W) float32, normalized; C is fixed.
         architecture: one of `dfdc.weights.ARCHITECTURES`.
         input_size: side in pixels that the padding is laid out for.
         tensors: the net's, all of them and no others.
+        pooled: whether the mean over all places is taken.
 
     Returns:
-        (N,) float32.
+        (N,) float32; (N, h, w) unless pooled.
 
     Raises:
         ValueError: the tensors are not those of the architecture.
     """
     n_channels = x.get_output_partial_shape(0)[1].get_length()
     if architecture == "mobilenet-v2":
-        logits = _build_mobilenet(x, n_channels, tensors)
+        features = _build_mobilenet(x, n_channels, tensors)
+        weight, bias = tensors.take("classifier.1.weight", 1, 1280), tensors.take("classifier.1.bias", 1)
     else:
-        logits = _EfficientNet(architecture, tensors).build(x, n_channels, input_size)
+        net = _EfficientNet(architecture, tensors)
+        features = net.build(x, n_channels, input_size)
+        weight, bias = tensors.take("_fc.weight", 1, net.n_features), tensors.take("_fc.bias", 1)
     tensors.check_used()
-    return ops.squeeze(logits, whole([1]))
+    if not pooled:
+        return ops.squeeze(convolve(features, weight[:, :, None, None], bias), whole([1]))
+    return ops.squeeze(connect(average_places(features), weight, bias), whole([1]))
 
 
 def relu6(x: Node) -> Node:
@@ -122,10 +128,12 @@ class _EfficientNet:
                 changed = self._build_block(x, block)
                 x = changed if repeat == 0 else ops.add(changed, x)
                 n_in, index = n_out, index + 1
-        n_features = self._scale(1280)
-        x = self.activate(self._convolve(x, "_conv_head", "_bn1", (n_features, n_in, 1, 1)))
-        weight, bias = self.tensors.take("_fc.weight", 1, n_features), self.tensors.take("_fc.bias", 1)
-        return connect(average_places(x), weight, bias)
+        return self.activate(self._convolve(x, "_conv_head", "_bn1", (self.n_features, n_in, 1, 1)))
+
+    @property
+    def n_features(self) -> int:
+        """Channels of the last feature map."""
+        return self._scale(1280)
 
     def _scale(self, n_filters: int) -> int:
         """So many filters times the width, rounded to a multiple of 8, and never down by more than a tenth."""
@@ -179,6 +187,4 @@ def _build_mobilenet(x: Node, n_channels: int, tensors: Tensors) -> Node:
             x = convolve_named(x, f"{name}{layer + 1}", f"{name}{layer + 2}", (n_out, n_inner, 1, 1))
             x = x if repeat == 0 else ops.add(x, before)
             n_in, index = n_out, index + 1
-    x = relu6(convolve_named(x, f"features.{index}.0", f"features.{index}.1", (1280, n_in, 1, 1)))
-    weight, bias = tensors.take("classifier.1.weight", 1, 1280), tensors.take("classifier.1.bias", 1)
-    return connect(average_places(x), weight, bias)
+    return relu6(convolve_named(x, f"features.{index}.0", f"features.{index}.1", (1280, n_in, 1, 1)))

@@ -52,6 +52,28 @@ def build_graph(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Model:
     return Model(split(_answer(ops.concat(list(views), 0), spec, net), 2, axis=0), [pairs])
 
 
+def build_heat_graph(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Model:
+    """The graph of what each part of a crop says: class activation maps of a face model.
+
+    The logit is the mean of the map (Zhou et al., CVPR 2016): with global average pooling, the classifier's weights can
+    be applied at each place of the last feature map before the mean is taken.
+
+    Args:
+        spec: what the weights file's header says.
+        tensors: what it holds, by name.
+
+    Returns:
+        From (N, S, S, 3) uint8, S the size of a crop, to (N, h, w) float32, the log-odds that each place contributes.
+
+    Raises:
+        ValueError: the tensors do not fit the specification.
+    """
+    crop_size = spec.crop.size
+    crops = ops.parameter(PartialShape([-1, crop_size, crop_size, 3]), Type.u8)
+    seen = view(_to_planes(crops), crop_size, spec.input_size)
+    return Model([_answer(seen, spec, Tensors(tensors, prefix="net."), pooled=False)], [crops])
+
+
 def view(x: Node, size: int, wanted: int, *, margin: int = 0, mirrored: bool = False) -> Node:
     """Square pictures (N, C, size, size) float32, 0..255, resized as `dfdc.networks.resize_crops` does.
 
@@ -105,11 +127,11 @@ def _to_planes(images: Node) -> Node:
     return ops.convert(ops.transpose(images, whole([0, 3, 1, 2])), "f32")
 
 
-def _answer(values: Node, spec: ModelSpec, net: Tensors) -> Node:
-    """Logits (N,) of values (N, C, H, W) as they were measured."""
+def _answer(values: Node, spec: ModelSpec, net: Tensors, *, pooled: bool = True) -> Node:
+    """Logits (N,) of values (N, C, H, W) as they were measured; unless pooled, the map whose mean they are."""
     mean, std = (constant(np.reshape(part, (1, -1, 1, 1))) for part in (spec.mean, spec.std))
     normalized = ops.divide(ops.subtract(values, mean), std)
-    return build_backbone(normalized, spec.architecture, spec.input_size, net)
+    return build_backbone(normalized, spec.architecture, spec.input_size, net, pooled=pooled)
 
 
 def build_cascade(name: str, side: int | None, tensors: Mapping[str, np.ndarray]) -> Model:

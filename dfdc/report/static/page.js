@@ -190,7 +190,7 @@ function person(clip, track, number) {
         make("figcaption", {}, `At ${seconds(clip.times_s[near])}, untouched`)));
       const heat = withHeat.checked ? heatMap(track, near) : null;
       if (heat) detail.append(make("figure", {}, heat, make("figcaption", {},
-        "Orange raised the score, blue lowered it. The map is coarse: it shows regions, not details.")));
+        "Orange raised the score, blue lowered it. The map is coarse: it shows regions, not details, and partly where the model is active at all.")));
     }
     const whole = scene(clip, frame);
     if (whole) state.scene.replaceChildren(whole);

@@ -1,0 +1,52 @@
+"""Heat maps: their mean is the model's logit, and they follow the classifier's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load
+
+from dfdc.crop import crop_face
+from dfdc.detect import FaceDetector
+from dfdc.nets import _compile, open_heat_map, open_nets
+from dfdc.nets.graphs import build_heat_graph
+from dfdc.tracks import find_tracks
+from dfdc.video import read_frames
+from dfdc.weights import find_weights
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def crops() -> np.ndarray:
+    file = find_weights(ROOT / "weights")[0]
+    frames = [frame.pixels for frame in read_frames(ROOT / "samples/doctored.mp4", 3)]
+    ((track,), _) = find_tracks(frames, FaceDetector("cpu"))
+    cut = [crop_face(frames[i], box, file.spec.crop) for i, box in zip(track.frames, track.boxes, strict=True)]
+    return np.stack(cut)
+
+
+def test_the_mean_of_a_map_is_the_logit_of_the_first_view(crops: np.ndarray) -> None:
+    for file in find_weights(ROOT / "weights"):
+        (maps,) = open_heat_map(file, threads=1)(crops)
+        first, _ = open_nets([file], threads=1)[0](np.concatenate([crops, crops], 3))
+        assert maps.shape[0] == len(crops) and maps.shape[1] == maps.shape[2] > 1
+        assert maps.mean((1, 2)) == pytest.approx(first, abs=1e-3)
+
+
+def test_randomised_classifiers_give_other_maps(crops: np.ndarray) -> None:
+    """The sanity check of Adebayo et al. (NeurIPS 2018): a map that ignores the weights explains nothing.
+
+    Where features are strong, every classifier has much to say, so that the maps stay correlated: .66 in the median.
+    """
+    file = find_weights(ROOT / "weights")[0]
+    (maps,) = open_heat_map(file, threads=1)(crops)
+    tensors, random = load(file.path.read_bytes()), np.random.default_rng(0)
+    weight, correlations = tensors["net._fc.weight"], []
+    for _ in range(12):
+        tensors["net._fc.weight"] = (weight.std() * random.standard_normal(weight.shape)).astype(weight.dtype)
+        (others,) = _compile(file.path, lambda: build_heat_graph(file.spec, tensors), 1)(crops)
+        correlations += [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(maps, others, strict=True)]
+    assert np.median(np.abs(correlations)) < 0.85 and np.quantile(correlations, 0.2) < 0.4
