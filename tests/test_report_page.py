@@ -1,0 +1,183 @@
+"""The report in a real browser: sorted, filtered, walked by keyboard, in light and dark, on a phone and a desktop."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dfdc
+from dfdc.analysis import Model, Provenance
+from dfdc.report.page import MAX_PICTURE_BYTES, crop_in_thumbnail, write_report
+from dfdc.weights import find_weights
+
+ROOT = Path(__file__).resolve().parent.parent
+# A name that would do something if it were taken for HTML, and would end the page's data.
+HOSTILE = "</script><img src=x onerror=document.title=666>.mp4"
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+@pytest.fixture
+def no_network() -> None:
+    """In the place of conftest's: a browser is driven over this machine's own sockets."""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    detector = dfdc.load_detector(find_weights(ROOT / "weights")[0].path, device="cpu", n_frames=8)
+    seen = [detector.analyze(ROOT / f"samples/{name}.mp4", thumbnails=True) for name in ("real", "doctored")]
+    origin = Provenance("1.0.0", "2026-01-01 00:00:00 UTC", "0" * 64, 1, "cpu", (Model("net", "a" * 64, "crops"),))
+    bad = [
+        dfdc.Analysis(HOSTILE, status="unreadable", reason="<b>no video</b>", provenance=origin),
+        dfdc.Analysis("empty.mp4", status="no_face", reason="no face in 8 frames"),
+    ]
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    return write_report([*seen, *bad], out, n_clips=4)
+
+
+@pytest.fixture(params=[(390, 844), (1440, 900)], ids=["phone", "desktop"])
+def browser(request: pytest.FixtureRequest, report: Path, tmp_path: Path) -> Iterator[object]:
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    width, height = request.param
+    for flag in (*FLAGS, f"--window-size={width},{height}", f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    browser.get("about:blank")
+    browser.get_log("performance")  # what the browser asked for its own first page
+    browser.get(report.as_uri())
+    yield browser
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked), asked
+    browser.quit()
+
+
+def names(browser: object) -> list[str]:
+    return [button.text for button in browser.find_elements("css selector", "#list tbody button")]
+
+
+def open_clip(browser: object, name: str) -> None:
+    (button,) = [b for b in browser.find_elements("css selector", "#list tbody button") if b.text == name]
+    browser.execute_script("arguments[0].click()", button)
+
+
+def test_clips_are_sorted_filtered_and_opened(browser: object) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    assert names(browser)[:2] == ["doctored.mp4", "real.mp4"] and HOSTILE in names(browser)
+    assert browser.title == "Deepfake analysis"
+    button = browser.find_element("css selector", "#list th button[data-key=filename]")
+    button.send_keys(Keys.ENTER)
+    assert names(browser) == sorted(names(browser), key=str.lower)
+    browser.find_element("id", "search").send_keys("OCT")
+    assert names(browser) == ["doctored.mp4"]
+    assert browser.find_element("id", "count").text.startswith("1 of 4 clips")
+    open_clip(browser, "doctored.mp4")
+    assert browser.switch_to.active_element.get_attribute("id") == "clip-heading"
+    body = browser.find_element("id", "clip-body").text
+    assert (
+        "signs of a known manipulation" in body and "SHA-256" in body and "real" not in body.split("Facts")[0].lower()
+    )
+
+
+def test_chart_is_walked_by_keyboard_and_shows_each_frame(browser: object) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    open_clip(browser, "doctored.mp4")
+    chart = browser.find_element("css selector", ".chart")
+    times = [chart.get_attribute("aria-valuetext")]
+    for _ in range(3):
+        chart.send_keys(Keys.ARROW_RIGHT)
+        times.append(chart.get_attribute("aria-valuetext"))
+    assert len(set(times)) == 4
+    live = browser.find_element("css selector", "#clip-body [role=status]").text
+    assert times[-1].split(":")[0] in live
+    pressed = browser.find_elements("css selector", ".face[aria-pressed=true]")
+    assert len(pressed) == 1 and times[-1].split(":")[0] in pressed[0].text
+    chart.send_keys(Keys.END)
+    assert chart.get_attribute("aria-valuenow") == chart.get_attribute("aria-valuemax")
+
+
+def test_heat_map_is_shown_on_request_beside_the_untouched_face(browser: object) -> None:
+    open_clip(browser, "doctored.mp4")
+    assert not browser.find_elements("css selector", ".pair canvas")
+    browser.find_element("id", "heat-0").click()
+    canvas = browser.find_element("css selector", ".pair canvas")
+    browser.implicitly_wait(5)
+    assert browser.find_element("css selector", ".pair img").get_attribute("alt").startswith("Face of person 1")
+    script = "const c = arguments[0]; return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
+    browser.execute_async_script("setTimeout(arguments[0], 300)")
+    pixels = np.array(browser.execute_script(script, canvas)).reshape(192, 192, 4)
+    assert pixels[..., 3].min() == 255 and pixels[..., :3].std() > 10
+
+
+def test_base_rate_gives_the_posterior(browser: object) -> None:
+    open_clip(browser, "doctored.mp4")
+    box = browser.find_element("id", "base-rate")
+    box.clear()
+    box.send_keys("100")
+    shown = browser.execute_script("return clips.find((clip) => clip.filename === 'doctored.mp4').probability")
+    odds = shown / (1 - shown) / 99
+    expected = odds / (1 + odds)
+    facts = browser.find_element("css selector", "#clip-body dl").text
+    said = f"{100 * expected:.1f} %" if expected < 0.095 else f"{round(100 * expected)} %"
+    assert f"this score means {said}" in " ".join(facts.split())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violation(browser: object, scheme: str) -> None:
+    axe = Path(os.environ.get("AXE_CORE", ROOT / "node_modules/axe-core/axe.min.js"))
+    if not axe.is_file():
+        pytest.skip("axe-core is not installed (npm install axe-core, or AXE_CORE=path)")
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    open_clip(browser, "doctored.mp4")
+    browser.execute_script(axe.read_text(encoding="utf-8"))
+    run = "axe.run({runOnly: axe.getRules().map((rule) => rule.ruleId)}).then(arguments[0])"
+    found = browser.execute_async_script(run)["violations"]
+    told = [(each["id"], each["nodes"][0]["html"][:120], each["nodes"][0]["failureSummary"]) for each in found]
+    assert told == []
+
+
+def test_a_large_page_keeps_its_size_and_says_what_it_left_out(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, 60_000).astype(np.uint8).tobytes()
+    track = dfdc.FaceTrack(
+        np.arange(12),
+        np.arange(12.0),
+        np.zeros((12, 4), np.float32),
+        np.ones(12, bool),
+        np.zeros(12),
+        1.0,
+        thumbnails={},
+    )
+    clip = dfdc.Analysis("a.mp4", times_s=np.arange(12.0), tracks=(track,), scenes={0: noise, 5: noise, 11: noise})
+    n_clips = MAX_PICTURE_BYTES // 120_000
+    out = write_report((clip for _ in range(n_clips)), tmp_path / "report.html", n_clips=n_clips)
+    assert out.stat().st_size < 1.25 * MAX_PICTURE_BYTES
+    assert out.read_text(encoding="utf-8").count('"pictures_left_out": true') == n_clips
+
+
+def test_the_models_crop_lies_where_the_crop_function_cuts_it() -> None:
+    from dfdc.analysis import THUMBNAIL
+    from dfdc.crop import CropGeometry
+
+    box = np.array([1000.0, 1000.0, 2000.0, 2000.0])
+    left, top, side = CropGeometry().square(box)
+    outer_left, outer_top, outer_side = THUMBNAIL.square(box)
+    expected = [(left - outer_left) / outer_side, (top - outer_top) / outer_side, side / outer_side]
+    assert crop_in_thumbnail(CropGeometry()) == pytest.approx(expected, abs=1e-3)
