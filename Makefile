@@ -52,7 +52,7 @@ bundle: .venv/all
 	$(BIN)/python tools/make_bundle.py --user "$(KAGGLE_USER)" --out bundle
 
 rehearsal: .venv/all
-	$(BIN)/python tools/make_bundle.py --rehearsal --out .rehearsal/bundle
+	$(BIN)/python tools/make_bundle.py --rehearsal --python 3.10 3.12 --out .rehearsal/bundle
 	$(BIN)/python tools/rehearse.py "$(VIDEOS)" --bundle .rehearsal/bundle $(if $(IMAGES),--image $(IMAGES))
 
 .venv/bin/python:
