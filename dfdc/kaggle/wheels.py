@@ -146,7 +146,7 @@ def _run_pip(command: Sequence[str], failure: str) -> None:
     environment = {**os.environ, "SOURCE_DATE_EPOCH": BUILD_TIME}
     run = subprocess.run([*pip, *command], env=environment, stderr=subprocess.PIPE, text=True)
     if run.returncode:
-        reason = next((line for line in run.stderr.splitlines() if line.startswith("ERROR")), "pip failed")
+        reason = next((line.strip() for line in run.stderr.splitlines() if "error:" in line.lower()), "pip failed")
         raise BundleError(f"{failure} ({reason})")
 
 
