@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
+STARTED_S = time.monotonic()  # the time limit counts from here: importing the rest takes a while
 KAGGLE_INPUT = Path("/kaggle/input")
 
 
@@ -38,14 +40,15 @@ if __name__ == "__main__":  # not in workers, which import this file too and inh
         sys.exit(f"kernel: {error}")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, *, started_s: float | None = None) -> int:
+    """Score clips, see `dfdc.cli.score`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_score_arguments(parser)
     try:
-        return score(parser.parse_args(argv), program="kernel")
+        return score(parser.parse_args(argv), program="kernel", started_s=started_s)
     except ModuleNotFoundError as error:
         sys.exit(f"kernel: {error}; run .venv/bin/python, which make submission sets up, or install requirements.txt")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(started_s=STARTED_S))

@@ -11,11 +11,14 @@ import contextlib
 import math
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dfdc.deadline import Deadline
 from dfdc.errors import DfdcError, InputError
+from dfdc.log import open_streams, show_log, shown
+from dfdc.run.watchdog import ending_in_time
 from dfdc.version import __version__
 
 KAGGLE_INPUT = Path("/kaggle/input")
@@ -33,7 +36,7 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="PATH",
-        help="video file or folder of video files (default: Kaggle's test_videos)",
+        help="video or picture, or folder that is searched with its sub-folders (default: Kaggle's test_videos)",
     )
     add(
         "--out",
@@ -92,7 +95,8 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--fresh",
         action="store_true",
-        help="score every clip anew (default: continue an earlier run with the same weights, settings and code)",
+        help="score every clip anew and replace earlier results at once (default: continue an earlier run with the "
+        "same weights, settings and code)",
     )
     add(
         "--analyses",
@@ -145,27 +149,35 @@ def ending_once() -> Iterator[None]:
 
 
 @ending_once()
-def score(args: argparse.Namespace, *, program: str) -> int:
+def score(args: argparse.Namespace, *, program: str, started_s: float | None = None) -> int:
     """Score clips and write the submission.
 
     Args:
         args: as `add_score_arguments` declares them.
         program: name that begins each line of the log.
+        started_s: on the monotonic clock, when the time limit began to count; None for now.
 
     Returns:
-        The exit code: 0 after a run, 1 after a mistake of the user's, 130 after Ctrl-C.
+        The exit code: 0 if a clip was scored or found to hold no face, 1 if none was, 130 after Ctrl-C.
     """
-    deadline = Deadline.after(args.time_limit)
+    deadline = Deadline((time.monotonic() if started_s is None else started_s) + args.time_limit)
+    with ending_in_time(deadline):
+        return _score(args, deadline, program=program)
+
+
+def _score(args: argparse.Namespace, deadline: Deadline, *, program: str) -> int:
+    open_streams()  # before any file is opened
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a notebook's streams take every name
             stream.reconfigure(errors="backslashreplace")
 
     from dfdc.analysis import read_some
     from dfdc.files import check_out, make_folder
-    from dfdc.log import show_log
+    from dfdc.kaggle.paths import find_competition, find_weights_folder
     from dfdc.report.page import write_report
-    from dfdc.run.inputs import collect, find_competition, find_weights_folder
-    from dfdc.run.scoring import score_job, summarize
+    from dfdc.run.inputs import collect
+    from dfdc.run.scoring import score_job
+    from dfdc.run.summary import summarize
     from dfdc.run.worker import WorkerSettings
     from dfdc.weights import find_weights, shipped_weights
 
@@ -193,15 +205,15 @@ def score(args: argparse.Namespace, *, program: str) -> int:
         if args.report:
             write_report(read_some(analyses, job.names), args.report, n_clips=len(job.names))
     except DfdcError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{program}: {shown(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; {args.out} holds what was scored", file=sys.stderr)
+        print(f"{program}: interrupted; {shown(args.out)} holds what was scored", file=sys.stderr)
         return 130
     print(summarize(result))
     if args.report:
         print(f"{args.report}: the clips' faces, scores over time and facts; open it in a browser")
-    return 0
+    return int(result.n_judged == 0)
 
 
 def report(args: argparse.Namespace) -> int:

@@ -1,10 +1,11 @@
-"""How much time is left: one object, made once and passed down."""
+"""How much time is left, and how often something may be done that costs time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,36 @@ class Deadline:
 
 
 NEVER = Deadline(float("inf"))
+
+
+@dataclass
+class Pace:
+    """When something may be done again, so that doing it takes no more than a share of all time.
+
+    Attributes:
+        share: of the time, above 0.
+        least_s: seconds between two times, however little they cost.
+        clock: seconds that only grow.
+        cost_s: what the last time cost, in seconds; 0 before.
+    """
+
+    share: float = 0.05
+    least_s: float = 0.0
+    clock: Callable[[], float] = time.monotonic
+    cost_s: float = 0.0
+    _next_s: float = field(default=float("-inf"), repr=False)
+
+    def due(self) -> bool:
+        """Whether it may be done now."""
+        return self.clock() >= self._next_s
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Do it inside, whether it succeeds or fails."""
+        began_s = self.clock()
+        try:
+            yield
+        finally:
+            end_s = self.clock()
+            self.cost_s = end_s - began_s
+            self._next_s = end_s + max(self.cost_s * (1 / self.share - 1), self.least_s)

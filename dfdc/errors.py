@@ -15,6 +15,10 @@ class InputError(DfdcError):
     """An argument, a path or a table that cannot be used."""
 
 
+class OutputError(InputError, OSError):
+    """A file that was named for output and cannot be written, or must not be."""
+
+
 class WeightsError(DfdcError):
     """Weights that are missing, damaged or do not fit their architecture."""
 
@@ -27,16 +31,16 @@ class DataError(DfdcError):
     """Training or evaluation data that cannot be used."""
 
 
+class MachineError(DfdcError):
+    """The machine failed, and not the clip or the user: too little memory, threads or processes, or a disk's error."""
+
+
 class VideoError(DfdcError):
     """A clip that cannot be read."""
 
 
 class VideoTimeout(VideoError):
     """A clip of which nothing was read before its time limit."""
-
-
-class MachineError(DfdcError):
-    """A clip that could not be read for want of memory, threads or a working disk, whatever the clip is like."""
 
 
 class Misaligned(VideoError):

@@ -1,18 +1,33 @@
-"""Files: written whole or not at all, and described by their digest."""
+"""Files: opened only where they are regular, written whole or not at all, described by digest and identity."""
 
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
+import re
+import secrets
+import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
-from dfdc.errors import InputError
+from dfdc.errors import InputError, OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+# The name of a draft: its target's stem, chance, and its target's suffix.
+DRAFT = re.compile(r"\.(?P<stem>.*)\.[0-9a-f]{8}\.tmp(?P<suffix>\.[^.]*)?", re.DOTALL)
+# By folder, the drafts that were there when this process first wrote there: killed processes may have left them.
+_left: dict[Path, list[str]] = {}
 
 
 @dataclass(frozen=True)
@@ -23,34 +38,111 @@ class Entry:
     sha256: str
 
 
+class Identity(NamedTuple):
+    """What tells a file from another one, whatever their names; two equal ones are of the same bytes.
+
+    The inode's time of change also moves when the content is changed and its time set back.
+    """
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Identity:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def identify(path: Path) -> Identity | None:
+    """The identity of the file that a name leads to now; None where there is none."""
+    try:
+        return Identity.of(os.stat(path))
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return None
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = True, mode: int = 0o666) -> int:
+    """Open a file without ever waiting for one that is a pipe or a device.
+
+    Args:
+        path: of the file.
+        flags, mode: of `os.open`.
+        follow: whether a link may lead to it.
+
+    Returns:
+        Its descriptor, which the caller closes.
+
+    Raises:
+        OSError: it cannot be opened or is no regular file.
+    """
+    flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+    for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    descriptor = os.open(path, flags, mode)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return descriptor
+
+
 def describe_file(path: Path) -> Entry:
-    """Size and digest of a file."""
+    """Size and digest of a regular file.
+
+    Raises:
+        OSError: it cannot be read or is no regular file.
+    """
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open(open_regular(path), "rb") as file:
         while chunk := file.read(2**20):
             digest.update(chunk)
         return Entry(file.tell(), digest.hexdigest())
 
 
 @contextmanager
-def drafted(path: Path) -> Iterator[Path]:
-    """A file to write beside another: it takes the other's place where the block ends well, and goes where it fails.
+def drafted(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A new file to write that takes another's place when the block ends well, and goes where it fails.
 
-    Its suffix is the other's, for those who choose a format by it. Its name is always the same: what a killed process
-    leaves, the next one overwrites.
+    The draft lies in the same folder under a random name that nobody can have prepared. It keeps the suffix, for
+    writers that choose a format by it, and an existing file's permissions. A link is followed to what it names, and
+    stays. Drafts that killed processes left behind are removed.
+
+    Args:
+        path: what to write; a regular file, or nothing yet.
+        durable: whether the content is on the disk before the file takes the other's place.
+
+    Raises:
+        OSError: it cannot be written, or is a folder, a pipe, a device or the like; what is there stays as it is.
     """
-    draft = _draft_of(path)
+    target = _resolve(path)
+    _sweep(target)
+    draft = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.tmp{target.suffix}")
+    # O_EXCL follows no link and takes no file that is there.
+    descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
+        _lock(descriptor)
         yield draft
-        draft.replace(path)
+        if durable:
+            os.fsync(descriptor)
+        with suppress(FileNotFoundError):
+            os.chmod(draft, stat.S_IMODE(os.stat(target).st_mode))
+        os.replace(draft, _resolve(target))
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8; names that are no Unicode keep their bytes."""
+    with drafted(path) as draft:
+        draft.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_json(path: Path, content: object) -> None:
     """Write a file in JSON."""
-    with drafted(path) as draft:
-        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -59,42 +151,39 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
     Raises:
         OSError: the folder cannot be written or the disk is full; the old file is left as it was.
     """
-    draft = path.with_name(f".{path.name}.tmp")  # always the same: what a killed run leaves, the next one takes up
-    try:
-        with open(draft, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            plain = csv.writer(file, lineterminator="\n")
-            # Python's writer leaves a carriage return bare beside this line end, and readers take it for a row's end.
-            quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-            for row in chain([header], rows):
-                (quoting if any("\r" in str(cell) for cell in row) else plain).writerow(row)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:  # a signal's SystemExit, too
-        draft.unlink(missing_ok=True)
-        raise
+    with (
+        drafted(path, durable=True) as draft,
+        open(draft, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        plain = csv.writer(file, lineterminator="\n")
+        # Python's writer leaves a carriage return bare beside this line end, and readers take it for a row's end.
+        quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        for row in chain([header], rows):
+            (quoting if any("\r" in str(cell) for cell in row) else plain).writerow(row)
 
 
 def check_out(out: Path, inputs: Iterable[Path] = ()) -> None:
-    """See to it, before any work, that a file can be written, and is none of those that are read.
+    """Make sure, before any work, that a file can be written and is none of those that are read.
 
     Args:
         out: the file; its folder is made if absent.
         inputs: files that must stay.
 
     Raises:
-        OSError: it cannot be written, is a folder, or is one of the inputs.
+        OutputError: it cannot be written, is no regular file, or is one of the inputs.
     """
     if out.is_dir():
-        raise OSError(f"{out}: is a folder; name a file in it")
-    if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):
-        raise OSError(f"{out}: is one of the clips, and would be lost; name another file")
+        raise OutputError(f"{out}: is a folder; name a file in it")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _draft_of(out).touch()
-        _draft_of(out).unlink()
-    except OSError as error:
-        raise OSError(f"{out}: cannot be written ({error.strerror}); name another file") from error
+        target = _resolve(out)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        probe = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.tmp{target.suffix}")
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{out}: cannot be written ({reason}); name another file") from error
+    refuse_inputs(out, inputs)
 
 
 def make_folder(path: Path) -> None:
@@ -111,5 +200,51 @@ def make_folder(path: Path) -> None:
         raise InputError(f"{path}: no folder for output ({error.strerror}); name another") from error
 
 
-def _draft_of(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.tmp{path.suffix}")
+def refuse_inputs(out: Path, inputs: Iterable[Path]) -> None:
+    """Make sure that a file to write is none of those that are read, by whatever name.
+
+    Raises:
+        OutputError: it is one of them.
+    """
+    there = identify(out)
+    if there is not None:
+        for path in inputs:
+            found = identify(path)
+            if found is not None and found[:2] == there[:2]:
+                raise OutputError(f"{out}: is {path}, which is read and would be lost; name another file")
+
+
+def _resolve(path: Path) -> Path:
+    """Where a link leads, or the path itself; what is there must be a regular file."""
+    target = Path(os.path.realpath(path))
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(target).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return target
+
+
+def _lock(descriptor: int) -> None:
+    """Mark a draft as one that a living process writes."""
+    if fcntl is not None:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sweep(target: Path) -> None:
+    """Remove drafts of a file that no process writes any more."""
+    if fcntl is None:
+        return
+    with suppress(OSError):
+        if target.parent not in _left:
+            _left[target.parent] = list(filter(DRAFT.fullmatch, os.listdir(target.parent)))
+    for name in list(_left.get(target.parent, [])):
+        parts = DRAFT.fullmatch(name)
+        if (parts["stem"], parts["suffix"] or "") == (target.stem, target.suffix):
+            _left[target.parent].remove(name)
+            with suppress(OSError):  # it is no file, or still written
+                descriptor = open_regular(target.with_name(name), follow=False)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    target.with_name(name).unlink()
+                finally:
+                    os.close(descriptor)

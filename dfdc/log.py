@@ -1,9 +1,44 @@
-"""What the package says of its work -> stderr."""
+"""What the package says of its work -> stderr, with nothing in it that could steer a terminal."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import unicodedata
+
+# A progress bar stands on the line: go to its start and clear it.
+CLEAR_LINE = "\r\x1b[K"
+
+
+def shown(name: object) -> str:
+    r"""A name, or any text that holds one, in one line that is safe to print.
+
+    Control characters, line and paragraph separators, marks that change the direction of writing, and bytes that are
+    no Unicode appear as escapes such as ``\x1b``.
+    """
+    return "".join(_escape(character) for character in str(name))
+
+
+def _escape(character: str) -> str:
+    if character.isprintable() or unicodedata.category(character) == "Zs":  # Zs: spaces of other widths
+        return character
+    return character.encode("unicode_escape").decode("ascii")
+
+
+class _Formatter(logging.Formatter):
+    """One line for each record, and its traceback below it."""
+
+    def __init__(self, name: str, *, over_bar: bool) -> None:
+        super().__init__()
+        self._start = f"{CLEAR_LINE * over_bar}{shown(name)}: "
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = self._start + shown(record.getMessage())
+        if record.exc_info:
+            lines = self.formatException(record.exc_info).splitlines()
+            text = "\n".join([text, *map(shown, lines)])
+        return text
 
 
 def show_log(name: str = "kernel", level: int = logging.INFO) -> None:
@@ -12,10 +47,29 @@ def show_log(name: str = "kernel", level: int = logging.INFO) -> None:
     Kaggle's image sends the log of every Python process to a file that nobody sees, and logging.basicConfig leaves a
     log alone that goes somewhere already.
     """
+    open_streams()
     package = logging.getLogger(__package__)
     for handler in list(package.handlers):
         package.removeHandler(handler)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(f"{name}: %(message)s"))
+    over_bar = bool(getattr(sys.stderr, "isatty", lambda: False)())
+    handler.setFormatter(_Formatter(name, over_bar=over_bar))
     package.addHandler(handler)
     package.setLevel(level)
+
+
+def open_streams() -> None:
+    """Give a process that was started with a closed stdin, stdout or stderr an empty one.
+
+    Else the next file that is opened takes its number, and what is printed ends up in that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115

@@ -18,7 +18,7 @@ from dfdc.crop import CropGeometry
 from dfdc.errors import DataError
 from dfdc.networks import CropNet, FrameModel, load_model, save_model
 from dfdc.prediction import Prediction
-from dfdc.run.pool import predict_clips
+from dfdc.run.pool import answer_clips
 from dfdc.weights import Calibration, ModelSpec, find_weights, sigmoid
 from tests.nets import lively
 from tools import evaluate as tool
@@ -182,7 +182,7 @@ def test_clips_are_scored_by_the_kernels_workers(
     given = {}
 
     def predict(*args: object, **how: object) -> Iterator[Prediction]:
-        given.update(signature(predict_clips).bind(*args, **how).arguments)
+        given.update(signature(answer_clips).bind(*args, **how).arguments)
         yield Prediction("b.mp4", label=0.8)
         yield Prediction("a.mp4", status="unreadable", reason="not a video")
 

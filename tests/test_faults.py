@@ -12,11 +12,9 @@ import pytest
 
 from dfdc.data.clips import read_metadata
 from dfdc.data.dataset import load_crops
-from dfdc.deadline import NEVER
-from dfdc.errors import DataError, InputError
-from dfdc.files import write_csv
+from dfdc.errors import DataError
+from dfdc.files import identify, write_csv
 from dfdc.prediction import Prediction
-from dfdc.run import pool
 from dfdc.run.journal import Journal, read_journal
 from tests.clips import write_clip
 from tests.faults import damage, handmade, parts, reader
@@ -117,27 +115,16 @@ def test_crop_whose_path_no_file_can_have_is_refused(tmp_path: Path) -> None:
 
 def test_journal_gives_no_clip_that_is_not_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    journal = Journal(path, {}, {"a.mp4": None})
-    journal.record(Prediction("a.mp4", 0.25))
+    journal = Journal(path, {})
+    journal.record(Prediction("a.mp4", 0.25), identify(ROOT / "kernel.py"))
     journal.close()
-    assert read_journal(path, {}, {"b.mp4": ["/b.mp4"]}).done == {}
-
-
-def test_server_that_dies_while_it_starts_a_worker_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(*_: object) -> None:
-        raise EOFError("unexpected EOF")
-
-    monkeypatch.setattr(pool, "_start", die)
-    monkeypatch.setattr(pool, "START_PAUSE_S", 0.0)
-    settings = pool.WorkerSettings(weights=())
-    run = pool.predict_clips({"a.mp4": Path("a.mp4")}, settings, n_workers=1, deadline=NEVER, work=print)
-    with pytest.raises(InputError, match="workers cannot be started"):
-        list(run)
+    assert read_journal(path, {}, {"b.mp4": identify(ROOT / "kernel.py")}).done == {}
 
 
 READ_AND_TELL = """
 import resource, sys
 from pathlib import Path
+from dfdc.errors import VideoError
 from dfdc.video import read_frames
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

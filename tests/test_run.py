@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from dfdc.deadline import NEVER, Deadline
+from dfdc.errors import InputError
+from dfdc.files import identify
 from dfdc.prediction import Prediction
 from dfdc.run.inputs import Job
-from dfdc.run.scoring import Result, score_job, summarize
-from dfdc.run.worker import WorkerSettings
+from dfdc.run.scoring import score_job
+from dfdc.run.summary import Result, summarize
+from dfdc.run.worker import Answer, WorkerSettings
 
 NAMES = ("a.mp4", "b.mp4", "c.mp4", "d.mp4")
 LABELS = {"a.mp4": 0.25, "b.mp4": 0.75, "c.mp4": 0.5, "d.mp4": 0.125}
@@ -34,20 +36,21 @@ class FakeWorkers:
 
     def __call__(
         self, clips: dict[str, Path], settings: WorkerSettings, *, deadline: Deadline, known: Mapping, n_workers: int
-    ) -> Iterator[Prediction]:
+    ) -> Iterator[Answer]:
         self.scored, self.deadline = [], deadline
         for name in clips:
             if name not in known:
                 if name == self.dies_before:
                     raise Killed
                 self.scored.append(name)
-                yield Prediction(name, LABELS[name], status=self.statuses.get(name, "ok"), wanted=8, frames=8)
+                found = Prediction(name, LABELS[name], status=self.statuses.get(name, "ok"), wanted=8, frames=8)
+                yield Answer(found, identify(clips[name]))
 
 
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> FakeWorkers:
     fake = FakeWorkers()
-    monkeypatch.setattr("dfdc.run.scoring.predict_clips", fake)
+    monkeypatch.setattr("dfdc.run.scoring.answer_clips", fake)
     return fake
 
 
@@ -79,16 +82,12 @@ def kill_before(name: str, workers: FakeWorkers, score: Callable[..., Result]) -
     workers.dies_before = None
 
 
-def test_same_command_goes_on_after_a_kill(
-    tmp_path: Path, workers: FakeWorkers, score: Callable[..., Result], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_same_command_goes_on_after_a_kill(tmp_path: Path, workers: FakeWorkers, score: Callable[..., Result]) -> None:
     kill_before("c.mp4", workers, score)
-    with caplog.at_level(logging.INFO):
-        result = score()
+    result = score()
     assert workers.scored == ["c.mp4", "d.mp4"]
     assert labels(tmp_path) == LABELS
     assert [p.filename for p in result.predictions] == list(NAMES)
-    assert "2 of 4 clips have their score from an earlier run; --fresh" in caplog.text
 
 
 def test_earlier_scores_are_in_the_file_from_the_first_second(
@@ -166,21 +165,88 @@ def test_summary_tells_what_a_voice_adds_to_a_clip_without_a_face(tmp_path: Path
 def test_summary_tells_where_a_clip_was_not_read_to_its_end(tmp_path: Path) -> None:
     cut = Prediction("a.mp4", 0.9, wanted=32, frames=9, cut_s=60.02)
     text = summarize(Result(tmp_path / "x.csv", [cut, Prediction("b.mp4", 0.2)], 1.0))
-    assert "a.mp4   90.0% fake, by its first 9 of 32 frames: reading took more than 60 s\nb.mp4   20.0% fake\n" in text
-    assert "not read to their end, for want of time: 1; see cut_s" in text
-
-
-def test_long_run_tells_how_far_it_has_come(
-    score: Callable[..., Result], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dfdc.run.scoring.TELLING_S", 0.0)
-    with caplog.at_level(logging.INFO):
-        score()
-    assert "3 of 4 clips have a score" in caplog.text
+    line, other, *_ = text.splitlines()
+    assert "9 of 32 frames" in line and "60 s" in line and "of 32" not in other
 
 
 def test_looks_end_before_the_run_does(workers: FakeWorkers, score: Callable[..., Result]) -> None:
     score(deadline=Deadline(1000.0, lambda: 0.0))
     assert workers.deadline.end_s == 997.0
     score(deadline=Deadline(10.0, lambda: 0.0), fresh=True)
-    assert workers.deadline.end_s == 9.0
+    assert workers.deadline.end_s == 7.5
+
+
+@pytest.mark.parametrize("settings", [{"n_frames": 16}, {"device": "cpu"}])
+def test_run_with_other_settings_that_scores_nothing_costs_no_earlier_result(
+    tmp_path: Path, workers: FakeWorkers, score: Callable[..., Result], settings: dict[str, object]
+) -> None:
+    score()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    workers.statuses = dict.fromkeys(NAMES, "timeout")
+    result = score(**settings)
+    assert (result.n_judged, result.kept_earlier) == (0, True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    workers.statuses = {}
+    score()
+    assert workers.scored == []
+
+
+def test_run_that_is_refused_costs_no_earlier_result(
+    tmp_path: Path, workers: FakeWorkers, score: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> Iterator[Answer]:
+        raise InputError("--device cuda: no CUDA device is visible")
+        yield
+
+    score()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr("dfdc.run.scoring.answer_clips", refuse)
+    with pytest.raises(InputError):
+        score(device="cuda")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for path in tmp_path.glob("*.csv"):
+        path.unlink()
+    with pytest.raises(InputError):
+        score(device="cuda")
+    assert not list(tmp_path.glob("*.csv"))
+
+
+@pytest.mark.parametrize(
+    ("statuses", "n_judged"), [({}, 4), (dict.fromkeys(NAMES, "no_face"), 4), (dict.fromkeys(NAMES, "error"), 0)]
+)
+def test_run_that_scores_nothing_says_so(
+    workers: FakeWorkers, score: Callable[..., Result], statuses: dict[str, str], n_judged: int
+) -> None:
+    workers.statuses = statuses
+    result = score()
+    assert result.n_judged == n_judged
+    assert ("WARNING" in summarize(result).splitlines()[-1]) == (n_judged == 0)
+
+
+def test_all_labels_at_one_half_end_with_a_loud_line(tmp_path: Path) -> None:
+    blank = [Prediction(f"{i}.mp4", status="no_face", reason="none") for i in range(50)]
+    assert "WARNING" in summarize(Result(tmp_path / "x.csv", blank, 1.0)).splitlines()[-1]
+
+
+def test_names_cannot_forge_a_line_of_the_summary(tmp_path: Path) -> None:
+    forged = "a.mp4\nreal.mp4  1.0% fake\x1b[2K\x9b1A\u202e"
+    text = summarize(Result(tmp_path / "x.csv", [Prediction(forged, 0.9), Prediction("b.mp4", 0.2)], 1.0))
+    honest = summarize(Result(tmp_path / "x.csv", [Prediction("a.mp4", 0.9), Prediction("b.mp4", 0.2)], 1.0))
+    assert text.count("\n") == honest.count("\n")
+    assert text.replace("\n", "").isprintable()
+
+
+def test_output_is_never_one_of_the_clips(tmp_path: Path, job: Job, workers: FakeWorkers) -> None:
+    with pytest.raises(InputError):
+        score_job(
+            Job(("a",), {"a": tmp_path / "a.mp4"}),
+            tmp_path / "a.mp4",
+            WorkerSettings(weights=()),
+            deadline=NEVER,
+        )
+    (tmp_path / "a.mp4").rename(tmp_path / "clip")
+    with pytest.raises(InputError):
+        score_job(
+            Job(("clip",), {"clip": tmp_path / "clip"}), tmp_path / "clip", WorkerSettings(weights=()), deadline=NEVER
+        )
+    assert (tmp_path / "clip").read_text() == "a.mp4"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
+from dfdc.deadline import Deadline
 from dfdc.errors import InputError
 from dfdc.files import write_csv
 from dfdc.prediction import Prediction
-from dfdc.run.submission import Submission
+from dfdc.run.submission import Submission, check_outputs
 
 NAMES = ["plain.mp4", "with space.mp4", 'with,comma and "quotes".mp4', "Übung–視頻.mp4", "=formula.mp4"]
 
@@ -83,17 +85,28 @@ def test_full_disk_leaves_the_last_good_file_and_no_draft(
     assert {entry.name for entry in tmp_path.iterdir()} == {"submission.csv", "predictions.csv"}
 
 
+@pytest.mark.parametrize("out", ["missing/submission.csv", ".", "clip.MP4", "pipe", "/dev/null", "loop"])
+def test_output_that_cannot_be_is_refused_at_once(tmp_path: Path, out: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError):
+        check_outputs(tmp_path / out)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"pipe", "loop"}
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
 @pytest.mark.parametrize(
-    ("out", "message"),
-    [
-        ("missing/submission.csv", "its folder does not exist; make it"),
-        (".", "is a folder"),
-        ("clip.MP4", "has a video's name"),
-    ],
+    ("clip", "out"),
+    [("clip", "clip"), ("a.predictions.csv", "a.csv"), (".a.csv.journal", "a.csv"), ("clip", "link"), ("link", "clip")],
 )
-def test_output_that_cannot_be_is_refused_at_once(tmp_path: Path, out: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Submission(tmp_path / out, NAMES)
+def test_output_that_is_an_input_is_refused_at_once(tmp_path: Path, clip: str, out: str) -> None:
+    (tmp_path / "clip").write_text("precious")
+    (tmp_path / "link").symlink_to("clip")
+    if clip not in ("clip", "link"):
+        (tmp_path / clip).write_text("precious")
+    with pytest.raises(InputError):
+        check_outputs(tmp_path / out, [tmp_path / "absent", tmp_path / clip])
+    assert (tmp_path / clip).read_text() == "precious"
 
 
 def test_submissions_of_several_names_have_each_its_details(tmp_path: Path) -> None:
@@ -107,9 +120,69 @@ def test_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path, monkey
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", denied)
-    with pytest.raises(InputError, match=r"cannot be written \(Permission denied\)"):
+    monkeypatch.setattr(os, "open", denied)
+    with pytest.raises(InputError, match="Permission denied"):
+        check_outputs(tmp_path / "submission.csv")
+    with pytest.raises(InputError, match="Permission denied"):
         Submission(tmp_path / "submission.csv", NAMES)
+
+
+def test_finished_files_of_an_earlier_run_stay_until_the_first_result(tmp_path: Path) -> None:
+    first = Submission(tmp_path / "submission.csv", NAMES)
+    for name in NAMES:
+        first.record(Prediction(name, 0.25))
+    assert first.save()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    second = Submission(tmp_path / "submission.csv", NAMES)
+    second.record(Prediction(NAMES[0], status="unreadable", reason="x"))
+    second.record(Prediction(NAMES[1], status="timeout", reason="x"))
+    assert second.save() and second.kept_earlier
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    second.record(Prediction(NAMES[2], 0.75))
+    assert second.save() and not second.kept_earlier
+    assert [row["label"] for row in rows(second.path)] == ["0.500000"] * 2 + ["0.750000"] + ["0.500000"] * 2
+    assert [row["filename"] for row in rows(second.details)] == NAMES[:3]
+
+
+def test_earlier_files_are_replaced_at_once_where_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "submission.csv").write_text("filename,label\nplain.mp4,0.25\n")
+    Submission(tmp_path / "submission.csv", NAMES, fresh=True)
+    assert [row["label"] for row in rows(tmp_path / "submission.csv")] == ["0.500000"] * len(NAMES)
+
+
+def test_run_that_is_refused_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "predictions.csv").write_text("precious")
+    Submission(tmp_path / "submission.csv", NAMES).withdraw()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("predictions.csv", "precious")]
+
+
+def test_details_name_the_models_that_answered(tmp_path: Path) -> None:
+    submission = Submission(tmp_path / "submission.csv", NAMES, models=["first-ab", "second-cd"])
+    submission.record(Prediction(NAMES[0], 0.25, nets=2))
+    submission.record(Prediction(NAMES[1], 0.25, nets=1))
+    submission.record(Prediction(NAMES[2], status="timeout"))
+    submission.save()
+    assert [row["models"] for row in rows(submission.details)] == ["first-ab second-cd", "first-ab", ""]
+
+
+def test_saving_takes_a_twentieth_of_the_time_at_most_and_ends_before_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    def sync_slowly(_: int) -> None:
+        now[0] += 2.0
+
+    monkeypatch.setattr(os, "fsync", sync_slowly)
+    deadline = Deadline(400.0, lambda: now[0])
+    submission = Submission(tmp_path / "submission.csv", NAMES, deadline=deadline)
+    began_s, n_records = now[0], 0
+    while not deadline.expired():
+        now[0] += 0.1
+        submission.record(Prediction(NAMES[0], 0.25))
+        n_records += 1
+        assert now[0] <= 400.2
+    assert now[0] - began_s - n_records * 0.1 <= 0.05 * 400 + submission.cost_s
 
 
 def test_csv_quotes_what_needs_it(tmp_path: Path) -> None:

@@ -6,16 +6,20 @@ import contextlib
 import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from dfdc.files import Identity
 from dfdc.prediction import Prediction
+from dfdc.run.limits import limit_memory
 from dfdc.run.plan import Task
-from dfdc.run.worker import LastWord, Prepared, Ready, Refusal, WorkerSettings
+from dfdc.run.worker import Answer, Ready, Refusal, WorkerSettings
+
+# What every fake says it has opened.
+FILE = Identity(1, 2, 3, 4, 5)
 
 
 def looks(connection: Connection) -> Iterator[tuple[Path, Task]]:
@@ -23,6 +27,10 @@ def looks(connection: Connection) -> Iterator[tuple[Path, Task]]:
     with contextlib.suppress(EOFError):
         while True:
             yield connection.recv()
+
+
+def answer(connection: Connection, prediction: Prediction, *, last: bool = False) -> None:
+    connection.send(Answer(prediction, FILE, last))
 
 
 def misbehave(connection: Connection, settings: WorkerSettings) -> None:
@@ -43,31 +51,13 @@ def misbehave(connection: Connection, settings: WorkerSettings) -> None:
             path.with_suffix(".looks").open("a").write("x")
             if name.startswith("better"):
                 path.touch()
-            connection.send(Prediction(task.name, status="unreadable", reason="cannot be opened"))
+            answer(connection, Prediction(task.name, status="unreadable", reason="cannot be opened"))
             continue
-        connection.send(Prediction(task.name, 0.25))
+        answer(connection, Prediction(task.name, 0.25))
 
 
 def refuse(connection: Connection, settings: WorkerSettings) -> None:
     connection.send(Refusal("weights/x: do not fit"))
-
-
-def refuse_at_the_second_place(connection: Connection, settings: WorkerSettings) -> None:
-    """The first place's worker loads once both of the other place's were ended: their refusals were dealt with."""
-    starts = Path(settings.device)
-    if settings.place == 1:
-        with starts.open("a") as file:
-            file.write(f"{os.getpid()}\n")
-        connection.send(Refusal("GPU 1 is taken"))
-        threading.Event().wait()
-    while not (starts.exists() and starts.read_text().count("\n") == 2):
-        time.sleep(0.01)
-    for number in map(int, starts.read_text().split()):
-        with contextlib.suppress(ProcessLookupError):
-            while True:
-                os.kill(number, 0)
-                time.sleep(0.01)
-    misbehave(connection, settings)
 
 
 def die_at_once(connection: Connection, settings: WorkerSettings) -> None:
@@ -82,7 +72,7 @@ def load_once(connection: Connection, settings: WorkerSettings) -> None:
     flag.touch()
     connection.send(Ready("a fake"))
     _, task = connection.recv()
-    connection.send(Prediction(task.name, 0.25))
+    answer(connection, Prediction(task.name, 0.25))
     connection.recv()
     os._exit(5)
 
@@ -99,45 +89,16 @@ def load_after_a_famine(connection: Connection, settings: WorkerSettings) -> Non
     with contextlib.suppress(EOFError):
         while True:
             _, task = connection.recv()
-            connection.send(Prediction(task.name, 0.25))
+            answer(connection, Prediction(task.name, 0.25))
             if n_started == 1:
                 connection.recv()
                 os._exit(5)
 
 
-def load_first_only(connection: Connection, settings: WorkerSettings) -> None:
-    """The first worker works once two others have tried; all others die while they load."""
-    with open(settings.device, "a") as file:
-        file.write("x")
-    try:
-        Path(settings.device).with_suffix(".first").touch(exist_ok=False)  # two may start in the same moment
-    except FileExistsError:
-        os._exit(4)
-    connection.send(Ready("a fake"))
-    for _, task in looks(connection):
-        while Path(settings.device).read_text().count("x") < 3:
-            threading.Event().wait(0.05)
-        threading.Event().wait(0.5)
-        connection.send(Prediction(task.name, 0.25))
-
-
 def leave_after_one(connection: Connection, settings: WorkerSettings) -> None:
     connection.send(Ready("a fake"))
     _, task = connection.recv()
-    connection.send(LastWord(Prediction(task.name, 0.25)))
-
-
-def meet_and_leave(connection: Connection, settings: WorkerSettings) -> None:
-    """Waits until a worker at each of two places is there, answers with its place, and leaves."""
-    for place in (settings.place, 1 - settings.place):
-        os.close(os.open(f"{settings.device}-{place}", os.O_RDWR | os.O_CREAT))
-    with open(f"{settings.device}-{settings.place}", "a") as own:
-        own.write("x")
-    while not all(os.path.getsize(f"{settings.device}-{place}") for place in (0, 1)):
-        threading.Event().wait(0.01)
-    connection.send(Ready("a fake"))
-    _, task = connection.recv()
-    connection.send(LastWord(Prediction(task.name, (settings.place + 1) / 4)))
+    answer(connection, Prediction(task.name, 0.25), last=True)
 
 
 def fail_on_cuda(connection: Connection, settings: WorkerSettings) -> None:
@@ -147,13 +108,13 @@ def fail_on_cuda(connection: Connection, settings: WorkerSettings) -> None:
     for _, task in looks(connection):
         if task.name.startswith("fault") and device == "cuda":
             error = Prediction(task.name, status="error", reason="RuntimeError CUDA error: unspecified launch failure")
-            connection.send(LastWord(error))
+            answer(connection, error, last=True)
             return
         if task.name.startswith("crash") and device == "cuda":
             os._exit(6)
         if task.name.startswith("stall") and device == "cuda":
             threading.Event().wait()
-        connection.send(Prediction(task.name, {"cuda": 0.25, "cpu": 0.75}[device]))
+        answer(connection, Prediction(task.name, {"cuda": 0.25, "cpu": 0.75}[device]))
 
 
 def wait_for_the_cpu(connection: Connection, settings: WorkerSettings, fails: Callable[[Task], bool]) -> None:
@@ -166,31 +127,11 @@ def wait_for_the_cpu(connection: Connection, settings: WorkerSettings, fails: Ca
             flag.touch()
             threading.Event().wait(0.2)
         elif fails(task):
-            connection.send(LastWord(Prediction(task.name, status="error", reason="CUDA error: launch failure")))
+            answer(connection, Prediction(task.name, status="error", reason="CUDA error: launch failure"), last=True)
             return
         wait_for(flag)
         label = {"cuda": 0.25, "cpu": 0.75}[device]
-        connection.send(Prediction(task.name, label, wanted=task.n_frames, nets=task.n_nets, frames=task.n_frames))
-
-
-def fail_beside_a_look(connection: Connection, settings: WorkerSettings) -> None:
-    """At place 1 CUDA fails a clip while place 0 is at a look, which takes it until the CPU has begun."""
-    device = "cpu" if settings.device == "cpu" else "cuda"
-    if device == "cuda" and settings.place == 0:
-        wait_for(Path(settings.device) / "taken")
-    connection.send(Ready(f"a fake {device}", device))
-    for path, task in looks(connection):
-        if device == "cpu":
-            (path.parent / "the CPU was here").touch()
-        elif task.name.startswith("fault"):
-            (path.parent / "taken").touch()
-            wait_for(path.parent / "busy")
-            connection.send(LastWord(Prediction(task.name, status="error", reason="CUDA error: launch failure")))
-            return
-        else:
-            (path.parent / "busy").touch()
-            wait_for(path.parent / "the CPU was here")
-        connection.send(Prediction(task.name, {"cuda": 0.25, "cpu": 0.75}[device], frames=task.n_frames))
+        answer(connection, Prediction(task.name, label, wanted=task.n_frames, nets=task.n_nets, frames=task.n_frames))
 
 
 def load_alone(connection: Connection, settings: WorkerSettings) -> None:
@@ -204,39 +145,9 @@ def load_alone(connection: Connection, settings: WorkerSettings) -> None:
     misbehave(connection, settings)
 
 
-def load_but_at_place_1(connection: Connection, settings: WorkerSettings) -> None:
-    """The other places' workers load once two at place 1 have died, or more."""
-    deaths = Path(settings.device, "deaths")
-    if settings.place == 1:
-        with deaths.open("a") as file:
-            file.write("x")
-        os._exit(4)
-    while not (deaths.exists() and len(deaths.read_text()) >= 2):
-        time.sleep(0.01)
-    threading.Event().wait(0.2)  # the supervisor has seen the second death
-    misbehave(connection, settings)
-
-
-def prepare_on_cuda(connection: Connection, settings: WorkerSettings) -> None:
-    """As what prepares a run on CUDA: it is told its settings, and works with them; answers with their frames."""
-    connection.send(Prepared("cuda"))
-    settings = connection.recv()
-    connection.send(Ready("a fake cuda", "cuda"))
-    for _, task in looks(connection):
-        connection.send(Prediction(task.name, 0.75, frames=settings.n_frames))
-
-
-def prepare_and_die(connection: Connection, settings: WorkerSettings) -> None:
-    connection.send(Prepared("cuda"))
-
-
 def wait_for(flag: Path) -> None:
     while not flag.exists():
         threading.Event().wait(0.01)
-
-
-def fail_at_place_1(connection: Connection, settings: WorkerSettings) -> None:
-    wait_for_the_cpu(connection, settings, lambda task: settings.place == 1)
 
 
 def fail_one_clip(connection: Connection, settings: WorkerSettings) -> None:
@@ -249,35 +160,59 @@ def load_on_the_cpu_only(connection: Connection, settings: WorkerSettings) -> No
     fail_on_cuda(connection, settings)
 
 
-def meet_on_the_cpu(connection: Connection, settings: WorkerSettings) -> None:
-    """No worker loads on CUDA; on the CPU each waits at its clip until one at each of two places has begun."""
-    if settings.device != "cpu":
-        os._exit(3)
-    connection.send(Ready("a fake"))
-    for path, task in looks(connection):
-        path.with_name(f"place {settings.place}").touch()
-        for place in (0, 1):
-            wait_for(path.with_name(f"place {place}"))
-        connection.send(Prediction(task.name, 0.25))
-
-
 def echo_frames(connection: Connection, settings: WorkerSettings) -> None:
     """Answers with what it was asked; of a clip whose name says so, its second look kills."""
     connection.send(Ready("a fake"))
     for _, task in looks(connection):
         if task.n_frames > 8 and task.name.startswith("lethal"):
             os._exit(7)
-        connection.send(Prediction(task.name, 0.25, frames=task.n_frames))
+        answer(connection, Prediction(task.name, 0.25, frames=task.n_frames))
 
 
 def report_environment(connection: Connection, settings: WorkerSettings) -> None:
     connection.send(Ready("a fake"))
     _, task = connection.recv()
-    connection.send(Prediction(task.name, reason=os.environ["MALLOC_TOP_PAD_"] + " " + os.environ["OMP_NUM_THREADS"]))
+    answer(
+        connection, Prediction(task.name, reason=os.environ["MALLOC_TOP_PAD_"] + " " + os.environ["OMP_NUM_THREADS"])
+    )
 
 
-def report_modules(connection: Connection, settings: WorkerSettings) -> None:
+def _count(connection: Connection, path: Path, task: Task) -> None:
+    mark = path.with_name(f"at work {os.getpid()}")
+    mark.touch()
+    threading.Event().wait(0.05)
+    together = len(list(path.parent.glob("at work *")))
+    mark.unlink()
+    answer(connection, Prediction(task.name, together / 100))
+
+
+def count_together(connection: Connection, settings: WorkerSettings) -> None:
+    """Answers with the number of workers that are at a clip at the same moment, in hundredths."""
     connection.send(Ready("a fake"))
-    _, task = connection.recv()
-    shared = "openvino" in sys.modules
-    connection.send(Prediction(task.name, reason=f"{shared} {sys.modules.get('openvino_telemetry')}"))
+    for path, task in looks(connection):
+        if task.name.startswith("once") and not path.exists():
+            path.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        _count(connection, path, task)
+
+
+def bomb_or_count(connection: Connection, settings: WorkerSettings) -> None:
+    """As `count_together`; a clip whose name says so kills its worker whenever it is looked at."""
+    connection.send(Ready("a fake"))
+    for path, task in looks(connection):
+        if task.name.startswith("bomb"):
+            path.with_suffix(".looks").open("a").write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        _count(connection, path, task)
+
+
+def limited(connection: Connection, settings: WorkerSettings) -> None:
+    """Lives under its limit of memory; a clip whose name says so wants 4 GB."""
+    limit_memory(settings.memory_bytes, room_bytes=64 * 2**20)
+    connection.send(Ready("a fake"))
+    for _, task in looks(connection):
+        try:
+            bytearray(2**32 if task.name.startswith("hungry") else 1)
+            answer(connection, Prediction(task.name, 0.25))
+        except MemoryError:
+            answer(connection, Prediction(task.name, status="error", reason="MemoryError"))

@@ -36,7 +36,7 @@ from dfdc.data.dataset import read_table
 from dfdc.errors import DataError, DeviceError
 from dfdc.files import write_csv
 from dfdc.flags import positive
-from dfdc.run.pool import count_cores
+from dfdc.run.limits import count_cores
 from dfdc.runtime import choose_device
 
 

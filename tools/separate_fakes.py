@@ -28,7 +28,7 @@ from dfdc.detect import FaceDetector
 from dfdc.errors import DataError, DeviceError
 from dfdc.files import write_csv
 from dfdc.flags import positive
-from dfdc.run.pool import count_cores
+from dfdc.run.limits import count_cores
 from dfdc.runtime import choose_device
 
 log = logging.getLogger(__name__)

@@ -43,7 +43,7 @@ import subprocess
 
 from IPython.display import Image, display
 
-from dfdc.run.inputs import find_below
+from dfdc.kaggle.paths import find_below
 
 # A process of its own: if it fails, the submission is there all the same.
 with contextlib.suppress(Exception):

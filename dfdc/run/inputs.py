@@ -1,26 +1,37 @@
-"""Arguments or Kaggle's mounts -> the clips to score and the rows to write."""
+"""Arguments -> the clips to score and the rows to write."""
 
 from __future__ import annotations
 
 import csv
 import logging
 import os
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dfdc.errors import InputError
+from dfdc.files import open_regular
 
 log = logging.getLogger(__name__)
 
-# Names that count as videos where a folder is named; a file that is named itself may be called anything.
-SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
-    | {".3gp", ".3g2", ".flv", ".wmv", ".ogv", ".mxf", ".vob"}
+# Names that count as clips where a folder is named; a file that is named itself may be called anything.
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".qt", ".webm", ".mkv", ".avi", ".divx", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
+    | {".3gp", ".3g2", ".flv", ".f4v", ".wmv", ".ogv", ".mxf", ".vob", ".h264"}
 )
-# Folders that hold clips by the thousand: never walked through in search of something else.
-CLIP_FOLDERS = ("test_videos", "train_sample_videos")
-SEARCH_DEPTH = 5
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
+SUFFIXES = VIDEO_SUFFIXES | PICTURE_SUFFIXES
+# How files begin that have no suffix and are clips all the same: (offset, bytes).
+MAGIC = (
+    *((4, kind) for kind in (b"ftyp", b"moov", b"mdat", b"free", b"wide")),  # MP4 and QuickTime
+    (0, b"\x1a\x45\xdf\xa3"),  # Matroska and WebM
+    *((0, kind) for kind in (b"RIFF", b"FLV\x01", b"OggS", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3")),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),  # ASF, that is WMV
+    *((0, kind) for kind in (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8")),
+)
+# Kinds of files that are named in a log line.
+NAMED_KINDS = 4
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,7 @@ class Job:
 
     Attributes:
         names: of the rows, in order, each once.
-        paths: where a name's clip is or should be; what is no readable video there gets its row all the same.
+        paths: where a name's clip is or should be; what is no readable clip there gets its row all the same.
     """
 
     names: tuple[str, ...]
@@ -37,47 +48,118 @@ class Job:
 
 
 def collect(paths: list[Path], sample_submission: Path | None = None) -> Job:
-    """The clips that some paths name.
+    """Find the clips that some paths name.
 
     Args:
-        paths: clips or folders; a folder stands for everything in it whose name ends like a video.
+        paths: clips or folders; a folder stands for every file in it and below it whose name ends like a clip's, or
+            that begins like a clip and has no suffix. A row is named after its file, without the folder.
         sample_submission: CSV with the column filename whose rows are wanted, in its order; None for every clip
             found, sorted by name.
 
     Raises:
         InputError: a path does not exist, no clip is found, two clips share a name, or the CSV is not usable.
     """
+    # By where they lie below their folder, which a sample submission may state.
     found: dict[str, Path] = {}
+    skipped: Counter[str] = Counter()
     for path in paths:
-        clips = _clips_of(path)
+        clips = _clips_of(path, skipped)
         if not clips and sample_submission is None:
             allowed = ", ".join(sorted(SUFFIXES))
-            raise InputError(f"{path}: holds no video ({allowed}); folders in it are not searched: name them")
-        for clip in clips:
-            if os.path.realpath(found.setdefault(clip.name, clip)) != os.path.realpath(clip):
-                raise InputError(f"{clip}: shares its name with {found[clip.name]}; score them in two runs")
+            raise InputError(f"{path}: no video or picture in this folder or below it (looked for {allowed})")
+        for name, clip in clips.items():
+            if not _same(found.setdefault(name, clip), clip):
+                raise _shared_name(clip, found[name])
+    if skipped:
+        kinds = ", ".join(f"{n} {kind or 'without a suffix'}" for kind, n in skipped.most_common(NAMED_KINDS))
+        more = ", ..." if len(skipped) > NAMED_KINDS else ""
+        log.info("%d file(s) are not videos or pictures and are skipped: %s%s", skipped.total(), kinds, more)
     if sample_submission is None:
-        return Job(tuple(sorted(found)), found)
-    names = read_sample_submission(sample_submission)
+        by_name = _by_name(found)
+        return Job(tuple(sorted(by_name)), by_name)
+    return _listed(paths, found, read_sample_submission(sample_submission))
+
+
+def _listed(paths: list[Path], found: dict[str, Path], names: tuple[str, ...]) -> Job:
+    """The job of a list of names."""
     folder = next((path if path.is_dir() else path.parent for path in paths), Path())
-    return Job(names, {name: found.get(name, folder / _last_part(name)) for name in names})
+    wanted = {_last_part(name) for name in names}
+    by_name = _by_name({where: clip for where, clip in found.items() if where not in names and clip.name in wanted})
+    by_name |= {where: clip for where, clip in found.items() if "/" not in where}
+    chosen = {name: found.get(name) or by_name.get(_last_part(name)) for name in names}
+    missing = [name for name, clip in chosen.items() if clip is None]
+    if missing:
+        log.warning("%d of %d listed clips are not there, such as %s", len(missing), len(names), missing[0])
+    left_out = len(set(found.values()) - set(chosen.values()))
+    if left_out:
+        log.info("%d clip(s) in the folder are not listed and are not scored", left_out)
+    return Job(names, {name: clip or folder / _last_part(name) for name, clip in chosen.items()})
 
 
-def _clips_of(path: Path) -> list[Path]:
+def _by_name(found: dict[str, Path]) -> dict[str, Path]:
+    by_name: dict[str, Path] = {}
+    for clip in found.values():
+        if not _same(by_name.setdefault(clip.name, clip), clip):
+            raise _shared_name(clip, by_name[clip.name])
+    return by_name
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
+
+
+def _shared_name(one: Path, other: Path) -> InputError:
+    return InputError(f"{one}: has the same name as {other}; rename one, or score them in two runs with another --out")
+
+
+def _clips_of(path: Path, skipped: Counter[str]) -> dict[str, Path]:
+    """A path's clips, by where they lie below it; counts the other files by their suffix."""
     if not os.path.exists(path):  # unlike Path.exists, it takes every kind of impossible name
         raise InputError(f"{path}: no such file or folder; name a clip or a folder of clips")
     if not path.is_dir():
-        return [path]
+        return {path.name: path}
+    clips: dict[str, Path] = {}
     try:
-        # A Mac puts a file of its own beside each clip on a foreign disk: ._a.mov beside a.mov.
-        entries = [entry for entry in path.iterdir() if not entry.name.startswith("._")]
-        folders = [entry.name for entry in entries if os.path.isdir(entry) and entry.name[0] != "."]
+        for where, clip in _files_below(path):
+            suffix = clip.suffix.lower()
+            if suffix in SUFFIXES or (not suffix and _begins_like_a_clip(clip)):
+                clips[where] = clip
+            else:
+                skipped[suffix] += 1
     except OSError as error:
-        raise InputError(f"{path}: cannot be listed ({error.strerror}); check its permissions") from error
-    clips = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
-    if clips and folders:
-        log.info("%s: folders in it are not searched (%d, such as %s); name them, too", path, len(folders), folders[0])
+        raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions") from error
     return clips
+
+
+def _files_below(root: Path) -> Iterator[tuple[str, Path]]:
+    """Files and broken links in a folder and below it, and where; hidden ones are left out.
+
+    Links to folders are not followed: they may lead anywhere. A Mac puts a file of its own beside each clip on a
+    foreign disk: ._a.mov beside a.mov.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    waiting = [("", root)]
+    while waiting:
+        prefix, folder = waiting.pop()
+        for name in sorted(os.listdir(folder)):
+            path = folder / name
+            if name.startswith("."):
+                continue
+            if not os.path.isdir(path):
+                yield f"{prefix}{name}", path
+            elif not os.path.islink(path):
+                waiting.append((f"{prefix}{name}/", path))
+
+
+def _begins_like_a_clip(path: Path) -> bool:
+    try:
+        with open(open_regular(path), "rb") as file:
+            start = file.read(16)
+    except OSError:
+        return False
+    return any(start[offset : offset + len(magic)] == magic for offset, magic in MAGIC)
 
 
 def _last_part(name: str) -> str:
@@ -92,7 +174,7 @@ def read_sample_submission(path: Path) -> tuple[str, ...]:
         InputError: not a readable CSV file with the column filename and at least one row.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        with open(open_regular(path), newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = csv.DictReader(file)
             names = dict.fromkeys(row["filename"] for row in rows if row.get("filename"))
     except (OSError, ValueError, csv.Error) as error:
@@ -100,55 +182,3 @@ def read_sample_submission(path: Path) -> tuple[str, ...]:
     if not names:
         raise InputError(f"{path}: lists no file; it needs a column filename and a row per clip")
     return tuple(names)
-
-
-def find_below(root: Path, name: str) -> Path | None:
-    """The shallowest file or folder of a name below a folder, in alphabetical order; None if there is none.
-
-    Args:
-        root: where to look, `SEARCH_DEPTH` levels deep; it may be absent.
-        name: of one file or folder.
-    """
-    level = [root] if root.is_dir() else []
-    for _ in range(SEARCH_DEPTH + 1):
-        deeper: list[Path] = []
-        for folder in level:
-            if os.path.exists(folder / name):
-                return folder / name
-            if folder.name not in CLIP_FOLDERS:
-                with suppress(OSError), os.scandir(folder) as entries:  # what may not be listed is passed over
-                    deeper += [Path(entry.path) for entry in entries if entry.is_dir()]
-        level = sorted(deeper)
-    return None
-
-
-def find_competition(kaggle_input: Path) -> Job:
-    """The competition's clips and rows among Kaggle's mounted inputs.
-
-    Args:
-        kaggle_input: usually /kaggle/input.
-
-    Raises:
-        InputError: no folder test_videos below it.
-    """
-    videos = find_below(kaggle_input, "test_videos")
-    if videos is None:
-        raise InputError(
-            f"{kaggle_input}: holds no folder test_videos; attach the competition's data, or name clips: "
-            "python kernel.py PATH... --out submission.csv"
-        )
-    # Only beside the clips: other competitions' data may be attached too, each with its own.
-    sample = find_below(videos.parent, "sample_submission.csv")
-    return collect([videos], sample)
-
-
-def find_weights_folder(own: Path, kaggle_input: Path) -> Path:
-    """The folder of weights: the package's own if it holds any, else the first named weights among Kaggle's inputs.
-
-    Args:
-        own: the folder of the weights that the package ships.
-        kaggle_input: usually /kaggle/input.
-    """
-    if any(own.glob("*.safetensors")):
-        return own
-    return find_below(kaggle_input, "weights") or own

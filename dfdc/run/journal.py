@@ -1,9 +1,10 @@
 """Predictions -> a journal beside the submission, so that a run that was killed goes on where it was.
 
-One JSON object per line. The first says what was scored with: a run with other weights, settings or code starts
-afresh. Each further one is a finished clip with the identity of its file, so that another file under its name is scored
-anew. A line is on the disk before the next clip is recorded. What is read back is outside data: a line that is torn,
-damaged or not ours is passed over, and its clip scored again.
+One JSON object per line. The first says what was scored with: a run with other models, settings or code starts afresh.
+Each further one is a finished clip with the identity of the file that was opened, so that another file under its name
+is scored anew. A line is handed to the system before the next clip is recorded, so that no kill loses it, and to the
+disk as often as that costs little. What is read back is outside data: a line that is torn, damaged or not ours is
+skipped, and its clip scored again.
 """
 
 from __future__ import annotations
@@ -14,22 +15,24 @@ import hashlib
 import json
 import logging
 import os
-import stat
+import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import BinaryIO
 
+from dfdc.deadline import Pace
 from dfdc.errors import InputError
+from dfdc.files import Identity, open_regular
 from dfdc.prediction import Prediction
 from dfdc.weights import WeightsFile
 
 log = logging.getLogger(__name__)
 
-# These say something of the clip; the others may be the machine's doing, so such clips are tried again: a disk that was
-# away for a moment makes clips unreadable, too, and what is unreadable is known to be so in no time.
-LASTING = ("ok", "no_face")
+# These say something about the clip. The others may be the machine's fault, so such clips are tried again: a disk that
+# was away for a moment makes clips unreadable, too, and a second look at what cannot be read takes no time.
+LASTING = ("ok", "partial", "no_face")
 MAX_LINE_BYTES = 2**16
 # Counts and seconds are below it; what is not was not written by this module.
 MAX_NUMBER = 2**31
@@ -44,11 +47,11 @@ def scoring_key(weights: Sequence[WeightsFile], *, device: str, n_frames: int | 
     """What the scores of a run depend on, besides its clips, as far as a user chooses it.
 
     Args:
-        weights: of the run.
+        weights: of the models that answer, in their order.
         device, n_frames: as the user chose them; None for what time allows.
     """
     return {
-        "weights": [file.digest for file in weights],
+        "models": [file.digest for file in weights],
         "--device": device,
         "--frames": n_frames,
         "code": digest_code(),
@@ -65,59 +68,45 @@ def digest_code() -> str:
     return digest.hexdigest()
 
 
-def identify(path: Path) -> list[object]:
-    """What tells a file from another under its name: path, bytes, times of change; of no file, the path alone.
-
-    The inode's time of change is kept too: it also moves when permissions change or an old file takes a name.
-    """
-    where = str(path)
-    try:
-        where = os.path.realpath(path)
-        status = os.stat(where)
-    except (OSError, ValueError):
-        return [where]
-    return [where, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
 @dataclass(frozen=True)
 class Past:
     """What an earlier run left.
 
     Attributes:
-        done: the clips that need no new look, by name; a `Prediction`'s `wanted` says how thorough the last one was.
-        end: bytes of the journal that hold; 0 to begin a new one.
+        done: the clips that are known, by name; a `Prediction`'s `wanted` says how thorough the last look was.
+        end: bytes of the journal that are valid; 0 to begin a new one.
     """
 
     done: dict[str, Prediction] = field(default_factory=dict)
     end: int = 0
 
 
-def read_journal(path: Path, key: dict[str, object], files: Mapping[str, list[object]]) -> Past:
-    """Read what an earlier run left; what cannot be used is told in one line and costs nothing but its scores.
+def read_journal(path: Path, key: dict[str, object], files: Mapping[str, Identity | None]) -> Past:
+    """Read what an earlier run left; what cannot be used is logged in one line and costs its scores alone.
 
     Args:
         path: of the journal, which may be absent.
         key: see `scoring_key`.
-        files: row name -> identity of its clip, see `identify`.
+        files: row name -> identity of its clip now; None where there is none.
     """
     try:
-        with open(_open_plain(path, os.O_RDONLY), "rb") as journal:
+        with open(open_regular(path, follow=False), "rb") as journal:
             return _read(journal, path, key, files)
     except FileNotFoundError:
         return Past()
     except OSError as error:
-        log.warning("%s: cannot be read (%s); starts afresh", path, error.strerror or error)
+        log.warning("%s: cannot be read (%s); all clips are scored anew", path, error.strerror or error)
         return Past()
 
 
-def _read(journal: BinaryIO, path: Path, key: dict[str, object], files: Mapping[str, list[object]]) -> Past:
+def _read(journal: BinaryIO, path: Path, key: dict[str, object], files: Mapping[str, Identity | None]) -> Past:
     done: dict[str, Prediction] = {}
     n_unusable = 0
     head = journal.readline(MAX_LINE_BYTES)
     reason = _compare(_unseal(head), key) if head else ""
     if not head or reason:
         if reason:
-            log.warning("%s: %s; starts afresh", path, reason)
+            log.warning("%s: %s; all clips are scored anew", path, reason)
         return Past()
     end = journal.tell()
     while line := journal.readline(MAX_LINE_BYTES):
@@ -129,50 +118,67 @@ def _read(journal: BinaryIO, path: Path, key: dict[str, object], files: Mapping[
             continue
         prediction, file = entry
         done.pop(prediction.filename, None)  # a clip's last line holds
-        known = prediction.filename in files and file == files[prediction.filename]
-        if _lasts(prediction) and known:
+        now = files.get(prediction.filename)
+        if _lasts(prediction) and now is not None and file == list(now):
             done[prediction.filename] = prediction
     if n_unusable:
-        log.warning("%s: lines torn or damaged and passed over: %d", path, n_unusable)
+        log.warning("%s: %d lines are torn or damaged; their clips are scored anew", path, n_unusable)
     return Past(done, end)
 
 
 class Journal:
     """The journal of one run. One that cannot be written costs a warning and ends, never the run."""
 
-    def __init__(self, path: Path, key: dict[str, object], files: Mapping[str, list[object]], *, end: int = 0) -> None:
-        """Go on with a journal, or begin one.
+    def __init__(
+        self, path: Path, key: dict[str, object], *, end: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Go on with a journal, or begin one; what is there stays until the first prediction is recorded.
 
         Args:
-            path, key, files: as `read_journal` takes them; the identities are those from before the clips are scored.
+            path, key: as `read_journal` takes them.
             end: see `Past`.
+            clock: seconds that only grow.
         """
-        self.path, self._files = path, files
+        self.path, self._key, self._end = path, key, end
         self._descriptor: int | None = None
-        with self._failures_told():
-            self._descriptor = _open_plain(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-            os.ftruncate(self._descriptor, end)
-            if end == 0:
-                self._write({"key": key})
+        self._closed = False
+        self._syncing = Pace(clock=clock)
 
-    def record(self, prediction: Prediction) -> None:
-        """Add one clip's prediction, unless it is to be tried again; it is on the disk when this returns."""
-        if self._descriptor is not None and _lasts(prediction):
-            with self._failures_told():
-                self._write({"file": self._files[prediction.filename], **asdict(prediction)})
+    def record(self, prediction: Prediction, file: Identity | None) -> None:
+        """Add one clip's prediction, unless the clip is to be tried again.
+
+        Args:
+            prediction: of the clip.
+            file: that was scored; None where nobody knows which it was, and the clip is to be tried again.
+        """
+        if self._closed or file is None or not _lasts(prediction):
+            return
+        with self._failures_told():
+            if self._descriptor is None:
+                self._open()
+            self._write({"file": list(file), **asdict(prediction)})
+            if self._syncing.due():
+                with self._syncing.measured():
+                    os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Record nothing more."""
+        self._closed = True
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 
+    def _open(self) -> None:
+        self._descriptor = open_regular(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, follow=False, mode=0o644)
+        os.ftruncate(self._descriptor, self._end)
+        if self._end == 0:
+            self._write({"key": self._key})
+
     def _write(self, values: dict[str, object]) -> None:
         line = _seal(values)
         while line:  # a disk that fills may take a part
             line = line[os.write(self._descriptor, line) :]
-        os.fsync(self._descriptor)
 
     @contextlib.contextmanager
     def _failures_told(self) -> Iterator[None]:
@@ -180,7 +186,7 @@ class Journal:
             yield
         except OSError as error:
             reason = error.strerror or error
-            log.warning("%s: cannot be written (%s); what comes now is scored again after a kill", self.path, reason)
+            log.warning("%s: cannot be written (%s); after a kill, clips are scored again", self.path, reason)
             self.close()
 
 
@@ -190,51 +196,65 @@ def _lasts(prediction: Prediction) -> bool:
 
 
 @contextlib.contextmanager
-def only_run(path: Path) -> Iterator[None]:
-    """Hold a journal while a run lasts, so that no second one writes the same files; it ends with the process.
+def only_run(*outputs: Path) -> Iterator[None]:
+    """Hold files while a run lasts, so that no second one writes them; a process that is killed holds nothing.
+
+    What is locked is the file beside each that would be its journal. One that is empty in the end goes.
 
     Args:
-        path: of the journal; where it cannot be opened or locked, nothing is held.
+        outputs: what the run writes; where it cannot be locked, it is not held.
 
     Raises:
-        InputError: another run holds it.
+        InputError: another run holds one of them.
     """
-    try:
-        descriptor = _open_plain(path, os.O_RDWR | os.O_CREAT)
-    except OSError:
+    with contextlib.ExitStack() as held:
+        for output in outputs:
+            held.enter_context(_hold(output))
+        yield
+
+
+@contextlib.contextmanager
+def _hold(output: Path) -> Iterator[None]:
+    path = journal_path(Path(os.path.realpath(output)))
+    descriptor = _lock(path, output)
+    if descriptor is None:
         yield
         return
-    held = False
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = True
-        except BlockingIOError as error:
-            raise InputError(f"{path}: another run writes the same files; wait, or name others with --out") from error
-        except OSError:  # a file system without locks
-            pass
         yield
     finally:
         with contextlib.suppress(OSError):  # its folder is gone
-            if held and os.fstat(descriptor).st_size == 0:  # the run was refused before it began
+            if os.fstat(descriptor).st_size == 0 and _leads_to(path, descriptor):
                 path.unlink()
         os.close(descriptor)
 
 
-def _open_plain(path: Path, flags: int) -> int:
-    """A descriptor of a plain file.
+def _lock(path: Path, output: Path) -> int | None:
+    """A descriptor that holds a file's lock; None where the file cannot be opened or locked."""
+    while True:
+        try:
+            descriptor = open_regular(path, os.O_RDWR | os.O_CREAT, follow=False, mode=0o644)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise InputError(f"{output}: another run is writing this file; wait, or choose another --out") from error
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            return None
+        if _leads_to(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # the run that held it has just removed it: lock the file that is there now
 
-    Raises:
-        OSError: it cannot be opened, or is a link, a pipe, a folder or the like.
-    """
-    # Non-blocking: a pipe of that name must not hold the run. A link is not followed: what it leads to is not ours.
-    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
-        flags |= getattr(os, name, 0)
-    descriptor = os.open(path, flags, 0o644)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError("is no plain file")
-    return descriptor
+
+def _leads_to(path: Path, descriptor: int) -> bool:
+    """Whether a name is still that of an open file."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def _seal(values: dict[str, object]) -> bytes:
@@ -260,9 +280,9 @@ def _compare(head: dict[str, object] | None, key: dict[str, object]) -> str:
     """Why a journal with this first line cannot serve; empty if it can."""
     found = head.get("key") if head else None
     if not isinstance(found, dict):
-        return "is no journal of this program"
+        return "is not a journal of this program"
     other = [name for name in sorted({*key, *found}) if found.get(name) != key.get(name)]
-    return f"was made with other {', '.join(other)}" if other else ""
+    return f"was made with different {', '.join(other)}" if other else ""
 
 
 def _parse(line: bytes) -> tuple[Prediction, object] | None:

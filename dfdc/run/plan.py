@@ -77,7 +77,7 @@ class Look(NamedTuple):
     n_nets: int
 
     def __str__(self) -> str:
-        return f"{self.n_frames} frames" + (f" and {self.n_nets} nets" if self.n_nets > 1 else "")
+        return f"{self._n_frames} frames" + (f" and {self.n_nets} nets" if self.n_nets > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,12 @@ class Plan:
             n_nets: how many there are.
             known: what an earlier run found, of rows among the names.
         """
-        self.n_frames, self.n_workers, self.clip_limit_s, self.deadline = n_frames, n_workers, clip_limit_s, deadline
+        self._n_frames, self._n_workers, self._clip_limit_s = n_frames, n_workers, clip_limit_s
+        self._deadline = deadline
         self.known = dict(known or {})
         self.underway: dict[str, tuple[Task, float]] = {}
         self._order = {name: rank for rank, name in enumerate(names)}
-        # With so many frames a run may have begun on a device on which fewer nets answer.
-        fewer = {name for name, p in self.known.items() if n_frames is not None and 0 < p.nets < n_nets}
-        self._first = deque(name for name in self._order if name not in self.known or name in fewer)
+        self._first = deque(name for name in self._order if name not in self.known)
         self._further: list[tuple[Look, float, int, str]] = []
         self._costs_s: deque[float] = deque(maxlen=WINDOW)
         self._n_measured = 0
@@ -155,7 +154,7 @@ class Plan:
             self._tell_climb()
         else:
             return None
-        self.underway[task.name] = (task, self.deadline.clock())
+        self.underway[task.name] = (task, self._deadline.clock())
         return task
 
     def record(self, prediction: Prediction) -> Prediction:
@@ -165,16 +164,19 @@ class Plan:
             What is known of the clip from now on: a later look replaces an earlier one only if it succeeded.
         """
         task, began_s = self.underway.pop(prediction.filename)
-        self._measure((self.deadline.clock() - began_s) / relative_cost(task.n_frames, task.n_nets))
+        self._measure((self._deadline.clock() - began_s) / relative_cost(task.n_frames, task.n_nets))
         prediction = replace(prediction, wanted=task.n_frames, nets=task.n_nets)
         earlier = self.known.get(prediction.filename)
         if earlier and not (prediction.status == "ok" and prediction.frames >= earlier.frames):
-            nets = task.n_nets if self.n_frames is None else earlier.nets  # else the next run would not try again
-            prediction = replace(earlier, wanted=task.n_frames, nets=nets)
+            prediction = replace(earlier, wanted=task.n_frames)  # what answered is still what it was
         else:
             self._consider(prediction)
         self.known[prediction.filename] = prediction
         return prediction
+
+    def resize(self, n_workers: int) -> None:
+        """From now on so many looks go on at once."""
+        self._n_workers = n_workers
 
     def retry(self, name: str) -> None:
         """Put a clip whose first look was lost back, behind the others."""
@@ -184,7 +186,7 @@ class Plan:
     def again(self, name: str) -> Task:
         """Begin a look that is going on anew."""
         task = replace(self.underway[name][0], limit_s=self._longest_s())
-        self.underway[name] = (task, self.deadline.clock())
+        self.underway[name] = (task, self._deadline.clock())
         return task
 
     def n_open(self) -> int:
@@ -201,7 +203,7 @@ class Plan:
 
     def _measure(self, cost_s: float) -> None:
         self._n_measured += 1
-        if self._n_measured > self.n_workers:
+        if self._n_measured > self._n_workers:
             self._costs_s.append(cost_s)
         if self._rung is None and self._first and len(self._costs_s) >= PROBES:
             self._choose_rung()
@@ -211,7 +213,7 @@ class Plan:
         taken = Look(prediction.wanted, prediction.nets)
         if prediction.frames < prediction.wanted:  # it has no more of them, but may have a face for further nets
             taken = Look(TOP, prediction.nets if prediction.faces else self._rungs[-1].n_nets)
-        if self.n_frames is not None or taken >= self._rungs[-1]:
+        if self._n_frames is not None or taken >= self._rungs[-1]:
             return
         certain = prediction.wanted >= QUICK and not CERTAIN[0] <= prediction.label <= CERTAIN[1]
         if prediction.status in ("ok", "no_face") and not certain:
@@ -221,22 +223,24 @@ class Plan:
 
     def _rounds(self) -> int:
         """How many clips each worker has yet to look at for the first time."""
-        return math.ceil(len(self._first) / self.n_workers)
+        return math.ceil(len(self._first) / self._n_workers)
 
     def _begin(self) -> None:
         """Choose the top rung at once where even the worst case allows it; else clips are measured first."""
         self._begun = True
-        worst_s = self._rounds() * _most_s(self.clip_limit_s)
-        n, left = len(self._first), _hours(self.deadline.remaining_s())
-        if worst_s <= self.deadline.remaining_s():
-            self._rung = self._rungs[-1]
-            log.info("plan: %s of each of %d clips: at worst %s, with %s left", self._rung, n, _hours(worst_s), left)
+        worst_s = self._rounds() * _most_s(self._clip_limit_s)
+        n, top, left_s = len(self._first), self._rungs[-1], self._deadline.remaining_s()
+        limit = in_words(left_s)
+        if worst_s <= left_s:
+            self._rung = top
+            usual, most = in_words(self._rounds() * self.cost_s(top)), in_words(worst_s)
+            log.info("%s, %s; usually about %s, at most %s (limit %s)", _clips(n), top, usual, most, limit)
         else:
-            log.info("plan: %d clips in %s; the first, with %d frames each, tell what one costs", n, left, QUICK)
+            log.info("%s, limit %s; the first ones get %d frames and show how long one takes", _clips(n), limit, QUICK)
 
     def _choose_rung(self) -> None:
         """The highest rung that the time left would also let every clip reach from the rung below."""
-        left_s = self.deadline.remaining_s()
+        left_s = self._deadline.remaining_s()
         # The mean of few clips is a guess: two standard errors more than it.
         mean_s = fmean(self._costs_s) or math.inf
         doubt = 1 + 2 * stdev(self._costs_s) / mean_s / math.sqrt(len(self._costs_s))
@@ -246,42 +250,40 @@ class Plan:
             if rounds * (self.cost_s(below) + self.cost_s(rung)) <= left_s:
                 self._rung = rung
         log.info(
-            "plan: %d frames take %.2f s; %s of each of %d clips that are left, about %s of %s%s",
-            QUICK,
-            self.cost_s(Look(QUICK, 1)),
+            "%s left, %s; about %s of the %s left%s",
+            _clips(len(self._first)),
             self._rung,
-            len(self._first),
-            _hours(self._rounds() * self.cost_s(self._rung)),
-            _hours(left_s),
-            "" if self._rung == self._rungs[-1] else ", then more of the most uncertain",
+            in_words(self._rounds() * self.cost_s(self._rung)),
+            in_words(left_s),
+            "" if self._rung == self._rungs[-1] else ", then more frames of the most uncertain clips",
         )
 
     def _first_look(self) -> Look:
         """The next first look: the chosen rung, with one net, then halved until the clips left fit into the time."""
-        if self.n_frames is not None:
+        if self._n_frames is not None:
             return self._rung
         chosen = self._rung or Look(QUICK, 1)
-        look, full_s = chosen, FULL * self.deadline.remaining_s()
+        look, full_s = chosen, FULL * self._deadline.remaining_s()
         while look > (LOW, 1) and self._rounds() * self.cost_s(look) > full_s:
             look = Look(look.n_frames, 1) if look.n_nets > 1 else Look(look.n_frames // 2, 1)
         if look < min(self._lowest, chosen):
             self._lowest = look
-            left = _hours(self.deadline.remaining_s())
-            log.info("plan: short of time, %s a clip: %d clips in %s", look, len(self._first), left)
+            left = in_words(self._deadline.remaining_s())
+            log.info("time is short: %s for each of the %s left in %s", look, _clips(len(self._first)), left)
         return look
 
     def _first_limit_s(self) -> float:
-        share_s = SHARES * self.deadline.remaining_s() * self.n_workers / len(self._first)
+        share_s = SHARES * self._deadline.remaining_s() * self._n_workers / len(self._first)
         return min(self._longest_s(), max(share_s, MIN_LIMIT_S))
 
     def _longest_s(self) -> float:
         """What a look may take to read its frames, whatever its share."""
-        return min(self.clip_limit_s, READING * self.deadline.remaining_s())
+        return min(self._clip_limit_s, READING * self._deadline.remaining_s())
 
     def _further_fits(self) -> bool:
         if not self._further:
             return False
-        return self.cost_s(self._rung_above(self._further[0][0])) <= self.deadline.remaining_s()
+        return self.cost_s(self._rung_above(self._further[0][0])) <= self._deadline.remaining_s()
 
     def _rung_above(self, look: Look) -> Look:
         return next(rung for rung in self._rungs if rung > look)
@@ -289,18 +291,18 @@ class Plan:
     def _tell_climb(self) -> None:
         if not self._climbing:
             self._climbing = True
-            n, left = len(self._further) + 1, _hours(self.deadline.remaining_s())
-            log.info("plan: every clip has its score; a closer look at %d uncertain ones, %s left", n, left)
+            n, left = len(self._further) + 1, in_words(self._deadline.remaining_s())
+            log.info("every clip has a score; %d uncertain ones are scored again with more frames, %s left", n, left)
 
 
-def _hours(seconds: float) -> str:
-    """A span in words."""
+def in_words(seconds: float) -> str:
+    """A span of time for people."""
     if seconds == math.inf:
         return "any time"
-    return (
-        f"{seconds / 3600:.1f} h"
-        if seconds >= 3600
-        else f"{seconds / 60:.1f} min"
-        if seconds >= 60
-        else f"{seconds:.0f} s"
-    )
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{max(seconds, 1):.0f} s"
+
+
+def _clips(n: int) -> str:
+    return f"{n} clip{'s' * (n != 1)}"

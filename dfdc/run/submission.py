@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import csv
 import logging
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from dfdc.deadline import NEVER, Deadline, Pace
 from dfdc.errors import InputError
-from dfdc.files import write_csv
+from dfdc.files import check_out, refuse_inputs, write_csv
 from dfdc.prediction import PRIOR, Prediction
 from dfdc.run.inputs import SUFFIXES
+from dfdc.run.journal import LASTING, journal_path
 
 log = logging.getLogger(__name__)
 
-# Files are replaced at most so often while results come in; the last state is always written.
+# While results come in, the files are replaced at most this often, and saving takes at most this share of the time.
 INTERVAL_S = 2.0
+SAVING_SHARE = 0.05
+# No save is begun when the deadline is fewer saves away than this: the last one has to fit.
+LAST_SAVES = 3.0
+# Digits behind the point, in predictions.csv; other numbers have three.
+DIGITS = {"label": 6, "picture": 6, "voice": 6}
 
 
 def details_path(path: Path) -> Path:
-    """Where what is known of each clip is written: predictions.csv, behind the name of a submission of another name."""
+    """Where the details of each clip are written: predictions.csv, or NAME.predictions.csv beside NAME.csv."""
     return path.with_name("predictions.csv" if path.stem == "submission" else f"{path.stem}.predictions.csv")
 
 
 def read_predictions(details: Path) -> list[Prediction]:
-    """What predictions.csv says of each clip, in its order; what is blank or absent has its default.
+    """The predictions in predictions.csv, in its order; what is blank or absent has its default.
 
     Raises:
         OSError, KeyError, ValueError: it cannot be read or is none.
@@ -39,48 +45,99 @@ def read_predictions(details: Path) -> list[Prediction]:
         ]
 
 
+def check_outputs(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Make sure, before any work, that a submission can be written and that no file is lost by it.
+
+    Args:
+        path: of the submission.
+        inputs: clips and other files that the run reads.
+
+    Raises:
+        InputError: the folder does not exist or cannot be written, or one of the files to write is a folder, a device,
+            a video by its name, or an input.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; --out names a file, such as {path / 'submission.csv'}")
+    if path.suffix.lower() in SUFFIXES:
+        raise InputError(f"{path}: has a video's name; --out names the file to write, such as submission.csv")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: its folder does not exist; create it or choose another --out")
+    inputs = list(inputs)
+    try:
+        for output in (path, details_path(path)):
+            check_out(output, inputs)
+        refuse_inputs(journal_path(path), inputs)  # that it cannot be written is no reason to end
+    except OSError as error:
+        raise InputError(str(error)) from error
+
+
 class Submission:
     """submission.csv, and predictions.csv beside it, over a run.
 
-    The submission holds every row from the moment this object is made: first with the prior, then with what is
-    recorded. The predictions hold the clips that are done.
+    Where there is no such file yet, the submission holds every row from the moment this object is made: first with the
+    prior, then with what is recorded. A file that an earlier run finished stays until there is a first result. The
+    details hold the clips that are done.
+
+    Attributes:
+        predictions: row name -> what is known of it; None for nothing.
+        has_results: whether any clip was scored, or found to hold no face.
     """
 
-    def __init__(self, path: Path, names: Sequence[str], known: Mapping[str, Prediction] | None = None) -> None:
-        """Write the first version.
+    def __init__(
+        self,
+        path: Path,
+        names: Sequence[str],
+        *,
+        models: Sequence[str] = (),
+        fresh: bool = False,
+        deadline: Deadline = NEVER,
+    ) -> None:
+        """Write the files that are not there.
 
         Args:
-            path: of the submission; its folder exists.
+            path: of the submission, see `check_outputs`.
             names: of the rows, in order.
-            known: what an earlier run found of some of them; None for nothing.
+            models: the names of the models that answer, for the details: the first so many answered for a clip.
+            fresh: whether to replace existing files at once.
+            deadline: when the last save has to be done.
 
         Raises:
-            InputError: the folder does not exist or cannot be written, or the name is a folder's or a video's.
+            InputError: a file cannot be written.
         """
-        self.path = path
-        self.predictions: dict[str, Prediction | None] = {name: (known or {}).get(name) for name in names}
-        self._written_s = float("-inf")
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder; --out names a file, such as {path / 'submission.csv'}")
-        if path.suffix.lower() in SUFFIXES:
-            raise InputError(f"{path}: has a video's name; --out names the file to write, such as submission.csv")
-        self.details = details_path(path)
-        if not path.absolute().parent.is_dir():
-            raise InputError(f"{path}: its folder does not exist; make it or name another with --out")
+        self.path, self.details = path, details_path(path)
+        self.predictions: dict[str, Prediction | None] = dict.fromkeys(names)
+        self.has_results = False
+        self._models, self._deadline = models, deadline
+        self._pace = Pace(SAVING_SHARE, INTERVAL_S, deadline.clock)
+        self._waits = not fresh and (path.exists() or self.details.exists())
+        self._created = [file for file in (path, self.details) if not file.exists()]
         try:
             self._write()
         except OSError as error:
-            raise InputError(
-                f"{error.filename2 or error.filename or path}: cannot be written ({error.strerror}); "
-                "name another file with --out"
-            ) from error
+            named = error.filename2 or error.filename or path
+            raise InputError(f"{named}: cannot be written ({error.strerror}); choose another --out") from error
+
+    @property
+    def cost_s(self) -> float:
+        """What the last save cost, in seconds."""
+        return self._pace.cost_s
+
+    @property
+    def kept_earlier(self) -> bool:
+        """Whether the files are still those of an earlier run."""
+        return self._waits and not self.has_results
+
+    def adopt(self, known: Mapping[str, Prediction]) -> None:
+        """Take over what an earlier run found."""
+        for prediction in known.values():
+            self._take(prediction)
 
     def record(self, prediction: Prediction) -> None:
         """Take over one clip's prediction; its row must be among the names."""
         if prediction.filename not in self.predictions:
             raise KeyError(f"{prediction.filename}: not a row of {self.path}")
-        self.predictions[prediction.filename] = prediction
-        if time.monotonic() - self._written_s >= INTERVAL_S:
+        self._take(prediction)
+        if self._pace.due() and self._deadline.remaining_s() > LAST_SAVES * self._pace.cost_s:
             self.save()
 
     def save(self) -> bool:
@@ -92,18 +149,26 @@ class Submission:
             return False
         return True
 
+    def withdraw(self) -> None:
+        """Remove the files that were not there before, if they hold no result."""
+        if not self.has_results:
+            for path in self._created:
+                path.unlink(missing_ok=True)
+
+    def _take(self, prediction: Prediction) -> None:
+        self.predictions[prediction.filename] = prediction
+        self.has_results |= prediction.scored or prediction.status in LASTING
+
     def _write(self) -> None:
-        self._written_s = time.monotonic()
-        labels = {name: p.label if p else PRIOR for name, p in self.predictions.items()}
-        write_csv(self.path, ("filename", "label"), ((name, f"{label:.6f}") for name, label in labels.items()))
-        columns = [field.name for field in fields(Prediction)]
-        write_csv(
-            self.details,
-            columns,
-            (_cells(asdict(p)) for p in self.predictions.values() if p),
-        )
+        with self._pace.measured():
+            if not (self.kept_earlier and self.path.exists()):
+                labels = {name: p.label if p else PRIOR for name, p in self.predictions.items()}
+                write_csv(self.path, ("filename", "label"), ((name, f"{label:.6f}") for name, label in labels.items()))
+            if not (self.kept_earlier and self.details.exists()):
+                columns = [*(field.name for field in fields(Prediction)), "models"]
+                write_csv(self.details, columns, (self._cells(p) for p in self.predictions.values() if p))
 
-
-def _cells(values: dict[str, object]) -> list[object]:
-    digits = {"label": 6, "cut_s": 3, "seconds": 3, "decode_s": 3, "detect_s": 3, "crop_s": 3, "score_s": 3}
-    return [f"{value:.{digits[name]}f}" if name in digits else value for name, value in values.items()]
+    def _cells(self, prediction: Prediction) -> list[object]:
+        values = asdict(prediction)
+        cells = [f"{v:.{DIGITS.get(name, 3)}f}" if isinstance(v, float) else v for name, v in values.items()]
+        return [*cells, " ".join(self._models[: prediction.nets])]

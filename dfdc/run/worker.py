@@ -1,6 +1,6 @@
 """A worker process: what it is made with, what it says, and its life.
 
-Decoders and nets are native code that meets untrusted files, so they run in processes that `dfdc.run.pool` outlives.
+Decoders and models are native code that meets untrusted files, so they run in processes that `dfdc.run.pool` outlives.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 from dfdc.analysis import write_analysis
 from dfdc.deadline import Deadline
 from dfdc.errors import InputError, WeightsError
+from dfdc.files import Identity, identify
 from dfdc.log import show_log
 from dfdc.prediction import Prediction
+from dfdc.run.limits import limit_memory
 from dfdc.weights import WeightsFile
 
 if TYPE_CHECKING:
@@ -32,15 +34,17 @@ class WorkerSettings:
     """What a worker is made with.
 
     Attributes:
-        weights: checked files.
+        weights: checked files of the models that answer: whoever makes the settings chooses them, and nothing changes
+            the choice during a run.
         device: "auto", "cpu" or "cuda".
         n_frames: frames per clip; None for as many as time allows.
         models: "all", or "first" to leave out the weights of the folder further/.
         threads: native threads per worker; `dfdc.run.pool.predict_clips` shares the cores out.
         clip_limit_s: wall seconds that reading one clip may take.
+        memory_bytes: of data that a worker on the CPU may hold, see `dfdc.run.limits.limit_memory`; None for no limit.
         analyses: folder that gets each clip's analysis as JSON; None for none.
         thumbnails: whether these analyses hold pictures of faces and scenes.
-        place: of the worker among those that run, from 0; where there are several GPUs, they take turns.
+        place: how many workers were started before; where there are several GPUs, they take turns.
     """
 
     weights: tuple[WeightsFile, ...]
@@ -49,6 +53,7 @@ class WorkerSettings:
     models: str = "all"
     threads: int = 1
     clip_limit_s: float = 60.0
+    memory_bytes: int | None = None
     analyses: Path | None = None
     thumbnails: bool = True
     place: int = 0
@@ -67,13 +72,6 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What is known before the first worker: the kind of device that serves."""
-
-    device: str
-
-
-@dataclass(frozen=True)
 class Refusal:
     """A worker's only word, where it cannot load by the user's mistake."""
 
@@ -81,10 +79,18 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class LastWord:
-    """A prediction after which a worker ends of itself, so that no clip is lost on it."""
+class Answer:
+    """What a worker found.
+
+    Attributes:
+        prediction: of the clip.
+        file: that was scored; None where nobody knows.
+        last: whether the worker ends now, so that no clip is lost on it.
+    """
 
     prediction: Prediction
+    file: Identity | None = None
+    last: bool = False
 
 
 def score_clips(connection: Connection, settings: WorkerSettings) -> None:
@@ -100,10 +106,13 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
     except (InputError, WeightsError) as error:
         connection.send(Refusal(str(error)))
         return
+    if analyzer.device == "cpu":  # CUDA reserves more addresses than there is memory
+        limit_memory(settings.memory_bytes)
     connection.send(Ready(runtime, analyzer.device))
     with contextlib.suppress(EOFError, OSError):  # the supervisor hung up
         while True:
             path, task = connection.recv()
+            before = identify(path)
             deadline = Deadline.after(task.limit_s)
             analysis = analyzer.analyze(
                 path,
@@ -123,7 +132,10 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
             # A CUDA context does not recover from a fault, and not every fault's message names it: whatever fails
             # beside CUDA is tried again without it.
             broken = prediction.status == "error" and analyzer.device == "cuda"
-            connection.send(LastWord(prediction) if broken else prediction)
+            if before != identify(path):
+                reason = "the file was changed or replaced while it was read"
+                prediction = Prediction(task.name, status="error", reason=reason)
+            connection.send(Answer(prediction, before, last=broken))
             if broken:
                 return
 
@@ -149,30 +161,6 @@ def release_memory() -> None:
     """Give what a clip left behind back to the system, so that clips of many sizes do not add up."""
     with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def prepare(connection: Connection, settings: WorkerSettings) -> None:
-    """The life of the process that tries CUDA; a refusal where the user is at fault.
-
-    Where CUDA serves it waits for the settings of workers and is the first of them: torch is there, the device awake.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    show_log()
-    from dfdc.errors import DeviceError
-    from dfdc.runtime import choose_device
-
-    try:
-        device = choose_device(settings.device)
-        connection.send(Prepared(device))
-    except DeviceError as error:
-        connection.send(Refusal(str(error)))
-    else:
-        if device == "cuda":
-            try:
-                settings = connection.recv()
-            except (EOFError, OSError):  # the supervisor hung up
-                return
-            score_clips(connection, settings)
 
 
 def _describe_missing(error: ImportError) -> str:

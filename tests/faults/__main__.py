@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.faults import parts, soak
+from tests.faults import attacks, parts, soak
 from tests.faults.parts import Bench, Outcome
 
 PARTS: dict[str, Callable[[Bench], list[Outcome]]] = {
@@ -32,6 +32,13 @@ PARTS: dict[str, Callable[[Bench], list[Outcome]]] = {
     "signals": parts.signals,
     "deadline": parts.time_limit,
     "disk": parts.disk_faults,
+    "outputs": attacks.outputs,
+    "waits": attacks.waits,
+    "swaps": attacks.swaps,
+    "locks": attacks.locks,
+    "names": attacks.names,
+    "environment": attacks.environments,
+    "bombs": attacks.bombs,
 }
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,7 +150,16 @@ class Kernel:
         return Sample(self.age_s(), self.n_done(), *both, largest, len(memory), threads, descriptors)
 
 
-def start(arguments: list[object], out: Path, *, nets: str = "real", limit_s: float | None = None) -> Kernel:
+def start(
+    arguments: list[object],
+    out: Path,
+    *,
+    nets: str = "real",
+    limit_s: float | None = None,
+    orders: Mapping[str, str] | None = None,
+    environment: Mapping[str, str | None] | None = None,
+    prefix: Sequence[str] = (),
+) -> Kernel:
     """Start the kernel on two workers and the CPU.
 
     Args:
@@ -158,16 +167,20 @@ def start(arguments: list[object], out: Path, *, nets: str = "real", limit_s: fl
         out: the submission to write.
         nets: "real", or "fake" for workers that read clips and load no nets, see `sabotage`.
         limit_s: wall seconds per clip; then workers also do what clips' names say. None for the kernel's own.
+        orders: what else `sabotage` is to do, see there.
+        environment: variables to set, or to remove where they are None.
+        prefix: a command that starts it, such as env or sh.
     """
-    honest = nets == "real" and limit_s is None
+    honest = nets == "real" and limit_s is None and not orders
     command = [sys.executable, *([str(ROOT / "kernel.py")] if honest else ["-c", SABOTAGED])]
     arguments = [*arguments, "--out", out, "--workers", 2, "--device", "cpu"]
-    orders = {"FAULTS_NETS": nets, **({"FAULTS_LIMIT_S": str(limit_s)} if limit_s else {})}
+    orders = {"FAULTS_NETS": nets, **({"FAULTS_LIMIT_S": str(limit_s)} if limit_s else {}), **(orders or {})}
+    variables = {**os.environ, **orders, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **(environment or {})}
     log = LOGS.get(out, out.with_name("kernel.log"))
     with open(log, "ab") as file:
         process = subprocess.Popen(
-            [*command, *map(str, arguments)],
-            env={**os.environ, **orders, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+            [*prefix, *command, *map(str, arguments)],
+            env={name: value for name, value in variables.items() if value is not None},
             # A suite run in the background has Ctrl-C switched off, and would hand that on.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             stdin=subprocess.DEVNULL,
@@ -274,4 +287,4 @@ def judge(out: Path, names: list[str], expected: Mapping[str, float], *, may_mis
 
 def leftovers(folder: Path) -> list[str]:
     """Temporary files that lie about."""
-    return sorted(path.name for path in folder.iterdir() if path.suffix == ".tmp")
+    return sorted(path.name for path in folder.iterdir() if ".tmp" in path.suffixes)

@@ -90,8 +90,8 @@ class Bench:
             raise AssertionError(f"the undisturbed run ended with {code}, {found}: {kernel.text}")
         return labels(out)
 
-    def start(self, clips: Path, out: Path, *more: object, limit_s: float | None = None) -> Kernel:
-        return start([clips, *FRAMES, *more], out, nets=self.nets, limit_s=limit_s)
+    def start(self, clips: Path, out: Path, *more: object, **how: object) -> Kernel:
+        return start([clips, *FRAMES, *more], out, nets=self.nets, **how)
 
     def new_folder(self, name: str) -> Path:
         folder = self.folder / name
@@ -111,8 +111,8 @@ class Bench:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The rows that a folder of clips gives."""
-    return sorted(os.listdir(folder))
+    """The rows that a folder of clips gives; folders in it are searched, and these here hold none."""
+    return sorted(name for name in os.listdir(folder) if not os.path.isdir(folder / name))
 
 
 def damaged_clips(bench: Bench, *, limit: int | None = None, large: bool = True) -> list[Outcome]:
@@ -138,9 +138,10 @@ def damaged_clips(bench: Bench, *, limit: int | None = None, large: bool = True)
             (clips / name).rename(clips / f"{kind}-{name}")
             expected[f"{kind}-{name}"] = expected.pop(name)
     with listening() as (port, callers):
-        handmade = write_handmade(clips, bench.bases["behind.mp4"], beside=next(iter(expected)), port=port, large=large)
+        written = write_handmade(clips, bench.bases["behind.mp4"], beside=next(iter(expected)), port=port, large=large)
         out = folder / "submission.csv"
         names = names_in(clips)
+        handmade = [name for name in written if name in names]
         with watched(out, names) as seen:
             kernel = bench.start(clips, out)
             with sampled(kernel, every_s=0.25) as samples:

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -23,7 +24,9 @@ import kernel
 from dfdc.analysis import Analysis, Timings
 from dfdc.deadline import Deadline
 from dfdc.errors import VideoError, VideoTimeout
-from dfdc.run import plan, pool, scoring, worker
+from dfdc.run import limits, plan, pool, scoring, worker
+from dfdc.run.inputs import Job
+from dfdc.run.summary import Result
 from dfdc.run.worker import WorkerSettings
 from dfdc.video import Frame, read_frames
 
@@ -149,14 +152,31 @@ def score_faked(connection: Connection, settings: WorkerSettings) -> None:
     REAL_WORK(connection, settings)
 
 
+def score_with_limit(
+    score_job: Callable, limit_s: float, job: Job, out: Path, settings: WorkerSettings, **how: object
+) -> Result:
+    """`score_job`, with another limit for each clip."""
+    return score_job(job, out, replace(settings, clip_limit_s=limit_s), **how)
+
+
 def main() -> int:
-    """The kernel's command line; the environment's FAULTS_NETS says which nets, FAULTS_LIMIT_S a clip's wall limit."""
+    """The kernel's command line.
+
+    Environment: FAULTS_NETS: which nets. FAULTS_LIMIT_S: a clip's wall limit. FAULTS_FSYNC_S: what each write to the
+    disk takes; "inf" for ever. FAULTS_STAT: "hangs" for a disk that does not say what a clip is. FAULTS_MEMORY: the
+    bytes of memory that the machine says it has.
+    """
+    if delay_s := os.environ.get("FAULTS_FSYNC_S"):
+        os.fsync = lambda _: threading.Event().wait(None if delay_s == "inf" else float(delay_s))
+    if os.environ.get("FAULTS_STAT"):
+        scoring.identify = lambda _: threading.Event().wait()
+    if memory := os.environ.get("FAULTS_MEMORY"):
+        limits.count_memory = lambda: int(memory)
     if os.environ.get("FAULTS_NETS") == "fake":
-        pool.PRELOADED = ["av", "numpy"]
-        scoring.predict_clips = partial(pool.predict_clips, work=score_faked)
+        scoring.answer_clips = partial(pool.answer_clips, work=score_faked)
     else:
         pool.score_clips = score_sabotaged
     if limit_s := os.environ.get("FAULTS_LIMIT_S"):
         plan.GRACE_S = GRACE_S
-        worker.WorkerSettings = partial(WorkerSettings, clip_limit_s=float(limit_s))
+        scoring.score_job = partial(score_with_limit, scoring.score_job, float(limit_s))
     return kernel.main(sys.argv[1:])
