@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import minimize
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
+from dfdc.evaluation.intervals import LEVEL, small_sample_limits
 from dfdc.weights import Calibration, sigmoid
 
 # The challenge's five best lost .14 to .22 of log loss from the public to the private test set, by certainty.
@@ -56,39 +57,65 @@ def measure_intervals(
     *,
     groups: np.ndarray | None = None,
     samples: int = 1000,
-) -> dict[str, dict[str, float] | int]:
-    """The scores of `measure`, each with a 95 % bootstrap interval.
+) -> dict[str, dict[str, float] | float | int]:
+    """The scores of `measure`, each with a 95 % confidence interval that also holds for few groups.
 
-    Samples are drawn with replacement within each class, so that every score stays defined.
+    The interval is that of a bootstrap over groups, each drawn as a whole, so that the reals and fakes of one identity
+    stay together. Groups with reals only, with fakes only and with both are drawn separately, which keeps every score
+    defined. A bootstrap of few groups claims too much, and its interval has no width where no prediction is wrong, so
+    it is widened to enclose `dfdc.evaluation.intervals.small_sample_limits`.
 
     Args:
         labels: (N,) 0 = real, 1 = fake; both occur.
         probabilities: (N,) in (0, 1).
-        generator: the only source of chance.
-        groups: (N,) names of what is drawn as a whole, such as the video that several crops are from; None draws
-            predictions.
-        samples: how many, at least 1.
+        generator: the only source of randomness.
+        groups: (N,) names of what is drawn as a whole, such as the identity or the source video that several clips or
+            crops are from; None makes each prediction a group.
+        samples: the number of bootstrap samples, at least 1.
 
     Returns:
-        Per score its value, low and high; and n, a plain number.
+        Per score its "value", "low" and "high"; and three plain numbers: "n", "n_groups" and "level" (0.95).
     """
-    labels, probabilities = np.asarray(labels, int), np.asarray(probabilities)
-    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    classes = [_members(np.flatnonzero(labels == k), groups) for k in (0, 1)]
+    labels, probabilities = np.asarray(labels, int), np.asarray(probabilities, float)
+    groups = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     drawn = [measure(labels, probabilities)]
-    for _ in range(samples):
-        picks = [members[i] for members in classes for i in generator.integers(len(members), size=len(members))]
-        sample = np.concatenate(picks)
+    for sample in draw_groups(labels, groups, generator, samples=samples):
         drawn.append(measure(labels[sample], probabilities[sample]))
-    scores: dict[str, dict[str, float] | int] = {"n": int(drawn[0]["n"])}
-    return scores | {name: interval(np.array([each[name] for each in drawn])) for name in drawn[0] if name != "n"}
+    values = {name: np.array([scores[name] for scores in drawn]) for name in drawn[0] if name != "n"}
+    limits = small_sample_limits(labels, probabilities, groups, values, balanced=balance(labels))
+    scores: dict[str, dict[str, float] | float | int] = {
+        "n": len(labels),
+        "n_groups": int(groups.max()) + 1,
+        "level": LEVEL,
+    }
+    for name, of_name in values.items():
+        bootstrap, (low, high) = interval(of_name), limits[name]
+        scores[name] = bootstrap | {"low": min(bootstrap["low"], low), "high": max(bootstrap["high"], high)}
+    return scores
 
 
-def _members(indices: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
-    """The indices, group by group."""
-    order = indices[np.argsort(groups[indices], kind="stable")]
-    _, starts = np.unique(groups[order], return_index=True)
-    return np.split(order, starts[1:])
+def draw_groups(
+    labels: np.ndarray, groups: np.ndarray, generator: np.random.Generator, *, samples: int
+) -> Iterator[np.ndarray]:
+    """Draw bootstrap samples of whole groups, as many of each kind as there are.
+
+    Args:
+        labels: (N,) 0 or 1.
+        groups: (N,) int, the group of each prediction.
+        generator: the only source of randomness.
+        samples: the number of samples.
+
+    Yields:
+        Indices of the predictions of a sample. Groups with reals only, with fakes only and with both are the kinds.
+    """
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    kinds: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for member in members:
+        kinds.setdefault(tuple(np.unique(labels[member])), []).append(member)
+    for _ in range(samples):
+        picks = [kind[i] for kind in kinds.values() for i in generator.integers(len(kind), size=len(kind))]
+        yield np.concatenate(picks)
 
 
 def draw_sources(sources: Sequence[str], generator: np.random.Generator, *, samples: int) -> np.ndarray:
@@ -155,8 +182,8 @@ def draw_scores(
 
 
 def interval(values: np.ndarray) -> dict[str, float]:
-    """The first value (of what was measured), and low and high of the 95 % in which the others lie."""
-    low, high = np.quantile(values[1:], (0.025, 0.975))
+    """The percentile interval, at `LEVEL`, of a score: the first value is the score, the others are of samples."""
+    low, high = np.quantile(values[1:], ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return {"value": float(values[0]), "low": float(low), "high": float(high)}
 
 
