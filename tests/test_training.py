@@ -13,13 +13,11 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from urllib.error import URLError
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from efficientnet_pytorch import EfficientNet
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.autograd import DeviceType
@@ -27,13 +25,13 @@ from torch.autograd.profiler_util import FunctionEvent
 
 from dfdc.crop import CropGeometry
 from dfdc.data.dataset import CropSet, find_lonely, find_sources, load_crops, pair_epoch, read_split
-from dfdc.errors import DataError, DeviceError, WeightsError
+from dfdc.errors import DataError, DeviceError
 from dfdc.networks import CropNet, FrameModel, load_initial, save_model
 from dfdc.training import loop, trainer
 from dfdc.training.augment import RECIPE
 from dfdc.training.checkpoint import load_state, save_state
 from dfdc.training.distributed import Rank, join_ranks
-from dfdc.training.init import download_imagenet, has_folded_norms, revive_batch_norms
+from dfdc.training.init import has_folded_norms, revive_batch_norms
 from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.training.runlog import read_command
 from dfdc.training.trainer import running_average
@@ -745,54 +743,6 @@ def test_ranks_that_cannot_split_a_batch_are_refused(tmp_path: Path) -> None:
     crops = load_crops(write_table(tmp_path, pairs(8)), split="train", progress=False)
     with pytest.raises(ValueError, match="its 4 pairs cannot be split among 3 ranks"):
         train(tiny_model(), crops, crops, tmp_path, TINY, rank=Rank(0, 3, torch.device("cpu")), progress=False)
-
-
-def test_downloaded_imagenet_weights_fit_and_bring_their_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
-    published = {key: torch.full_like(value, 0.25) for key, value in EfficientNet.from_name(B0).state_dict().items()}
-    monkeypatch.setattr("torch.utils.model_zoo.load_url", lambda *_, **__: dict(published))
-    model = download_imagenet(ModelSpec(B0, SIDE))
-    assert (model.net._conv_stem.weight == 0.25).all() and not (model.net._fc.weight == 0.25).all()
-    assert model.spec.mean == pytest.approx((0.485 * 255, 0.456 * 255, 0.406 * 255))
-    assert model.spec.std == pytest.approx((0.229 * 255, 0.224 * 255, 0.225 * 255))
-    assert model.std.flatten().tolist() == pytest.approx(model.spec.std)
-
-
-def test_imagenet_weights_without_network_or_without_source_name_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: object, **__: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setattr("torch.utils.model_zoo.load_url", offline)
-    with pytest.raises(WeightsError, match=r"cannot be fetched .*no network.*--init"):
-        download_imagenet(ModelSpec(B0, SIDE))
-    monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
-    with pytest.raises(WeightsError, match=r"efficientnet-lite0: .*cannot be fetched .*no network.*--init"):
-        download_imagenet(ModelSpec("efficientnet-lite0", SIDE))
-
-
-def test_downloaded_lite0_has_timms_names_and_every_layer_gets_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm counts blocks by stage and layers by kind; held against timm 1.0.31, features are equal to the last bit."""
-    torch.manual_seed(1)
-    wanted = FrameModel(ModelSpec("efficientnet-lite0", SIDE)).net.state_dict()
-    stages = [(stage, i) for stage, n in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(n)]
-    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    others = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
-    others |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
-    outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    published = {}
-    for key, value in wanted.items():
-        match key.split("."):
-            case ["_blocks", number, layer, parameter]:
-                stage, i = stages[int(number)]
-                name = f"blocks.{stage}.{i}.{(others if stage else first)[layer]}.{parameter}"
-            case [layer, parameter]:
-                name = f"{outside[layer]}.{parameter}"
-        published[name] = torch.zeros(1000) if "classifier" in name else value
-    torch.manual_seed(2)
-    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda url, **_: published)
-    model = download_imagenet(ModelSpec("efficientnet-lite0", SIDE))
-    assert model.spec.mean == model.spec.std == (127.5, 127.5, 127.5)
-    got = model.net.state_dict()
-    assert all(torch.equal(got[key], value) for key, value in wanted.items() if not key.startswith("_fc."))
 
 
 def test_run_leaves_curves_and_tensorboard_events(tmp_path: Path) -> None:
