@@ -27,6 +27,10 @@ class DataError(DfdcError):
     """Training or evaluation data that cannot be used."""
 
 
+class MachineError(DfdcError):
+    """The machine failed, and not the clip or the user: a read error, or too little memory, space or processes."""
+
+
 class VideoError(DfdcError):
     """A clip that cannot be read."""
 

@@ -13,7 +13,7 @@ import torch
 from pairs import make_speech
 
 from dfdc.audio import N_BANDS, RATE
-from dfdc.errors import DataError
+from dfdc.errors import DataError, InputError
 from dfdc.networks import VoiceModel
 from dfdc.research.recordings import Take, make_takes, read_speech
 from dfdc.research.vocoders import VOCODERS, by_griffin_lim
@@ -204,9 +204,9 @@ def test_run_of_other_voices_is_not_gone_on_with(one_thread: None, tmp_path: Pat
     settings = replace(SETTINGS, epochs=1)
     train_voice(VoiceModel(SPEC), known, [], trials, tmp_path, settings, progress=False)
     others = [replace(take, made={"lpc": take.real}) for take in known]
-    with pytest.raises(ValueError, match="belongs to another run: takes was"):
+    with pytest.raises(InputError, match="belongs to another run: takes was"):
         train_voice(VoiceModel(SPEC), others, [], trials, tmp_path, settings, progress=False)
-    with pytest.raises(ValueError, match="belongs to another run: init was None, is 0123"):
+    with pytest.raises(InputError, match="belongs to another run: init was None, is 0123"):
         train_voice(VoiceModel(SPEC), known, [], trials, tmp_path, settings, start="0123" * 16, progress=False)
 
 

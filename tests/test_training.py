@@ -25,7 +25,7 @@ from torch.autograd.profiler_util import FunctionEvent
 
 from dfdc.crop import CropGeometry
 from dfdc.data.dataset import CropSet, find_lonely, find_sources, load_crops, pair_epoch, read_split
-from dfdc.errors import DataError, DeviceError
+from dfdc.errors import DataError, DeviceError, InputError
 from dfdc.networks import CropNet, FrameModel, load_initial, save_model
 from dfdc.training import loop, trainer
 from dfdc.training.augment import RECIPE
@@ -388,7 +388,7 @@ def test_stopped_run_is_finished_as_it_stands(tmp_path: Path, monkeypatch: pytes
         if epoch == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(ValueError, match=r"holds no run that has done an epoch"):
+    with pytest.raises(InputError, match=r"holds no run that has completed an epoch"):
         train(tiny_model(), crops, crops, tmp_path, settings, finish=True, progress=False)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(trainer, "save_state", stop_after_two)
@@ -401,30 +401,47 @@ def test_stopped_run_is_finished_as_it_stands(tmp_path: Path, monkeypatch: pytes
     assert len(losses) == 2 and scores["balanced_log_loss"] == pytest.approx(min(losses), abs=1e-4)
 
 
+def test_finished_run_goes_on_with_more_epochs_and_an_unfinished_one_does_not(tmp_path: Path) -> None:
+    crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
+    settings = TrainSettings(epochs=1, batch_size=8)
+    train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
+    train(tiny_model(), crops, crops, tmp_path, replace(settings, epochs=3), progress=False)
+    with open(tmp_path / "log.csv", newline="") as log:
+        assert [line["epoch"] for line in csv.DictReader(log)] == ["1", "2", "3"]
+    with pytest.raises(InputError, match="another run: epochs was 3, is 2;"):
+        train(tiny_model(), crops, crops, tmp_path, replace(settings, epochs=2), progress=False)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save({**state, "epoch": 2}, tmp_path / "state.pt")
+    with pytest.raises(InputError, match="another run: epochs was 3, is 4;"):
+        train(tiny_model(), crops, crops, tmp_path, replace(settings, epochs=4), progress=False)
+
+
 def test_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
     settings = TrainSettings(epochs=1, batch_size=8)
     train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
-    with pytest.raises(ValueError, match=r"another run: epochs was 1, is 3; .*use the same or name another folder"):
+    with pytest.raises(
+        InputError, match=r"another run: ema_decay was .*, is 0\.5; use the same settings, or name another folder"
+    ):
         train(tiny_model(), crops, crops, tmp_path, TINY, progress=False)
     other = FrameModel(ModelSpec("mobilenet-v2", SIDE))
-    with pytest.raises(ValueError, match="architecture was efficientnet-lite0, is mobilenet-v2"):
+    with pytest.raises(InputError, match="architecture was efficientnet-lite0, is mobilenet-v2"):
         train(other, crops, crops, tmp_path, settings, progress=False)
-    with pytest.raises(ValueError, match="init was None, is imagenet;"):
+    with pytest.raises(InputError, match="init was None, is imagenet;"):
         train(tiny_model(), crops, crops, tmp_path, settings, start="imagenet", progress=False)
     again = replace(crops, images=crops.images // 2)
-    with pytest.raises(ValueError, match=r"another run: pixels was \w+, is \w+;"):
+    with pytest.raises(InputError, match=r"another run: pixels was \w+, is \w+;"):
         train(tiny_model(), again, crops, tmp_path, settings, progress=False)
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"another run: chances was .*, is "):
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"another run: chances was .*, is "):
         patch.setattr(loop, "RECIPE", [(step, 0.25) for step, _ in RECIPE])
         train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     torch.save({**state, "settings": {**state["settings"], "without": ["jpeg"]}}, tmp_path / "state.pt")
-    with pytest.raises(ValueError, match=r"without was \['jpeg'\], and is no setting any more"):
+    with pytest.raises(InputError, match=r"without was \['jpeg'\], a setting that no longer exists"):
         train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
     torch.save(state, tmp_path / "state.pt")
     weighed = replace(crops, weights=torch.ones(len(crops)), videos=[f"other{name}" for name in crops.videos])
-    with pytest.raises(ValueError, match=r"crops was \w+, is \w+; frame_labels was None, is"):
+    with pytest.raises(InputError, match=r"crops was \w+, is \w+; frame_labels was None, is"):
         train(tiny_model(), weighed, crops, tmp_path, settings, progress=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)  # a run that is done needs no compiler
     train(tiny_model(), crops, crops, tmp_path, replace(settings, compiled=True), progress=False)
@@ -433,14 +450,14 @@ def test_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     state["settings"] = {name: value for name, value in asdict(settings).items() if name != "chances"}
     torch.save(state, tmp_path / "state.pt")
     train(tiny_model(), weighed, crops, tmp_path, settings, progress=False)
-    with pytest.raises(ValueError, match="belongs to a run of another net"):
+    with pytest.raises(InputError, match="belongs to a run of another model"):
         train(other, crops, crops, tmp_path, settings, progress=False)
     (tmp_path / "best.pt").unlink()
-    with pytest.raises(ValueError, match=r"of an older version, or lost its best\.pt; name another folder with --run"):
+    with pytest.raises(InputError, match=r"its run has no best\.pt; name another folder with --run"):
         train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
     (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
     with pytest.raises(
-        ValueError, match=r"state\.pt: cannot be read .*delete it to begin anew, or name another folder"
+        InputError, match=r"state\.pt: cannot be read .*delete it to start again, or name another folder"
     ):
         train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
 
@@ -567,7 +584,7 @@ def test_crops_that_overlay_their_original_are_told_from_others(tmp_path: Path) 
 def test_a_pair_counts_as_its_fake_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
     crops = replace(crops, weights=torch.arange(8.0))
-    batches, counted, make_batch, step = [], [], loop.make_batch, trainer.Course.step
+    batches, counted, make_batch, step = [], [], loop.make_batch, trainer.Trainer.step
 
     def noting_batch(images, known, batch, *more):
         batches.append(batch)
@@ -578,7 +595,7 @@ def test_a_pair_counts_as_its_fake_does(tmp_path: Path, monkeypatch: pytest.Monk
         return step(self, answer, pixels, targets, weights)
 
     monkeypatch.setattr(loop, "make_batch", noting_batch)
-    monkeypatch.setattr(trainer.Course, "step", noting_weights)
+    monkeypatch.setattr(trainer.Trainer, "step", noting_weights)
     train(tiny_model(), crops, crops, tmp_path, replace(TINY, epochs=1), progress=False)
     for batch, weights in zip(batches, counted, strict=True):
         assert weights.tolist() == batch[:, 1].tolist() * 2

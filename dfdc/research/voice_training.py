@@ -18,7 +18,7 @@ from dfdc.research.audio_augment import Channel
 from dfdc.research.recordings import Take
 from dfdc.research.voice import cut_windows, is_speech, see_window
 from dfdc.training.checkpoint import digest
-from dfdc.training.trainer import Evaluation, pass_epochs, set_out
+from dfdc.training.trainer import Evaluation, make_trainer, run_epochs
 from dfdc.weights import DIGEST_DIGITS, Calibration, sigmoid
 
 # Windows of a validation take that are heard.
@@ -37,7 +37,7 @@ class VoiceSettings:
         epochs: of `steps` batches each.
         steps: of an epoch.
         batch_size: windows a step, half of them real.
-        learning_rate: peak; see `dfdc.training.trainer.learning_rate`.
+        learning_rate: peak; see `dfdc.training.trainer.schedule_factor`.
         ema_decay: per step, of the averaged weights that are evaluated and shipped.
         music: share of the reals that are music instead, which is nobody's voice, made or not.
         seed: of everything.
@@ -84,13 +84,13 @@ def train_voice(
         training: takes of speech.
         music: takes of music, maybe none.
         trials: see `make_trials`.
-        folder: see `pass_epochs`.
+        folder: see `run_epochs`.
         settings: how.
         start: digest of the weights file that the model starts from; None from scratch.
         progress: draw progress bars.
 
     Returns:
-        See `pass_epochs`.
+        See `run_epochs`.
 
     Raises:
         ValueError: the folder holds the state of a run with other settings, takes or weights to start from.
@@ -103,10 +103,10 @@ def train_voice(
         "init": start and start[:DIGEST_DIGITS],
     }
     model = model.train()
-    course = set_out(
+    trainer = make_trainer(
         model,
         steps=settings.epochs * settings.steps,
-        rate=settings.learning_rate,
+        learning_rate=settings.learning_rate,
         ema_decay=settings.ema_decay,
     )
 
@@ -116,11 +116,11 @@ def train_voice(
         losses = []
         for _ in tqdm(range(settings.steps), desc=f"epoch {epoch + 1}/{settings.epochs}", disable=not progress):
             windows, labels = make_batch(training, music, model.spec.input_size, settings, generator)
-            losses.append(course.step(model, torch.from_numpy(windows), torch.from_numpy(labels)))
+            losses.append(trainer.step(model, torch.from_numpy(windows), torch.from_numpy(labels)))
         return losses
 
-    return pass_epochs(
-        course,
+    return run_epochs(
+        trainer,
         folder,
         made_from,
         settings.epochs,

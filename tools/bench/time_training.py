@@ -25,7 +25,7 @@ from dfdc.flags import COMPILE_HELP, positive, run_tool
 from dfdc.networks import FrameModel
 from dfdc.runtime import choose_device
 from dfdc.training.loop import TrainSettings, compile_training, make_batch
-from dfdc.training.trainer import set_out
+from dfdc.training.trainer import make_trainer
 from dfdc.weights import ARCHITECTURES, ModelSpec
 
 # How many different crops there are, or a batch's where that is more.
@@ -79,7 +79,7 @@ def time_training(
     settings = TrainSettings(batch_size=batch_size)
     model = FrameModel(ModelSpec(architecture, input_size)).to(device, memory_format=torch.channels_last).train()
     crops = _make_crops(max(N_CROPS, batch_size) // 2, torch.device(device))
-    course = set_out(model, steps=100 * n_steps, rate=1e-4, ema_decay=settings.ema_decay)
+    trainer = make_trainer(model, steps=100 * n_steps, learning_rate=1e-4, ema_decay=settings.ema_decay)
     chances = torch.Generator().manual_seed(0)
     answer = compile_training(model) if compiled else model
     pairs = torch.arange(len(crops)).view(2, -1).T
@@ -89,11 +89,11 @@ def time_training(
         return make_batch(crops.images, crops, chosen, model, settings, chances)
 
     def whole_step() -> None:
-        course.step(answer, *draw())
+        trainer.step(answer, *draw())
 
     batch = draw()
     whole_s = _time(whole_step, n_steps, device)
-    net_s = _time(lambda: course.step(answer, *batch), n_steps, device)
+    net_s = _time(lambda: trainer.step(answer, *batch), n_steps, device)
     cuda = device == "cuda"
     return TrainingSpeed(
         device=torch.cuda.get_device_name() if cuda else "CPU",
