@@ -11,6 +11,10 @@ class DfdcError(Exception):
     """The base of all errors that the package raises on purpose."""
 
 
+class SettingError(DfdcError, ValueError):
+    """A setting outside its allowed values."""
+
+
 class InputError(DfdcError):
     """An argument, a path or a table that cannot be used."""
 

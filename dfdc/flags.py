@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 import signal
 import sys
@@ -27,6 +28,14 @@ def several(text: str) -> int:
     return _whole(text, 2)
 
 
+def even(text: str) -> int:
+    """An even whole number from 2 up."""
+    number = _whole(text, 2)
+    if number % 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give an even number")
+    return number
+
+
 def natural(text: str) -> int:
     """A whole number from 0 up."""
     return _whole(text, 0)
@@ -36,6 +45,32 @@ def _whole(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a whole number from {least} up")
     return int(text)
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a number above 0")
+    return number
+
+
+def input_side(text: str) -> int:
+    """The side in pixels of a model's input, as `ModelSpec` allows it."""
+    side = _whole(text, 32)
+    if side > 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a whole number from 32 to 1024")
+    return side
+
+
+def png(text: str) -> Path:
+    """A file that ends in .png."""
+    if Path(text).suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; name a file that ends in .png")
+    return Path(text)
 
 
 def share(text: str) -> float:

@@ -20,7 +20,7 @@ CODECS = {
 
 
 @dataclass(frozen=True)
-class Channel:
+class AudioAugmentation:
     """A way for a sound to go.
 
     Attributes:
@@ -40,7 +40,7 @@ class Channel:
     seed: int = 0
 
     @classmethod
-    def draw(cls, generator: np.random.Generator) -> Channel:
+    def draw(cls, generator: np.random.Generator) -> AudioAugmentation:
         """One by chance."""
         codec = str(generator.choice(list(CODECS))) if generator.random() < 0.4 else None
         return cls(
@@ -52,7 +52,7 @@ class Channel:
             seed=int(generator.integers(2**31)),
         )
 
-    def carry(self, samples: np.ndarray) -> np.ndarray:
+    def apply(self, samples: np.ndarray) -> np.ndarray:
         """What arrives of a sound (N,) float32 mono at `RATE`: as many samples, up to a codec's own delay."""
         if self.noise_db is not None:
             level = np.sqrt(np.mean(samples**2)) * 10 ** (-self.noise_db / 20)

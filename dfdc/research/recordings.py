@@ -20,13 +20,13 @@ from dfdc.research.vocoders import VOCODERS
 COLUMNS = ("path", "speaker", "split", "kind")
 KINDS = ("speech", "music")
 # Of a recording its first so many seconds are a take.
-TAKE_S = 10.0
+RECORDING_S = 10.0
 # Vocoders of a training take, by chance; a validation take is made by all.
 DRAWN = 2
 
 
 @dataclass(frozen=True)
-class Take:
+class Recording:
     """A recording, and what vocoders made of it.
 
     Attributes:
@@ -62,7 +62,7 @@ def read_speech(csv: Path) -> pd.DataFrame:
     return table
 
 
-def make_takes(
+def load_recordings(
     csv: Path,
     folder: Path,
     *,
@@ -71,7 +71,7 @@ def make_takes(
     limit: int | None = None,
     vocoders: Iterable[str] = tuple(VOCODERS),
     progress: bool = True,
-) -> list[Take]:
+) -> list[Recording]:
     """The takes of one split; what was made before is read back.
 
     Args:
@@ -108,7 +108,7 @@ def make_takes(
                 with drafted(kept) as draft:
                     np.save(draft, VOCODERS[name](real, generator).astype(np.float16))
             made[name] = np.load(kept).astype(np.float32)
-        takes.append(Take(row["path"], row["speaker"], real, made))
+        takes.append(Recording(row["path"], row["speaker"], real, made))
     if not takes and kind == "speech":
         raise DataError(
             f"{csv}: no row has the split {split!r} and the kind {kind!r}; validation and training need both"
@@ -118,7 +118,7 @@ def make_takes(
 
 def _read(path: Path) -> np.ndarray:
     try:
-        sound = read_sound(path, max_s=TAKE_S)
+        sound = read_sound(path, max_s=RECORDING_S)
     except VideoError as error:
         raise DataError(f"{path}: {error}; drop its row") from error
     if sound is None:

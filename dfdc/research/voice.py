@@ -26,7 +26,7 @@ LEAST_SHARE = 0.25
 BATCH_WINDOWS = {"cpu": 4, "cuda": 64}
 
 
-class Listener:
+class VoiceModels:
     """Nets that hear together."""
 
     def __init__(

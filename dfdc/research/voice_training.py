@@ -14,8 +14,8 @@ from dfdc.audio import HOP
 from dfdc.errors import DataError
 from dfdc.evaluation.metrics import measure, measure_calibrated
 from dfdc.networks import VoiceModel
-from dfdc.research.audio_augment import Channel
-from dfdc.research.recordings import Take
+from dfdc.research.audio_augment import AudioAugmentation
+from dfdc.research.recordings import Recording
 from dfdc.research.voice import cut_windows, is_speech, see_window
 from dfdc.training.checkpoint import digest
 from dfdc.training.trainer import Evaluation, make_trainer, run_epochs
@@ -68,8 +68,8 @@ class Trial:
 
 def train_voice(
     model: VoiceModel,
-    training: list[Take],
-    music: list[Take],
+    training: list[Recording],
+    music: list[Recording],
     trials: list[Trial],
     folder: Path,
     settings: VoiceSettings,
@@ -131,8 +131,8 @@ def train_voice(
 
 
 def make_batch(
-    training: list[Take],
-    music: list[Take],
+    training: list[Recording],
+    music: list[Recording],
     n_columns: int,
     settings: VoiceSettings,
     generator: np.random.Generator,
@@ -153,7 +153,7 @@ def make_batch(
                 "table's kinds are right and the recordings loud enough"
             )
         take = training[generator.integers(len(training))]
-        channel = Channel.draw(generator)
+        channel = AudioAugmentation.draw(generator)
         start = int(generator.integers(max(len(take.real) - n_columns * HOP - MARGIN, 1)))
         made = take.made[str(generator.choice(sorted(take.made)))]
         fake, real = (_hear(samples, start, n_columns, channel) for samples in (made, take.real))
@@ -171,12 +171,12 @@ def make_batch(
     return np.stack([*reals, *fakes]), labels
 
 
-def _hear(samples: np.ndarray, start: int, n_columns: int, channel: Channel) -> np.ndarray:
-    arrived = channel.carry(samples[start : start + n_columns * HOP + MARGIN])
+def _hear(samples: np.ndarray, start: int, n_columns: int, channel: AudioAugmentation) -> np.ndarray:
+    arrived = channel.apply(samples[start : start + n_columns * HOP + MARGIN])
     return see_window(arrived[min(MARGIN, max(len(arrived) - n_columns * HOP, 0)) :], n_columns)
 
 
-def make_trials(takes: list[Take], n_columns: int) -> list[Trial]:
+def make_trials(takes: list[Recording], n_columns: int) -> list[Trial]:
     """Each take once real and once made for each of its vocoders, both through the same channel drawn for them.
 
     Raises:
@@ -185,9 +185,9 @@ def make_trials(takes: list[Take], n_columns: int) -> list[Trial]:
     generator, trials = np.random.default_rng(0), []
     for take in takes:
         for vocoder, made in take.made.items():
-            channel = Channel.draw(generator)
+            channel = AudioAugmentation.draw(generator)
             for label, samples in ((0, take.real), (1, made)):
-                windows, _ = cut_windows(channel.carry(samples), n_columns, n_windows=HEARD_WINDOWS)
+                windows, _ = cut_windows(channel.apply(samples), n_columns, n_windows=HEARD_WINDOWS)
                 if len(windows):
                     trials.append(Trial(windows, label, vocoder, take.name))
     heard = {(trial.vocoder, trial.label) for trial in trials}
