@@ -94,7 +94,7 @@ def test_wrong_tables_are_told(rows: list, header: str, message: str, tmp_path: 
 
 def test_recording_without_sound_is_named(speech: Path, tmp_path: Path, without_world: None) -> None:
     (tmp_path / "carl.wav").write_bytes(b"no sound")
-    with pytest.raises(DataError, match=r"carl\.wav: .*drop its row"):
+    with pytest.raises(DataError, match=r"carl\.wav: .*remove its row"):
         load_recordings(speech, tmp_path / "takes", split="val", progress=False)
 
 
@@ -142,7 +142,7 @@ def test_real_and_made_windows_differ_by_the_voice_alone() -> None:
 def test_takes_without_speech_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfdc.research.voice_training.MAX_SILENT", 20)
     silent = [Recording("hum", "ann", np.zeros(10 * RATE, np.float32), {"world": np.zeros(10 * RATE, np.float32)})]
-    with pytest.raises(DataError, match="20 windows of the 1 training takes in a row held no speech; look whether"):
+    with pytest.raises(DataError, match="20 windows of the 1 training recordings in a row held no speech; check that"):
         make_batch(silent, [], 32, VoiceSettings(batch_size=2), np.random.default_rng(0))
 
 

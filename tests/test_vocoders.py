@@ -8,6 +8,7 @@ from pairs import make_speech
 
 from dfdc.audio import RATE, log_mel
 from dfdc.comparison.sound import compare_sounds
+from dfdc.errors import DataError
 from dfdc.research.audio_augment import CODECS, AudioAugmentation, code, make_noise
 from dfdc.research.vocoders import VOCODERS
 
@@ -45,7 +46,7 @@ def test_silence_stays_silent(name: str) -> None:
 
 def test_world_without_pyworld_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyworld", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install pyworld"):
+    with pytest.raises(DataError, match="pip install pyworld"):
         VOCODERS["world"](SPEECH, np.random.default_rng(0))
 
 

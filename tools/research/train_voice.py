@@ -89,7 +89,7 @@ def train_weights(
     final, scores, calibration = train_voice(
         model, training, music, trials, run, settings, start=start, progress=progress
     )
-    speakers = [len({take.speaker for take in takes}) for takes in kept[::2]]
+    speakers = [len({one.speaker for one in recordings}) for recordings in kept[::2]]
     path = save_trained(
         final,
         out,
