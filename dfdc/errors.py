@@ -43,10 +43,6 @@ class VideoTimeout(VideoError):
     """A clip of which nothing was read before its time limit."""
 
 
-class MachineError(DfdcError):
-    """A clip that could not be read for want of memory, threads or a working disk, whatever the clip is like."""
-
-
 class Misaligned(VideoError):
     """Two clips that do not show the same scene frame by frame."""
 
