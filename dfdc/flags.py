@@ -41,9 +41,10 @@ def natural(text: str) -> int:
     return _whole(text, 0)
 
 
-def _whole(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a whole number from {least} up")
+def _whole(text: str, least: int, most: int | None = None) -> int:
+    if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+        allowed = f"from {least} up" if most is None else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a whole number {allowed}")
     return int(text)
 
 
@@ -60,10 +61,12 @@ def above_zero(text: str) -> float:
 
 def input_side(text: str) -> int:
     """The side in pixels of a model's input, as `ModelSpec` allows it."""
-    side = _whole(text, 32)
-    if side > 1024:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a whole number from 32 to 1024")
-    return side
+    return _whole(text, 32, 1024)
+
+
+def crop_side(text: str) -> int:
+    """The side in pixels of a crop, as `CropGeometry` allows it."""
+    return _whole(text, 16, 1024)
 
 
 def png(text: str) -> Path:

@@ -29,7 +29,7 @@ from dfdc.data.label_server import Desk, make_app
 from dfdc.data.labels import LabelFile
 from dfdc.data.sheets import ClipFakes, Scorer, TableFakes
 from dfdc.errors import DataError, InputError
-from dfdc.flags import check_outputs, make_folder, make_parser, natural, positive, run_tool, tool
+from dfdc.flags import check_outputs, crop_side, make_folder, make_parser, natural, positive, run_tool, tool
 from dfdc.weights import find_weights
 
 HOST, PORT = "127.0.0.1", 8765
@@ -136,20 +136,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--crops", type=Path, metavar="FOLDER", help=f"folder for the crops of clips (default: {CLIP_CROPS})")
     frames_help = f"frames to show of each clip; use the same value for make_crops (default: {defaults.n_frames})"
     add("--frames", type=positive, help=frames_help)
-    add("--size", type=crop_size, help=f"side of a clip's crops in pixels (default: {defaults.geometry.size})")
+    add("--size", type=crop_side, help=f"side of a clip's crops in pixels (default: {defaults.geometry.size})")
     add("--weights", type=Path, default=WEIGHTS, help="weights file or folder that gives scores (default: weights/)")
     add("--no-scores", action="store_true", help="hide the scores, which may influence you (default: show them)")
     add("--port", type=natural, default=PORT, help="port of the page, 0 for any free one (default: %(default)s)")
     add("--no-browser", action="store_true", help="print the page's address only (default: open a browser, too)")
     return parser
-
-
-def crop_size(text: str) -> int:
-    """A side in pixels that `CropGeometry` allows."""
-    try:
-        return CropGeometry(size=positive(text)).size
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 @tool

@@ -42,10 +42,10 @@ class Motion:
         """Open every file.
 
         Args:
-            files: checked weights that see motion; with none there is nothing to look at, and every score is 0.
+            files: checked weights of motion models; without any, every score is 0.
             device: "cpu" or "cuda".
             threads: see `dfdc.nets.open_nets`.
-            nets: the files' nets where they are at hand; None opens them.
+            nets: the files' models if they are open; None opens them.
 
         Raises:
             WeightsError: see `dfdc.nets.open_nets`.
@@ -60,18 +60,18 @@ class Motion:
         return N_PAIRS if self.nets else 0
 
     def score(self, frames: Sequence[Frame], tracks: Sequence[Track]) -> np.ndarray:
-        """What to add to each track's logits.
+        """The scores that are added to the logits of each track.
 
         Args:
             frames: of a clip, some with a neighbour.
-            tracks: whose indices are those of the frames.
+            tracks: their frame indices refer to these frames.
 
         Returns:
-            (K,) float64: the sum over the nets of weight times the mean of the calibrated logits of the track's pairs;
-            0 for a track without any.
+            (K,) float64: the sum over the models of weight times the mean calibrated logit of the track's pairs; 0 for
+            a track without pairs.
 
         Raises:
-            FloatingPointError: a net's answer is not finite, as half precision may overflow.
+            FloatingPointError: a model's answer is not finite, as half precision may overflow.
         """
         scores = np.zeros(len(tracks))
         for spec, net in zip(self.specs, self.nets, strict=True):
@@ -88,7 +88,7 @@ def cut_track(frames: Sequence[Frame], track: Track, geometry: CropGeometry) -> 
 
     Args:
         frames: of a clip, some with a neighbour.
-        track: whose indices are those of the frames.
+        track: its frame indices refer to these frames.
         geometry: how a crop is cut.
 
     Returns:

@@ -40,10 +40,10 @@ class VoiceModels:
         """Open every file.
 
         Args:
-            files: checked weights of nets that see sound; with none nothing is heard.
+            files: checked weights of voice models; without any, nothing is scored.
             device: "cpu" or "cuda".
             threads: see `dfdc.nets.open_nets`.
-            nets: the files' nets where they are at hand; None opens them.
+            nets: the files' models if they are open; None opens them.
 
         Raises:
             WeightsError: see `dfdc.nets.open_nets`.
@@ -71,7 +71,7 @@ class VoiceModels:
         """As `listen`, for a sound (N,) float mono at `dfdc.audio.RATE`.
 
         Raises:
-            FloatingPointError: a net's answer is not finite, as half precision may overflow.
+            FloatingPointError: a model's answer is not finite, as half precision may overflow.
         """
         logits = []
         for spec, net in zip(self.specs, self.nets, strict=True):

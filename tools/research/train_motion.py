@@ -1,10 +1,10 @@
-"""Train a net that sees the change between neighbouring frames, and measure what it adds on clips it never saw.
+"""Train a model on the change between successive frames, and measure its value on clips that it never saw.
 
 python tools/research/train_motion.py videos --init weights/efficientnet-lite0-*.safetensors --run runs/motion
 
-The net has the body of one that sees faces, and a last layer of its own. One layer for each fold of the sources is
-fitted to the others and scores the fold's clips as the kernel does, beside all nets. Calibration and weight are fitted
-on what these say of clips they never saw, and travel with a last one, fitted to all clips.
+The model has the backbone of a face model and a last layer of its own. For each fold of the sources, a layer is fitted
+to the other folds and scores the clips of its own, combined with the face models as in the kernel. Calibration and
+weight are fitted to these scores and stored with the final layer, which is fitted to all clips.
 """
 
 from __future__ import annotations
