@@ -95,7 +95,9 @@ def small_sample_limits(
     balanced_errors = binomial_limits(
         float(np.average(wrong, weights=balanced)), uneven * _effective_number(groups, values["accuracy"])
     )
-    logs, squares = (-np.log(confidence), -np.log(1 - confidence)), ((1 - confidence) ** 2, confidence**2)
+    # Certainty, which no calibrated model has, costs as much as scikit-learn lets it cost.
+    logs = -np.log(confidence), -np.log(np.maximum(1 - confidence, np.finfo(float).eps))
+    squares = (1 - confidence) ** 2, confidence**2
     reach = float(max(errors[1] - wrong.mean(), wrong.mean() - errors[0]))
     calibration_error = float(values["calibration_error"][0])
     return {
