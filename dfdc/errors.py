@@ -23,6 +23,10 @@ class WeightsError(DfdcError):
     """Weights that are missing, damaged or do not fit their architecture."""
 
 
+class NonFiniteError(DfdcError, FloatingPointError):
+    """A model that answers with infinity or with something that is no number, as half precision may."""
+
+
 class DeviceError(DfdcError):
     """A device that was asked for and cannot be used."""
 
