@@ -24,7 +24,7 @@ from dfdc.errors import VideoError, VideoTimeout
 from dfdc.files import describe_file
 from dfdc.nets import open_heat_map
 from dfdc.research.motion import Motion
-from dfdc.research.voice import Listener
+from dfdc.research.voice import VoiceModels
 from dfdc.runtime import Net, current_gpu
 from dfdc.tracks import Track, find_tracks
 from dfdc.version import __version__
@@ -80,7 +80,7 @@ class Analyzer:
         self._heat_source, self._threads = that_see("face", files)[0], threads
         self.ensemble = Ensemble(that_see("face", files), device, threads=threads)
         self.motion = Motion(that_see("motion", files), device, threads=threads)
-        self.listener = Listener(that_see("sound", files), device, threads=threads)
+        self.listener = VoiceModels(that_see("sound", files), device, threads=threads)
 
     def analyze(
         self,

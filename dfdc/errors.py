@@ -11,6 +11,10 @@ class DfdcError(Exception):
     """The base of all errors that the package raises on purpose."""
 
 
+class SettingError(DfdcError, ValueError):
+    """A setting outside its allowed values."""
+
+
 class InputError(DfdcError):
     """An argument, a path or a table that cannot be used."""
 
@@ -23,6 +27,10 @@ class WeightsError(DfdcError):
     """Weights that are missing, damaged or do not fit their architecture."""
 
 
+class NonFiniteError(DfdcError, FloatingPointError):
+    """A model that answers with infinity or with something that is no number, as half precision may."""
+
+
 class DeviceError(DfdcError):
     """A device that was asked for and cannot be used."""
 
@@ -32,7 +40,7 @@ class DataError(DfdcError):
 
 
 class MachineError(DfdcError):
-    """The machine failed, and not the clip or the user: too little memory, threads or processes, or a disk's error."""
+    """The machine failed, and not the clip or the user: a read error, or too little memory, space or processes."""
 
 
 class VideoError(DfdcError):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfdc.errors import DeviceError
+from dfdc.errors import DeviceError, NonFiniteError
 
 # OpenVINO reports its import over the network, from a thread, unless this package is absent.
 sys.modules.setdefault("openvino_telemetry", None)
@@ -153,5 +153,5 @@ def run_logits(net: Net, items: np.ndarray, size: int) -> np.ndarray:
     parts = [part[0] if len(part) == 1 else np.stack(part, 1) for part in run_batches(net, items, size)]
     logits = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if not np.isfinite(logits).all():
-        raise FloatingPointError("a net answers with numbers that are not finite")
+        raise NonFiniteError("a model answers with numbers that are not finite; use other weights, or --device cpu")
     return logits

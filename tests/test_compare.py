@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from dfdc.comparison.compare import Comparison, Scores, compare_clips, difference_levels, mark_jumps
-from dfdc.comparison.difference import Pair, heat_picture, write_difference
+from dfdc.comparison.difference import Pair, write_difference
+from dfdc.comparison.pair import heat_picture
+from dfdc.comparison.verdict import judge_scores
+from dfdc.errors import InputError
 from tests.conftest import PROJECT
 from tests.pairs import RATE, SPOT, make_speech, paint, write_pair_clip
 from tests.test_separate import NoFace, OneFace
@@ -153,12 +156,35 @@ def test_page_shows_scores_where_there_are_some(comparison, clips, tmp_path):
     scored = replace(comparison, scores=scores)
     text = Tags(write_difference(tmp_path / "d.html", Pair(*clips, scored)).read_text(encoding="utf-8")).text
     assert "12%" in text
-    assert "–fake: no face, no opinion" in text
-    assert "Below, what the nets say" in text
+    assert "–no score for the fake: no face found" in text
+    assert "The lower chart shows" in text
     nothing = Scores(0.5, np.full(8, np.nan))
     scored = replace(comparison, scores=(nothing, nothing))
     text = Tags(write_difference(tmp_path / "d.html", Pair(*clips, scored)).read_text(encoding="utf-8")).text
-    assert text.count("no face, no opinion") == 2 and "Below, what the nets say" not in text
+    assert text.count("no face found") == 2 and "The lower chart shows" not in text
+
+
+@pytest.mark.parametrize(
+    ("original", "fake", "said", "agrees"),
+    [
+        (0.12, 0.88, "The scores agree with the comparison.", True),
+        (0.37, 0.07, "The scores contradict the comparison.", False),
+        (0.62, 0.45, "The scores contradict the comparison.", False),
+        (0.02, 0.07, "The models miss this fake.", False),
+        (0.70, 0.90, "The models also call the original fake.", False),
+    ],
+)
+def test_scores_that_contradict_the_comparison_are_said_to(
+    comparison, clips, tmp_path, original: float, fake: float, said: str, agrees: bool
+) -> None:
+    scores = tuple(Scores(probability, np.full(8, probability)) for probability in (original, fake))
+    pair = Pair(*clips, replace(comparison, scores=scores))
+    verdict = judge_scores(pair)
+    assert verdict.text.startswith(said) and verdict.agrees is agrees
+    assert f"{original:.0%}" in verdict.text and f"{fake:.0%}" in verdict.text
+    page = write_difference(tmp_path / "d.html", pair).read_text(encoding="utf-8")
+    assert verdict.text in Tags(page).text and ('class="verdict warning"' in page) is not agrees
+    assert judge_scores(Pair(*clips, comparison)) is None
 
 
 def test_page_of_equal_pictures_says_so(comparison, clips, tmp_path):
@@ -168,7 +194,7 @@ def test_page_of_equal_pictures_says_so(comparison, clips, tmp_path):
     for shown, is_equal in ((equal, True), (comparison, False)):
         text = Tags(write_difference(tmp_path / "d.html", Pair(*clips, shown)).read_text(encoding="utf-8")).text
         assert ("The same picture" in text) == is_equal
-        assert ("what moves in it was made" in text) == (not is_equal)
+        assert ("Whatever moves between the two pictures was altered" in text) == (not is_equal)
 
 
 def test_page_without_face_or_sound_says_so(tmp_path):
@@ -176,7 +202,7 @@ def test_page_without_face_or_sound_says_so(tmp_path):
     second = write_pair_clip(tmp_path / "b.mp4", n_frames=12, change=paint)
     comparison = compare_clips(first, second, NoFace(), None, n_frames=4)
     text = Tags(write_difference(tmp_path / "d.html", Pair(first, second, comparison)).read_text(encoding="utf-8")).text
-    assert "None was found in the original" in text
+    assert "No face was found in the original" in text
     assert "The original and the fake have no sound." in text
 
 
@@ -207,7 +233,7 @@ def test_failed_writing_leaves_the_old_file(comparison, clips, tmp_path, monkeyp
 
 
 def test_other_endings_are_refused(comparison, clips, tmp_path, capsys):
-    with pytest.raises(ValueError, match="allowed"):
+    with pytest.raises(InputError, match="allowed"):
         write_difference(tmp_path / "d.gif", Pair(*clips, comparison))
     with pytest.raises(SystemExit):
         compare_videos.main([*map(str, clips), "--out", "d.gif"])
@@ -217,7 +243,7 @@ def test_other_endings_are_refused(comparison, clips, tmp_path, capsys):
 def test_clips_are_never_written_over(clips, tmp_path, capsys):
     before = clips[1].read_bytes()
     assert compare_videos.main([*map(str, clips), "--no-scores", "--out", str(clips[1])]) == 1
-    assert "is one of the clips, and would be lost; name another file" in capsys.readouterr().err
+    assert "would be lost; name another file" in capsys.readouterr().err
     assert clips[1].read_bytes() == before
 
 
@@ -242,8 +268,8 @@ def test_samples_are_compared_with_the_shipped_weights(tmp_path, capsys, monkeyp
     arguments = [str(samples / "real.mp4"), str(samples / "doctored.mp4")]
     assert compare_videos.main([*arguments, "--device", "cpu", "--frames", "4", "--out", str(out)]) == 0
     text = Tags(out.read_text(encoding="utf-8")).text
-    assert "net's P(fake) of the original, 4 frames" in text
+    assert "P(fake) of the original, from 4 frames" in text
     real, fake = (scores.probability for scores in made[0].scores)
     assert fake > real + 0.1
     assert text.index(f"{real:.0%}") < text.index(f"{fake:.0%}")
-    assert capsys.readouterr().out.strip() == str(out)
+    assert capsys.readouterr().out.splitlines()[-1] == str(out)

@@ -112,7 +112,7 @@ def test_crops_give_a_json_a_table_and_pictures(
     expected = score_crop_table(table, weights, device="cpu")
     assert set(scores) == {"overall", "by_manipulation"} and set(scores["by_manipulation"]) == {"lips", "swap"}
     for group in (scores["overall"], *scores["by_manipulation"].values()):
-        assert set(group) == {*tool.HEADINGS, "n"}
+        assert set(group) == {*tool.HEADINGS, "n", "n_groups", "level"}
         assert all(set(group[name]) == {"value", "low", "high"} for name in tool.HEADINGS)
     assert scores["overall"]["n"] == 24 and scores["by_manipulation"]["lips"]["n"] == 12 + 6
     assert scores["overall"]["auc"]["value"] == pytest.approx(roc_auc_score(expected.labels, expected.probabilities))

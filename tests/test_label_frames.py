@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import shutil
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from flask.testing import FlaskClient
 from dfdc.crop import CropGeometry
 from dfdc.data.crops import CROP_COLUMNS, CutSettings
 from dfdc.data.dataset import CropSet, pair_epoch, read_split
+from dfdc.data.label_server import Desk, make_app
 from dfdc.data.labels import (
     LABEL_COLUMNS,
     NOT_VISIBLE,
@@ -35,7 +37,7 @@ from dfdc.ensemble import Ensemble
 from dfdc.errors import DataError
 from dfdc.weights import find_weights, sigmoid
 from tools import label_frames, train
-from tools.label_frames import Desk, main, make_app
+from tools.label_frames import main
 from tools.make_crops import make_crops
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +46,7 @@ SETTINGS = CutSettings(n_frames=3, geometry=CropGeometry(size=64))
 SIDE = 32
 BOX = "10.0 20.0 30.0 50.0"
 WHEN = "2026-11-22T12:00:00+00:00"
+TOKEN = "a-token"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -186,6 +189,33 @@ def test_files_with_mistakes_are_refused(tmp_path: Path, text: str, said: str) -
         LabelFile(tmp_path / "labels.csv")
 
 
+def set_at_once(path: Path, name: str, barrier, answers) -> None:
+    file = LabelFile(path)
+    barrier.wait()
+    try:
+        file.set(say(name, 0, VISIBLE))
+    except DataError:
+        answers.put((name, False))
+    else:
+        answers.put((name, True))
+
+
+def test_of_two_writers_at_one_moment_none_loses_what_it_saved(tmp_path: Path) -> None:
+    """Each saves its label, or is told that it did not; before the lock most pairs lost one in silence."""
+    context = multiprocessing.get_context("fork")
+    for attempt in range(10):
+        path, barrier, answers = tmp_path / f"{attempt}.csv", context.Barrier(4), context.Queue()
+        names = ("a", "b", "c", "d")
+        writers = [context.Process(target=set_at_once, args=(path, name, barrier, answers)) for name in names]
+        for writer in writers:
+            writer.start()
+        saved = {name for name, done in (answers.get(timeout=60) for _ in writers) if done}
+        for writer in writers:
+            writer.join()
+        assert saved and {label.video for label in read_labels(path)} == saved
+    assert len(list(tmp_path.iterdir())) == 10  # nothing but the files
+
+
 def test_file_in_a_folder_that_is_absent_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="its folder does not exist"):
         LabelFile(tmp_path / "gone" / "labels.csv")
@@ -318,7 +348,10 @@ def test_training_weighs_pairs_by_their_fakes_labels(tmp_path: Path, capsys: pyt
         labels.set(say("fake.mp4", frame, VISIBLE))
     labels.set(say("vfake.mp4", 0, VISIBLE))
     assert train.main(train_args(table, tmp_path / "weighed", labels.path)) == 0
-    assert "4 visible, 0 not visible, 0 skip; 1 labels belong to no crop of this split" in capsys.readouterr().out
+    assert (
+        "4 visible, 0 not visible, 0 skip; 1 labels match no crop of this split and are ignored"
+        in capsys.readouterr().out
+    )
     assert train.main(train_args(table, tmp_path / "only", labels.path, "--labelled-only")) == 0
     assert train_loss(tmp_path / "weighed") == pytest.approx(2 * train_loss(tmp_path / "only"), rel=1e-5)
 
@@ -361,7 +394,7 @@ def cut(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cl
 def test_only_fakes_that_are_there_are_labelled(clips: Path, cut) -> None:
     assert cut[1].kinds == {"broken.mp4": "doctored", "doctored.mp4": "doctored"}
     assert [clip.name for clip in find_fakes([clips / "doctored.mp4"])["doctored.mp4"]] == ["real.mp4", "doctored.mp4"]
-    with pytest.raises(DataError, match="no fake there"):
+    with pytest.raises(DataError, match="no fake found"):
         find_fakes([clips / "real.mp4"])
     with pytest.raises(DataError, match=r'add "new\.mp4": \{"label": "FAKE"\}'):
         find_fakes([clips / "new.mp4"])
@@ -411,7 +444,7 @@ def test_other_clips_of_the_names_are_refused(clips: Path, cut, tmp_path: Path) 
     other = shutil.copytree(clips, tmp_path / "other")
     with open(other / "doctored.mp4", "ab") as file:
         file.write(b"more")
-    with pytest.raises(DataError, match=r"shares its name with .*: name another output"):
+    with pytest.raises(DataError, match=r"shares its name with .*: choose another output"):
         ClipFakes([other], cut[0], SETTINGS)
 
 
@@ -444,8 +477,8 @@ def test_fake_that_was_not_laid_over_its_original_stands_alone(tmp_path: Path) -
     ("rows", "said"),
     [
         ([row("a", "REAL")], "holds no fake"),
-        (family(1, split="val"), "holds no fake to train on"),
-        ([{**row("a", "FAKE"), "shard": "a.zip"}], "its images lie in zips"),
+        (family(1, split="val"), "holds no fake in the split train"),
+        ([{**row("a", "FAKE"), "shard": "a.zip"}], "its images are in zip files"),
         ([{k: v for k, v in row("a", "FAKE").items() if k != "track"}], "columns track are missing"),
     ],
 )
@@ -455,6 +488,21 @@ def test_tables_that_cannot_be_labelled_are_refused(tmp_path: Path, rows: list[d
 
 
 # One clip ahead
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../secret.png", "in/../../secret.png", "link.png", ""])
+def test_table_that_names_files_outside_its_folder_serves_none(tmp_path: Path, name: str) -> None:
+    """A crop table comes from somebody else; what it names in other folders is neither shown nor scored."""
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    rows = family(1)
+    table = write_table(tmp_path / "crops", rows)
+    (tmp_path / "crops/link.png").symlink_to(tmp_path / "secret.png")
+    table.write_text(table.read_text().replace(rows[1]["path"], name))
+    desk = Desk(TableFakes(table), LabelFile(tmp_path / "labels.csv"), None)
+    client = connect(desk)
+    assert "DataError" in client.get("/clips/0").json["reason"]
+    assert client.get("/clips/0/0/fake").status_code == 404
+    desk.sheets.close()
 
 
 def test_one_clip_is_made_ahead_and_nobody_waits_for_it() -> None:
@@ -501,9 +549,31 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     desk.sheets.close()
 
 
+class TokenClient(FlaskClient):
+    """Knows the page's token, and puts it before every address."""
+
+    def open(self, path: str, *args: object, **kwargs: object):
+        return super().open(f"/{TOKEN}{path}", *args, **kwargs)
+
+
 @pytest.fixture
-def client(desk: Desk) -> FlaskClient:
-    return make_app(desk).test_client()
+def client(desk: Desk) -> TokenClient:
+    return connect(desk)
+
+
+def connect(desk: Desk) -> TokenClient:
+    app = make_app(desk, TOKEN, folder=label_frames.PAGE)
+    app.test_client_class = TokenClient
+    return app.test_client()
+
+
+def test_without_the_token_there_is_nothing(desk: Desk) -> None:
+    client = make_app(desk, TOKEN, folder=label_frames.PAGE).test_client()
+    for path in ("/", "/state", "/clips/0", "/clips/0/0/fake", "/static/page.js", "/x/state", f"/{TOKEN[:-1]}/state"):
+        answer = client.get(path)
+        assert answer.status_code == 404 and "label_frames printed" in answer.json["error"]
+    assert client.post("/labels", json={}).status_code == 404
+    assert client.get(f"/{TOKEN}/state").status_code == 200
 
 
 def send(client: FlaskClient, label: str, *, clip: object = 0, shot: object = 0, path: str = "/labels"):
@@ -537,14 +607,14 @@ def test_label_of_another_moment_is_not_shown_nor_replaced(client: FlaskClient, 
     before = (tmp_path / "labels.csv").read_bytes()
     assert client.get("/clips/0").json["shots"][0]["label"] is None
     answer = send(client, VISIBLE)
-    assert answer.status_code == 409 and "was given to another face, at 0.9 s" in answer.json["error"]
+    assert answer.status_code == 409 and "of another face, at 0.9 s" in answer.json["error"]
     assert (tmp_path / "labels.csv").read_bytes() == before
 
 
 def test_killed_server_goes_on_where_it_was(client: FlaskClient, desk: Desk, tmp_path: Path) -> None:
     send(client, VISIBLE, clip=1)
     fakes = TableFakes(tmp_path / "crops/crops.csv")
-    again = make_app(Desk(fakes, LabelFile(tmp_path / "labels.csv"), None)).test_client()
+    again = connect(Desk(fakes, LabelFile(tmp_path / "labels.csv"), None))
     state = again.get("/state").json
     assert state["start"] == 1 and state["run"] == client.get("/state").json["run"]
     assert again.get("/clips/1").json["shots"][0]["label"] == "visible"
@@ -563,7 +633,7 @@ def test_undo_says_whose_label_it_took(client: FlaskClient, tmp_path: Path) -> N
 def test_labels_of_clips_that_are_not_shown_are_kept_and_not_counted(tmp_path: Path, desk: Desk) -> None:
     LabelFile(tmp_path / "more.csv").set(say("other.mp4", 0, VISIBLE))
     fakes = TableFakes(tmp_path / "crops/crops.csv")
-    client = make_app(Desk(fakes, LabelFile(tmp_path / "more.csv"), None)).test_client()
+    client = connect(Desk(fakes, LabelFile(tmp_path / "more.csv"), None))
     assert client.get("/state").json["marks"] == {} and client.get("/state").json["start"] == 0
     send(client, SKIP)
     assert [line["video"] for line in read_rows(tmp_path / "more.csv")] == ["other.mp4", "fake.mp4"]
@@ -581,7 +651,7 @@ def test_waiting_for_a_clip_blocks_no_other_request(tmp_path: Path) -> None:
             return Sheet((Shot(0, 0.0, 0, BOX, tmp_path / "gone.png"),))
 
     desk = Desk(Slow(), LabelFile(tmp_path / "labels.csv"), None, wait_s=0)
-    client = make_app(desk).test_client()
+    client = connect(desk)
     assert client.get("/clips/0").json == {"ready": False}
     assert client.get("/state").json["shots"] == [None]
     assert send(client, VISIBLE).status_code == 503 and not (tmp_path / "labels.csv").exists()
@@ -608,6 +678,8 @@ def test_other_sites_are_refused(client: FlaskClient, tmp_path: Path) -> None:
     for site in ("cross-site", "same-site"):
         assert client.get("/state", headers={"Sec-Fetch-Site": site}).status_code == 403
         assert client.post("/labels", json=body, headers={"Sec-Fetch-Site": site}).status_code == 403
+        assert client.get("/state", headers={"Origin": "http://evil.example"}).status_code == 403
+    assert client.post("/labels", json=body, headers={"Origin": "null"}).status_code == 403
     # What a form of another site can send, in a browser that does not say who asks.
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
         assert client.post("/labels", data=json.dumps(body), content_type=kind).status_code == 415
@@ -672,7 +744,9 @@ def test_flags_that_say_how_clips_are_cut_are_refused_beside_a_crop_table(
     table = write_table(tmp_path / "crops", family(1))
     with pytest.raises(SystemExit):
         main([str(table), "--no-scores", "--no-browser", *flag])
-    assert f"{flag[0]}: says how clips are cut; those of a crop table are, so leave it out" in capsys.readouterr().err
+    assert (
+        f"{flag[0]} is for clips; the crops of a crop table are already cut, so leave it out" in capsys.readouterr().err
+    )
 
 
 def test_mistakes_end_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -682,11 +756,10 @@ def test_mistakes_end_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     for argv, said in (
         ([str(tmp_path / "gone.mp4"), *common, str(tmp_path / "l.csv")], "metadata.json: cannot be read"),
         ([str(tmp_path / "gone.csv"), *common, str(tmp_path / "l.csv")], "not a readable CSV"),
-        ([str(table), str(tmp_path), *common, str(tmp_path / "l.csv")], "a crop table is labelled alone"),
+        ([str(table), str(tmp_path), *common, str(tmp_path / "l.csv")], "a crop table is labelled by itself"),
         ([str(table), *common, str(tmp_path / "bad.csv")], "columns video, frame"),
         ([str(table), "--weights", str(tmp_path), "--labels", str(tmp_path / "l.csv")], "holds no .safetensors"),
-        ([str(tmp_path), "--frames", "0"], "n_frames is 0"),
-        ([str(table), *common, str(tmp_path / "l.csv"), "--port", "70000"], "port 70000 does not serve"),
+        ([str(table), *common, str(tmp_path / "l.csv"), "--port", "70000"], "port 70000 cannot be used"),
     ):
         assert main(argv) == 1
         error = capsys.readouterr().err

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -138,8 +139,16 @@ def test_labelling_by_keyboard_survives_reloads_and_a_killed_server(browser, ser
     assert "does not answer" in browser.find_element(By.ID, "error").text
     assert browser.execute_script(f"return {at(1, 0)} && shots[0].label === null")
     assert labels(table) == [(0, 1, "not_visible"), (0, 0, "visible")]
-    serve(int(url.rstrip("/").rsplit(":", 1)[1]))
-    press(browser, "f")  # the same tab goes on
+    _, again = serve(urlsplit(url).port)
+    press(browser, "f")  # the old address is no secret of the new server
+    assert "open the one that label_frames printed" in browser.find_element(By.ID, "error").text
+    assert again != url
+    url = again
+    browser.get(url)
+    wait_for(browser, at(0, 2))
+    press(browser, "e")
+    wait_for(browser, at(1, 0))
+    press(browser, "f")
     assert not browser.find_element(By.ID, "error").is_displayed()
     press(browser, "ff")
     assert "This was the last clip" in browser.find_element(By.ID, "notice").text

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
-from dfdc.evaluation.metrics import LEAST_TEMPERATURE, fit_calibration, measure, measure_intervals, tells_nothing
+from dfdc.evaluation.intervals import auc_limits, auc_variance, binomial_limits
+from dfdc.evaluation.metrics import (
+    LEAST_TEMPERATURE,
+    draw_groups,
+    fit_calibration,
+    measure,
+    measure_intervals,
+    tells_nothing,
+)
 from dfdc.weights import sigmoid
 
 
@@ -86,15 +95,72 @@ def test_interval_of_accuracy_is_the_binomials() -> None:
 def test_crops_of_one_video_are_drawn_together(predictions) -> None:
     """Ten copies of every prediction say nothing new: drawn by video, the interval stays as wide."""
     labels, probabilities = predictions
-    once = measure_intervals(labels, probabilities, np.random.default_rng(0), samples=30)
+    once = measure_intervals(labels, probabilities, np.random.default_rng(0), samples=200)
     copies = np.tile(np.arange(200), 10)
     groups = np.array([f"{i:03d}.mp4" for i in copies])
     grouped = measure_intervals(
-        labels[copies], probabilities[copies], np.random.default_rng(0), groups=groups, samples=30
+        labels[copies], probabilities[copies], np.random.default_rng(0), groups=groups, samples=200
     )
-    assert grouped["auc"] == pytest.approx(once["auc"], abs=1e-12)
-    alone = measure_intervals(labels[copies], probabilities[copies], np.random.default_rng(0), samples=30)
+    # The share of independent predictions is estimated from 200 samples, to about a tenth.
+    assert grouped["auc"] == pytest.approx(once["auc"], abs=0.01)
+    assert (once["n"], once["n_groups"], grouped["n"], grouped["n_groups"]) == (200, 200, 2000, 200)
+    alone = measure_intervals(labels[copies], probabilities[copies], np.random.default_rng(0), samples=50)
     assert alone["auc"]["high"] - alone["auc"]["low"] < 0.6 * (once["auc"]["high"] - once["auc"]["low"])
+
+
+def test_six_right_clips_do_not_claim_that_all_are() -> None:
+    """Clopper and Pearson: 0 of 6 wrong leaves 1 - .025 ** (1 / 6) = 45.9 %; each might cost -log(.05)."""
+    scores = measure_intervals(np.repeat([0, 1], 3), np.repeat([0.05, 0.95], 3), np.random.default_rng(0), samples=20)
+    assert scores["level"] == 0.95
+    assert scores["accuracy"] == pytest.approx({"value": 1, "low": 0.025 ** (1 / 6), "high": 1})
+    wrong = 1 - 0.025 ** (1 / 6)
+    assert scores["log_loss"]["high"] == pytest.approx(-(1 - wrong) * np.log(0.95) - wrong * np.log(0.05))
+    assert scores["log_loss"]["low"] == pytest.approx(-np.log(0.95))
+    assert scores["brier"]["high"] == pytest.approx((1 - wrong) * 0.05**2 + wrong * 0.95**2)
+    # Three reals and three fakes are in perfect order by chance once in 20 times, which hardly excludes one half.
+    assert scores["auc"]["low"] == pytest.approx(0.5, abs=0.01) and scores["auc"]["high"] == 1
+
+
+def test_perfect_scores_of_more_clips_say_more() -> None:
+    def low(n: int) -> float:
+        labels = np.repeat([0, 1], n)
+        return measure_intervals(labels, 0.1 + 0.8 * labels, np.random.default_rng(0), samples=5)["auc"]["low"]
+
+    assert 0.5 < low(3) < low(10) < low(100) < 1 and low(100) > 0.97
+
+
+def test_reals_and_fakes_of_an_identity_are_drawn_together() -> None:
+    """Each identity's fake is above its own real only, so that whole identities give the same AUC in every sample.
+
+    Two identities: of one .1 and .2, of the other .8 and .9. Drawn as wholes, the AUC is .75 or 1.
+    """
+    labels, groups = np.array([0, 1, 0, 1]), np.array(["a", "a", "b", "b"])
+    aucs = {
+        measure(labels[sample], np.array([0.1, 0.2, 0.8, 0.9])[sample])["auc"]
+        for sample in draw_groups(labels, np.array([0, 0, 1, 1]), np.random.default_rng(0), samples=50)
+    }
+    assert aucs == {0.75, 1.0}
+    scores = measure_intervals(labels, np.array([0.1, 0.2, 0.8, 0.9]), np.random.default_rng(0), groups=groups)
+    assert scores["n_groups"] == 2 and scores["auc"]["low"] < 0.75
+
+
+def test_auc_variance_of_half_is_the_rank_tests() -> None:
+    """Under the null hypothesis Mann and Whitney's variance is (m + n + 1) / (12 m n); Newcombe's has 1 more below."""
+    assert auc_variance(0.5, 40, 60) == pytest.approx(101 / (12 * 40 * 60), rel=0.02)
+
+
+@pytest.mark.parametrize("auc", [0.0, 0.3, 0.9, 1.0])
+def test_auc_limits_are_where_the_observed_one_is_just_improbable(auc: float) -> None:
+    low, high = auc_limits(auc, 12, 20)
+    for limit in {low, high} - {auc}:
+        assert abs(auc - limit) == pytest.approx(1.959964 * auc_variance(limit, 12, 20) ** 0.5, rel=1e-4)
+    assert 0 <= low <= auc <= high <= 1 and low < high
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 6), (3, 28), (28, 28)])
+def test_binomial_limits_equal_scipys(hits: int, n: int) -> None:
+    expected = binomtest(hits, n).proportion_ci(0.95, method="exact")
+    assert binomial_limits(hits / n, n) == pytest.approx((expected.low, expected.high))
 
 
 @pytest.mark.parametrize(("temperature", "bias"), [(2.5, 0.0), (0.4, 1.2), (1.0, -0.8)])

@@ -205,7 +205,7 @@ def test_clips_are_decoded_where_nets_run_if_that_can(
         asked.append(gpu)
         raise VideoError("no frames here")
 
-    for part in ("FaceDetector", "Ensemble", "Motion", "Listener"):
+    for part in ("FaceDetector", "Ensemble", "Motion", "VoiceModels"):
         monkeypatch.setattr(analyze, part, lambda *_, **__: SimpleNamespace(n_pairs=0, nets=[]))
     monkeypatch.setattr(analyze, "has_gpu_decoder", lambda: decodes)
     monkeypatch.setattr(analyze, "current_gpu", lambda: 1)

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -36,6 +38,31 @@ def test_recipe_goes_from_videos_to_a_submission(tmp_path: Path) -> None:
     with open(out / "submission.csv", newline="") as file:
         labels = {line["filename"]: float(line["label"]) for line in csv.DictReader(file)}
     assert labels.keys() == metadata.keys() and all(0 < label < 1 for label in labels.values())
+    # A first success looks like one: the doctored clips are above the real ones, by the weights that it started from.
+    assert all(labels[f"{person}_fake.mp4"] > labels[f"{person}.mp4"] for person in ("ann", "finn"))
     scores = json.loads((out / "crops.json").read_text())
     assert 0 <= scores["overall"]["auc"]["value"] <= 1
     assert (out / "run/curves.png").is_file() and list((out / "weights").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("script", ["recipe.sh", "train_all.sh"])
+def test_scripts_explain_themselves(script: str) -> None:
+    helped = run_script(script, "--help")
+    assert helped.returncode == 0 and helped.stdout.splitlines()[2].startswith(f"usage: tools/{script} ")
+    bare = run_script(script)
+    assert bare.returncode == 2 and bare.stderr == helped.stdout and bare.stdout == ""
+
+
+def test_mistakes_are_told_before_anything_is_made(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run_script("recipe.sh", tmp_path, out)
+    assert done.returncode == 1 and "metadata.json does not exist" in done.stderr
+    (tmp_path / "metadata.json").write_text("{}")
+    done = run_script("recipe.sh", tmp_path, out, tmp_path / "gone.safetensors")
+    assert done.returncode == 1 and 'name a safetensors file, or "scratch"' in done.stderr
+    assert not out.exists()
+
+
+def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = ["bash", ROOT / "tools" / script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)

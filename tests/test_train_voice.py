@@ -13,11 +13,11 @@ import torch
 from pairs import make_speech
 
 from dfdc.audio import N_BANDS, RATE
-from dfdc.errors import DataError
+from dfdc.errors import DataError, InputError
 from dfdc.networks import VoiceModel
-from dfdc.research.recordings import Take, make_takes, read_speech
+from dfdc.research.recordings import Recording, load_recordings, read_speech
 from dfdc.research.vocoders import VOCODERS, by_griffin_lim
-from dfdc.research.voice import Listener
+from dfdc.research.voice import VoiceModels
 from dfdc.research.voice_training import (
     Trial,
     VoiceSettings,
@@ -66,10 +66,10 @@ def without_world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VOCODERS, "world", by_griffin_lim)
 
 
-def takes(seeds: range) -> list[Take]:
+def takes(seeds: range) -> list[Recording]:
     reals = {seed: make_speech(2.0, seed=seed) for seed in seeds}
     return [
-        Take(f"{seed}", f"{seed}", real, {"griffin_lim": by_griffin_lim(real, np.random.default_rng(seed))})
+        Recording(f"{seed}", f"{seed}", real, {"griffin_lim": by_griffin_lim(real, np.random.default_rng(seed))})
         for seed, real in reals.items()
     ]
 
@@ -94,18 +94,18 @@ def test_wrong_tables_are_told(rows: list, header: str, message: str, tmp_path: 
 
 def test_recording_without_sound_is_named(speech: Path, tmp_path: Path, without_world: None) -> None:
     (tmp_path / "carl.wav").write_bytes(b"no sound")
-    with pytest.raises(DataError, match=r"carl\.wav: .*drop its row"):
-        make_takes(speech, tmp_path / "takes", split="val", progress=False)
+    with pytest.raises(DataError, match=r"carl\.wav: .*remove its row"):
+        load_recordings(speech, tmp_path / "takes", split="val", progress=False)
 
 
 def test_takes_are_made_once(
     speech: Path, tmp_path: Path, without_world: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = make_takes(speech, tmp_path / "takes", split="val", progress=False)
+    first = load_recordings(speech, tmp_path / "takes", split="val", progress=False)
     assert set(first[0].made) == set(VOCODERS)
     for name in VOCODERS:
         monkeypatch.setitem(VOCODERS, name, lambda *_: pytest.fail("made again"))
-    again = make_takes(speech, tmp_path / "takes", split="val", progress=False)
+    again = load_recordings(speech, tmp_path / "takes", split="val", progress=False)
     np.testing.assert_array_equal(first[0].made["lpc"], again[0].made["lpc"])
 
 
@@ -123,8 +123,8 @@ def test_recordings_of_one_name_keep_their_own_voices(tmp_path: Path, without_wo
     )
     kept = tmp_path / "takes"
     voices = [
-        *make_takes(first, kept, split="val", progress=False),
-        *make_takes(second, kept, split="val", progress=False),
+        *load_recordings(first, kept, split="val", progress=False),
+        *load_recordings(second, kept, split="val", progress=False),
     ]
     assert [voice.speaker for voice in voices] == ["anna", "carl", "dora"]
     for one, other in ((0, 1), (0, 2), (1, 2)):
@@ -141,14 +141,14 @@ def test_real_and_made_windows_differ_by_the_voice_alone() -> None:
 
 def test_takes_without_speech_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfdc.research.voice_training.MAX_SILENT", 20)
-    silent = [Take("hum", "ann", np.zeros(10 * RATE, np.float32), {"world": np.zeros(10 * RATE, np.float32)})]
-    with pytest.raises(DataError, match="20 windows of the 1 training takes in a row held no speech; look whether"):
+    silent = [Recording("hum", "ann", np.zeros(10 * RATE, np.float32), {"world": np.zeros(10 * RATE, np.float32)})]
+    with pytest.raises(DataError, match="20 windows of the 1 training recordings in a row held no speech; check that"):
         make_batch(silent, [], 32, VoiceSettings(batch_size=2), np.random.default_rng(0))
 
 
 def test_music_takes_the_place_of_reals_only() -> None:
     rhythm = 0.1 * np.sin(np.arange(3 * RATE) * 2.5) * (np.sin(np.arange(3 * RATE) * 20 / RATE) > 0)
-    music = [Take("m", "m", rhythm.astype(np.float32), {})]
+    music = [Recording("m", "m", rhythm.astype(np.float32), {})]
     settings = VoiceSettings(batch_size=8, music=1.0)
     with_music, _ = make_batch(takes(range(2)), music, 64, settings, np.random.default_rng(0))
     # A tone that comes and goes is loud in one band; speech is in many.
@@ -204,9 +204,9 @@ def test_run_of_other_voices_is_not_gone_on_with(one_thread: None, tmp_path: Pat
     settings = replace(SETTINGS, epochs=1)
     train_voice(VoiceModel(SPEC), known, [], trials, tmp_path, settings, progress=False)
     others = [replace(take, made={"lpc": take.real}) for take in known]
-    with pytest.raises(ValueError, match="belongs to another run: takes was"):
+    with pytest.raises(InputError, match="belongs to another run: takes was"):
         train_voice(VoiceModel(SPEC), others, [], trials, tmp_path, settings, progress=False)
-    with pytest.raises(ValueError, match="belongs to another run: init was None, is 0123"):
+    with pytest.raises(InputError, match="belongs to another run: init was None, is 0123"):
         train_voice(VoiceModel(SPEC), known, [], trials, tmp_path, settings, start="0123" * 16, progress=False)
 
 
@@ -230,20 +230,20 @@ def test_validation_without_speech_is_refused_before_training() -> None:
     with pytest.raises(
         DataError, match="the 1 validation takes hold no speech that is heard both real and made; look whether"
     ):
-        make_trials([Take("hum", "ann", silent, {"lpc": silent})], 64)
+        make_trials([Recording("hum", "ann", silent, {"lpc": silent})], 64)
     spoken = make_speech(10.0, seed=0)
     with pytest.raises(
         DataError, match="the 1 validation takes hold no speech that is heard both real and by lpc; look whether"
     ):
-        make_trials([Take("ann", "ann", spoken, {"lpc": silent})], 64)
+        make_trials([Recording("ann", "ann", spoken, {"lpc": silent})], 64)
 
 
 def test_take_is_the_same_whatever_was_made_before(speech: Path, tmp_path: Path, without_world: None) -> None:
-    whole = make_takes(speech, tmp_path / "whole", split="val", progress=False)[0]
+    whole = load_recordings(speech, tmp_path / "whole", split="val", progress=False)[0]
     others = [kept for kept in (tmp_path / "whole").iterdir() if not kept.stem.endswith("-world")]  # which was first
     for kept in others:
         kept.unlink()
-    again = make_takes(speech, tmp_path / "whole", split="val", progress=False)[0]
+    again = load_recordings(speech, tmp_path / "whole", split="val", progress=False)[0]
     assert len(others) == len(VOCODERS) - 1
     for name, samples in whole.made.items():
         np.testing.assert_array_equal(again.made[name], samples)
@@ -251,7 +251,7 @@ def test_take_is_the_same_whatever_was_made_before(speech: Path, tmp_path: Path,
 
 def test_training_takes_are_made_by_the_vocoders_that_are_named(speech: Path, tmp_path: Path) -> None:
     named = ["griffin_lim", "lpc"]
-    for take in make_takes(speech, tmp_path / "takes", split="train", vocoders=named, progress=False):
+    for take in load_recordings(speech, tmp_path / "takes", split="train", vocoders=named, progress=False):
         assert sorted(take.made) == named
 
 
@@ -271,7 +271,7 @@ def test_tool_writes_weights_that_the_kernel_hears_with(
     assert files[-1].path == path
     assert "lpc" not in files[-1].spec.trained_on.split(";")[0]
     assert {"auc_lpc", "auc_griffin_lim"} <= set(files[-1].spec.validation)
-    assert np.isfinite(Listener(files[-1:]).score(make_speech(3.0)))
+    assert np.isfinite(VoiceModels(files[-1:]).score(make_speech(3.0)))
 
 
 def test_tool_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

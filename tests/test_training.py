@@ -13,13 +13,11 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from urllib.error import URLError
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from efficientnet_pytorch import EfficientNet
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.autograd import DeviceType
@@ -27,13 +25,13 @@ from torch.autograd.profiler_util import FunctionEvent
 
 from dfdc.crop import CropGeometry
 from dfdc.data.dataset import CropSet, find_lonely, find_sources, load_crops, pair_epoch, read_split
-from dfdc.errors import DataError, DeviceError, WeightsError
+from dfdc.errors import DataError, DeviceError, InputError
 from dfdc.networks import CropNet, FrameModel, load_initial, save_model
 from dfdc.training import loop, trainer
 from dfdc.training.augment import RECIPE
 from dfdc.training.checkpoint import load_state, save_state
 from dfdc.training.distributed import Rank, join_ranks
-from dfdc.training.init import download_imagenet, has_folded_norms, revive_batch_norms
+from dfdc.training.init import has_folded_norms, revive_batch_norms
 from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.training.runlog import read_command
 from dfdc.training.trainer import running_average
@@ -390,7 +388,7 @@ def test_stopped_run_is_finished_as_it_stands(tmp_path: Path, monkeypatch: pytes
         if epoch == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(ValueError, match=r"holds no run that has done an epoch"):
+    with pytest.raises(InputError, match=r"holds no run that has completed an epoch"):
         train(tiny_model(), crops, crops, tmp_path, settings, finish=True, progress=False)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(trainer, "save_state", stop_after_two)
@@ -403,30 +401,47 @@ def test_stopped_run_is_finished_as_it_stands(tmp_path: Path, monkeypatch: pytes
     assert len(losses) == 2 and scores["balanced_log_loss"] == pytest.approx(min(losses), abs=1e-4)
 
 
+def test_finished_run_goes_on_with_more_epochs_and_an_unfinished_one_does_not(tmp_path: Path) -> None:
+    crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
+    settings = TrainSettings(epochs=1, batch_size=8)
+    train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
+    train(tiny_model(), crops, crops, tmp_path, replace(settings, epochs=3), progress=False)
+    with open(tmp_path / "log.csv", newline="") as log:
+        assert [line["epoch"] for line in csv.DictReader(log)] == ["1", "2", "3"]
+    with pytest.raises(InputError, match="another run: epochs was 3, is 2;"):
+        train(tiny_model(), crops, crops, tmp_path, replace(settings, epochs=2), progress=False)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save({**state, "epoch": 2}, tmp_path / "state.pt")
+    with pytest.raises(InputError, match="another run: epochs was 3, is 4;"):
+        train(tiny_model(), crops, crops, tmp_path, replace(settings, epochs=4), progress=False)
+
+
 def test_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
     settings = TrainSettings(epochs=1, batch_size=8)
     train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
-    with pytest.raises(ValueError, match=r"another run: epochs was 1, is 3; .*use the same or name another folder"):
+    with pytest.raises(
+        InputError, match=r"another run: ema_decay was .*, is 0\.5; use the same settings, or name another folder"
+    ):
         train(tiny_model(), crops, crops, tmp_path, TINY, progress=False)
     other = FrameModel(ModelSpec("mobilenet-v2", SIDE))
-    with pytest.raises(ValueError, match="architecture was efficientnet-lite0, is mobilenet-v2"):
+    with pytest.raises(InputError, match="architecture was efficientnet-lite0, is mobilenet-v2"):
         train(other, crops, crops, tmp_path, settings, progress=False)
-    with pytest.raises(ValueError, match="init was None, is imagenet;"):
+    with pytest.raises(InputError, match="init was None, is imagenet;"):
         train(tiny_model(), crops, crops, tmp_path, settings, start="imagenet", progress=False)
     again = replace(crops, images=crops.images // 2)
-    with pytest.raises(ValueError, match=r"another run: pixels was \w+, is \w+;"):
+    with pytest.raises(InputError, match=r"another run: pixels was \w+, is \w+;"):
         train(tiny_model(), again, crops, tmp_path, settings, progress=False)
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"another run: chances was .*, is "):
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"another run: chances was .*, is "):
         patch.setattr(loop, "RECIPE", [(step, 0.25) for step, _ in RECIPE])
         train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     torch.save({**state, "settings": {**state["settings"], "without": ["jpeg"]}}, tmp_path / "state.pt")
-    with pytest.raises(ValueError, match=r"without was \['jpeg'\], and is no setting any more"):
+    with pytest.raises(InputError, match=r"without was \['jpeg'\], a setting that no longer exists"):
         train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
     torch.save(state, tmp_path / "state.pt")
     weighed = replace(crops, weights=torch.ones(len(crops)), videos=[f"other{name}" for name in crops.videos])
-    with pytest.raises(ValueError, match=r"crops was \w+, is \w+; frame_labels was None, is"):
+    with pytest.raises(InputError, match=r"crops was \w+, is \w+; frame_labels was None, is"):
         train(tiny_model(), weighed, crops, tmp_path, settings, progress=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)  # a run that is done needs no compiler
     train(tiny_model(), crops, crops, tmp_path, replace(settings, compiled=True), progress=False)
@@ -435,14 +450,14 @@ def test_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     state["settings"] = {name: value for name, value in asdict(settings).items() if name != "chances"}
     torch.save(state, tmp_path / "state.pt")
     train(tiny_model(), weighed, crops, tmp_path, settings, progress=False)
-    with pytest.raises(ValueError, match="belongs to a run of another net"):
+    with pytest.raises(InputError, match="belongs to a run of another model"):
         train(other, crops, crops, tmp_path, settings, progress=False)
     (tmp_path / "best.pt").unlink()
-    with pytest.raises(ValueError, match=r"of an older version, or lost its best\.pt; name another folder with --run"):
+    with pytest.raises(InputError, match=r"its run has no best\.pt; name another folder with --run"):
         train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
     (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
     with pytest.raises(
-        ValueError, match=r"state\.pt: cannot be read .*delete it to begin anew, or name another folder"
+        InputError, match=r"state\.pt: cannot be read .*delete it to start again, or name another folder"
     ):
         train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
 
@@ -569,7 +584,7 @@ def test_crops_that_overlay_their_original_are_told_from_others(tmp_path: Path) 
 def test_a_pair_counts_as_its_fake_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
     crops = replace(crops, weights=torch.arange(8.0))
-    batches, counted, make_batch, step = [], [], loop.make_batch, trainer.Course.step
+    batches, counted, make_batch, step = [], [], loop.make_batch, trainer.Trainer.step
 
     def noting_batch(images, known, batch, *more):
         batches.append(batch)
@@ -580,7 +595,7 @@ def test_a_pair_counts_as_its_fake_does(tmp_path: Path, monkeypatch: pytest.Monk
         return step(self, answer, pixels, targets, weights)
 
     monkeypatch.setattr(loop, "make_batch", noting_batch)
-    monkeypatch.setattr(trainer.Course, "step", noting_weights)
+    monkeypatch.setattr(trainer.Trainer, "step", noting_weights)
     train(tiny_model(), crops, crops, tmp_path, replace(TINY, epochs=1), progress=False)
     for batch, weights in zip(batches, counted, strict=True):
         assert weights.tolist() == batch[:, 1].tolist() * 2
@@ -745,54 +760,6 @@ def test_ranks_that_cannot_split_a_batch_are_refused(tmp_path: Path) -> None:
     crops = load_crops(write_table(tmp_path, pairs(8)), split="train", progress=False)
     with pytest.raises(ValueError, match="its 4 pairs cannot be split among 3 ranks"):
         train(tiny_model(), crops, crops, tmp_path, TINY, rank=Rank(0, 3, torch.device("cpu")), progress=False)
-
-
-def test_downloaded_imagenet_weights_fit_and_bring_their_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
-    published = {key: torch.full_like(value, 0.25) for key, value in EfficientNet.from_name(B0).state_dict().items()}
-    monkeypatch.setattr("torch.utils.model_zoo.load_url", lambda *_, **__: dict(published))
-    model = download_imagenet(ModelSpec(B0, SIDE))
-    assert (model.net._conv_stem.weight == 0.25).all() and not (model.net._fc.weight == 0.25).all()
-    assert model.spec.mean == pytest.approx((0.485 * 255, 0.456 * 255, 0.406 * 255))
-    assert model.spec.std == pytest.approx((0.229 * 255, 0.224 * 255, 0.225 * 255))
-    assert model.std.flatten().tolist() == pytest.approx(model.spec.std)
-
-
-def test_imagenet_weights_without_network_or_without_source_name_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: object, **__: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setattr("torch.utils.model_zoo.load_url", offline)
-    with pytest.raises(WeightsError, match=r"cannot be fetched .*no network.*--init"):
-        download_imagenet(ModelSpec(B0, SIDE))
-    monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
-    with pytest.raises(WeightsError, match=r"efficientnet-lite0: .*cannot be fetched .*no network.*--init"):
-        download_imagenet(ModelSpec("efficientnet-lite0", SIDE))
-
-
-def test_downloaded_lite0_has_timms_names_and_every_layer_gets_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm counts blocks by stage and layers by kind; held against timm 1.0.31, features are equal to the last bit."""
-    torch.manual_seed(1)
-    wanted = FrameModel(ModelSpec("efficientnet-lite0", SIDE)).net.state_dict()
-    stages = [(stage, i) for stage, n in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(n)]
-    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    others = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
-    others |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
-    outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    published = {}
-    for key, value in wanted.items():
-        match key.split("."):
-            case ["_blocks", number, layer, parameter]:
-                stage, i = stages[int(number)]
-                name = f"blocks.{stage}.{i}.{(others if stage else first)[layer]}.{parameter}"
-            case [layer, parameter]:
-                name = f"{outside[layer]}.{parameter}"
-        published[name] = torch.zeros(1000) if "classifier" in name else value
-    torch.manual_seed(2)
-    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda url, **_: published)
-    model = download_imagenet(ModelSpec("efficientnet-lite0", SIDE))
-    assert model.spec.mean == model.spec.std == (127.5, 127.5, 127.5)
-    got = model.net.state_dict()
-    assert all(torch.equal(got[key], value) for key, value in wanted.items() if not key.startswith("_fc."))
 
 
 def test_run_leaves_curves_and_tensorboard_events(tmp_path: Path) -> None:

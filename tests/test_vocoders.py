@@ -8,7 +8,8 @@ from pairs import make_speech
 
 from dfdc.audio import RATE, log_mel
 from dfdc.comparison.sound import compare_sounds
-from dfdc.research.audio_augment import CODECS, Channel, code, make_noise
+from dfdc.errors import DataError
+from dfdc.research.audio_augment import CODECS, AudioAugmentation, code, make_noise
 from dfdc.research.vocoders import VOCODERS
 
 SPEECH = make_speech(3.0)
@@ -45,7 +46,7 @@ def test_silence_stays_silent(name: str) -> None:
 
 def test_world_without_pyworld_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyworld", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install pyworld"):
+    with pytest.raises(DataError, match="pip install pyworld"):
         VOCODERS["world"](SPEECH, np.random.default_rng(0))
 
 
@@ -57,26 +58,26 @@ def test_codec_keeps_the_recording(codec: str) -> None:
 
 
 def test_channel_treats_real_and_made_alike() -> None:
-    channel = Channel(noise_db=10.0, colour=1.0, top_hz=4000.0, seed=7)
+    channel = AudioAugmentation(noise_db=10.0, colour=1.0, top_hz=4000.0, seed=7)
     quiet = np.full(RATE, 0.1, np.float32)
-    np.testing.assert_array_equal(channel.carry(quiet), channel.carry(quiet.copy()))
+    np.testing.assert_array_equal(channel.apply(quiet), channel.apply(quiet.copy()))
 
 
 def test_narrow_line_loses_what_is_above() -> None:
     noise = 0.1 * make_noise(2 * RATE, 0.0, np.random.default_rng(0)).astype(np.float32)
-    bands = log_mel(Channel(top_hz=3000.0).carry(noise)).mean(1)
+    bands = log_mel(AudioAugmentation(top_hz=3000.0).apply(noise)).mean(1)
     assert bands[30] - bands[-1] > 30
 
 
 def test_noise_is_as_loud_as_asked() -> None:
-    silence_in_speech = Channel(noise_db=20.0, seed=1).carry(SPEECH) - SPEECH
+    silence_in_speech = AudioAugmentation(noise_db=20.0, seed=1).apply(SPEECH) - SPEECH
     ratio = 10 * np.log10(np.mean(SPEECH**2) / np.mean(silence_in_speech**2))
     assert ratio == pytest.approx(20.0, abs=0.1)
 
 
 def test_drawn_channels_are_of_every_kind() -> None:
     generator = np.random.default_rng(0)
-    channels = [Channel.draw(generator) for _ in range(100)]
+    channels = [AudioAugmentation.draw(generator) for _ in range(100)]
     assert {channel.codec for channel in channels} == {None, *CODECS}
     assert any(channel.noise_db is None and channel.top_hz is None for channel in channels)
     assert len({channel.seed for channel in channels}) > 90

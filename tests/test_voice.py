@@ -17,7 +17,7 @@ from dfdc.analyze import Analyzer
 from dfdc.audio import HOP, N_BANDS, QUIETEST_DB, RATE, read_sound
 from dfdc.networks import VoiceModel, load_initial, load_model, save_model
 from dfdc.research.vocoders import VOCODERS
-from dfdc.research.voice import LOUDNESS_DB, MAX_WINDOWS, Listener, cut_windows, is_speech, see_window
+from dfdc.research.voice import LOUDNESS_DB, MAX_WINDOWS, VoiceModels, cut_windows, is_speech, see_window
 from dfdc.weights import Calibration, ModelSpec, WeightsFile, find_weights, open_weights
 from tests.nets import lively
 
@@ -129,7 +129,7 @@ def test_listener_answers_with_the_mean_of_its_calibrated_windows(files: list[We
     with torch.inference_mode():
         raw = load_model(files[0])(torch.from_numpy(windows)).numpy()
     # OpenVINO and torch sum in other orders.
-    assert Listener(files).score(speech) == pytest.approx(float(np.mean(raw / 0.5 + 1.0)), abs=2e-3)
+    assert VoiceModels(files).score(speech) == pytest.approx(float(np.mean(raw / 0.5 + 1.0)), abs=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -145,13 +145,13 @@ def test_no_voice_no_opinion(sound: np.ndarray | None, analyzers: tuple[Analyzer
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_voice_score_that_is_not_finite_is_no_answer(files: list[WeightsFile], value: float) -> None:
-    listener = Listener(files, nets=[lambda windows: (np.full(len(windows), value),)])
+    listener = VoiceModels(files, nets=[lambda windows: (np.full(len(windows), value),)])
     with pytest.raises(FloatingPointError, match="not finite"):
         listener.score(make_speech(3.0))
 
 
 def test_listener_without_nets_reads_nothing(tmp_path: Path) -> None:
-    assert Listener([]).listen(tmp_path / "absent.mp4") is None
+    assert VoiceModels([]).listen(tmp_path / "absent.mp4") is None
 
 
 def test_voice_never_lowers_a_clips_score_and_is_monotone() -> None:

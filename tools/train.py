@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.crop import CropGeometry
 from dfdc.data.dataset import find_lonely, load_crops, load_rows, read_split
 from dfdc.data.labels import describe_counts, read_labels, weigh_crops
-from dfdc.errors import DataError, DeviceError, WeightsError
+from dfdc.errors import DfdcError
 from dfdc.evaluation.metrics import tells_nothing
 from dfdc.flags import COMPILE_HELP, natural, positive, run_tool
 from dfdc.training.distributed import Rank, join_ranks
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
                 labelled_only=args.labelled_only,
                 finish=args.finish,
             )
-    except (DataError, WeightsError, DeviceError, FloatingPointError, MemoryError, ValueError, OSError) as error:
+    except (DfdcError, FloatingPointError, MemoryError, ValueError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 1
     return 0

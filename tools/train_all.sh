@@ -1,23 +1,42 @@
 #!/usr/bin/env bash
-# What a GPU is for, in one command: how fast it trains, a long run of each net, evaluated alone and together, and what
-# each part of the recipe brings. Every step goes on where it was stopped.
-#
-# tools/train_all.sh CROPS.CSV INIT OUT     INIT is what to start from: "imagenet", whose weights are fetched over the
-#                                           network, or a safetensors file: of EfficientNet-Lite0, which B0 can start from
-#                                           as well. Nets that have learned other crops hold back what they learn of these
-#                                           (docs/experiments.md)
-#
-# OUT/weights is as the kernel takes it: the first net, which is fast, and the others in further/. On CUDA nets are
-# compiled, which takes a C compiler.
-#
-# Of the long runs: NETS="efficientnet-lite0 efficientnet-b0 efficientnet-lite0:0.5", a number being the share of
-# self-blended fakes, of which half make a net for other data sets; SEED=1, 2 for the second net and so on; EPOCHS=50;
-# SIZE=224; MORE for other flags of tools/train.py. Of the runs with and without each part, by the first net:
-# PART_EPOCHS=8, PART_SIZE=128. PARTS ("no colour;no noise") takes some of them.
-# LIMIT and BATCH make all of it small, for a rehearsal.
+# Everything that needs a GPU, in one command: the speed of training, a long run of each model, their evaluation alone
+# and together, and the value of each part of the recipe. An interrupted step continues where it stopped.
 set -euo pipefail
-crops=$1 init=$2 out=$3
 root=$(cd "$(dirname "$0")/.." && pwd)
+
+usage() {
+  cat << 'USAGE'
+Measure the speed of training, train several models, evaluate them alone and together, and compare parts of the recipe.
+
+usage: tools/train_all.sh CROPS.CSV INIT OUT
+
+  CROPS.CSV  crop table of tools/make_crops.py
+  INIT       weights to start from: "imagenet", which are fetched over the network, or a safetensors file of
+             EfficientNet-Lite0, from which B0 can start, too. Models that were trained on other crops are a poor start
+             (docs/experiments.md)
+  OUT        folder for everything that is made; OUT/weights is laid out as the kernel expects it: the first model,
+             which is fast, and the others in further/
+
+Environment variables for the long runs: NETS="efficientnet-lite0 efficientnet-b0 efficientnet-lite0:0.5", where a number
+is the share of self-blended fakes (half of them makes a model for other data sets); SEED=1, which the second model
+increases by one, and so on; EPOCHS=50; SIZE=224; MORE for other flags of tools/train.py. For the comparison of parts,
+with the first model: PART_EPOCHS=8, PART_SIZE=128, and PARTS="no colour;no noise" to run only some. LIMIT and BATCH make
+everything small for a rehearsal; PYTHON is .venv/bin/python by default. On CUDA models are compiled, which needs a C
+compiler.
+USAGE
+}
+
+for argument in "$@"; do
+  if [[ $argument == -h || $argument == --help ]]; then
+    usage
+    exit 0
+  fi
+done
+if (($# != 3)); then
+  usage >&2
+  exit 2
+fi
+crops=$1 init=$2 out=$3
 python=${PYTHON:-$root/.venv/bin/python}
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 train=("$python" "$root/tools/train.py")
@@ -32,7 +51,7 @@ if [[ $init != imagenet ]]; then
   if [[ ! $init -ef $out/init.safetensors ]]; then cp "$init" "$out/init.safetensors"; fi
   start=(--init "$out/init.safetensors")
 fi
-rm -f "$out"/weights/*.safetensors "$out"/weights/further/*.safetensors  # of an earlier start: two of one net would both answer
+rm -f "$out"/weights/*.safetensors "$out"/weights/further/*.safetensors  # of an earlier run: two files of one model would form an ensemble
 
 if ((gpus > 0)); then "$python" "$root/tools/bench/time_training.py" --device cuda --architecture efficientnet-b0 --compile | tee "$out/speed.txt"; fi
 for number in "${!nets[@]}"; do

@@ -1,4 +1,4 @@
-"""An original and its fake -> where and when they differ, and what the nets say of both over time."""
+"""An original and its fake -> where and when they differ, and the frame scores of both."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
 from dfdc.tracks import Track, find_tracks
 
-# What a person is shown of a face: with its surroundings, for a swap's seam lies there.
+# A face as a person is shown it: with its surroundings, where the seam of a face swap lies.
 SHOWN = CropGeometry(side_ratio=1.5, shift_ratio=0.0, size=256)
-# What is measured of a face over time, and the blocks in which one frame's difference is held against the next's.
+# A face as it is measured over time, and the blocks in which the differences of successive frames are compared.
 MEASURED = CropGeometry(side_ratio=1.2, shift_ratio=0.0, size=112)
 BLOCKS = 28
-# Longest side in pixels at which what lies outside the faces is measured, and of the mean heat map.
+# Longest side in pixels at which the background is measured, and of the mean heat map.
 OUTSIDE_SIDE = 320
-# A jump stands out from the frames around it by so many of their usual deviations, and by so many levels at least.
+# A sudden change exceeds the frames around it by so many of their standard deviations, and by so many levels.
 JUMP_DEVIATIONS, JUMP_LEVELS = 6.0, 1.0
-# Frames on each side make up the "around" together.
+# The number of frames that count as around.
 JUMP_NEIGHBOURS = 15
-# Where the rest of the picture jumps half as clearly, it is the codec's doing.
+# If the background changes at least half as clearly, the codec is the cause.
 JUMP_OUTSIDE_SHARE = 0.5
 MAX_SHOWN_JUMPS = 3
-# Of the frames that the nets look at so many are kept as pictures, spread evenly.
+# So many of the scored frames, evenly spread, are kept as pictures.
 N_SHOTS = 4
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the nets say of one clip.
+    """The scores of one clip.
 
     Attributes:
-        probability: P(fake) of the clip, from the frames that were looked at.
-        frames: (S,) float64 P(fake) of each of them alone; NaN where no face was found.
+        probability: P(fake) of the clip, from the frames that were scored.
+        frames: (S,) float64 P(fake) of each of these frames by itself; NaN where no face was found.
     """
 
     probability: float
@@ -52,7 +52,7 @@ class Scores:
 
     @property
     def n_faces(self) -> int:
-        """In how many frames a face was found."""
+        """The number of frames in which a face was found."""
         return int((~np.isnan(self.frames)).sum())
 
 
@@ -61,9 +61,9 @@ class Person:
     """One face over time.
 
     Attributes:
-        boxes: (P, 4) float32 in pixels of the fitted frames; NaN where the person is not there.
+        boxes: (P, 4) float32 in pixels of the fitted frames; NaN where the person is absent.
         levels: (P,) float64 mean absolute difference 0..255 on the face; NaN likewise.
-        jumped: (P,) bool, frames at which it changed suddenly.
+        jumped: (P,) bool, frames in which the difference changed suddenly.
         heat: (S, S) float32 mean over time of the absolute difference, S the size of `SHOWN`.
     """
 
@@ -94,7 +94,7 @@ class SoundDifference:
     """How the sounds differ.
 
     Attributes:
-        comparison: window by window.
+        comparison: of the waveforms, window by window.
         spectrograms: of original and fake, (bands, T) float32 decibels each, from `log_mel`.
     """
 
@@ -104,18 +104,18 @@ class SoundDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that is known of a pair of clips.
+    """The result of comparing a pair of clips.
 
     Attributes:
         alignment: which frames belong together; P pairs.
         people: the faces, longest seen first.
-        outside: (P,) float64 mean absolute difference 0..255 of what is on no face.
+        outside: (P,) float64 mean absolute difference 0..255 of the background, which is outside all faces.
         heat: (h, w) float32 mean over time of the absolute difference, reduced to `OUTSIDE_SIDE`.
-        sampled: (S,) indices of the pairs that the nets saw.
-        scores: of the original and the fake; None without nets.
+        sampled: (S,) indices of the pairs that were scored.
+        scores: of the original and the fake; None without models.
         shots: some of the sampled pairs, whole.
-        jumps: for the clearest jumps, the frame before and the frame itself, as crops of the face.
-        sound: None where one of them has none; `sound_note` says which.
+        jumps: for the clearest sudden changes, the frames before and after, as crops of the face.
+        sound: None if one of the clips has none; `sound_note` says which.
     """
 
     alignment: Alignment
@@ -146,14 +146,14 @@ def compare_clips(
     """Compare two clips frame by frame.
 
     Args:
-        original, fake: video files; `Misaligned` is raised where one is not made from the other.
-        detector: finds faces, in the original for the comparison and in both for the scores.
-        ensemble: scores faces; None leaves scores out.
-        n_frames: looked at by the nets, spread evenly.
+        original, fake: video files, one made from the other.
+        detector: finds faces in the original for the comparison, and in both clips for the scores.
+        ensemble: scores faces; None omits scores.
+        n_frames: the number of evenly spread frames that are scored.
 
     Raises:
         Misaligned: see `align_clips`.
-        VideoError: one of them gives no frame.
+        VideoError: one of them has no readable frame.
     """
     alignment = align_clips(original, fake)
     sides = read_pairs(original, fake, alignment, n_frames)
@@ -187,9 +187,9 @@ def _score(frames: list[np.ndarray], tracks: list[Track], ensemble: Ensemble) ->
 
 
 def _boxes_over_time(track: Track, sampled_times: np.ndarray, step_s: float, times: np.ndarray) -> np.ndarray:
-    """A track's boxes (P, 4) at all times (P,), on straight lines between those of its frames; NaN outside them.
+    """A track's boxes (P, 4) at all times (P,), interpolated linearly between its frames; NaN outside the track.
 
-    Half a step before its first frame and after its last, the person is taken to be there too.
+    The track is extended by half a step before its first frame and after its last.
     """
     own = sampled_times[track.frames]
     boxes = np.stack([np.interp(times, own, track.boxes[:, side]) for side in range(4)], 1).astype(np.float32)
@@ -198,7 +198,7 @@ def _boxes_over_time(track: Track, sampled_times: np.ndarray, step_s: float, tim
 
 
 class _Walk:
-    """What is gathered of one face while the pairs pass by."""
+    """Measurements of one face, collected pair by pair."""
 
     def __init__(self, boxes: np.ndarray) -> None:
         self.boxes = boxes
@@ -235,7 +235,7 @@ class _Walk:
 def _walk(
     original: Path, fake: Path, alignment: Alignment, boxes: list[np.ndarray]
 ) -> tuple[list[Person], np.ndarray, np.ndarray, list[tuple[Shot, Shot]]]:
-    """Measure all pairs: the people, the rest of the picture (P,), its mean heat (h, w), and shots of jumps."""
+    """Measure all pairs: the people, the background (P,), the mean heat map (h, w), and shots of sudden changes."""
     walks = [_Walk(own) for own in boxes]
     height, width = alignment.fit.size
     scale = min(OUTSIDE_SIDE / max(height, width), 1)
@@ -266,7 +266,7 @@ def _walk(
 
 
 def _covered(size: tuple[int, int], boxes: list[np.ndarray]) -> np.ndarray:
-    """Which pixels (h, w) lie in a face's square; size is (w, h)."""
+    """A mask (h, w) of the pixels inside a face's square; size is (w, h)."""
     mask = np.zeros(size[::-1], bool)
     for box in boxes:
         if not np.isnan(box).any():
@@ -278,21 +278,21 @@ def _covered(size: tuple[int, int], boxes: list[np.ndarray]) -> np.ndarray:
 def difference_levels(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """The absolute difference (H, W) float32 of two pictures (H, W, 3) uint8, in levels 0..255.
 
-    The signed difference is smoothed a little first, which takes most of a codec's grain out of it.
+    The signed difference is smoothed slightly first, which removes most of the codec's noise.
     """
     signed = cv2.GaussianBlur(second.astype(np.float32) - first, (0, 0), 1.2)
     return np.abs(signed).mean(2)
 
 
 def mark_jumps(changes: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    """Which frames' differences appear or disappear suddenly.
+    """Find the frames in which the difference on a face changes suddenly.
 
     Args:
-        changes: (P,) levels by which the difference on a face changed since the frame before; NaN where unknown.
-        outside: (P,) the same of the rest of the picture.
+        changes: (P,) levels by which the difference on the face changed since the previous frame; NaN where unknown.
+        outside: (P,) the same for the background.
 
     Returns:
-        (P,) bool. A codec's key frames, which change the whole picture, are not among them.
+        (P,) bool. A codec's key frames change the background, too, and are not marked.
     """
     on_face, elsewhere = _excess(changes), _excess(outside)
     clear = on_face[0] > np.maximum(JUMP_DEVIATIONS * on_face[1], JUMP_LEVELS)
@@ -301,18 +301,18 @@ def mark_jumps(changes: np.ndarray, outside: np.ndarray) -> np.ndarray:
 
 
 def _excess(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """By how much values (P,) exceed the median of their neighbours, and the usual deviation from it."""
+    """By how much values (P,) exceed the median of their neighbours, and the standard deviation of that."""
     known = ~np.isnan(values)
     excess = np.zeros(len(values))
     if not known.any():
         return excess, 1.0
     excess[known] = values[known] - median_filter(values[known], JUMP_NEIGHBOURS, mode="nearest")
-    # 1.4826 makes the median deviation a standard deviation where values are normally spread.
+    # The factor 1.4826 turns the median deviation of a normal distribution into its standard deviation.
     return excess, max(1.4826 * float(np.median(np.abs(excess[known]))), 0.05)
 
 
 def compare_sound(original: Path, fake: Path) -> tuple[SoundDifference | None, str]:
-    """How two clips' sounds differ; None and the reason where that cannot be told.
+    """How the sounds of two clips differ; None and the reason if that cannot be determined.
 
     Raises:
         VideoError: one of them cannot be opened.
@@ -325,6 +325,6 @@ def compare_sound(original: Path, fake: Path) -> tuple[SoundDifference | None, s
 
 
 def frame_rate(alignment: Alignment) -> float:
-    """Frames a second of the pairs, 1 to 120."""
+    """The frame rate of the pairs in frames a second, 1 to 120."""
     period = frame_period(alignment.times[:, 0])
     return float(np.clip(1 / period, 1, 120)) if period > 0 else 25.0

@@ -1,4 +1,4 @@
-"""A fake and its original -> whether the picture, the sound or both were changed."""
+"""A fake and its original -> whether its picture, its sound or both were changed."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from dfdc.errors import VideoError
 from dfdc.tracks import find_tracks
 from dfdc.video import read_frames_at
 
-# Faces are compared with some of what surrounds them, for the seam of a swap lies outside the box.
+# Faces are compared with some of their surroundings, since the seam of a face swap lies outside the box.
 GEOMETRY = CropGeometry(side_ratio=1.2, shift_ratio=0.0, size=SIDE)
-# Changed is a sound of which more than this share is unlike its original. Of 9 clips' sounds through AAC, MP3 and Opus
-# down to 10 kb/s the medians are .86 up, of 8 of them through Griffin-Lim or at another pitch .51 down. Noise 15 dB
-# below the speech makes one of the 9, with quiet parts, look changed.
+# A sound counts as changed if more than this share of its windows is less like its original than this likeness. The
+# median likeness of 9 clips' sounds is at least .86 after AAC, MP3 and Opus down to 10 kb/s, and at most .51 for 8 of
+# them after Griffin-Lim or a change of pitch. Noise 15 dB below the speech makes one of the 9, which has quiet parts,
+# look changed.
 SOUND_LIKENESS, SOUND_SHARE = 0.6, 0.12
 NO_FACE = "no face in the original: whole frames were compared"
 
 
 @dataclass(frozen=True)
 class Change:
-    """What was changed in one fake.
+    """What was changed in a fake.
 
     Attributes:
-        picture_changed: None where it cannot be told.
-        sound_changed: None where it cannot be told, because one of the clips has no sound or nothing to hear.
-        offset_s: see `Alignment`; None where the pictures cannot be aligned.
-        contrast: by how many times a face's blocks differ more than its detail; of the person who differs most.
+        picture_changed: None if it cannot be determined.
+        sound_changed: None if it cannot be determined, because one of the clips has no sound or is silent.
+        offset_s: see `Alignment`; None if the pictures cannot be aligned.
+        contrast: the ratio of a face's block difference to its detail, for the person who differs most.
         block_difference: levels 0..255 by which they differ.
         difference, ssim: of that person's crops, as in the table of tools/make_crops.py.
         sound_lag_s: how much later the fake's sound is.
         sound_likeness: median correlation of the waveforms, 0 to 1.
-        sound_share: share of what is heard whose correlation is below `SOUND_LIKENESS`.
-        note: why something is None, or what was done instead.
+        sound_share: share of the windows with sound whose correlation is below `SOUND_LIKENESS`.
+        note: why something is None, or what was compared instead.
     """
 
     picture_changed: bool | None = None
@@ -58,12 +59,12 @@ class Change:
 
 
 def separate(original: Path, fake: Path, detector: FaceDetector, *, n_frames: int = 16) -> Change:
-    """Tell what of a clip was changed.
+    """Determine what was changed in a fake.
 
     Args:
-        original, fake: files with pictures, with sound or without.
+        original, fake: video files, with or without sound.
         detector: finds faces.
-        n_frames: compared, spread evenly over the time that both show.
+        n_frames: the number of frames to compare, evenly spread over the time that both clips show.
     """
     sound, sound_note = _compare_sound(original, fake)
     try:
@@ -87,10 +88,10 @@ def separate(original: Path, fake: Path, detector: FaceDetector, *, n_frames: in
 def measure_pictures(
     original: Path, fake: Path, alignment: Alignment, detector: FaceDetector, *, n_frames: int
 ) -> tuple[list[PictureDifference], str]:
-    """Compare the faces of aligned clips, each person for herself; whole frames where there is no face.
+    """Compare the faces of aligned clips, person by person, or whole frames if there is no face.
 
     Returns:
-        At least one difference, and a note where something was done instead.
+        At least one difference, and a note if whole frames were compared.
 
     Raises:
         VideoError: frames no longer decode.
@@ -117,10 +118,10 @@ def measure_pictures(
 
 
 def read_pairs(original: Path, fake: Path, alignment: Alignment, n_frames: int) -> tuple[list, list]:
-    """Frames of both clips that belong together, spread evenly over what both show.
+    """Matching frames of both clips, evenly spread over the time that both show.
 
     Raises:
-        VideoError: fewer decode than before.
+        VideoError: fewer frames decode than when the clips were aligned.
     """
     n_pairs = len(alignment)
     chosen = np.unique([n_pairs * (2 * i + 1) // (2 * n_frames) for i in range(n_frames)])
@@ -128,7 +129,7 @@ def read_pairs(original: Path, fake: Path, alignment: Alignment, n_frames: int) 
         read_frames_at(path, alignment.times[chosen, side].tolist()) for side, path in enumerate((original, fake))
     )
     if not len(sides[0]) == len(sides[1]) == len(chosen):
-        raise VideoError("its frames do not decode the same way twice")
+        raise VideoError("its frames decode differently each time")
     return sides
 
 
@@ -137,7 +138,7 @@ def _mean_difference(pairs: list[tuple[np.ndarray, np.ndarray]]) -> PictureDiffe
 
 
 def _compare_sound(original: Path, fake: Path) -> tuple[dict[str, object], str]:
-    """The fields of `Change` about sound, and a note where they are empty."""
+    """The fields of `Change` about sound, and a note if they are empty."""
     try:
         sounds = [read_sound(original), read_sound(fake)]
     except VideoError as error:
@@ -147,7 +148,7 @@ def _compare_sound(original: Path, fake: Path) -> tuple[dict[str, object], str]:
         return {}, f"no sound in the {' and the '.join(absent)}"
     silent = [is_silent(sound) for sound in sounds]
     if any(silent):
-        return {}, "silent" if all(silent) else "one of them is silent"
+        return {}, "both sounds are silent" if all(silent) else "one of the sounds is silent"
     return judge_sound(compare_sounds(*sounds)), ""
 
 

@@ -1,4 +1,4 @@
-"""Two sounds -> where in time they are the same recording, coded twice, and where not."""
+"""Two sounds -> when they are the same recording, encoded twice, and when they are not."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from scipy.signal import correlate, correlation_lags
 
 from dfdc.audio import RATE
 
-# Sound is compared in windows of half a second, every quarter.
+# Sound is compared in windows of half a second, one every quarter of a second.
 WINDOW_S, STEP_S = 0.5, 0.25
-# Codecs and resampling move a sound by up to so much between windows; each window is laid over its own best place.
+# Codecs and resampling shift a sound by up to this much between windows, so each window is aligned separately.
 SLACK_S = 0.008
-# Windows this far below the loud ones are pauses: what is left there is the codecs' own noise.
+# Windows this far below the loud ones are pauses, which contain the codecs' own noise only.
 PAUSE_DB = 25.0
 # A sound whose loudest window is below this is silence.
 SILENT_DB = -60.0
-# Lags beyond this are not looked for.
+# Longer lags are not searched.
 MAX_LAG_S = 5.0
 
 
@@ -26,7 +26,7 @@ class SoundComparison:
     """How two sounds differ over time.
 
     Attributes:
-        lag_s: the second plays at t + lag_s what the first plays at t.
+        lag_s: the second sound has at t + lag_s what the first has at t.
         times: (W,) float64, the middles of the windows in seconds of the first sound.
         likeness: (W,) float64, 0 to 1: the correlation of the waveforms there, 1 for the same recording whatever its
             volume; NaN where both pause.
@@ -38,14 +38,15 @@ class SoundComparison:
 
     @property
     def heard(self) -> np.ndarray:
-        """The likeness of the windows in which there is sound, (V,)."""
+        """The likeness of the windows that are not pauses, (V,)."""
         return self.likeness[~np.isnan(self.likeness)]
 
 
 def compare_sounds(first: np.ndarray, second: np.ndarray) -> SoundComparison:
-    """Lay two sounds over each other and correlate them window by window.
+    """Align two sounds and correlate them window by window.
 
-    A codec, a filter for telephones or another volume leave the waveform; another voice, a vocoder or an edit do not.
+    A codec, a telephone filter or a change of volume preserves the waveform; another voice, a vocoder or an edit does
+    not.
 
     Args:
         first, second: (N,) and (M,) float mono at `RATE`.
@@ -70,9 +71,9 @@ def compare_sounds(first: np.ndarray, second: np.ndarray) -> SoundComparison:
 def find_lag(first: np.ndarray, second: np.ndarray) -> int:
     """The shift in samples, second[i + lag] ~ first[i], at which two sounds (N,) and (M,) correlate best.
 
-    0 unless another is clearly better: two voices that say the same have many half-good places.
+    It is 0 unless another shift is clearly better: two voices with the same text fit moderately at many shifts.
     """
-    # The change from sample to sample: without it the bass, which hardly changes over a shift, decides.
+    # Differences between samples: without them the bass, which hardly changes over a shift, would dominate.
     a, b = np.diff(first.astype(float)), np.diff(second.astype(float))
     products = correlate(b, a, method="fft")
     lags = correlation_lags(len(b), len(a))
@@ -99,7 +100,7 @@ def _best_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def is_silent(sound: np.ndarray) -> bool:
-    """Whether nothing in a sound (N,) is above `SILENT_DB` for half a second."""
+    """Whether no half second of a sound (N,) is louder than `SILENT_DB`."""
     window = round(WINDOW_S * RATE)
     parts = np.array_split(sound, max(len(sound) // window, 1))
     return max(_decibels(part.astype(float)) for part in parts) < SILENT_DB

@@ -1,7 +1,7 @@
-"""Two clips -> which frame of one belongs to which of the other, or the reason why none does.
+"""Two clips -> the matching frames of both, or the reason why there are none.
 
-A fake has its original's movement nearly everywhere. So all frames are reduced to small grey pictures, each clip's
-own mean picture is taken away, and what is left, movement, is correlated at every offset.
+A fake has the movement of its original almost everywhere. Therefore all frames are reduced to small grey pictures, the
+mean picture of each clip is subtracted, and the remaining movement is correlated at every time offset.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from dfdc.video import stream_frames
 
 # Longest side in pixels of the pictures that are compared to find the offset.
 SMALL_SIDE = 96
-# So many frames are looked at: 100 s at 30 a second. What comes later is left out of the comparison.
+# Maximum number of frames that are compared, from the start: 100 s at 30 frames a second.
 MAX_FRAMES = 3000
-# An overlap of fewer frames, or of a smaller share of the shorter clip, proves nothing.
+# Least overlap in frames, and as a share of the shorter clip.
 MIN_FRAMES, MIN_SHARE = 8, 0.5
-# Another offset than none has to be better by so much.
+# An offset other than 0 must have a correlation that is higher by so much.
 OFFSET_GAIN = 0.005
-# Below so many levels (root mean square over pixels and time) nothing moves, and time cannot be told.
+# Below so many levels (root mean square over pixels and time) nothing moves, and no offset can be found.
 STILL_LEVELS = 0.35
-# Shapes that differ by less are the same picture, scaled.
+# Aspect ratios that differ by less are of the same picture in another size.
 SAME_ASPECT = 0.01
-# Of the fakes at hand and their originals the least alike have .989 and .911; of 18 pairs of different clips the most
-# alike have .564 and .084.
+# Least correlations of scene and movement. The lowest of the available fakes with their originals are .989 and .911;
+# the highest of 18 pairs of different clips are .564 and .084.
 MIN_SCENE, MIN_MOVEMENT = 0.75, 0.5
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How frames of two sizes are laid over each other.
+    """How frames of two sizes are brought to one size.
 
     Attributes:
         original, fake: height and width in pixels of each clip's frames.
-        scaled: whether the larger is reduced to the smaller; else both are trimmed on all sides alike.
+        scaled: whether the larger is reduced to the smaller; otherwise both are trimmed equally on opposite sides.
     """
 
     original: tuple[int, int]
@@ -50,13 +50,13 @@ class Fit:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels of what can be compared."""
+        """The common height and width in pixels."""
         if self.scaled:
             return min(self.original, self.fake)
         return min(self.original[0], self.fake[0]), min(self.original[1], self.fake[1])
 
     def apply(self, frame: np.ndarray) -> np.ndarray:
-        """A frame (H, W, 3) of either clip, as (*size, 3); not always a copy."""
+        """A frame (H, W, 3) of either clip in the common size (*size, 3); not always a copy."""
         height, width = self.size
         if frame.shape[:2] == (height, width):
             return frame
@@ -81,13 +81,13 @@ class Small:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Which frames belong together.
+    """The matching frames of two clips.
 
     Attributes:
-        fit: of their sizes.
+        fit: brings their frames to one size.
         times: (P, 2) float64 seconds from the first frame of original and fake, rising; P pairs.
         offset_s: the fake shows at t + offset_s what the original shows at t.
-        movement: correlation of what moves, -1 to 1; 1 where nothing does.
+        movement: correlation of the movement, -1 to 1; 1 if nothing moves.
     """
 
     fit: Fit
@@ -100,10 +100,10 @@ class Alignment:
 
 
 def fit_frames(original: tuple[int, int], fake: tuple[int, int]) -> Fit:
-    """How two clips' frames are laid over each other, from their heights and widths.
+    """How the frames of two clips are brought to one size, from their heights and widths.
 
     Raises:
-        Misaligned: neither trimming nor scaling does it.
+        Misaligned: neither trimming nor scaling is possible.
     """
     original, fake = tuple(original), tuple(fake)
     aspects = original[1] / original[0], fake[1] / fake[0]
@@ -113,7 +113,7 @@ def fit_frames(original: tuple[int, int], fake: tuple[int, int]) -> Fit:
     if max(abs(a - b) for a, b in zip(original, fake, strict=True)) <= MAX_TRIM:
         return Fit(original, fake, scaled=False)
     raise Misaligned(
-        "{3}x{2} pixels, its original has {1}x{0}: neither trimmed (at most {4} px) nor scaled".format(
+        "it has {3}x{2} pixels, its original {1}x{0}, which is neither trimmed (by at most {4} px) nor scaled".format(
             *original, *fake, MAX_TRIM
         )
     )
@@ -152,30 +152,30 @@ def read_small(path: Path, fit: Fit) -> Small:
 
 
 def align_clips(original: Path, fake: Path) -> Alignment:
-    """Find which frames of two clips belong together.
+    """Find the matching frames of two clips.
 
     Args:
         original, fake: video files.
 
     Raises:
-        Misaligned: their pictures, their movements or their lengths do not agree; the message says which.
-        VideoError: one of them gives no frame.
+        Misaligned: their pictures or movements do not match; the message says which.
+        VideoError: one of them has no readable frame.
     """
     fit = fit_frames(frame_size(original), frame_size(fake))
     return align_small(read_small(original, fit), read_small(fake, fit), fit)
 
 
 def align_small(original: Small, fake: Small, fit: Fit) -> Alignment:
-    """`align_clips` for clips that have been read.
+    """As `align_clips`, for clips that have been read.
 
     Raises:
         Misaligned: as there.
     """
     scene = correlate_pictures(original.pictures.mean(0), fake.pictures.mean(0))
     if scene < MIN_SCENE:
-        raise Misaligned(f"another scene: the mean pictures correlate by {scene:.2f}, less than {MIN_SCENE}")
+        raise Misaligned(f"another scene: the correlation of the mean pictures is {scene:.2f}, below {MIN_SCENE}")
     period = frame_period(original.times)
-    # Both on the original's grid of time, so that clips of two frame rates are compared at the same moments.
+    # Both clips are sampled at the original's frame period, so that other frame rates are compared at the same times.
     last_s = max(original.times[-1], fake.times[-1])
     grid = np.arange(round(last_s / period) + 1) * period if period else np.zeros(1)
     on_grid = [grid[: round(clip.times[-1] / period) + 1 if period else 1] for clip in (original, fake)]
@@ -188,24 +188,24 @@ def align_small(original: Small, fake: Small, fit: Fit) -> Alignment:
         steps, movement = find_offset(*moving, least=least)
         if movement < MIN_MOVEMENT:
             raise Misaligned(
-                f"what moves is not the same at any offset (correlation {movement:.2f}, less than {MIN_MOVEMENT}): "
-                "another person, another take, or another speed"
+                f"the movement matches at no offset (correlation {movement:.2f}, below {MIN_MOVEMENT}): it is another "
+                "person, another recording, or another speed"
             )
     offset_s = steps * period
     return Alignment(fit, _pair(original.times, fake.times, offset_s, period), offset_s, movement)
 
 
 def find_offset(original: np.ndarray, fake: np.ndarray, *, least: int) -> tuple[int, float]:
-    """The offset at which two clips' movements agree best.
+    """The offset at which the movements of two clips match best.
 
     Args:
         original: (T, D) float32, movement of each frame.
         fake: (U, D).
-        least: frames that have to overlap, at least 1.
+        least: minimum number of overlapping frames, 1 up.
 
     Returns:
-        k for which original[i] belongs to fake[i + k], and the correlation there, -1 to 1. An offset other than 0
-        is taken only where it is clearly better.
+        k for which original[i] matches fake[i + k], and the correlation there, -1 to 1. An offset other than 0 is
+        chosen only if it is clearly better.
     """
     products = original @ fake.T
     energies = [np.concatenate([[0], np.cumsum((part.astype(float) ** 2).sum(1))]) for part in (original, fake)]
@@ -223,7 +223,9 @@ def find_offset(original: np.ndarray, fake: np.ndarray, *, least: int) -> tuple[
 
 
 def walk_pairs(original: Path, fake: Path, alignment: Alignment) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
-    """All pairs of an alignment in order, each clip decoded once: the original's time, its frame, and the fake's.
+    """Yield all pairs of an alignment in order: the original's time, its frame, and the fake's frame.
+
+    Each clip is decoded once.
 
     Frames are (*alignment.fit.size, 3) uint8 RGB.
     """
@@ -233,7 +235,7 @@ def walk_pairs(original: Path, fake: Path, alignment: Alignment) -> Iterator[tup
 
 
 def _at(frames: Iterator, times: np.ndarray) -> Iterator[np.ndarray]:
-    """The pixels of the frames at some of their times, which never fall."""
+    """The pixels of the frames at the given times, which never decrease."""
     frame = None
     for time in times:
         while frame is None or frame.time_s < time - 1e-6:
@@ -244,7 +246,7 @@ def _at(frames: Iterator, times: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def correlate_pictures(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation, -1 to 1, of two pictures of one shape; 1 where both are flat."""
+    """Correlation, -1 to 1, of two pictures of one shape; 1 if both are uniform and equal."""
     a, b = a.ravel() - a.mean(dtype=float), b.ravel() - b.mean(dtype=float)
     norm = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / norm) if norm > 1e-6 else float(max(np.abs(a).max(), np.abs(b).max()) < 1)
@@ -264,13 +266,13 @@ def nearest(times: np.ndarray, moments: np.ndarray) -> np.ndarray:
 
 
 def _movement(pictures: np.ndarray) -> np.ndarray:
-    """What of the pictures (T, h, w) is not always there, (T, h * w)."""
+    """The difference of pictures (T, h, w) from their mean, (T, h * w)."""
     flat = pictures.reshape(len(pictures), -1)
     return flat - flat.mean(0)
 
 
 def _pair(original: np.ndarray, fake: np.ndarray, offset_s: float, period: float) -> np.ndarray:
-    """Times (P, 2) of the frames that are shown at the same moment, give or take half a frame; each once."""
+    """Times (P, 2) of the frames that are shown at the same moment to within half a frame, each frame at most once."""
     pairs, last = [], -1
     for time in original:
         i = bisect_left(fake, time + offset_s)

@@ -1,4 +1,4 @@
-"""DFDC's metadata.json -> labelled clips, an original together with its fakes."""
+"""DFDC's metadata.json -> labelled clips, each original together with its fakes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
+from dfdc.data.containment import check_name
 from dfdc.data.dataset import LABELS
 from dfdc.errors import DataError
 
 log = logging.getLogger(__name__)
 
 METADATA = "metadata.json"
-# Of a clip's beginning and of its end so much is looked at; containers keep the sizes of all frames there.
+# So many bytes at a clip's beginning and at its end identify it; containers keep the sizes of all frames there.
 DIGESTED_BYTES = 2**14
 KEYS = ("label", "original", "manipulation", "split")
-# What it says, for messages.
+# An example of its content, for messages.
 FORM = '{"a.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE", "original": "a.mp4"}, ...}'
 
 
@@ -30,10 +31,10 @@ class LabelledClip:
     """What metadata.json says of one clip.
 
     Attributes:
-        path: where the clip should be; nothing has looked yet.
+        path: where the clip should be; it may be absent.
         label: REAL or FAKE.
-        original: name of the clip that a fake was made from; empty where it is not known, and for reals.
-        manipulation: how a fake was made, in one word; empty where that is not told.
+        original: file name of the clip that a fake was made from; empty where it is unknown, and for reals.
+        manipulation: how a fake was made, in one word; empty where that is unknown.
         split: "train", "val" or any other word.
     """
 
@@ -77,34 +78,39 @@ def read_metadata(folder: Path) -> list[LabelledClip]:
             log.warning("%s: %s has the key %r, which nothing reads; is %r meant?", path, name, key, meant[0])
     clips = []
     for name, entry in sorted(entries.items()):
-        if PureWindowsPath(name).name != name or name in ("", ".", "..") or "\0" in name:
+        if not check_name(name):
             raise DataError(f"{path}: {name!r} leads outside the folder; allowed are names of files in it")
         label = entry.get("label")
         if label not in LABELS:
             raise DataError(f"{path}: {name} has the label {label!r}; allowed are {' and '.join(LABELS)}")
         original = str(entry.get("original") or "") if label == "FAKE" else ""
+        if original and not check_name(original):
+            raise DataError(
+                f"{path}: {name} has the original {original!r}, which leads outside the folder; allowed are names of "
+                "files in it"
+            )
         manipulation = str(entry.get("manipulation") or "") if label == "FAKE" else ""
         clips.append(LabelledClip(folder / name, label, original, manipulation, str(entry.get("split") or "train")))
     return clips
 
 
 def read_present(folder: Path) -> list[LabelledClip]:
-    """The clips that a folder's metadata.json lists and that are there, by name; how many are absent is printed.
+    """The clips that a folder's metadata.json lists and that exist, by name; the number of absent ones is printed.
 
     Raises:
-        DataError: as `read_metadata`, or none is there.
+        DataError: as `read_metadata`, or no clip exists.
     """
     listed = read_metadata(folder)
     clips = [clip for clip in listed if clip.path.is_file()]
     if not clips:
-        raise DataError(f"{folder}: none of the {len(listed)} clips that its {METADATA} lists is there")
+        raise DataError(f"{folder}: none of the {len(listed)} clips that {METADATA} lists exists")
     if len(clips) < len(listed):
         print(f"{len(listed) - len(clips)} of {len(listed)} listed clips are absent and left out", file=sys.stderr)
     return clips
 
 
 def group_families(clips: Iterable[LabelledClip]) -> list[list[LabelledClip]]:
-    """Originals with their fakes: one list each, the original first where it is there.
+    """Group originals with their fakes: one list each, the original first if it exists.
 
     Raises:
         DataError: two clips share a name, or a fake's original is itself a fake.
@@ -114,8 +120,8 @@ def group_families(clips: Iterable[LabelledClip]) -> list[list[LabelledClip]]:
     for clip in clips:
         if named.setdefault(clip.name, clip) is not clip:
             raise DataError(
-                f"{clip.path}: shares its name with {named[clip.name].path}; clips go by name: rename one, or name its "
-                "folder alone with another --out"
+                f"{clip.path}: shares its name with {named[clip.name].path}; clips are identified by name: rename one, "
+                "or process its folder by itself with another --out"
             )
         families.setdefault(clip.source, []).append(clip)
     for clip in named.values():
@@ -125,9 +131,9 @@ def group_families(clips: Iterable[LabelledClip]) -> list[list[LabelledClip]]:
 
 
 def digest_clip(path: Path) -> str:
-    """What tells a clip from another, wherever it lies: 16 hex digits of its size, its beginning and its end.
+    """A fingerprint of a clip that does not depend on its place: 16 hex digits of its size, its beginning and its end.
 
-    Empty where it is absent or cannot be read.
+    Empty if it is absent or cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -142,30 +148,30 @@ def digest_clip(path: Path) -> str:
 
 
 def is_same(clip: Path, path: str, digest: str) -> bool:
-    """Whether a clip is the one that was worked on before under its name, as far as it can be told.
+    """Whether a clip is the one that was processed before under its name, as far as can be told.
 
     Args:
-        clip: which may be absent, or a disk that cannot be read for a moment: what was done is kept then.
-        path, digest: of what was worked on, see `digest_clip`; empty where they were not kept.
+        clip: if it is absent, or its disk cannot be read for a moment, what was done is kept.
+        path, digest: of what was processed, see `digest_clip`; empty if they were not recorded.
 
     Raises:
-        DataError: it is another one, and the first is still there: what is kept by name has room for one of them.
+        DataError: it is another clip and the first one still exists, but the output holds one clip of each name.
     """
     found = digest_clip(clip)
     if not digest or not found or found == digest:
         return True
     if os.path.realpath(clip) != path and os.path.isfile(path):
         raise DataError(
-            f"{clip}: shares its name with {path}, which the output holds already; clips go by name: name another "
-            "output"
+            f"{clip}: shares its name with {path}, which the output already holds; clips are identified by name: "
+            "choose another output"
         )
     return False
 
 
 def is_held_out(clip: LabelledClip, share: float) -> bool:
-    """Whether a clip is among the share (0 to 1) that is kept for validation: decided by its source's name alone.
+    """Whether a clip belongs to the share (0 to 1) that is held out for validation.
 
-    An original and its fakes are decided alike, and a clip's answer does not change when others are added.
+    Only the name of its source decides, so an original and its fakes stay together, and adding clips moves none.
     """
     digest = hashlib.sha256(clip.source.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:4], "big") < share * 2**32

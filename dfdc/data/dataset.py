@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dfdc.data.containment import resolve_inside
 from dfdc.errors import DataError
 from dfdc.research.motion import correlate
 
@@ -222,11 +223,12 @@ def _read_image(row: dict[str, str], shards: dict[Path, zipfile.ZipFile]) -> np.
     folder, name, shard = Path(row["folder"]), row["path"], row.get("shard", "")
     try:
         if shard:
-            if folder / shard not in shards:  # two threads may open one both; either serves
-                shards[folder / shard] = zipfile.ZipFile(folder / shard)
-            data = shards[folder / shard].read(name)
+            archive = resolve_inside(folder, shard)
+            if archive not in shards:  # two threads may open one both; either serves
+                shards[archive] = zipfile.ZipFile(archive)
+            data = shards[archive].read(name)
         else:
-            data = (folder / name).read_bytes()
+            data = resolve_inside(folder, name).read_bytes()
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{folder / shard / name}: cannot be read ({error}); make the crops again") from error
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None

@@ -1,4 +1,4 @@
-"""A step that needs a face detector -> the same step over many arguments, in processes with a detector each."""
+"""Run a function that needs a face detector on many arguments, in processes with a detector each."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _detectors: list[FaceDetector] = []
 def detect_in_parallel(
     step: Callable[..., T], calls: Sequence[tuple], *, n_workers: int, device: str = "cpu"
 ) -> Iterator[T]:
-    """What a step returns, in the order in which calls get done.
+    """Yield the results of a function in the order in which its calls finish.
 
     Args:
-        step: takes a `FaceDetector` and the arguments of a call; it and they go to other processes by pickle.
-        calls: arguments.
-        n_workers: calls at once; one works in this process, as does a single call.
-        device: "cpu" or "cuda", where faces are looked for.
+        step: takes a `FaceDetector` and the arguments of a call; both are pickled for other processes.
+        calls: the arguments of each call.
+        n_workers: number of processes; with one, or a single call, this process does the work.
+        device: "cpu" or "cuda", for the detectors.
 
     Raises:
         BrokenProcessPool: a worker died.
-        Exception: whatever the step raises.
+        Exception: whatever the function raises.
     """
     if not calls:
         return

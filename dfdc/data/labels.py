@@ -1,11 +1,12 @@
-"""Hand labels for frames: one CSV that tools/label_frames.py writes, and what it means for training."""
+"""Frame labels given by hand: the CSV that tools/label_frames.py writes, and the weights that training makes of it."""
 
 from __future__ import annotations
 
 import csv
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,17 @@ from dfdc.errors import DataError
 from dfdc.files import write_csv
 from dfdc.tracks import iou
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 VISIBLE, NOT_VISIBLE, SKIP = "visible", "not_visible", "skip"
 MARKS = (VISIBLE, NOT_VISIBLE, SKIP)
 LABEL_COLUMNS = ("video", "frame", "time", "track", "box", "label", "when")
-# How much a fake counts that a person called visible, where those that nobody judged count 1.
+# The training weight of a fake frame that a person called visibly fake; unlabelled ones have 1.
 VISIBLE_WEIGHT = 2.0
-# A label's box and a crop's are of one face if they share so much, intersection over union.
+# A label's box and a crop's box are of one face from this intersection over union up.
 SAME_FACE_OVERLAP = 0.5
 
 # A clip's name, the index of its sampled frame, the index of the person.
@@ -32,7 +38,7 @@ Key = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class FrameLabel:
-    """What a person said of one face of one frame.
+    """A person's judgement of one face in one frame.
 
     Attributes:
         video: the clip's name.
@@ -41,7 +47,7 @@ class FrameLabel:
         track: index of the person.
         box: x0, y0, x1, y1 in pixels of the frame.
         label: one of `MARKS`.
-        when: it was said, ISO 8601.
+        when: the time of the judgement, ISO 8601.
     """
 
     video: str
@@ -63,22 +69,22 @@ class FrameLabel:
         return self.video, self.frame, self.track
 
     def is_of(self, time_s: object, box: str | None) -> bool:
-        """Whether it was given to the face at this moment and in this box, as far as they are told."""
+        """Whether it was given to the face at this time and in this box, as far as these are known."""
         if time_s not in ("", None) and abs(float(time_s) - self.time_s) > SAME_TIME_S:
             return False
         return not box or bool(iou(np.array([self.box]), np.array([read_box(box)]))[0, 0] >= SAME_FACE_OVERLAP)
 
 
 def read_box(text: str) -> tuple[float, ...]:
-    """A box as crop tables and label files write it: numbers with blanks between them."""
+    """Parse a box as crop tables and label files write it: numbers separated by blanks."""
     return tuple(float(number) for number in text.split())
 
 
 def read_labels(path: Path) -> list[FrameLabel]:
-    """The labels of a file, in the order in which they were given; of several for one face of a frame the last.
+    """The labels of a file in the order in which they were given; of several for one face of a frame, the last one.
 
     Raises:
-        DataError: not a readable CSV file, a column is missing, or a row does not hold what its columns say.
+        DataError: not a readable CSV file, a column is missing, or a row is not a label.
     """
     labels: dict[Key, FrameLabel] = {}
     try:
@@ -113,10 +119,10 @@ def _parse(path: Path, line: int, row: dict[str, str]) -> FrameLabel:
 
 
 class LabelFile:
-    """Labels in a CSV file that is replaced, whole and synced, at every change: a killed program loses none."""
+    """Labels in a CSV file that every change replaces atomically and syncs, so that a killed program loses none."""
 
     def __init__(self, path: Path) -> None:
-        """Take a file up where it was left.
+        """Open a file of labels, or begin a new one.
 
         Args:
             path: of the CSV; it may be absent, its folder may not.
@@ -128,26 +134,26 @@ class LabelFile:
             raise DataError(f"{path}: its folder does not exist; make it or name another file")
         self.path = path
         self.labels = {label.key: label for label in read_labels(path)} if path.exists() else {}
-        # What each change replaced; of an earlier run's changes only the order is known.
+        # What each change replaced; of changes in earlier runs only the order is known.
         self._past: list[tuple[Key, FrameLabel | None]] = [(key, None) for key in self.labels]
-        self._state = self._look()
+        self._state = self._identify()
 
     def set(self, label: FrameLabel) -> None:
-        """Save a label, in the place of an earlier one of the same face and frame.
+        """Save a label; it replaces an earlier one of the same face and frame.
 
         Raises:
-            DataError: another program changed the file.
-            OSError: it cannot be written, and is as it was.
+            DataError: another program changed the file, which stays as it is.
+            OSError: the file cannot be written and stays as it was.
         """
         before = self.labels.get(label.key)
         self._save(label.key, label)
         self._past.append((label.key, before))
 
     def undo(self, videos: Collection[str]) -> Key | None:
-        """Take back the last change to any of some videos.
+        """Undo the last change to any of the given videos.
 
         Returns:
-            What it was of; None where there is nothing to take back.
+            Whose label it was; None if there is nothing to undo.
 
         Raises:
             As `set`.
@@ -161,23 +167,44 @@ class LabelFile:
         return None
 
     def _save(self, key: Key, label: FrameLabel | None) -> None:
-        if self._look() != self._state:
-            raise DataError(
-                f"{self.path}: another program changed it, and its changes would be lost; close that program and "
-                "start this one again"
-            )
-        labels = {other: value for other, value in self.labels.items() if other != key}
-        if label:
-            labels[key] = label
-        write_csv(self.path, LABEL_COLUMNS, map(_format, labels.values()))
-        self.labels, self._state = labels, self._look()
+        # Between the look and the replacement no other writer may replace the file.
+        with _locked(self.path.absolute().parent):
+            if self._identify() != self._state:
+                raise DataError(
+                    f"{self.path}: another program changed it, and its changes would be lost; close that program and "
+                    "start this one again"
+                )
+            labels = {other: value for other, value in self.labels.items() if other != key}
+            if label:
+                labels[key] = label
+            write_csv(self.path, LABEL_COLUMNS, map(_format, labels.values()))
+            self.labels, self._state = labels, self._identify()
 
-    def _look(self) -> tuple[int, int, int] | None:
+    def _identify(self) -> tuple[int, int, int] | None:
         try:
             state = os.stat(self.path)
         except FileNotFoundError:
             return None
         return state.st_ino, state.st_size, state.st_mtime_ns
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which other writers of labels wait for.
+
+    The folder itself is locked: a lock on the file would end with the file that is replaced, and a file for the lock
+    alone would stay behind. Where the system or the file system knows no such locks, nothing is locked.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _format(label: FrameLabel) -> tuple[object, ...]:
@@ -188,22 +215,22 @@ def _format(label: FrameLabel) -> tuple[object, ...]:
 def weigh_crops(
     table: pd.DataFrame, labels: list[FrameLabel], *, labelled_only: bool = False
 ) -> tuple[torch.Tensor, Counter[str]]:
-    """How much each crop counts in training: fakes called visible `VISIBLE_WEIGHT`, not visible nothing, others 1.
+    """Training weights of crops: `VISIBLE_WEIGHT` for fakes called visible, 0 for not visible ones, 1 for all others.
 
-    A label belongs to the crop of its video, frame and track, and only if moment and box agree as well: crops cut
-    with another number of frames, or whose persons are numbered otherwise, are not what the person saw.
+    A label belongs to the crop of its video, frame and track, but only if time and box agree as well: crops that were
+    cut with another number of frames, or whose people are numbered differently, are not what the person saw.
 
     Args:
         table: one split's rows, from `dfdc.data.dataset.read_split`.
         labels: of these and other videos.
-        labelled_only: of the fakes, use those alone that were called visible, each as 1.
+        labelled_only: give all fakes the weight 0 except those called visible, which get 1.
 
     Returns:
-        (N,) float32 for `CropSet.weights`, and how many labels of each of `MARKS` belong to a crop; the key
+        (N,) float32 for `CropSet.weights`, and the number of labels of each of `MARKS` that belong to a crop; the key
         "unmatched" counts those that belong to none.
 
     Raises:
-        DataError: the table does not tell frames and tracks, no label belongs to a crop, or no fake is left.
+        DataError: the table has no frames and tracks, no label belongs to a crop, or no fake is left.
     """
     places = _index(table)
     marks = np.full(len(table), "", dtype=object)
@@ -217,8 +244,8 @@ def weigh_crops(
             counts[label.label] += 1
     if not sum(counts[mark] for mark in MARKS):
         raise DataError(
-            f"none of the {len(labels)} frame labels belongs to one of these {len(table)} crops: make crops of the "
-            "same clips with as many --frames as they were labelled with"
+            f"none of the {len(labels)} frame labels belongs to one of these {len(table)} crops: cut crops of the same "
+            "clips with the same --frames value that was used for labelling"
         )
     is_fake = (table.label == "FAKE").to_numpy()
     weights = np.full(len(table), 0.0 if labelled_only else 1.0, np.float32)
@@ -226,22 +253,22 @@ def weigh_crops(
     weights[marks == NOT_VISIBLE] = 0.0
     weights[~is_fake] = 1.0
     if not weights[is_fake].any():
-        raise DataError("the frame labels leave no fake to train on; call more of them visible")
+        raise DataError("the frame labels leave no fake to train on; label more frames as visibly fake")
     return torch.from_numpy(weights), counts
 
 
 def describe_counts(counts: Counter[str]) -> str:
-    """What `weigh_crops` counted, in words."""
+    """The counts of `weigh_crops` in words."""
     found = ", ".join(f"{counts[mark]} {mark.replace('_', ' ')}" for mark in MARKS)
-    return f"{found}; {counts['unmatched']} labels belong to no crop of this split"
+    return f"{found}; {counts['unmatched']} labels match no crop of this split and are ignored"
 
 
 def _index(table: pd.DataFrame) -> dict[Key, int]:
     missing = [name for name in ("frame", "track") if name not in table]
     if missing:
         raise DataError(
-            f"the crop table has no column {' and no column '.join(missing)}, by which frame labels find their crops; "
-            "tools/make_crops.py writes them"
+            f"the crop table has no column {' and no column '.join(missing)}, by which frame labels are matched to "
+            "crops; tools/make_crops.py writes them"
         )
     try:
         keys = zip(table.video, table.frame.astype(int), table.track.astype(int), strict=True)

@@ -1,4 +1,4 @@
-"""Two pictures of one moment -> how they differ, and whether somebody changed one of them or only a codec did."""
+"""Two pictures of one moment -> how they differ, and whether one was altered or only encoded again."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import cv2
 import numpy as np
 from skimage.metrics import structural_similarity
 
-# A face of so many pixels is divided into 14 x 14 blocks, whose means forget most of what a codec does; of them the 3 %
-# count that differ most, for a mouth is no larger. What differs within blocks of half that side is the codec's detail.
+# A face of so many pixels is divided into 14 x 14 blocks, whose means hide most coding noise. The 3 % of blocks that
+# differ most are used, since a mouth is no larger. Differences within blocks of half that side are the codec's detail.
 SIDE, BLOCK, TOP_PERCENT = 224, 16, 97
-# Changed is a face whose blocks differ by so many times the detail. Of 12 fakes at hand that were measured the least
-# has 4.4; of 17 encodings of five of their originals (H.264 at CRF 23 and 36 and at half the size, MPEG-4 at 200 kb/s)
-# the most has 3.3.
+# A face was altered if its blocks differ by more than so many times the detail. The lowest of 12 measured fakes is
+# 4.4; the highest of 17 encodings of five originals (H.264 at CRF 23 and 36 and at half the size, MPEG-4 at 200 kb/s)
+# is 3.3.
 PICTURE_CONTRAST = 3.8
-# Surely the same is a face whose blocks differ by no more than so many times the detail. Of 1,242 single crops of
-# DFDC's fakes .6 % do: they look alike, and the shipped net is undecided. Small faces' visible fakes begin at 2.3; six
-# originals encoded again have 1.1 to 2.0 at CRF 18 and 1.6 to 2.4 at 23.
+# A face is certainly the same if its blocks differ by at most so many times the detail. Of 1,242 crops of DFDC's fakes
+# .6 % do; they look the same, and the shipped model is undecided. Visible fakes of small faces begin at 2.3; six
+# originals encoded again have 1.1 to 2.0 at CRF 18 and 1.6 to 2.4 at CRF 23.
 EQUAL_CONTRAST = 2.0
-# Less than so many levels of detail is rounding; less than so many levels between blocks nobody made.
+# Less detail than the first level is rounding; smaller block differences than the second are not alterations.
 LEAST_DETAIL, LEAST_LEVELS = 0.5, 1.5
 
 
 @dataclass(frozen=True)
 class PictureDifference:
-    """How two crops of one face differ, or the mean of several pairs'.
+    """How two crops of one face differ, or the mean over several pairs.
 
     Attributes:
-        block_difference: levels 0..255 by which blocks differ where they differ most.
-        detail: levels by which pixels differ from their block's difference.
+        block_difference: levels 0..255 by which the most different blocks differ.
+        detail: mean levels by which pixels differ from their block's difference.
         difference: mean absolute difference in levels.
         ssim: structural similarity, -1 to 1.
     """
@@ -42,22 +42,22 @@ class PictureDifference:
 
     @classmethod
     def mean(cls, differences: Iterable[PictureDifference]) -> PictureDifference:
-        """Of at least one."""
+        """The mean of at least one difference."""
         return cls(*(float(value) for value in np.mean([astuple(one) for one in differences], 0)))
 
     @property
     def contrast(self) -> float:
-        """By how many times blocks differ more than the detail."""
+        """The ratio of block difference to detail."""
         return self.block_difference / max(self.detail, LEAST_DETAIL)
 
     @property
     def changed(self) -> bool:
-        """Whether more was done than to encode one of them anew."""
+        """Whether one picture was altered beyond being encoded again."""
         return self.contrast > PICTURE_CONTRAST and self.block_difference > LEAST_LEVELS
 
     @property
     def equal(self) -> bool:
-        """Whether surely nothing was done but, maybe, to encode one of them anew."""
+        """Whether the pictures are certainly the same except for encoding."""
         return self.contrast <= EQUAL_CONTRAST or self.block_difference <= LEAST_LEVELS
 
 
@@ -71,10 +71,10 @@ def compare_pictures(first: np.ndarray, second: np.ndarray) -> PictureDifference
 
 
 def block_differences(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Levels by which blocks differ where they differ most, and by which detail differs on average.
+    """The levels by which the most different blocks differ, and the mean difference of detail.
 
-    Another skin, shade or shape moves a block's mean; noise, and what a codec does to detail, hardly does. A shift of
-    all pixels alike is no change: codecs disagree about colour.
+    Another skin, shade or shape changes the mean of a block; noise and coding of detail hardly do. An equal shift of
+    all pixels is ignored, since codecs disagree about colour.
 
     Args:
         first, second: (S, S, 3) uint8 RGB.

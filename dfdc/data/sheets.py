@@ -1,7 +1,7 @@
-"""Fakes -> sheets of face crops in order of time, with the originals' and the net's scores, for a person to judge.
+"""Fakes -> sheets of face crops in temporal order, beside their originals and with scores, for a person to judge.
 
-A sheet is made when it is asked for, and the next one with it, in a thread of their own: nobody waits for a whole data
-set, and seldom for a clip.
+A sheet is made when it is requested, and the next one with it, in a background thread: nobody waits for a whole data
+set, and rarely for a clip.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from dfdc.data.clips import METADATA, LabelledClip, read_metadata
+from dfdc.data.containment import resolve_inside
 from dfdc.data.crops import CROP_COLUMNS, CutSettings, Report, cut_family, find_done, prepare_folder
 from dfdc.data.dataset import read_table
 from dfdc.detect import FaceDetector
@@ -44,8 +45,8 @@ class Shot:
         track: index of the person.
         box: "x0 y0 x1 y1" in pixels of the frame.
         path: of the crop.
-        original: of the original's crop, the same moment and place; None where there is none.
-        score: the net's probability that the crop is fake, 0 to 1; None where no net is asked.
+        original: of the original's crop of the same time and place; None if there is none.
+        score: the ensemble's probability that the crop is fake, 0 to 1; None without models.
     """
 
     frame: int
@@ -59,7 +60,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Sheet:
-    """The shots of one fake, person by person, and why there are none where that is so."""
+    """The shots of one fake, person by person; if there are none, `reason` says why."""
 
     shots: tuple[Shot, ...] = ()
     reason: str = ""
@@ -69,19 +70,19 @@ class TableFakes:
     """The fakes of a crop table that tools/make_crops.py made.
 
     Attributes:
-        kinds: the name of each fake, and how it was made.
+        kinds: the manipulation of each fake, by the fake's name.
     """
 
     def __init__(self, csv: Path) -> None:
         """Read the table.
 
         Raises:
-            DataError: it cannot be used, lacks a column, keeps its images in zips, or holds no fake.
+            DataError: it cannot be used, lacks a column, has its images in zip files, or holds no fake.
         """
         table = read_table(csv)
         missing = [name for name in NEEDED_COLUMNS if name not in table]
         if missing or "shard" in table:
-            wrong = f"columns {', '.join(missing)} are missing" if missing else "its images lie in zips"
+            wrong = f"columns {', '.join(missing)} are missing" if missing else "its images are in zip files"
             raise DataError(f"{csv}: {wrong}; make the crops with tools/make_crops.py, or name the clips themselves")
         self._folder = csv.parent
         self._rows: dict[str, list[Row]] = {}
@@ -91,16 +92,16 @@ class TableFakes:
         fakes = [row for row in firsts if row["label"] == "FAKE" and row["split"] == "train"]
         self.kinds = {row["video"]: row.get("manipulation", "") for row in fakes}
         if not self.kinds:
-            raise DataError(f"{csv}: holds no fake to train on (split train); only the frames of these are labelled")
+            raise DataError(f"{csv}: holds no fake in the split train; only frames of these are labelled")
 
     def collect(self, video: str) -> Sheet:
-        """A fake's shots, without scores."""
+        """The shots of a fake, without scores."""
         rows = self._rows[video]
         return Sheet(_lay_out(self._folder, rows, self._rows.get(rows[0]["original"], [])))
 
 
 class ClipFakes:
-    """The fakes among clips; their crops are cut when they are asked for, and kept.
+    """The fakes among clips; their crops are cut when they are first requested, and kept.
 
     Attributes:
         kinds: see `TableFakes`.
@@ -111,11 +112,11 @@ class ClipFakes:
 
         Args:
             paths: clips or folders of clips, with metadata.json beside or in them.
-            out: folder for the crops, in the form of tools/make_crops.py; made if absent.
+            out: folder for the crops, laid out as by tools/make_crops.py; made if absent.
             settings: how to cut.
 
         Raises:
-            DataError: see `find_fakes`; or the folder holds crops that were cut otherwise.
+            DataError: see `find_fakes`; or the folder holds crops that were cut with other settings.
             OSError: the folder cannot be written.
         """
         self._families = find_fakes(paths)
@@ -127,7 +128,7 @@ class ClipFakes:
         find_done(out, {clip.name: clip for family in self._families.values() for clip in family})
 
     def collect(self, video: str) -> Sheet:
-        """A fake's shots, without scores; its faces and its original's are cut where they are not yet."""
+        """The shots of a fake, without scores; missing crops of it and of its original are cut first."""
         *originals, fake = self._families[video]
         family = {clip.name: clip for clip in (*originals, fake)}
         records = find_done(self._out, family)
@@ -144,16 +145,16 @@ class ClipFakes:
 
 
 def find_fakes(paths: Iterable[Path]) -> dict[str, list[LabelledClip]]:
-    """The fakes that some paths name.
+    """Find the fakes among clips.
 
     Args:
-        paths: clips, or folders that stand for all clips of theirs that are there.
+        paths: clips, or folders, which stand for all of their clips that exist.
 
     Returns:
-        For the name of each fake the fake itself, after its original where that is there.
+        For the name of each fake a list of its original, if that exists, and the fake itself.
 
     Raises:
-        DataError: no metadata.json, a clip that it does not list, two clips of one name, or no fake.
+        DataError: metadata.json is missing or does not list a clip, two clips share a name, or there is no fake.
     """
     paths = list(paths)
     known: dict[str, LabelledClip] = {}
@@ -172,12 +173,12 @@ def find_fakes(paths: Iterable[Path]) -> dict[str, list[LabelledClip]]:
             wanted[path.name] = known[path.name]
         else:
             raise DataError(
-                f"{path}: is not there, or {path.with_name(METADATA)} does not list it; "
-                f'add "{path.name}": {{"label": "FAKE"}} to that'
+                f"{path}: does not exist, or {path.with_name(METADATA)} does not list it; "
+                f'add "{path.name}": {{"label": "FAKE"}} to that file'
             )
     fakes = [clip for clip in wanted.values() if clip.label == "FAKE"]
     if not fakes:
-        raise DataError(f"{', '.join(map(str, paths))}: no fake there; only the frames of fakes are labelled")
+        raise DataError(f"{', '.join(map(str, paths))}: no fake found; only frames of fakes are labelled")
     return {clip.name: [known[name] for name in (clip.original, clip.name) if name in known] for clip in fakes}
 
 
@@ -187,15 +188,15 @@ def _rows(record: Report | None) -> list[Row]:
 
 
 def _lay_out(folder: Path, rows: list[Row], originals: list[Row]) -> tuple[Shot, ...]:
-    """Shots person by person, in order of time; what was not laid over its original stands alone."""
-    twins = {(row["frame"], row["track"]): folder / row["path"] for row in originals}
+    """Shots person by person in temporal order; crops that are not aligned to an original stand alone."""
+    twins = {(row["frame"], row["track"]): resolve_inside(folder, row["path"]) for row in originals}
     shots = [
         Shot(
             int(row["frame"]),
             float(row["time"]),
             int(row["track"]),
             row["box"],
-            folder / row["path"],
+            resolve_inside(folder, row["path"]),
             twins.get((row["frame"], row["track"])) if row.get("difference", "unknown") else None,
         )
         for row in rows
@@ -204,14 +205,14 @@ def _lay_out(folder: Path, rows: list[Row], originals: list[Row]) -> tuple[Shot,
 
 
 class Scorer:
-    """The kernel's nets, asked for single crops; they are loaded at the first question."""
+    """The kernel's models, applied to single crops; they are loaded at the first request."""
 
     def __init__(self, files: list[WeightsFile]) -> None:
         self._files = files
         self._nets: list[Ensemble] = []
 
     def score(self, paths: list[Path]) -> np.ndarray:
-        """P(fake) of crops, (N,) float64; those of another size than a net's are resized for it.
+        """P(fake) of crops, (N,) float64; crops of another size than a model's are resized for it.
 
         Raises:
             DataError: an image is missing or does not decode.
@@ -233,14 +234,14 @@ def _read_crop(path: Path) -> np.ndarray:
 
 
 class Sheets:
-    """Sheets by number, each made once, the next one ahead."""
+    """Sheets by number, each made once, and the next one in advance."""
 
     def __init__(self, videos: list[str], make: Callable[[str], Sheet]) -> None:
-        """Make nothing yet.
+        """Prepare to make sheets.
 
         Args:
             videos: names of the fakes, in order.
-            make: makes one's sheet; it is called from one thread only.
+            make: makes the sheet of a fake; it is called from one thread only.
         """
         self.videos = videos
         self._make = make
@@ -249,7 +250,7 @@ class Sheets:
         self._futures: dict[int, Future[Sheet]] = {}
 
     def get(self, number: int, *, wait_s: float) -> Sheet | None:
-        """A fake's sheet; None where it takes longer. What was ordered for others and has not begun is given up.
+        """The sheet of a fake, or None if it takes longer. Requests for other sheets that have not begun are cancelled.
 
         Args:
             number: of the fake, from 0.
@@ -268,17 +269,17 @@ class Sheets:
         return future.result() if future.done() and not future.cancelled() else None
 
     def count(self, number: int) -> int | None:
-        """How many shots a fake's sheet has; None where it has not been made."""
+        """The number of shots on the sheet of a fake; None if it has not been made."""
         future = self._futures.get(number)
         return len(future.result().shots) if future and future.done() and not future.cancelled() else None
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Start no more sheets."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _try(self, video: str) -> Sheet:
         try:
             return self._make(video)
-        except Exception as error:  # one odd clip must not end an afternoon of labelling
+        except Exception as error:  # one unusual clip must not end an afternoon of labelling
             log.exception("%s: failed", video)
             return Sheet(reason=f"{type(error).__name__}: {error}")

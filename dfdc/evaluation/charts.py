@@ -1,4 +1,4 @@
-"""Labels and probabilities -> pictures: ROC, reliability, histogram, worst mistakes, and a training run's curves."""
+"""Labels and probabilities -> charts: ROC, reliability, histogram, worst mistakes, training curves, and budgets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sklearn.metrics import roc_curve
 
 from dfdc.files import drafted
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 REAL, FAKE, GREY = "#0072B2", "#D55E00", "#777777"
 OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A800", "#000000", "#8C564B", "#6A3D9A")
 BINS = 10
@@ -23,7 +23,7 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Curve:
-    """What one ROC curve is drawn from: its name, labels (N,) 0 or 1, and probabilities (N,)."""
+    """The data of a ROC curve: its name, labels (N,) 0 or 1, and probabilities (N,)."""
 
     name: str
     labels: np.ndarray
@@ -35,10 +35,10 @@ class Tile:
     """One picture of a contact sheet.
 
     Attributes:
-        pixels: (H, W, 3) uint8 RGB; None where there is no picture.
+        pixels: (H, W, 3) uint8 RGB; None without a picture.
         name: of the crop or clip.
-        fake: whether it is a fake.
-        probability: what it was given.
+        fake: the label.
+        probability: the predicted P(fake).
     """
 
     pixels: np.ndarray | None
@@ -48,8 +48,8 @@ class Tile:
 
 
 def draw_roc(path: Path, curves: Sequence[Curve]) -> None:
-    """Write the ROC curves of everything (the first) and of its parts."""
-    figure, axes = _start("ROC", "real taken for fake", "fake recognised", size=(6.4, 6.4 + 0.1 * len(curves)))
+    """Write ROC curves; the first, of all predictions, is emphasised."""
+    figure, axes = _start("ROC", "false-positive rate", "true-positive rate", size=(6.4, 6.4 + 0.1 * len(curves)))
     for curve, colour in zip(curves, (FAKE, *OTHERS * len(curves)), strict=False):
         misses, hits, _ = roc_curve(curve.labels, curve.probabilities)
         first = curve is curves[0]
@@ -61,7 +61,7 @@ def draw_roc(path: Path, curves: Sequence[Curve]) -> None:
 
 
 def draw_reliability(path: Path, labels: np.ndarray, probabilities: np.ndarray) -> None:
-    """Write how often what is called fake with p really is one, in equal bins of p, with 95 % intervals."""
+    """Write a reliability diagram: the share of fakes in equal bins of the prediction, with 95 % intervals."""
     figure, axes = _start("Reliability", "", "share of fakes", size=(6.4, 6.4), rows=(4, 1))
     counts = figure.add_subplot(figure.axes[0].get_gridspec()[1], sharex=axes)
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
@@ -70,7 +70,7 @@ def draw_reliability(path: Path, labels: np.ndarray, probabilities: np.ndarray) 
     sizes = np.array([(bins == b).sum() for b in used])
     fakes = np.array([labels[bins == b].sum() for b in used])
     means, shares = np.array([probabilities[bins == b].mean() for b in used]), fakes / sizes
-    # Clopper and Pearson's interval, which is right for few predictions too.
+    # Clopper and Pearson's interval, which is valid for few predictions, too.
     low = np.where(fakes > 0, beta.ppf(0.025, fakes, sizes - fakes + 1), 0)
     high = np.where(fakes < sizes, beta.ppf(0.975, fakes + 1, sizes - fakes), 1)
     error = [shares - low, high - shares]
@@ -81,14 +81,14 @@ def draw_reliability(path: Path, labels: np.ndarray, probabilities: np.ndarray) 
     axes.tick_params(labelbottom=False)
     axes.legend(loc="upper left", fontsize=9, frameon=False)
     counts.bar((used + 0.5) / BINS, sizes, 0.9 / BINS, color=GREY)
-    counts.set(xlabel="probability given", ylabel="count")
+    counts.set(xlabel="predicted P(fake)", ylabel="count")
     plain(counts)
     save(figure, path)
 
 
 def draw_histogram(path: Path, labels: np.ndarray, probabilities: np.ndarray) -> None:
-    """Write how the probabilities of reals and of fakes are spread."""
-    figure, axes = _start("Scores", "probability given", "share of the class", size=(7.2, 4.2))
+    """Write histograms of the probabilities of reals and of fakes."""
+    figure, axes = _start("Scores", "predicted P(fake)", "share of the class", size=(7.2, 4.2))
     edges = np.linspace(0, 1, 2 * BINS + 1)
     for label, name, colour in ((0, "real", REAL), (1, "fake", FAKE)):
         own = probabilities[labels == label]
@@ -104,8 +104,8 @@ def draw_training(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Write losses and AUC over the epochs of a run.
 
     Args:
-        path: of the PNG.
-        rows: per epoch "epoch", "train_loss", "balanced_log_loss" and "auc".
+        path: PNG file.
+        rows: for each epoch "epoch", "train_loss", "balanced_log_loss" and "auc".
     """
     figure, losses = _start("Training", "", "loss", size=(7.2, 6.0), rows=(1, 1))
     auc = figure.add_subplot(figure.axes[0].get_gridspec()[1], sharex=losses)
@@ -124,13 +124,16 @@ def draw_training(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def draw_budgets(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write log loss and AUC against what a clip costs, a line for each number of nets.
+    """Write log loss and AUC over the cost of a clip, with a line for each number of models.
 
     Args:
-        path: of the PNG.
-        rows: per setting "n_frames", "n_nets", "core_seconds", "log_loss" and "auc", cheapest first of each "n_nets".
+        path: PNG file.
+        rows: for each setting "n_frames", "n_nets", "core_seconds", "log_loss" and "auc"; sorted by cost for each
+            "n_nets".
     """
-    figure, losses = _start("More frames, and more nets", "", "log loss", size=(7.2, 6.0), rows=(1, 1))
+    figure, losses = _start(
+        "Cost and accuracy by number of frames and models", "", "log loss", size=(7.2, 6.0), rows=(1, 1)
+    )
     auc = figure.add_subplot(figure.axes[0].get_gridspec()[1], sharex=losses)
     for n_nets, style in zip(sorted({row["n_nets"] for row in rows}), ("-", "--"), strict=False):
         drawn = [row for row in rows if row["n_nets"] == n_nets]
@@ -141,20 +144,20 @@ def draw_budgets(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
                 color=colour,
                 linestyle=style,
                 marker="o",
-                label=f"{n_nets} net{'s' * (n_nets > 1)}",
+                label=f"{n_nets} model{'s' * (n_nets > 1)}",
             )
             for row in drawn:
                 place = (row["core_seconds"], row[name])
                 axes.annotate(f"{row['n_frames']}", place, (0, 7), textcoords="offset points", fontsize=8)
     losses.legend(frameon=False)
     losses.tick_params(labelbottom=False)
-    auc.set(xlabel="core-seconds a clip; the numbers are frames", ylabel="AUC")
+    auc.set(xlabel="core-seconds per clip (numbers: frames)", ylabel="AUC")
     plain(auc)
     save(figure, path)
 
 
 def draw_contact_sheet(path: Path, tiles: Sequence[Tile], *, title: str) -> None:
-    """Write pictures in rows, each with its name, its label and the probability it was given."""
+    """Write pictures in rows, each with its name, its label and its predicted probability."""
     columns = 6
     rows = max(-(-len(tiles) // columns), 1)
     figure = Figure(figsize=(columns * 1.7, rows * 2.05 + 0.5), dpi=110, layout="constrained")
@@ -185,13 +188,13 @@ def _start(title: str, x: str, y: str, *, size: tuple[float, float], rows: tuple
 
 
 def plain(axes: Axes, *, grid: str = "both") -> None:
-    """Axes without a box, on a light grid: across one axis, "x" or "y", or both."""
+    """Remove the box of axes and add a light grid along "x", "y" or "both"."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="#e4e4e4", lw=0.6)
     axes.set_axisbelow(True)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whatever the file is called."""
+    """Write a figure as PNG, whatever the suffix of the file."""
     with drafted(path) as draft:
         FigureCanvasAgg(figure).print_png(str(draft))

@@ -1,33 +1,36 @@
-"""Probabilities and labels -> the numbers that are reported, and the calibration that is stored."""
+"""Probabilities and labels -> scores with confidence intervals, and the calibration that weights files store."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import minimize
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
+from dfdc.evaluation.intervals import LEVEL, small_sample_limits
 from dfdc.weights import Calibration, sigmoid
 
-# The challenge's five best lost .14 to .22 of log loss from the public to the private test set, by certainty.
+# The boldest bound of a probability. The challenge's five best entries lost .14 to .22 of log loss from the public to
+# the private test set because of too certain predictions.
 BOLDEST = 0.01
-# Trained nets need .8 to 1.5. What has to be divided by the most says nothing; the least is for validation sets so
-# small that a net makes no mistake there: it would be believed without limit, and alone of an ensemble.
+# Trained models need temperatures of .8 to 1.5. Logits that need more than the greatest are uninformative. The least is
+# for validation sets so small that a model makes no mistake: its logits would grow without limit and dominate an
+# ensemble.
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.1, 100.0
 
 
 def measure(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """The scores of a set of predictions.
+    """Score predictions.
 
     Args:
         labels: (N,) 0 = real, 1 = fake; both occur.
         probabilities: (N,) in (0, 1).
 
     Returns:
-        auc, log_loss, balanced_log_loss (mean of the two classes' means), brier, accuracy at one half,
-        calibration_error (expected, 10 equal bins) and n.
+        auc, log_loss, balanced_log_loss (mean over the two classes of the class means), brier, accuracy (threshold
+        0.5), calibration_error (expected, 10 equal bins) and n.
     """
     labels = np.asarray(labels, int)
     bins = np.minimum((probabilities * 10).astype(int), 9)
@@ -44,7 +47,7 @@ def measure(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 
 
 def balance(labels: np.ndarray) -> np.ndarray:
-    """Weights (N,) that make both classes count alike, 1 on average; labels are 0 or 1, and both occur."""
+    """Weights (N,) with a mean of 1 that balance the classes; labels are 0 or 1, and both occur."""
     n_fakes = np.sum(labels == 1)
     return len(labels) / 2 / np.where(labels == 1, n_fakes, len(labels) - n_fakes)
 
@@ -56,46 +59,72 @@ def measure_intervals(
     *,
     groups: np.ndarray | None = None,
     samples: int = 1000,
-) -> dict[str, dict[str, float] | int]:
-    """The scores of `measure`, each with a 95 % bootstrap interval.
+) -> dict[str, dict[str, float] | float | int]:
+    """The scores of `measure`, each with a 95 % confidence interval that also holds for few groups.
 
-    Samples are drawn with replacement within each class, so that every score stays defined.
+    The interval is that of a bootstrap over groups, each drawn as a whole, so that the reals and fakes of one identity
+    stay together. Groups with reals only, with fakes only and with both are drawn separately, which keeps every score
+    defined. A bootstrap of few groups claims too much, and its interval has no width where no prediction is wrong, so
+    it is widened to enclose `dfdc.evaluation.intervals.small_sample_limits`.
 
     Args:
         labels: (N,) 0 = real, 1 = fake; both occur.
         probabilities: (N,) in (0, 1).
-        generator: the only source of chance.
-        groups: (N,) names of what is drawn as a whole, such as the video that several crops are from; None draws
-            predictions.
-        samples: how many, at least 1.
+        generator: the only source of randomness.
+        groups: (N,) names of what is drawn as a whole, such as the identity or the source video that several clips or
+            crops are from; None makes each prediction a group.
+        samples: the number of bootstrap samples, at least 1.
 
     Returns:
-        Per score its value, low and high; and n, a plain number.
+        Per score its "value", "low" and "high"; and three plain numbers: "n", "n_groups" and "level" (0.95).
     """
-    labels, probabilities = np.asarray(labels, int), np.asarray(probabilities)
-    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    classes = [_members(np.flatnonzero(labels == k), groups) for k in (0, 1)]
+    labels, probabilities = np.asarray(labels, int), np.asarray(probabilities, float)
+    groups = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     drawn = [measure(labels, probabilities)]
-    for _ in range(samples):
-        picks = [members[i] for members in classes for i in generator.integers(len(members), size=len(members))]
-        sample = np.concatenate(picks)
+    for sample in draw_groups(labels, groups, generator, samples=samples):
         drawn.append(measure(labels[sample], probabilities[sample]))
-    scores: dict[str, dict[str, float] | int] = {"n": int(drawn[0]["n"])}
-    return scores | {name: interval(np.array([each[name] for each in drawn])) for name in drawn[0] if name != "n"}
+    values = {name: np.array([scores[name] for scores in drawn]) for name in drawn[0] if name != "n"}
+    limits = small_sample_limits(labels, probabilities, groups, values, balanced=balance(labels))
+    scores: dict[str, dict[str, float] | float | int] = {
+        "n": len(labels),
+        "n_groups": int(groups.max()) + 1,
+        "level": LEVEL,
+    }
+    for name, of_name in values.items():
+        bootstrap, (low, high) = interval(of_name), limits[name]
+        scores[name] = bootstrap | {"low": min(bootstrap["low"], low), "high": max(bootstrap["high"], high)}
+    return scores
 
 
-def _members(indices: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
-    """The indices, group by group."""
-    order = indices[np.argsort(groups[indices], kind="stable")]
-    _, starts = np.unique(groups[order], return_index=True)
-    return np.split(order, starts[1:])
+def draw_groups(
+    labels: np.ndarray, groups: np.ndarray, generator: np.random.Generator, *, samples: int
+) -> Iterator[np.ndarray]:
+    """Draw bootstrap samples of whole groups, as many of each kind as there are.
+
+    Args:
+        labels: (N,) 0 or 1.
+        groups: (N,) int, the group of each prediction.
+        generator: the only source of randomness.
+        samples: the number of samples.
+
+    Yields:
+        Indices of the predictions of a sample. Groups with reals only, with fakes only and with both are the kinds.
+    """
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    kinds: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for member in members:
+        kinds.setdefault(tuple(np.unique(labels[member])), []).append(member)
+    for _ in range(samples):
+        picks = [kind[i] for kind in kinds.values() for i in generator.integers(len(kind), size=len(kind))]
+        yield np.concatenate(picks)
 
 
 def draw_sources(sources: Sequence[str], generator: np.random.Generator, *, samples: int) -> np.ndarray:
-    """Draw as many sources as there are, with replacement.
+    """Draw bootstrap samples of sources, as many sources in each as there are.
 
     Returns:
-        (samples, N) how often each of the N clips is drawn; a source's clips alike.
+        (samples, N) how often each of the N clips is drawn, which is equal for the clips of a source.
     """
     _, owners = np.unique(sources, return_inverse=True)
     n = owners.max() + 1
@@ -105,16 +134,16 @@ def draw_sources(sources: Sequence[str], generator: np.random.Generator, *, samp
 def score_samples(
     labels: np.ndarray, logits: np.ndarray, counts: np.ndarray, *, low: float, high: float
 ) -> dict[str, np.ndarray]:
-    """Scores of samples of clips.
+    """Score bootstrap samples of clips.
 
     Args:
         labels: (N,) 0 or 1.
         logits: (N,) of the clips.
-        counts: (B, N) how often a sample holds a clip; both classes in each.
-        low, high: the bounds of the probabilities; the AUC is of the order before them.
+        counts: (B, N) how often each sample contains each clip; every sample has both classes.
+        low, high: bounds of the probabilities, which do not affect the AUC.
 
     Returns:
-        auc, log_loss and balanced_log_loss (mean of the two classes' means), (B,) float64 each.
+        auc, log_loss and balanced_log_loss, (B,) float64 each.
     """
     probabilities = np.clip(sigmoid(logits), low, high)
     losses = -np.log(np.where(labels == 1, probabilities, 1 - probabilities))
@@ -139,14 +168,17 @@ def draw_scores(
     low: float,
     high: float,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Scores of several answers on the clips as they are, then on samples of their sources, the same for all answers.
+    """Score several sets of logits on the clips, and then on bootstrap samples of their sources, the same for all sets.
 
     Args:
-        labels, low, high: as `score_samples`.
+        labels, low, high: as in `score_samples`.
         sources: (N,) of the clips.
-        answers: name -> (N,) logits.
-        generator: the only source of chance.
-        samples: how many; those that lack a class are left out.
+        answers: logits (N,) by name.
+        generator: the only source of randomness.
+        samples: number of samples; those that lack a class are left out.
+
+    Returns:
+        For each name the scores of `score_samples`, each (1 + B,), the first on the clips themselves.
     """
     counts = draw_sources(sources, generator, samples=samples)
     counts = counts[(counts[:, labels == 1].sum(1) > 0) & (counts[:, labels == 0].sum(1) > 0)]
@@ -155,25 +187,25 @@ def draw_scores(
 
 
 def interval(values: np.ndarray) -> dict[str, float]:
-    """The first value (of what was measured), and low and high of the 95 % in which the others lie."""
-    low, high = np.quantile(values[1:], (0.025, 0.975))
+    """The percentile interval, at `LEVEL`, of a score: the first value is the score, the others are of samples."""
+    low, high = np.quantile(values[1:], ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return {"value": float(values[0]), "low": float(low), "high": float(high)}
 
 
 def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> Calibration:
-    """Fit temperature and bias by least log loss, then the bounds.
+    """Fit temperature and bias by minimising the log loss, then the bounds of probabilities.
 
-    Both classes count alike, however many there are of each: four in five of the challenge's training clips are fakes,
-    but half of its test clips (`dfdc.prediction.PRIOR`).
+    Both classes have the same weight: four in five of the challenge's training clips are fakes, but half of its test
+    clips (`dfdc.prediction.PRIOR`).
 
-    The bounds are the error that the most confident predictions are known to make: of the tenth with the lowest
-    probabilities k are fakes, and Laplace's rule (k + 1) / (n + 2) is the least that can honestly be bet; likewise
-    above, but never beyond `BOLDEST`. A clip's score averages many frames where these are of one, and would bear bolder
-    bounds; clips that are unlike the validation's bear less.
+    The bounds are the error rate of the most confident predictions: if k of the n in the tenth with the lowest
+    probabilities are fakes, the lower bound is (k + 1) / (n + 2) by Laplace's rule, but at least `BOLDEST`; likewise
+    for the upper bound. Clips, whose scores average many frames, would permit bolder bounds; clips unlike those of
+    validation require more cautious ones.
 
     Args:
         labels: (N,) 0 or 1, both occur.
-        logits: (N,) of one net or the mean of an ensemble, before calibration.
+        logits: (N,) of one model or the mean of an ensemble, before calibration.
     """
     labels = np.asarray(labels, float)
     weights = balance(labels)
@@ -192,22 +224,22 @@ def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> Calibration:
 
 
 def _error_of_tenth(wrong: np.ndarray, weights: np.ndarray) -> float:
-    """Laplace's rule for the most confident tenth: what is wrong (N,) of all and its weights, most confident first."""
+    """Laplace's rule for the most confident tenth, from mistakes (N,) and weights, the most confident first."""
     tenth = max(int(np.searchsorted(np.cumsum(weights), len(weights) / 10, side="right")), 1)
     error = (weights[:tenth] @ wrong[:tenth] + 1) / (weights[:tenth].sum() + 2)
     return float(np.clip(error, BOLDEST, 0.5))
 
 
 def tells_nothing(calibration: Calibration) -> bool:
-    """Whether the fit found nothing in the logits to go by: the calibrated net answers alike to everything."""
+    """Whether the logits are uninformative, so that the calibrated probabilities are all nearly equal."""
     return calibration.temperature > MOST_TEMPERATURE
 
 
 def measure_calibrated(labels: np.ndarray, logits: np.ndarray) -> tuple[dict[str, float], Calibration]:
-    """Scores (see `measure`) after calibration, with raw_log_loss, the balanced one before it; and the calibration.
+    """Scores (see `measure`) after calibration, the balanced log loss before it (raw_log_loss), and the calibration.
 
     Args:
-        labels, logits: as `fit_calibration`.
+        labels, logits: as in `fit_calibration`.
     """
     calibration = fit_calibration(labels, logits)
     raw = measure(labels, sigmoid(logits))

@@ -1,4 +1,4 @@
-"""What happens to a sound between the mouth and the file, the same for real and made: noise, a narrow line, a codec."""
+"""Augmentation of sounds, applied alike to real and synthesised ones: noise, a narrow band, and a codec."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.signal import butter, sosfilt
 
 from dfdc.audio import RATE
 
-# Codec -> container, rate of its samples, and the bits a second between which it is drawn.
+# Codec -> container, sampling rate, and the range of bit rates in bits a second.
 CODECS = {
     "aac": ("mp4", 44_100, (24_000, 128_000)),
     "libopus": ("ogg", 48_000, (10_000, 64_000)),
@@ -20,15 +20,15 @@ CODECS = {
 
 
 @dataclass(frozen=True)
-class Channel:
-    """A way for a sound to go.
+class AudioAugmentation:
+    """One augmentation.
 
     Attributes:
-        noise_db: of the noise below the sound; None for none.
-        colour: of the noise: its power falls with frequency to this power, 0 is white, 2 is brown.
-        top_hz: what is above it is lost; None where nothing is.
+        noise_db: signal-to-noise ratio in decibels; None for no noise.
+        colour: of the noise, whose power falls with frequency to this power: 0 is white, 2 is brown.
+        top_hz: cut-off frequency of a low-pass filter; None for no filter.
         codec: one of `CODECS`; None for none.
-        bit_rate: of the codec.
+        bit_rate: of the codec in bits a second.
         seed: of the noise.
     """
 
@@ -40,8 +40,8 @@ class Channel:
     seed: int = 0
 
     @classmethod
-    def draw(cls, generator: np.random.Generator) -> Channel:
-        """One by chance."""
+    def draw(cls, generator: np.random.Generator) -> AudioAugmentation:
+        """Draw a random augmentation."""
         codec = str(generator.choice(list(CODECS))) if generator.random() < 0.4 else None
         return cls(
             noise_db=float(generator.uniform(5, 45)) if generator.random() < 0.7 else None,
@@ -52,8 +52,8 @@ class Channel:
             seed=int(generator.integers(2**31)),
         )
 
-    def carry(self, samples: np.ndarray) -> np.ndarray:
-        """What arrives of a sound (N,) float32 mono at `RATE`: as many samples, up to a codec's own delay."""
+    def apply(self, samples: np.ndarray) -> np.ndarray:
+        """Augment a sound (N,) float32 mono at `RATE`; its length is kept except for a codec's delay."""
         if self.noise_db is not None:
             level = np.sqrt(np.mean(samples**2)) * 10 ** (-self.noise_db / 20)
             samples = samples + level * make_noise(len(samples), self.colour, np.random.default_rng(self.seed))
@@ -64,7 +64,7 @@ class Channel:
 
 
 def make_noise(length: int, colour: float, generator: np.random.Generator) -> np.ndarray:
-    """Noise (length,) of loudness 1 whose power falls with frequency to the power of its colour."""
+    """Noise (length,) with a root mean square of 1, whose power falls with frequency to the power of `colour`."""
     spectrum = np.fft.rfft(generator.standard_normal(length))
     spectrum /= np.maximum(np.arange(len(spectrum)), 1) ** (colour / 2)
     noise = np.fft.irfft(spectrum, length)
@@ -72,7 +72,7 @@ def make_noise(length: int, colour: float, generator: np.random.Generator) -> np
 
 
 def code(samples: np.ndarray, codec: str, bit_rate: int) -> np.ndarray:
-    """A sound (N,) float32 mono at `RATE`, coded and decoded."""
+    """A sound (N,) float32 mono at `RATE` after encoding and decoding."""
     container, rate, _ = CODECS[codec]
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:

@@ -1,9 +1,9 @@
-"""Pairs of neighbouring frames of a real face -> pairs as of a fake that flickers.
+"""Pairs of successive frames of a real face -> pairs with the flicker of a fake.
 
-Face swaps are made frame by frame: mask, colour and shape jump a little from one to the next. Here both frames are
-blended onto themselves alike (`dfdc.training.blend`), and one of them is then drawn towards another blend or back to
-what it was, so that it is the change that gives the pair away. Outside the face both stay what they were: whole frames
-that jump are the camera's doing.
+Face swaps are made frame by frame, so mask, colour and shape vary slightly between frames. Here both frames are blended
+onto themselves alike (`dfdc.training.blend`), and one of them is then moved towards another blend or back towards its
+original, so that only the change reveals the fake. Outside the face both frames stay as they are, since changes of the
+whole frame come from the camera.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Generator, Tensor
 from dfdc.training.augment import uniform
 from dfdc.training.blend import self_blend
 
-# How far one of the frames is drawn away from a steady blend: at 1 it is another blend altogether, or none.
+# Least share by which one of the frames is moved away from the steady blend; 1 is another blend, or none.
 LEAST_JUMP = 0.25
 
 
 def blend_steadily(first: Tensor, second: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Blend both frames of pairs onto themselves, with one mask, colour and shape for both.
+    """Blend both frames of pairs onto themselves with the same mask, colour and shape.
 
     Args:
         first, second: (N, 3, S, S) float RGB, 0..255, the second aligned to the first.
@@ -34,7 +34,7 @@ def blend_steadily(first: Tensor, second: Tensor, generator: Generator) -> tuple
 
 
 def flicker(first: Tensor, second: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """As `blend_steadily`, and then one of the frames is drawn towards another blend, or towards what it was."""
+    """As `blend_steadily`, then move one of the frames towards another blend or back towards its original."""
     if torch.rand((), generator=generator) < 0.5:
         return flicker_second(first, second, generator)
     second, first = flicker_second(second, first, generator)
@@ -42,7 +42,7 @@ def flicker(first: Tensor, second: Tensor, generator: Generator) -> tuple[Tensor
 
 
 def flicker_second(first: Tensor, second: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """As `flicker`, where it is always the second frame that jumps."""
+    """As `flicker`, but it is always the second frame that changes."""
     steady_first, steady = blend_steadily(first, second, generator)
     anew = torch.rand((), generator=generator) < 0.5
     other = self_blend(second, generator, keep_target=True)[1] if anew else second

@@ -1,7 +1,7 @@
-"""Change between neighbouring frames -> a score per person: what jumps on a face that hardly moves.
+"""Change between successive frames -> a score for each person, which reveals flicker on a face.
 
-A pair is a face in a frame and in the one decoded right after it, cut by one box. The second is laid over the first
-before they are compared: what is left is skin, mouth, eyes and noise, not the camera and not the head.
+A pair is a face in a frame and in the next decoded frame, cut with the same box. The second crop is aligned to the
+first, so that their difference shows skin, mouth, eyes and noise rather than motion of the camera and the head.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from dfdc.tracks import Track
 from dfdc.video import Frame
 from dfdc.weights import WeightsFile
 
-# So many of a clip's frames are looked at together with their neighbours.
+# Number of a clip's frames that are read together with their successors.
 N_PAIRS = 8
-# Alignment: crops are reduced to this side in pixels, and ECC (Evangelidis and Psarakis, 2008) takes so many steps.
+# Alignment: crops are reduced to this side in pixels, for so many steps of ECC (Evangelidis and Psarakis, 2008).
 ALIGNED_SIDE = 56
 ECC_STEPS = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-3)
-# A pair whose halves correlate less than this, once aligned, shows two scenes or two persons and says nothing.
+# A pair whose aligned halves correlate less than this shows two scenes or two people and is ignored.
 MIN_CORRELATION = 0.7
 BATCH_PAIRS = {"cpu": 4, "cuda": 256}
 
 
 class Motion:
-    """Nets that look at pairs. What they say is added to what is said of the frames, by each net's own weight."""
+    """Motion models. Their scores are added to the frame scores, each with its own weight."""
 
     def __init__(
         self,
@@ -42,10 +42,10 @@ class Motion:
         """Open every file.
 
         Args:
-            files: checked weights that see motion; with none there is nothing to look at, and every score is 0.
+            files: checked weights of motion models; without any, every score is 0.
             device: "cpu" or "cuda".
             threads: see `dfdc.nets.open_nets`.
-            nets: the files' nets where they are at hand; None opens them.
+            nets: the files' models if they are open; None opens them.
 
         Raises:
             WeightsError: see `dfdc.nets.open_nets`.
@@ -60,18 +60,18 @@ class Motion:
         return N_PAIRS if self.nets else 0
 
     def score(self, frames: Sequence[Frame], tracks: Sequence[Track]) -> np.ndarray:
-        """What to add to each track's logits.
+        """The scores that are added to the logits of each track.
 
         Args:
             frames: of a clip, some with a neighbour.
-            tracks: whose indices are those of the frames.
+            tracks: their frame indices refer to these frames.
 
         Returns:
-            (K,) float64: the sum over the nets of weight times the mean of the calibrated logits of the track's pairs;
-            0 for a track without any.
+            (K,) float64: the sum over the models of weight times the mean calibrated logit of the track's pairs; 0 for
+            a track without pairs.
 
         Raises:
-            FloatingPointError: a net's answer is not finite, as half precision may overflow.
+            FloatingPointError: a model's answer is not finite, as half precision may overflow.
         """
         scores = np.zeros(len(tracks))
         for spec, net in zip(self.specs, self.nets, strict=True):
@@ -84,11 +84,11 @@ class Motion:
 
 
 def cut_track(frames: Sequence[Frame], track: Track, geometry: CropGeometry) -> np.ndarray:
-    """A track's pairs that say something.
+    """The usable pairs of a track.
 
     Args:
         frames: of a clip, some with a neighbour.
-        track: whose indices are those of the frames.
+        track: its frame indices refer to these frames.
         geometry: how a crop is cut.
 
     Returns:
@@ -103,7 +103,7 @@ def cut_track(frames: Sequence[Frame], track: Track, geometry: CropGeometry) -> 
 
 
 def cut_pair(frame: Frame, box: np.ndarray, geometry: CropGeometry) -> np.ndarray | None:
-    """Cut a face out of a frame and out of its neighbour by one box, the second aligned to the first.
+    """Cut a face from a frame and from its neighbour with the same box, and align the second crop to the first.
 
     Args:
         frame: with or without a neighbour.
@@ -111,8 +111,8 @@ def cut_pair(frame: Frame, box: np.ndarray, geometry: CropGeometry) -> np.ndarra
         geometry: how a crop is cut.
 
     Returns:
-        (size, size, 6) uint8: the first crop's RGB, then the second's. None where there is no neighbour, or the two
-        are not of one scene (see `MIN_CORRELATION`).
+        (size, size, 6) uint8: the first crop's RGB, then the second's. None without a neighbour, or if the two are
+        not of one scene (see `MIN_CORRELATION`).
     """
     if frame.neighbour is None:
         return None
@@ -124,22 +124,22 @@ def cut_pair(frame: Frame, box: np.ndarray, geometry: CropGeometry) -> np.ndarra
 
 
 def align(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Move, turn, scale and shear one picture so that it lies over another.
+    """Align a picture to another by an affine transformation.
 
     Args:
         first, second: (S, S, 3) uint8 RGB.
 
     Returns:
-        The second so changed, (S, S, 3) uint8, its edge repeated; as it is where that finds no better place.
+        The second picture, transformed, (S, S, 3) uint8, with its edge repeated; unchanged if no alignment is found.
     """
     place = np.eye(2, 3, dtype=np.float32)
     small = [_reduce(picture) for picture in (first, second)]
     try:
         _, place = cv2.findTransformECC(*small, place, cv2.MOTION_AFFINE, ECC_STEPS, None, 3)
-    except cv2.error:  # nothing to hold on to: one colour, or another scene
+    except cv2.error:  # a uniform picture, or another scene
         return second
     side, ratio = first.shape[0], first.shape[0] / small[0].shape[0]
-    # From the small picture's pixels to the crop's: a pixel's middle lies at a half.
+    # From pixels of the small picture to those of the crop; a pixel's centre is at one half.
     half = (1 - place[:, :2].sum(1)) / 2
     place[:, 2] = ratio * (place[:, 2] + half) - half
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -147,8 +147,7 @@ def align(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def correlate(first: np.ndarray, second: np.ndarray) -> float:
-    """How much two pictures (S, S, 3) uint8 are alike whatever their brightness and contrast, -1 to 1; 1 if both are
-    of one colour, 0 if one is."""
+    """The correlation of two pictures (S, S, 3) uint8, -1 to 1; 1 if both are uniform, 0 if only one is."""
     a, b = (_reduce(picture).astype(np.float64) for picture in (first, second))
     a, b = a - a.mean(), b - b.mean()
     norms = (a * a).sum(), (b * b).sum()

@@ -1,6 +1,6 @@
-"""Labelled clips -> pairs of neighbouring frames -> a net that sees motion.
+"""Labelled clips -> pairs of successive frames -> a motion model.
 
-Its body is that of a net that sees faces, which takes the change for a picture; only its last layer is fitted.
+Its backbone is that of a face model, whose input is the change between frames; only the last layer is fitted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dfdc.video import read_frames
 
 log = logging.getLogger(__name__)
 
-# Inverse strength of the last layer's regularization: 1,280 numbers are fitted to some twenty clips.
+# Inverse regularisation strength of the last layer: 1,280 weights are fitted to about twenty clips.
 STRENGTH = 0.03
 
 
@@ -45,8 +45,8 @@ class PairSet:
     Attributes:
         pairs: (N, 6, S, S) uint8, see `dfdc.research.motion.cut_pair`, channels last in memory.
         labels: (N,) float32, 1 = fake.
-        videos: the clip that each is from.
-        sources: what that clip shares with its original and its other fakes.
+        videos: (N,) names of the clips.
+        sources: (N,) the name that each clip shares with its original and its other fakes.
     """
 
     pairs: Tensor
@@ -58,7 +58,7 @@ class PairSet:
         return len(self.labels)
 
     def part(self, chosen: np.ndarray) -> PairSet:
-        """Those that are chosen, by (N,) bool."""
+        """The pairs that a mask (N,) bool selects."""
         return PairSet(
             *(values[torch.from_numpy(chosen)] for values in (self.pairs, self.labels)),
             *(values[chosen] for values in (self.videos, self.sources)),
@@ -73,12 +73,12 @@ def load_pairs(
     geometry: CropGeometry | None = None,
     progress: bool = True,
 ) -> PairSet:
-    """Cut every person's pairs out of clips; what was cut before is read from the cache.
+    """Cut the pairs of every person in clips; pairs that were cut before are read from the cache.
 
     Args:
-        clips: labelled; those that cannot be read or show no face are left out with a word.
-        cache: folder that gets a file for each clip; made if absent.
-        n_frames: of a clip, each with its neighbour.
+        clips: labelled; clips that cannot be read or show no face are left out with a warning.
+        cache: folder for a file of each clip; made if absent.
+        n_frames: number of frames of a clip, each with its successor.
         geometry: how crops are cut; None for the default.
         progress: draw a progress bar.
 
@@ -123,7 +123,7 @@ def _read_cache(path: Path, made_from: str) -> np.ndarray | None:
 
 
 def _cut_clip(clip: LabelledClip, detector: FaceDetector, n_frames: int, geometry: CropGeometry) -> np.ndarray:
-    """Pairs (P, S, S, 6) of a clip's persons. Of a fake with several, none: its label does not say who is fake."""
+    """Pairs (P, S, S, 6) of the people in a clip; none if a fake shows several, of whom its label names none."""
     try:
         frames = read_frames(clip.path, n_frames, n_pairs=n_frames)
     except VideoError as error:
@@ -137,7 +137,7 @@ def _cut_clip(clip: LabelledClip, detector: FaceDetector, n_frames: int, geometr
 
 
 def split_sources(clips: Sequence[LabelledClip], n_folds: int) -> list[set[str]]:
-    """Sources in so many folds, each with about its share of the reals and of the fakes.
+    """Split sources into folds with similar shares of reals and of fakes.
 
     Raises:
         DataError: there are fewer sources than folds.
@@ -151,7 +151,7 @@ def split_sources(clips: Sequence[LabelledClip], n_folds: int) -> list[set[str]]
 
 
 def make_twins(pairs: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Real pairs (N, 6, H, W) uint8 made to flicker (see `flicker`), (N, 6, size, size) uint8."""
+    """Simulate flicker (see `flicker`) in real pairs (N, 6, H, W) uint8; returns (N, 6, size, size) uint8."""
     made = [
         torch.cat(flicker(*resize_crops(batch.float(), size).chunk(2, 1), generator), 1).round().to(torch.uint8)
         for batch in pairs.split(SCORED_CROPS["cpu"])
@@ -161,14 +161,14 @@ def make_twins(pairs: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 @torch.inference_mode()
 def describe_pairs(model: FrameModel, pairs: Tensor) -> np.ndarray:
-    """What a net's last layer sees of pairs, mean of each and its mirror image.
+    """The features of pairs, which are the inputs of the last layer: the mean over each pair and its mirror image.
 
     Args:
         model: in evaluation mode, on the CPU.
         pairs: (N, 6, S, S) uint8.
 
     Returns:
-        (N, F) float32. The last layer's answer to it is what `score_pairs` answers to the pairs.
+        (N, F) float32. The last layer turns them into the logits of `score_pairs`.
     """
     if not len(pairs):
         return np.zeros((0, last_layer(model).in_features), np.float32)
@@ -182,19 +182,19 @@ def describe_pairs(model: FrameModel, pairs: Tensor) -> np.ndarray:
 
 
 def last_layer(model: FrameModel) -> nn.Linear:
-    """The layer that makes one logit of what the net sees."""
+    """The linear layer that computes the logit."""
     return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
 
 
 @dataclass(frozen=True)
 class Described:
-    """Pairs as the last layer sees them.
+    """The features of pairs.
 
     Attributes:
         values: (N, F) float32.
         labels: (N,) 1 = fake.
         sources: (N,) of their clips.
-        made: (N,) bool, whether they are real pairs that were made to flicker, and so fake.
+        made: (N,) bool, whether they are real pairs with simulated flicker, and thus fake.
     """
 
     values: np.ndarray
@@ -203,15 +203,15 @@ class Described:
     made: np.ndarray
 
     def part(self, chosen: np.ndarray) -> Described:
-        """Those that are chosen, by (N,) bool."""
+        """The pairs that a mask (N,) bool selects."""
         return Described(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
     def joined(self, other: Described) -> Described:
-        """Both together."""
+        """The concatenation of both."""
         return Described(*(np.concatenate([getattr(part, f.name) for part in (self, other)]) for f in fields(self)))
 
     def weights(self) -> np.ndarray:
-        """(N,): reals count as much as fakes, made fakes as much as found ones, and of each kind all sources alike."""
+        """Weights (N,) that balance reals and fakes, simulated and found fakes, and the sources of each kind."""
         weights = np.zeros(len(self.labels))
         fake_kinds = len(set(self.made[self.labels == 1].tolist()))
         for kind in {(label, made) for label, made in zip(self.labels.tolist(), self.made.tolist(), strict=True)}:
@@ -222,17 +222,17 @@ class Described:
 
 
 def fit_last_layer(model: FrameModel, training: Described) -> None:
-    """Give a net the last layer that tells training's fakes from its reals: logistic regression, standardized.
+    """Fit the last layer of a model by logistic regression on standardised features.
 
     Args:
-        model: changed in place, in its last layer only.
-        training: of both classes.
+        model: its last layer is changed in place.
+        training: reals and fakes.
 
     Raises:
         DataError: a class is absent.
     """
     if len(set(training.labels.tolist())) < 2:
-        raise DataError(f"{len(training.labels)} pairs of one class; training needs reals and fakes: name more clips")
+        raise DataError(f"{len(training.labels)} pairs of one class; training needs reals and fakes; name more clips")
     scaler = StandardScaler().fit(training.values)
     fitted = LogisticRegression(C=STRENGTH, max_iter=2000)
     fitted.fit(scaler.transform(training.values), training.labels, sample_weight=training.weights())
@@ -245,12 +245,12 @@ def fit_last_layer(model: FrameModel, training: Described) -> None:
 
 @dataclass(frozen=True)
 class CrossFit:
-    """What last layers say of sources that they never saw, a layer a fold.
+    """The scores of last layers on sources that they never saw, one layer for each fold.
 
     Attributes:
-        folds: sources of each.
-        layers: (F + 1,) of each, slopes and then the bias.
-        found, made: (N,) logits of the pairs that were found and of those that were made.
+        folds: the sources of each fold.
+        layers: (F + 1,) for each fold, the weights and then the bias.
+        found, made: (N,) logits of the found pairs and of those with simulated flicker.
     """
 
     folds: Sequence[set[str]]
@@ -259,21 +259,21 @@ class CrossFit:
     made: np.ndarray
 
     def answer(self, values: np.ndarray, source: str) -> float:
-        """The mean logit of one source's pairs (P, F), by the layer that never saw it; 0 where there is none."""
+        """The mean logit of one source's pairs (P, F) by the layer that never saw it; 0 without pairs."""
         layer = next(layer for fold, layer in zip(self.folds, self.layers, strict=True) if source in fold)
         return float(_answer(layer, values).mean()) if len(values) else 0.0
 
 
 def cross_fit(model: FrameModel, found: Described, made: Described, folds: Sequence[set[str]]) -> CrossFit:
-    """Fit a last layer for each fold on the sources outside it, and let it answer inside.
+    """Fit a last layer for each fold on the other sources, and score the fold with it.
 
     Args:
-        model: its last layer is that of the last fold afterwards.
-        found, made: pairs that were found, and reals that were made to flicker.
+        model: afterwards it has the last layer of the last fold.
+        found, made: found pairs, and real pairs with simulated flicker.
         folds: sources, see `split_sources`.
 
     Raises:
-        DataError: outside a fold a class is absent.
+        DataError: the sources outside a fold lack a class.
     """
     fitted = CrossFit(folds, [], np.zeros(len(found.labels)), np.zeros(len(made.labels)))
     for fold in folds:
@@ -286,13 +286,13 @@ def cross_fit(model: FrameModel, found: Described, made: Described, folds: Seque
 
 
 def _answer(layer: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Logits (N,) of a layer (F + 1,), slopes and then the bias, for what it sees (N, F)."""
+    """Logits (N,) of a layer (F + 1,), weights and then the bias, for features (N, F)."""
     return values @ layer[:-1] + layer[-1]
 
 
 @torch.inference_mode()
 def score_pairs(model: FrameModel, pairs: Tensor) -> np.ndarray:
-    """Logits (N,) float32 of pairs (N, 6, S, S) uint8, each the mean of a pair's and its mirror image's.
+    """Logits (N,) float32 of pairs (N, 6, S, S) uint8, each the mean over a pair and its mirror image.
 
     Args:
         model: in evaluation mode.

@@ -1,7 +1,7 @@
-"""A track's frame logits -> one logit: fixed rules, a small learned one, and their comparison on labelled clips.
+"""The frame logits of a face track -> one logit: fixed rules, a learned one, and their comparison on labelled clips.
 
-The kernel takes the mean (`dfdc.aggregate`): nothing here has clearly beaten it, see docs/experiments.md. How several
-persons make a clip is the kernel's own for every rule.
+The kernel takes the mean (`dfdc.aggregate`), which nothing here has clearly beaten (docs/experiments.md). All rules
+combine several people as the kernel does.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ import numpy as np
 from scipy.optimize import minimize
 
 from dfdc.aggregate import clip_probability, logit, prior_shift
-from dfdc.errors import DataError
+from dfdc.errors import DataError, SettingError
 from dfdc.evaluation.metrics import balance, draw_scores, interval
 from dfdc.weights import sigmoid
 
-# From a track's frame logits (T,), T at least 1, in any order, to its own.
+# Takes the frame logits (T,) of a track, T at least 1, in any order, and returns the track's logit.
 Rule = Callable[[np.ndarray], float]
 
-# The learned rule weighs the frames by rank: a weight for each of these parts of them, from the least suspicious up.
+# The learned rule weights ranked frames: one weight for each of these parts, the least suspicious frames first.
 EDGES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
-# How far scale and bias of the clips' logits are expected to lie from the frames', as standard deviations.
+# Standard deviations of the prior of scale and bias, around those that turn frame logits into clip logits unchanged.
 SCALE_SPREAD, BIAS_SPREAD = 0.45, 0.5
-# Log loss knows no certainty; rules that answer with a probability keep this far from it.
+# Log loss excludes certainty, so probabilities are kept this far from 0 and 1.
 TINY = 1e-12
 KERNELS, LEARNED = "mean of logits", "learned"
 
 
 @dataclass(frozen=True)
 class ScoredClip:
-    """A labelled clip and what the nets say of its frames.
+    """A labelled clip and the logits of its frames.
 
     Attributes:
         name: of its file.
-        source: what an original shares with all its fakes.
+        source: the name that an original shares with all its fakes.
         label: 1 = fake, 0 = real.
-        tracks: per person the calibrated logits (T,) of the frames; none where no face was found.
+        tracks: for each person the calibrated logits (T,) of the frames; empty if no face was found.
     """
 
     name: str
@@ -48,21 +48,21 @@ class ScoredClip:
 
 
 def take_mean(logits: np.ndarray) -> float:
-    """The kernel's rule."""
+    """The kernel's rule: the mean."""
     return float(np.mean(logits))
 
 
 def take_maximum(logits: np.ndarray) -> float:
-    """The most suspicious frame's."""
+    """The logit of the most suspicious frame."""
     return float(np.max(logits))
 
 
 def trust_confident(logits: np.ndarray) -> float:
-    """The challenge's winner's rule (selimsef, confident_strategy), for any number of frames.
+    """The rule of the challenge's winner (selimsef, confident_strategy), for any number of frames.
 
-    The mean of the probabilities above .8 where more than 2 in 5 are, the mean of those below .2 where more than 9 in
-    10 are, else the mean of all. The winner also wants more than 11 frames above .8, of 32; of 32 the 2 in 5 is the
-    more, so nothing is lost by leaving it out. Not monotone.
+    If more than 2 in 5 probabilities are above .8, it is the mean of these; if more than 9 in 10 are below .2, the mean
+    of these; otherwise the mean of all. The winner also demands more than 11 of 32 frames above .8, which 2 in 5 of 32
+    frames imply. The rule is not monotone.
     """
     probabilities = sigmoid(logits)
     fake, real = probabilities > 0.8, probabilities < 0.2
@@ -72,9 +72,9 @@ def trust_confident(logits: np.ndarray) -> float:
 
 
 def weigh_by_confidence(logits: np.ndarray) -> float:
-    """The third's rule (NTech): probabilities driven outwards, and averaged by their distance from one half.
+    """The rule of the third place (NTech): probabilities moved outwards, then averaged by their distance from one half.
 
-    Not monotone: a frame that says nothing has no weight; raised a little, it gets some and pulls a certain fake down.
+    It is not monotone: a frame at one half has no weight, but raised a little it gets some and lowers a certain fake.
     """
     distances = sigmoid(logits) - 0.5
     if not distances.any():
@@ -84,12 +84,12 @@ def weigh_by_confidence(logits: np.ndarray) -> float:
 
 
 def take_any(logits: np.ndarray) -> float:
-    """Noisy-or: the track is fake if any frame is, and frames are independent. Frames that say nothing say fake."""
+    """Noisy-or: the track is fake if any frame is, with independent frames. Many undecided frames then mean fake."""
     return _any_logit(np.asarray(logits, float))
 
 
 def take_any_keeping_prior(logits: np.ndarray) -> float:
-    """Noisy-or where each of T frames is fake with the prior 1 - (1 - PRIOR)^(1/T), so that the track's stays."""
+    """Noisy-or with the prior 1 - (1 - PRIOR)^(1/T) for each of T frames, which keeps the prior of the track."""
     return _any_logit(np.asarray(logits, float) + prior_shift(len(logits)))
 
 
@@ -115,11 +115,11 @@ def _any_logit(logits: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Pooling:
-    """The learned rule: bias + sum of weight x mean logit of the part of the frames that lies between two `EDGES`.
+    """The learned rule: bias + sum of weight x mean logit, over the parts of the ranked frames between two `EDGES`.
 
-    The frames are ranked first, so that their order does not matter, and a frame that straddles an edge counts on both
-    sides by its share, so that any number of frames will do: one alone is every part. As no weight is negative,
-    raising a frame never lowers the answer. At its starting parameters, each weight its part's width, it is the mean.
+    A frame that straddles an edge counts on both sides by its share, so the rule works for any number of frames. As no
+    weight is negative, raising a frame never lowers the result. The initial weights, the widths of the parts, give the
+    mean.
 
     Attributes:
         weights: one for each part, the least suspicious frames' first; 0 or more.
@@ -132,9 +132,9 @@ class Pooling:
     def __post_init__(self) -> None:
         wanted = len(EDGES) - 1
         if len(self.weights) != wanted or not all(0 <= w < math.inf for w in self.weights):
-            raise ValueError(f"weights {self.weights}: allowed are {wanted}, finite, 0 or more")
+            raise SettingError(f"weights {self.weights}: allowed are {wanted} finite numbers from 0 up")
         if not math.isfinite(self.bias):
-            raise ValueError(f"bias {self.bias}: allowed are finite numbers")
+            raise SettingError(f"bias {self.bias}: allowed are finite numbers")
 
     def __call__(self, logits: np.ndarray) -> float:
         return float(rank_means(logits) @ self.weights + self.bias)
@@ -158,12 +158,12 @@ def rank_means(logits: np.ndarray) -> np.ndarray:
 def fit_pooling(clips: Sequence[ScoredClip], *, spread: float = 1.0) -> Pooling:
     """Fit the learned rule to labelled clips by regularised log loss.
 
-    Reals and fakes count the same however many there are, for the kernel's prior is one half. The parameters'
-    prior is normal around the mean's, so that with few clips the rule stays close to it.
+    Both classes have the same weight, since the kernel's prior is one half. The parameters have a normal prior around
+    those of the mean, so that the rule stays close to the mean when there are few clips.
 
     Args:
         clips: of both classes.
-        spread: factor to `SCALE_SPREAD` and `BIAS_SPREAD`, > 0; towards 0 the mean remains.
+        spread: factor of `SCALE_SPREAD` and `BIAS_SPREAD`, > 0; near 0 the rule is the mean.
 
     Raises:
         DataError: one of the classes has no clip with a face.
@@ -173,7 +173,7 @@ def fit_pooling(clips: Sequence[ScoredClip], *, spread: float = 1.0) -> Pooling:
 
 
 def recalibrate(rule: Rule, clips: Sequence[ScoredClip], *, spread: float = 1.0) -> Rule:
-    """A rule with a scale and a bias after it, fitted as `fit_pooling` does; for comparing rules by their order alone.
+    """A rule followed by a scale and a bias, fitted as in `fit_pooling`, so that rules are compared by ranking alone.
 
     Raises:
         DataError: one of the classes has no clip with a face.
@@ -192,19 +192,19 @@ def _fit(
     if not 0 < n_fakes < len(labels):
         raise DataError(f"{len(labels) - n_fakes} reals and {n_fakes} fakes with a face; a fit needs both")
     if not spread > 0:
-        raise ValueError(f"spread is {spread}; allowed are numbers above 0")
+        raise SettingError(f"spread is {spread}; allowed are numbers above 0")
     features = np.array([describe(track) for clip in clips for track in clip.tracks])
     owners = np.repeat(np.arange(len(clips)), [len(clip.tracks) for clip in clips])
     shifts = np.array([prior_shift(len(clip.tracks)) for clip in clips])[owners]
     importance = balance(labels)
-    # The sum of the weights is the scale: it is to spread as far however many they are.
+    # The sum of the weights is the scale, whose spread must not depend on their number.
     spreads = spread * np.append(np.full(len(start), SCALE_SPREAD / math.sqrt(len(start))), BIAS_SPREAD)
     centre = np.append(start, 0.0)
     columns = np.column_stack([features, np.ones(len(features))])
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         logits = columns @ parameters + shifts
-        real = np.bincount(owners, np.logaddexp(0, logits), len(clips))  # minus the log of the chance to be real
+        real = np.bincount(owners, np.logaddexp(0, logits), len(clips))  # minus the log of P(real)
         losses = np.where(labels == 1, -np.log(-np.expm1(-real)), real)
         slopes = importance * np.where(labels == 1, -1 / np.expm1(np.minimum(real, 700)), 1.0)
         distance = (parameters - centre) / spreads
@@ -217,13 +217,13 @@ def _fit(
 
 
 def clip_logits(clips: Sequence[ScoredClip], rule: Rule) -> np.ndarray:
-    """The clips' logits (N,) float64 before the kernel's bounds; 0, the prior's, where no face was found."""
+    """The clips' logits (N,) float64 before the kernel's bounds; 0, that of the prior, without a face."""
     pooled = [[np.array([rule(track)]) for track in clip.tracks] for clip in clips]
     return np.array([logit(clip_probability(tracks, low=TINY, high=1 - TINY)) for tracks in pooled])
 
 
 def left_out_logits(clips: Sequence[ScoredClip], fit: Callable[[Sequence[ScoredClip]], Rule]) -> np.ndarray:
-    """As `clip_logits`, each source's clips by a rule that was fitted to the other sources'.
+    """As `clip_logits`, but each source's clips are scored by a rule that was fitted to the other sources.
 
     Raises:
         DataError: without some source one of the classes has no clip with a face.
@@ -237,14 +237,14 @@ def left_out_logits(clips: Sequence[ScoredClip], fit: Callable[[Sequence[ScoredC
 
 
 def splice_fakes(clips: Sequence[ScoredClip], share: float) -> list[ScoredClip]:
-    """Clips that are fake in a part of their frames only: a fake's first frames, and its original's after them.
+    """Simulate partly faked clips: the first frames of a fake, followed by frames of its original.
 
     Args:
-        clips: with reals and fakes.
-        share: of the frames that stay a fake's, 0 to 1; at least one does.
+        clips: reals and fakes.
+        share: of fake frames, 0 to 1; at least one frame is fake.
 
     Returns:
-        The reals as they are, and the fakes of one person whose original is there and has one person too.
+        The reals unchanged, and the fakes with one person whose original is present and also shows one person.
     """
     originals = {clip.name: clip.tracks[0] for clip in clips if not clip.label and len(clip.tracks) == 1}
     spliced = []
@@ -267,19 +267,19 @@ def compare_rules(
     samples: int = 5000,
     spread: float = 1.0,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure every rule on the same clips, as it is and after a recalibration; what is fitted never saw the source.
+    """Measure every rule on the same clips, with and without recalibration, fitted to other sources only.
 
     Args:
         clips: of both classes.
         low, high: the bounds of the kernel's probabilities.
-        generator: the only source of chance.
+        generator: the only source of randomness.
         samples: of the bootstrap over sources.
         spread: as in `fit_pooling`.
 
     Returns:
-        Per rule, by name, its scores (see `score_samples`), and of its balanced log loss the "difference" from the
-        kernel's mean and from the recalibrated mean ("beyond_calibration"); of each value, and low and high of its
-        95 % interval.
+        For each rule its scores (see `score_samples`), and the difference of its balanced log loss from the kernel's
+        mean ("difference") and from the recalibrated mean ("beyond_calibration"), each as the value, low and high of
+        its 95 % interval.
 
     Raises:
         DataError: one of the classes is absent, with or without some source.

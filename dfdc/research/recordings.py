@@ -1,4 +1,4 @@
-"""A table of recordings -> takes: real speech and the same words by each vocoder, made once and kept."""
+"""A table of recordings -> real speech, and the same words synthesised by vocoders, which are made once and kept."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from dfdc.audio import read_sound
+from dfdc.data.containment import resolve_inside
 from dfdc.data.dataset import read_columns
 from dfdc.errors import DataError, VideoError
 from dfdc.files import drafted
@@ -19,21 +20,21 @@ from dfdc.research.vocoders import VOCODERS
 
 COLUMNS = ("path", "speaker", "split", "kind")
 KINDS = ("speech", "music")
-# Of a recording its first so many seconds are a take.
-TAKE_S = 10.0
-# Vocoders of a training take, by chance; a validation take is made by all.
+# So many seconds from the start of a recording are used.
+RECORDING_S = 10.0
+# Number of vocoders that are drawn for a training recording; a validation recording gets all.
 DRAWN = 2
 
 
 @dataclass(frozen=True)
-class Take:
-    """A recording, and what vocoders made of it.
+class Recording:
+    """A recording and its synthesised versions.
 
     Attributes:
         name: of its file.
-        speaker: whose voice it is.
+        speaker: name of the speaker.
         real: (N,) float32 mono at `dfdc.audio.RATE`.
-        made: by vocoder, (N,) float32 each; empty for music.
+        made: the synthesised versions (N,) float32 by vocoder; empty for music.
     """
 
     name: str
@@ -43,26 +44,26 @@ class Take:
 
 
 def read_speech(csv: Path) -> pd.DataFrame:
-    """Read a table of recordings and check it.
+    """Read and check a table of recordings.
 
     Args:
-        csv: columns path (beside the table), speaker, split (train|val), kind (speech|music).
+        csv: columns path (relative to the table), speaker, split (train or val), kind (speech or music).
 
     Raises:
-        DataError: no such table, a column is missing, another split or kind, or a speaker in both splits.
+        DataError: the table cannot be read, lacks a column, has another split or kind, or a speaker in both splits.
     """
     allowed = {"split": ("train", "val"), "kind": KINDS}
     table = read_columns(csv, COLUMNS, allowed=allowed, cure=f"it lists {', '.join(COLUMNS)}")
     splits = table.groupby("speaker").split.nunique()
     if (splits > 1).any():
         raise DataError(
-            f"{csv}: {splits[splits > 1].index[0]} lies in both splits; "
-            "a speaker must have one, or validation measures memory"
+            f"{csv}: {splits[splits > 1].index[0]} is in both splits; a "
+            "speaker must be in one, or validation measures memorisation"
         )
     return table
 
 
-def make_takes(
+def load_recordings(
     csv: Path,
     folder: Path,
     *,
@@ -71,56 +72,57 @@ def make_takes(
     limit: int | None = None,
     vocoders: Iterable[str] = tuple(VOCODERS),
     progress: bool = True,
-) -> list[Take]:
-    """The takes of one split; what was made before is read back.
+) -> list[Recording]:
+    """The recordings of one split; versions that were synthesised before are read from files.
 
     Args:
         csv: see `read_speech`.
-        folder: gets a file for each take.
-        split, kind: which rows.
+        folder: for the synthesised versions; made if absent.
+        split, kind: of the rows to use.
         limit: at most so many recordings of a speaker; None for all.
-        vocoders: that training takes are drawn from, `DRAWN` each; validation takes are made by all of `VOCODERS`.
+        vocoders: of which `DRAWN` are drawn for each training recording; validation uses all `VOCODERS`.
         progress: draw a progress bar.
 
     Raises:
-        DataError: the table is wrong, a recording holds no sound, or the split is empty.
+        DataError: the table cannot be used, the split is empty, or a recording has no sound or lies outside the
+            table's folder.
     """
     table = read_speech(csv)
     rows = table[(table.split == split) & (table.kind == kind)]
     rows = rows.groupby("speaker", sort=False).head(limit) if limit else rows
     folder.mkdir(parents=True, exist_ok=True)
-    takes = []
+    recordings = []
     for row in tqdm(rows.to_dict("records"), desc=f"{kind} of {split}", disable=not progress):
-        recording = csv.parent / row["path"]
+        recording = resolve_inside(csv.parent, row["path"])
         seed = zlib.crc32(row["path"].encode())
         drawn = list(VOCODERS)
         if split == "train":
             drawn = np.random.default_rng(seed).permutation(sorted(vocoders))[:DRAWN].tolist()
         real = _read(recording)
-        # Tables share the folder, and recordings of several speakers may share a name.
+        # Several tables may use the folder, and recordings of several speakers may share a name.
         own = zlib.crc32(f"{recording.resolve()} {recording.stat().st_size}".encode("utf-8", "surrogateescape"))
         made = {}
         for name in drawn if kind == "speech" else ():
             kept = folder / f"{recording.stem}-{own:08x}-{name}.npy"
             if not kept.exists():
-                # Its own for each file, which is then the same whatever was made before.
+                # One generator for each file, so that its content does not depend on the others.
                 generator = np.random.default_rng((seed, zlib.crc32(name.encode())))
                 with drafted(kept) as draft:
                     np.save(draft, VOCODERS[name](real, generator).astype(np.float16))
             made[name] = np.load(kept).astype(np.float32)
-        takes.append(Take(row["path"], row["speaker"], real, made))
-    if not takes and kind == "speech":
+        recordings.append(Recording(row["path"], row["speaker"], real, made))
+    if not recordings and kind == "speech":
         raise DataError(
-            f"{csv}: no row has the split {split!r} and the kind {kind!r}; validation and training need both"
+            f"{csv}: no row has the split {split!r} and the kind {kind!r}; training needs speech in both splits"
         )
-    return takes
+    return recordings
 
 
 def _read(path: Path) -> np.ndarray:
     try:
-        sound = read_sound(path, max_s=TAKE_S)
+        sound = read_sound(path, max_s=RECORDING_S)
     except VideoError as error:
-        raise DataError(f"{path}: {error}; drop its row") from error
+        raise DataError(f"{path}: {error}; remove its row") from error
     if sound is None:
-        raise DataError(f"{path}: holds no sound; drop its row")
+        raise DataError(f"{path}: has no sound; remove its row")
     return sound

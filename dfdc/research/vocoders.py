@@ -1,4 +1,10 @@
-"""Real speech -> the same words in a made voice: what text-to-speech and voice conversion end with."""
+"""Real speech -> the same words from a vocoder, the last stage of speech synthesis and voice conversion.
+
+The vocoders are written here, since the libraries that have some of them do not serve: librosa's Griffin-Lim and phase
+vocoder start from its own spectrograms (no mel inversion with random iterations, no resampling), it has linear
+prediction coefficients but no synthesis, and it would add numba and soxr for some sixty lines. Only WORLD, which is
+far more, comes from a library.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +15,32 @@ from scipy.linalg import solve_toeplitz
 from scipy.signal import istft, lfilter, resample, stft
 
 from dfdc.audio import RATE, WINDOW, mel_filters
+from dfdc.errors import DataError
 
-# Griffin-Lim's and the phase vocoder's transforms.
+# Of the short-time Fourier transforms: samples of a transform, and of a step.
 N_FFT, STEP = 512, RATE // 100
-# Pitch that is looked for in a voice.
+# Range of a voice's pitch.
 PITCH_HZ = (60.0, 400.0)
 
 
 def by_world(samples: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """WORLD (Morise et al., IEICE 2016): pitch, envelope and breath, put together again, moved a little.
+    """WORLD (Morise et al., IEICE 2016): resynthesis from pitch, envelope and aperiodicity with small changes.
 
     Args:
         samples: (N,) float32 mono at `RATE`.
-        generator: the only source of chance.
+        generator: the only source of randomness.
 
     Returns:
         (N,) float32, the same length, as all vocoders here do.
 
     Raises:
-        ModuleNotFoundError: pyworld is not installed; it is needed for training only.
+        DataError: pyworld is not installed; it is needed for training only.
     """
     try:
         import pyworld
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the vocoder WORLD needs pyworld ({error}); pip install pyworld 'setuptools<81'"
+        raise DataError(
+            f"the vocoder WORLD needs pyworld ({error}); install it: pip install pyworld 'setuptools<81'"
         ) from error
     x = samples.astype(np.float64)
     pitch, times = pyworld.dio(x, RATE)
@@ -43,7 +50,7 @@ def by_world(samples: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     if generator.random() < 0.5:  # another voice
         envelope = _warp(envelope, generator.uniform(0.88, 1.12))
         pitch = pitch * 2 ** (generator.uniform(-4, 4) / 12)
-    if generator.random() < 0.3:  # what a net predicts is smoother than what was measured
+    if generator.random() < 0.3:  # a network's prediction is smoother than a measurement
         n_coefficients = int(generator.integers(24, 60))
         coded = pyworld.code_spectral_envelope(envelope, RATE, n_coefficients)
         envelope = pyworld.decode_spectral_envelope(coded, RATE, 2 * (envelope.shape[1] - 1))
@@ -51,7 +58,7 @@ def by_world(samples: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def by_griffin_lim(samples: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Griffin and Lim (IEEE TASSP 1984): phases guessed for a spectrogram, often one of mel bands."""
+    """Griffin and Lim (IEEE TASSP 1984): phases estimated for a magnitude spectrogram, often of mel bands."""
     _, _, spectrum = stft(samples, RATE, nperseg=WINDOW, noverlap=WINDOW - STEP, nfft=N_FFT)
     size = np.abs(spectrum)
     if generator.random() < 0.6:
@@ -69,7 +76,7 @@ def by_griffin_lim(samples: np.ndarray, generator: np.random.Generator) -> np.nd
 
 
 def by_lpc(samples: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Linear prediction (Atal and Hanauer, JASA 1971): pulses or noise through the filter of the vocal tract."""
+    """Linear prediction (Atal and Hanauer, JASA 1971): pulses or noise through a filter like the vocal tract."""
     span, order = RATE // 50, int(generator.integers(14, 24))
     n_spans = -(-len(samples) // span)
     padded = np.pad(samples.astype(np.float64), (span // 2, n_spans * span + span - len(samples)))
@@ -101,7 +108,7 @@ def by_lpc(samples: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def by_phase_vocoder(samples: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Phase vocoder (Flanagan and Golden, BSTJ 1966): stretched in time, then played faster or slower: a disguise."""
+    """Phase vocoder (Flanagan and Golden, BSTJ 1966): time stretching and resampling, which shifts the pitch."""
     semitones = generator.uniform(2, 6) * generator.choice([-1, 1])
     ratio = 2 ** (semitones / 12)
     _, _, spectrum = stft(samples, RATE, nperseg=N_FFT, noverlap=N_FFT - N_FFT // 4)
@@ -127,7 +134,7 @@ VOCODERS: dict[str, Vocoder] = {
 
 
 def _warp(envelope: np.ndarray, ratio: float) -> np.ndarray:
-    """A spectral envelope (T, F) stretched along its frequencies, as a shorter or longer vocal tract does."""
+    """Stretch a spectral envelope (T, F) along its frequencies, like a shorter or longer vocal tract."""
     places = np.arange(envelope.shape[1])
     return np.ascontiguousarray([np.interp(places / ratio, places, row) for row in envelope])
 

@@ -1,4 +1,4 @@
-"""A clip's sound -> how likely its voice was made by a machine, or no opinion where nobody is heard speaking."""
+"""A clip's sound -> the probability that its voice is synthetic, or nothing if no speech is heard."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from dfdc.nets import open_nets
 from dfdc.runtime import Net, run_logits
 from dfdc.weights import WeightsFile
 
-# A longer sound is heard at its beginning only, and in at most so many windows, evenly spread.
+# Of a longer sound only the beginning is used, and at most so many evenly spread windows.
 MAX_HEARD_S = 60.0
 MAX_WINDOWS = 12
-# Windows are brought to one loudness, so that a net knows nothing of volume; what is below the first is silence.
+# Sounds below the first level are silent. Windows are normalised to the second, so that models ignore the volume.
 SILENT_DB, LOUDNESS_DB = -55.0, -25.0
-# Speech swells and fades with its syllables, two to eight times a second: 19 of 20 windows by more than this (standard
-# deviation), white noise by .7, and behind white noise of half its loudness still three in four.
+# The loudness of speech varies with its syllables, two to eight times a second. Its standard deviation exceeds this in
+# 19 of 20 windows of speech, and in three of four with white noise of half the loudness; white noise alone has .7.
 SYLLABLES_HZ = (2.0, 8.0)
 LEAST_SWELL_DB = 2.5
-# Where fewer of a sound's windows do, nobody speaks: a fade alone looks like a syllable.
+# If fewer windows of a sound do, there is no speech: a single fade looks like a syllable.
 LEAST_SHARE = 0.25
 BATCH_WINDOWS = {"cpu": 4, "cuda": 64}
 
 
-class Listener:
-    """Nets that hear together."""
+class VoiceModels:
+    """An ensemble of voice models."""
 
     def __init__(
         self,
@@ -40,10 +40,10 @@ class Listener:
         """Open every file.
 
         Args:
-            files: checked weights of nets that see sound; with none nothing is heard.
+            files: checked weights of voice models; without any, nothing is scored.
             device: "cpu" or "cuda".
             threads: see `dfdc.nets.open_nets`.
-            nets: the files' nets where they are at hand; None opens them.
+            nets: the files' models if they are open; None opens them.
 
         Raises:
             WeightsError: see `dfdc.nets.open_nets`.
@@ -53,13 +53,13 @@ class Listener:
 
     @property
     def high(self) -> float:
-        """The greatest probability that they answer with: the mean of theirs."""
+        """The upper bound of the ensemble's probability: the mean of the models' bounds."""
         return float(np.mean([spec.calibration.high for spec in self.specs]))
 
     def listen(self, path: Path) -> float | None:
-        """The calibrated logit of a clip's voice, above 0 where it is rather made than not if half of all voices were.
+        """The calibrated logit that a clip's voice is synthetic, if half of all voices were.
 
-        None where the clip has no sound track, nobody is heard speaking in it, or there is no net.
+        None if the clip has no sound, no speech is heard, or there is no model.
 
         Raises:
             VideoError: the file is unreadable.
@@ -68,10 +68,10 @@ class Listener:
         return None if sound is None else self.score(sound)
 
     def score(self, samples: np.ndarray) -> float | None:
-        """As `listen`, of a sound (N,) float mono at `dfdc.audio.RATE`.
+        """As `listen`, for a sound (N,) float mono at `dfdc.audio.RATE`.
 
         Raises:
-            FloatingPointError: a net's answer is not finite, as half precision may overflow.
+            FloatingPointError: a model's answer is not finite, as half precision may overflow.
         """
         logits = []
         for spec, net in zip(self.specs, self.nets, strict=True):
@@ -83,12 +83,12 @@ class Listener:
 
 
 def cut_windows(samples: np.ndarray, n_columns: int, *, n_windows: int = MAX_WINDOWS) -> tuple[np.ndarray, np.ndarray]:
-    """The windows of a sound in which somebody speaks.
+    """The windows of a sound that contain speech.
 
     Args:
-        samples: (N,) float mono at `RATE`; a sound shorter than a window is continued by silence.
-        n_columns: of a window, a hundredth of a second each.
-        n_windows: at most so many, evenly spread.
+        samples: (N,) float mono at `RATE`; a sound shorter than a window is padded with silence.
+        n_columns: columns of a window, each a hundredth of a second.
+        n_windows: maximum number of evenly spread windows.
 
     Returns:
         (W, N_BANDS, n_columns) float32 decibels, W at most n_windows, and the seconds (W,) where they begin.
@@ -109,7 +109,7 @@ def cut_windows(samples: np.ndarray, n_columns: int, *, n_windows: int = MAX_WIN
 
 
 def _trim(samples: np.ndarray) -> tuple[int, np.ndarray]:
-    """A sound without the silence before and behind it, whose edges would pass for syllables, and where it begins."""
+    """The start of a sound and the sound without leading and trailing silence, whose edges resemble syllables."""
     whole = len(samples) // HOP * HOP
     loud = np.flatnonzero((samples[:whole].reshape(-1, HOP) ** 2).mean(1) > 10 ** (SILENT_DB / 10))
     if not len(loud):
@@ -118,14 +118,14 @@ def _trim(samples: np.ndarray) -> tuple[int, np.ndarray]:
 
 
 def see_window(samples: np.ndarray, n_columns: int) -> np.ndarray:
-    """The spectrogram of a sound's first columns, at one loudness; training and the kernel both call it.
+    """The spectrogram of a sound's first columns at normal loudness; training and the kernel both use it.
 
     Args:
         samples: (N,) float mono at `RATE`.
-        n_columns: how many.
+        n_columns: number of columns.
 
     Returns:
-        (N_BANDS, n_columns) float32 decibels, at least `QUIETEST_DB`, which is all there is of silence.
+        (N_BANDS, n_columns) float32 decibels, at least `QUIETEST_DB`, which silence has everywhere.
     """
     part = samples[: n_columns * HOP].astype(np.float32)
     part = np.pad(part, (0, n_columns * HOP - len(part)))
@@ -136,10 +136,10 @@ def see_window(samples: np.ndarray, n_columns: int) -> np.ndarray:
 
 
 def is_speech(window: np.ndarray) -> bool:
-    """Whether a window (N_BANDS, columns) of `see_window` swells and fades in some part of its bands as speech does.
+    """Whether the loudness of a window (N_BANDS, columns) of `see_window` varies as that of speech does in some bands.
 
-    After Scheirer and Slaney (ICASSP 1997), who tell speech from music by its energy's modulation at 4 Hz. Steady noise
-    and tones have none; music with a beat has, and what a net says of it counts: it has to learn that it is not made.
+    After Scheirer and Slaney (ICASSP 1997), who tell speech from music by the modulation of its energy at 4 Hz. Steady
+    noise and tones have none. Music with a beat has it, too, so models must learn that music is not synthetic speech.
     """
     parts = window.reshape(4, N_BANDS // 4, -1).mean(1)
     swings = np.fft.rfft(parts)

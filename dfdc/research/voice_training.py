@@ -1,4 +1,4 @@
-"""Takes -> a trained voice model: real and made windows of the same words, sent through the same channel."""
+"""Recordings -> a trained voice model: real and synthesised windows of the same words, augmented alike."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from dfdc.audio import HOP
 from dfdc.errors import DataError
 from dfdc.evaluation.metrics import measure, measure_calibrated
 from dfdc.networks import VoiceModel
-from dfdc.research.audio_augment import Channel
-from dfdc.research.recordings import Take
+from dfdc.research.audio_augment import AudioAugmentation
+from dfdc.research.recordings import Recording
 from dfdc.research.voice import cut_windows, is_speech, see_window
 from dfdc.training.checkpoint import digest
-from dfdc.training.trainer import Evaluation, pass_epochs, set_out
+from dfdc.training.trainer import Evaluation, make_trainer, run_epochs
 from dfdc.weights import DIGEST_DIGITS, Calibration, sigmoid
 
-# Windows of a validation take that are heard.
+# Number of windows of a validation recording.
 HEARD_WINDOWS = 3
-# So many windows in a row without speech are no chance.
+# So many successive windows without speech cannot be a coincidence.
 MAX_SILENT = 1000
-# Beside what a window needs, so that a codec's delay and filters' beginnings fall outside.
+# Samples beyond a window, for a codec's delay and the onset of filters.
 MARGIN = 20 * HOP
 
 
 @dataclass(frozen=True)
 class VoiceSettings:
-    """How to train.
+    """Settings of a training run.
 
     Attributes:
         epochs: of `steps` batches each.
         steps: of an epoch.
-        batch_size: windows a step, half of them real.
-        learning_rate: peak; see `dfdc.training.trainer.learning_rate`.
-        ema_decay: per step, of the averaged weights that are evaluated and shipped.
-        music: share of the reals that are music instead, which is nobody's voice, made or not.
-        seed: of everything.
+        batch_size: windows in a step, half of them real.
+        learning_rate: peak; see `dfdc.training.trainer.schedule_factor`.
+        ema_decay: of the averaged weights, which are evaluated and kept, for each step.
+        music: share of the real windows that are replaced by music, which contains no synthetic voice.
+        seed: of all random numbers.
     """
 
     epochs: int = 5
@@ -54,22 +54,22 @@ class VoiceSettings:
 
 @dataclass(frozen=True)
 class Trial:
-    """A validation take as it arrives: windows (W, bands, columns), its label (1 = made), and by which vocoder.
+    """A validation recording as it arrives: windows (W, bands, columns), its label (1 = made), and by which vocoder.
 
     Attributes:
-        take: its name.
+        recording: its name.
     """
 
     windows: np.ndarray
     label: int
     vocoder: str
-    take: str
+    recording: str
 
 
 def train_voice(
     model: VoiceModel,
-    training: list[Take],
-    music: list[Take],
+    training: list[Recording],
+    music: list[Recording],
     trials: list[Trial],
     folder: Path,
     settings: VoiceSettings,
@@ -77,36 +77,37 @@ def train_voice(
     start: str | None = None,
     progress: bool = True,
 ) -> tuple[VoiceModel, dict[str, float], Calibration]:
-    """Train on the CPU; a run that was killed goes on from its last whole epoch, with the same losses.
+    """Train on the CPU; an interrupted run continues from its last complete epoch with the same losses.
 
     Args:
         model: where training starts.
-        training: takes of speech.
-        music: takes of music, maybe none.
+        training: recordings of speech.
+        music: recordings of music; may be empty.
         trials: see `make_trials`.
-        folder: see `pass_epochs`.
+        folder: see `run_epochs`.
         settings: how.
         start: digest of the weights file that the model starts from; None from scratch.
         progress: draw progress bars.
 
     Returns:
-        See `pass_epochs`.
+        See `run_epochs`.
 
     Raises:
-        ValueError: the folder holds the state of a run with other settings, takes or weights to start from.
+        InputError: the folder holds the state of a run with other settings, recordings or initial weights.
+        DataError: the recordings contain no speech.
     """
     made_from = {
         **asdict(settings),
-        "takes": digest([[take.name, take.speaker, sorted(take.made)] for take in training]),
-        "music": digest([take.name for take in music]),
-        "trials": digest([[trial.take, trial.label, trial.vocoder] for trial in trials]),
+        "takes": digest([[recording.name, recording.speaker, sorted(recording.made)] for recording in training]),
+        "music": digest([recording.name for recording in music]),
+        "trials": digest([[trial.recording, trial.label, trial.vocoder] for trial in trials]),
         "init": start and start[:DIGEST_DIGITS],
     }
     model = model.train()
-    course = set_out(
+    trainer = make_trainer(
         model,
         steps=settings.epochs * settings.steps,
-        rate=settings.learning_rate,
+        learning_rate=settings.learning_rate,
         ema_decay=settings.ema_decay,
     )
 
@@ -116,11 +117,11 @@ def train_voice(
         losses = []
         for _ in tqdm(range(settings.steps), desc=f"epoch {epoch + 1}/{settings.epochs}", disable=not progress):
             windows, labels = make_batch(training, music, model.spec.input_size, settings, generator)
-            losses.append(course.step(model, torch.from_numpy(windows), torch.from_numpy(labels)))
+            losses.append(trainer.step(model, torch.from_numpy(windows), torch.from_numpy(labels)))
         return losses
 
-    return pass_epochs(
-        course,
+    return run_epochs(
+        trainer,
         folder,
         made_from,
         settings.epochs,
@@ -131,32 +132,32 @@ def train_voice(
 
 
 def make_batch(
-    training: list[Take],
-    music: list[Take],
+    training: list[Recording],
+    music: list[Recording],
     n_columns: int,
     settings: VoiceSettings,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Windows (N, bands, n_columns) float32, reals first, and their labels (N,) float32.
 
-    A real and the made window beside it are the same words through the same channel, so that neither the words nor the
-    channel tell them apart.
+    A real window and its synthesised partner contain the same words with the same augmentation, so that neither tells
+    them apart.
 
     Raises:
-        DataError: no speech is found in the training takes.
+        DataError: no speech is found in the training recordings.
     """
     reals, fakes, n_silent = [], [], 0
     while len(reals) < settings.batch_size // 2:
         if n_silent == MAX_SILENT:
             raise DataError(
-                f"{MAX_SILENT} windows of the {len(training)} training takes in a row held no speech; look whether the "
-                "table's kinds are right and the recordings loud enough"
+                f"{MAX_SILENT} windows of the {len(training)} training recordings in a row held no speech; check that "
+                "the table's kinds are right and the recordings loud enough"
             )
-        take = training[generator.integers(len(training))]
-        channel = Channel.draw(generator)
-        start = int(generator.integers(max(len(take.real) - n_columns * HOP - MARGIN, 1)))
-        made = take.made[str(generator.choice(sorted(take.made)))]
-        fake, real = (_hear(samples, start, n_columns, channel) for samples in (made, take.real))
+        recording = training[generator.integers(len(training))]
+        channel = AudioAugmentation.draw(generator)
+        start = int(generator.integers(max(len(recording.real) - n_columns * HOP - MARGIN, 1)))
+        made = recording.made[str(generator.choice(sorted(recording.made)))]
+        fake, real = (_hear(samples, start, n_columns, channel) for samples in (made, recording.real))
         n_silent = 0 if is_speech(real) and is_speech(fake) else n_silent + 1
         if n_silent:
             continue
@@ -171,32 +172,32 @@ def make_batch(
     return np.stack([*reals, *fakes]), labels
 
 
-def _hear(samples: np.ndarray, start: int, n_columns: int, channel: Channel) -> np.ndarray:
-    arrived = channel.carry(samples[start : start + n_columns * HOP + MARGIN])
+def _hear(samples: np.ndarray, start: int, n_columns: int, channel: AudioAugmentation) -> np.ndarray:
+    arrived = channel.apply(samples[start : start + n_columns * HOP + MARGIN])
     return see_window(arrived[min(MARGIN, max(len(arrived) - n_columns * HOP, 0)) :], n_columns)
 
 
-def make_trials(takes: list[Take], n_columns: int) -> list[Trial]:
-    """Each take once real and once made for each of its vocoders, both through the same channel drawn for them.
+def make_trials(recordings: list[Recording], n_columns: int) -> list[Trial]:
+    """Each recording once real and once synthesised for each of its vocoders, with the same augmentation for both.
 
     Raises:
         DataError: no speech is found in them, or in what is real or made of a vocoder's alone.
     """
     generator, trials = np.random.default_rng(0), []
-    for take in takes:
-        for vocoder, made in take.made.items():
-            channel = Channel.draw(generator)
-            for label, samples in ((0, take.real), (1, made)):
-                windows, _ = cut_windows(channel.carry(samples), n_columns, n_windows=HEARD_WINDOWS)
+    for recording in recordings:
+        for vocoder, made in recording.made.items():
+            channel = AudioAugmentation.draw(generator)
+            for label, samples in ((0, recording.real), (1, made)):
+                windows, _ = cut_windows(channel.apply(samples), n_columns, n_windows=HEARD_WINDOWS)
                 if len(windows):
-                    trials.append(Trial(windows, label, vocoder, take.name))
+                    trials.append(Trial(windows, label, vocoder, recording.name))
     heard = {(trial.vocoder, trial.label) for trial in trials}
     one_sided = [vocoder for vocoder, label in heard if (vocoder, 1 - label) not in heard]
     if not trials or one_sided:
         made = f" and by {one_sided[0]}" if one_sided else ""
         raise DataError(
-            f"the {len(takes)} validation takes hold no speech that is heard both real{made or ' and made'}; look "
-            "whether the table's kinds are right and the recordings loud enough"
+            f"the {len(recordings)} validation recordings contain no speech that is heard both real"
+            f"{made or ' and synthesised'}; check that the table's kinds are right and the recordings loud enough"
         )
     return trials
 

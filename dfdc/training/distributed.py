@@ -1,4 +1,4 @@
-"""One process or several (torchrun): who this one is, and what only the first one does."""
+"""Training in one process or several (torchrun): the rank of this process and what it shares with the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dfdc.errors import DeviceError
 from dfdc.runtime import choose_device
 
-# The others wait so long for the first rank, which evaluates alone.
+# How long the others wait for the first rank, which evaluates alone.
 PATIENCE = timedelta(hours=2)
 
 
@@ -24,9 +24,9 @@ class Rank:
     """This process among those that train together.
 
     Attributes:
-        index: 0 up; the first one evaluates, writes and talks.
-        count: how many there are.
-        device: where this one's nets and crops are.
+        index: 0 up; rank 0 evaluates, writes files and prints.
+        count: the number of processes.
+        device: of this process's model and crops.
     """
 
     index: int
@@ -42,7 +42,7 @@ class Rank:
         return batch[self.index :: self.count]
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model, its gradients averaged over all ranks; batch norms share their statistics on CUDA."""
+        """The model with gradients averaged over all ranks and, on CUDA, shared batch-norm statistics."""
         if self.count == 1:
             return model
         if self.device.type == "cuda":
@@ -51,23 +51,23 @@ class Rank:
         return DistributedDataParallel(model)
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Wait until all ranks have called this."""
         if self.count > 1:
             distributed.barrier()
 
 
 @contextmanager
 def join_ranks(device: str) -> Iterator[Rank]:
-    """Meet the other ranks, where torchrun started this process; alone otherwise.
+    """Join the other ranks if torchrun started this process; otherwise it is the only one.
 
     Args:
-        device: "cpu", "cuda", which under torchrun is this rank's own, or "auto" for CUDA where it serves.
+        device: "cpu"; "cuda", which under torchrun is this rank's own GPU; or "auto" for CUDA if it works.
 
     Raises:
-        DeviceError: CUDA is wanted and does not serve, or this machine has more ranks than GPUs.
+        DeviceError: CUDA is requested and does not work, or there are more ranks than GPUs.
     """
     count, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
-    if count > 1 and device == "auto":  # all ranks alike, or they would wait for each other in vain
+    if count > 1 and device == "auto":  # all ranks must choose alike, or they would wait for each other forever
         device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = choose_device(device, place=local, cudnn=True)
     if count == 1:
@@ -76,7 +76,8 @@ def join_ranks(device: str) -> Iterator[Rank]:
     cuda = chosen == "cuda"
     if cuda and local >= torch.cuda.device_count():
         raise DeviceError(
-            f"rank {local} has none of {torch.cuda.device_count()} GPU(s); start one a GPU: --nproc-per-node"
+            f"rank {local} has no GPU, as there are {torch.cuda.device_count()}; start one process for each GPU with "
+            "--nproc-per-node"
         )
     place = torch.device("cuda", local) if cuda else torch.device("cpu")
     distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)

@@ -1,9 +1,11 @@
-"""Where training starts: ImageNet weights, from the network if the user asks, with real batch norms."""
+"""Where training starts: random weights, a weights file, or published ImageNet weights with a pinned digest."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,15 +15,54 @@ from dfdc.errors import WeightsError
 from dfdc.networks import FrameModel, VoiceModel, build_model, load_initial
 from dfdc.weights import ModelSpec, file_digest
 
-# Of pixels in 0..255: what the published nets that can be downloaded were trained with.
+# Of pixels in 0..255: what most published weights were trained with.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
-# EfficientNet-Lite0 as Google trained it on ImageNet, in the form that timm publishes (Apache-2.0), and its pixels.
-LITE0_URL = (
-    "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
-    "tf_efficientnet_lite0-0aa007d2.pth"
-)
-LITE0_MEAN = LITE0_STD = (127.5, 127.5, 127.5)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights that somebody published for an architecture.
+
+    Attributes:
+        url: of a file of tensors that torch wrote.
+        sha256: the first hex digits of its SHA-256. The publishers put eight of them into the file's name and state no
+            more. Eight do not stop somebody who can try some billions of forgeries, so nothing but tensors is ever read
+            from such a file; they do stop damage, a wrong file and a careless forgery.
+        mean, std: per RGB channel of the pixels, 0..255, that the weights were trained with.
+    """
+
+    url: str
+    sha256: str
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+_EFFICIENTNETS = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/"
+_B_DIGESTS = ["355c32eb", "f1951068", "8bb594d6", "5fb5a3c3", "6ed6700e", "b6417697", "c76e70fd", "dcc49843"]
+PUBLISHED = {
+    # EfficientNet-Lite0 as Google trained it on ImageNet, in the form that timm publishes (Apache-2.0), and its pixels.
+    "efficientnet-lite0": Published(
+        "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
+        "tf_efficientnet_lite0-0aa007d2.pth",
+        "0aa007d2",
+        mean=(127.5, 127.5, 127.5),
+        std=(127.5, 127.5, 127.5),
+    ),
+    # As the package efficientnet-pytorch 0.7.1 names them.
+    **{
+        f"efficientnet-b{i}": Published(f"{_EFFICIENTNETS}efficientnet-b{i}-{digest}.pth", digest)
+        for i, digest in enumerate(_B_DIGESTS)
+    },
+    # torchvision's MobileNet_V2_Weights.IMAGENET1K_V2.
+    "mobilenet-v2": Published("https://download.pytorch.org/models/mobilenet_v2-7ebf99e0.pth", "7ebf99e0"),
+}
+# The names that a classifier of a thousand classes has in these files; it is left out.
+_CLASSIFIERS = ("classifier.", "_fc.")
 # timm's names of a block's layers, of those that expand first and of the first block, in efficientnet-pytorch's.
 _EXPANDING = {
     "conv_pw": "_expand_conv",
@@ -33,53 +74,80 @@ _EXPANDING = {
 }
 _PLAIN = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
 _OUTSIDE = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
-# Folded batch norms are revived on so many crops.
+# Statistics of folded batch norms are computed from so many crops.
 REVIVAL_CROPS = 256
 
 
 def download_imagenet(spec: ModelSpec) -> FrameModel:
-    """A model that starts from published ImageNet weights, fetched over the network into torch's cache.
+    """A model that starts from published ImageNet weights, from torch's cache or else from the network.
 
     Args:
         spec: of the model; its mean and std are replaced by those that the weights were trained with.
 
     Raises:
-        WeightsError: the network cannot be reached, or gives something else.
+        WeightsError: nothing is published for the architecture, the network cannot be reached, or the file is not the
+            published one.
     """
-    lite0 = spec.architecture == "efficientnet-lite0"
-    mean, std = (LITE0_MEAN, LITE0_STD) if lite0 else (IMAGENET_MEAN, IMAGENET_STD)
-    model = FrameModel(replace(spec, mean=mean, std=std))
-    try:
-        if lite0:
-            model.net.load_state_dict(rename_lite0(_fetch_lite0()), strict=False)
-        elif spec.architecture == "mobilenet-v2":
-            from torchvision.models import MobileNet_V2_Weights
-
-            tensors = MobileNet_V2_Weights.IMAGENET1K_V2.get_state_dict(progress=False)
-            fitting = {key: value for key, value in tensors.items() if not key.startswith("classifier.")}
-            model.net.load_state_dict(fitting, strict=False)
-        else:
-            from efficientnet_pytorch.utils import load_pretrained_weights
-
-            load_pretrained_weights(model.net, spec.architecture, load_fc=False, verbose=False)
-    except OSError as error:
+    published = PUBLISHED.get(spec.architecture)
+    if published is None:
         raise WeightsError(
-            f"{spec.architecture}: ImageNet weights cannot be fetched ({error}); go online, or name a file with --init"
-        ) from error
+            f"{spec.architecture}: no ImageNet weights are known for it; allowed: {', '.join(PUBLISHED)}. Name a file "
+            "with --init"
+        )
+    tensors = read_published(published)
+    if spec.architecture == "efficientnet-lite0":
+        tensors = rename_lite0(tensors)
+    model = FrameModel(replace(spec, mean=published.mean, std=published.std))
+    fitting = {key: value for key, value in tensors.items() if not key.startswith(_CLASSIFIERS)}
+    missing = [key for key in model.net.state_dict() if key not in fitting and not key.startswith(_CLASSIFIERS)]
+    try:
+        _, unexpected = model.net.load_state_dict(fitting, strict=False)
+    except RuntimeError as error:
+        raise WeightsError(f"{published.name}: its tensors do not fit {spec.architecture} ({error})") from error
+    # Counters of batches came later than some of these files, and nothing reads them.
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise WeightsError(
+            f"{published.name}: its tensors do not fit {spec.architecture}; "
+            f"missing: {', '.join(missing[:3]) or 'none'}, unknown: {', '.join(unexpected[:3]) or 'none'}"
+        )
     return model
 
 
-def _fetch_lite0() -> dict[str, Tensor]:
+def read_published(published: Published) -> dict[str, Tensor]:
+    """The tensors of published weights: the very bytes whose digest was checked are read, and nothing but tensors.
+
+    Raises:
+        WeightsError: the network cannot be reached, or the file, cached or downloaded, is not the published one.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / published.name
     try:
-        return torch.hub.load_state_dict_from_url(
-            LITE0_URL, map_location="cpu", check_hash=True, progress=False, weights_only=True
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(published.url, str(path), progress=False)
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(
+            f"{published.name}: ImageNet weights cannot be fetched ({error}); go online, or name a file with --init"
+        ) from error
+    digest = hashlib.sha256(content).hexdigest()
+    if not digest.startswith(published.sha256):
+        raise WeightsError(
+            f"{path}: its SHA-256 begins with {digest[:8]}, that of the published file with {published.sha256}; delete "
+            "it to have it fetched again"
         )
-    except RuntimeError as error:  # another digest
-        raise OSError(str(error)) from error
+    try:
+        tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # zip's, pickle's and torch's own: none of them holds tensors
+        reason = next(iter(str(error).splitlines()), "")
+        raise WeightsError(f"{path}: holds more or less than tensors ({reason}); delete it") from error
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise WeightsError(f"{path}: holds something else than named tensors; delete it")
+    return dict(tensors)
 
 
 def rename_lite0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm's EfficientNet-Lite0 under efficientnet-pytorch's names, without its classifier."""
+    """The tensors of timm's EfficientNet-Lite0 under efficientnet-pytorch's names, without the classifier."""
     places = sorted({tuple(map(int, key.split(".")[1:3])) for key in tensors if key.startswith("blocks.")})
     renamed = {}
     for key, value in tensors.items():
@@ -96,16 +164,19 @@ def rename_lite0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def start_model(
     spec: ModelSpec, *, init: Path | None = None, imagenet: bool = False, progress: bool = True
 ) -> tuple[FrameModel | VoiceModel, str | None]:
-    """The model that training starts from, and what names its start.
+    """The model that training starts from, and what identifies its start.
 
     Args:
         spec: of the model.
-        init: safetensors file to start from; None for weights of chance.
+        init: safetensors file to start from; None for random weights.
         imagenet: start from `download_imagenet` instead.
-        progress: print how much of a file was taken over.
+        progress: print how many of the file's tensors were loaded.
+
+    Returns:
+        The model, and the digest of its file, "imagenet", or None for random weights.
 
     Raises:
-        WeightsError: the file cannot be used, or there is nothing to download.
+        WeightsError: the file cannot be used, or no published weights can be had.
     """
     if imagenet:
         return download_imagenet(spec), "imagenet"
@@ -114,12 +185,12 @@ def start_model(
         return model, None
     taken, total = load_initial(model, init)
     if progress:
-        print(f"{init.name}: {taken} of {total} tensors taken over")
+        print(f"Starting from {init.stem}: {taken} of {total} tensors loaded; the rest start at random.")
     return model, file_digest(init)
 
 
 def has_folded_norms(model: FrameModel | VoiceModel) -> bool:
-    """Whether every batch norm still has the statistics of a fresh or folded one, mean 0 and variance 1."""
+    """Whether every batch norm has the statistics of a new or a folded one: mean 0 and variance 1."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     return all(
         (n.running_mean == 0).all() and torch.allclose(n.running_var, n.running_mean + 1, atol=0.01) for n in norms
@@ -127,14 +198,14 @@ def has_folded_norms(model: FrameModel | VoiceModel) -> bool:
 
 
 def revive_if_folded(model: FrameModel | VoiceModel, crops: Tensor) -> int:
-    """Revive batch norms (`revive_batch_norms`) where they are folded.
+    """Recompute batch-norm statistics (`revive_batch_norms`) if the norms are folded.
 
     Args:
         model: changed in place.
-        crops: what the model sees, (N, 3, H, W) uint8 crops for instance; the first `REVIVAL_CROPS` are used.
+        crops: inputs of the model, such as (N, 3, H, W) uint8 crops; the first `REVIVAL_CROPS` are used.
 
     Returns:
-        How many crops were used; 0 where the norms are real already.
+        The number of crops used; 0 if the norms were not folded.
     """
     if not has_folded_norms(model):
         return 0
@@ -143,14 +214,14 @@ def revive_if_folded(model: FrameModel | VoiceModel, crops: Tensor) -> int:
 
 
 def revive_batch_norms(model: FrameModel | VoiceModel, crops: Tensor) -> None:
-    """Make folded batch norms real again, without changing the function.
+    """Give folded batch norms statistics of real crops without changing what the model computes.
 
-    Published half-precision ImageNet weights have their norms folded into the convolutions. One pass over real crops
-    sets each norm's running mean and variance from its input, and its scale and bias to undo them.
+    Some published half-precision weights have their norms folded into the convolutions. One pass over real crops sets
+    each norm's running mean and variance from its input, and its scale and bias so that they cancel out.
 
     Args:
-        model: whose norms are the identity plus a bias.
-        crops: what the model sees, (N, 3, H, W) uint8 crops for instance; at least some dozens.
+        model: its norms are the identity plus a bias; changed in place.
+        crops: inputs of the model, such as (N, 3, H, W) uint8 crops; at least a few dozen.
     """
 
     def revive(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:

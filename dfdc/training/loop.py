@@ -23,7 +23,7 @@ from dfdc.training.augment import RECIPE, augment, augment_pairs, mix_pairs, pic
 from dfdc.training.blend import self_blend
 from dfdc.training.checkpoint import describe_origin
 from dfdc.training.distributed import Rank
-from dfdc.training.trainer import Evaluation, pass_epochs, set_out
+from dfdc.training.trainer import Evaluation, make_trainer, run_epochs
 from dfdc.weights import Calibration
 
 # Crops that are scored together: on the CPU 128 of 192 px take 6 GB beside training's own memory, and are no faster.
@@ -37,7 +37,7 @@ class TrainSettings:
     Attributes:
         epochs: passes over the real crops, each beside one fake.
         batch_size: crops per step, half of them real; even.
-        learning_rate: peak; see `dfdc.training.trainer.learning_rate`.
+        learning_rate: peak; see `dfdc.training.trainer.schedule_factor`.
         ema_decay: per step, of the averaged weights that are evaluated and shipped; see `running_average` there.
         label_smoothing: targets are drawn towards one half by it.
         mixup: probability that an aligned pair's fake is mixed with its original.
@@ -124,15 +124,15 @@ def train(
     Args:
         model: where training starts; the same in every rank.
         training, validation: disjoint in originals, of one size.
-        folder: see `pass_epochs`.
+        folder: see `run_epochs`.
         settings: how.
         start: which weights the model has; see `describe_origin`.
         rank: which of the processes that train together this is, and its device; None for one alone on the CPU.
-        finish: see `pass_epochs`.
+        finish: see `run_epochs`.
         progress: draw progress bars.
 
     Returns:
-        See `pass_epochs`.
+        See `run_epochs`.
 
     Raises:
         DataError: there are not enough crops for a batch, or validation's have another size or lack a class.
@@ -149,10 +149,10 @@ def train(
         raise DataError(f"{n_reals} reals cannot fill a batch of {settings.batch_size}; make more crops or it smaller")
     _check_validation(training, validation)
     model = model.to(rank.device, memory_format=torch.channels_last).train()
-    course = set_out(
+    trainer = make_trainer(
         model,
         steps=n_reals // pairs * settings.epochs,
-        rate=settings.learning_rate,
+        learning_rate=settings.learning_rate,
         ema_decay=settings.ema_decay,
     )
     wrapped = rank.wrap(model)
@@ -179,14 +179,14 @@ def train(
             weights = None
             if training.weights is not None:
                 weights = training.weights[own[:, 1]].repeat(2).to(rank.device, non_blocking=True)
-            losses.append(course.step(answer, pixels, targets, weights))
+            losses.append(trainer.step(answer, pixels, targets, weights))
             if len(losses) % 20 == 0:
                 rate = len(losses) * 2 * pairs / (time.monotonic() - started)
                 bar.set_postfix(loss=f"{torch.stack(losses[-100:]).mean():.4f}", images_per_s=f"{rate:.0f}")
         return losses
 
-    return pass_epochs(
-        course,
+    return run_epochs(
+        trainer,
         folder,
         {
             **asdict(settings),

@@ -1,4 +1,4 @@
-"""A run -> what stays of it: each epoch in a CSV, a picture and TensorBoard's events; its weights file."""
+"""The records of a training run: a CSV row, a picture and TensorBoard events for each epoch, and its weights file."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from dfdc.weights import Calibration
 
 
 def report_epoch(folder: Path, row: dict[str, float], *, progress: bool = True) -> list[dict[str, float]]:
-    """Log one epoch.
+    """Log an epoch.
 
     Args:
         folder: gets log.csv, curves.png and TensorBoard's events.
-        row: column -> value, "epoch" (1 up) and what `draw_training` draws among them.
-        progress: print it, too.
+        row: value by column, with "epoch" (1 up) and what `draw_training` draws.
+        progress: print the row, too.
 
     Returns:
         All rows of the log.
     """
     rows = write_row(folder / "log.csv", row)
     draw_training(folder / "curves.png", rows)
-    # A run that goes on does its last epoch again: what was logged of it before is dropped.
+    # A resumed run may repeat an epoch; what was logged of it before is dropped.
     with SummaryWriter(str(folder), purge_step=int(row["epoch"])) as writer:
         for name, value in row.items():
             if name != "epoch":
@@ -43,11 +43,11 @@ def report_epoch(folder: Path, row: dict[str, float], *, progress: bool = True) 
 
 
 def write_row(path: Path, row: dict[str, float]) -> list[dict[str, float]]:
-    """Add an epoch to the log; what a killed run wrote of it, and had to do again, goes.
+    """Add an epoch to the log; rows of the same or later epochs, which an interrupted run wrote, are dropped.
 
     Args:
         path: of the CSV log.
-        row: column -> value, "epoch" among them.
+        row: value by column, with "epoch".
 
     Returns:
         All rows of the log.
@@ -70,15 +70,15 @@ def save_trained(
     scores: dict[str, float],
     trained_on: str,
 ) -> Path:
-    """Write a model with what came of it; the running command and the code's commit go with it.
+    """Write a trained model with its calibration, its scores, the running command and the code's commit.
 
-    A file of the same name and tensors, as a run leaves that goes on after its end, is replaced: two would answer as an
-    ensemble.
+    A file of the same name with the same tensors is removed, since two would form an ensemble: a run that is repeated
+    after its end leaves one.
 
     Args:
         model, folder, name: as `dfdc.networks.save_model`.
         calibration, trained_on: see `dfdc.weights.ModelSpec`.
-        scores: of its validation, by name.
+        scores: of validation, by name.
 
     Returns:
         The path of the new file.
@@ -104,7 +104,7 @@ def _same_tensors(first: Path, second: Path) -> bool:
 
 
 def read_command() -> str:
-    """The running command as a shell reads it; of absolute paths the last two parts: the rest is a machine's."""
+    """The running command, quoted for a shell; absolute paths are cut to two parts, since the rest names a machine."""
     return shlex.join(["python", *map(_shorten, sys.argv)])
 
 

@@ -1,4 +1,4 @@
-"""A net on its way through the epochs: what moves while it is trained, the exact resume, the log and the best epoch."""
+"""The state of a training run and its epochs: optimizer steps, exact resumption, the log, and the best epoch."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
+from dfdc.errors import InputError, MachineError
 from dfdc.files import drafted
 from dfdc.training.checkpoint import load_state, save_state
 from dfdc.training.distributed import Rank
 from dfdc.training.runlog import report_epoch
 from dfdc.weights import Calibration
 
-# AdamW's, on matrices and filters only; and the share of all steps in which the learning rate rises.
+# AdamW's weight decay, for matrices and filters only; the share of all steps that the learning rate warms up.
 WEIGHT_DECAY, WARMUP = 0.02, 0.05
-# The best epoch's averaged weights: the last ones need not be the best (docs/experiments.md).
+# Files of a run. The averaged weights of the best epoch are kept: the last need not be the best (docs/experiments.md).
 STATE, BEST = "state.pt", "best.pt"
 
-# What validation says of a model: its scores, "balanced_log_loss" among them, and the calibration fitted there.
+# The result of validation: scores by name, "balanced_log_loss" among them, and the calibration fitted there.
 Evaluation = tuple[dict[str, float], Calibration]
 
 
 @dataclass(frozen=True)
-class Course:
-    """What moves while a model is trained: the model, the average of its weights, and the optimizer on its schedule.
+class Trainer:
+    """What changes during training: the model, the average of its weights, the optimizer, its schedule and its scaler.
 
-    On CUDA the nets run in bfloat16; a device that only emulates it (a T4) takes float16, whose gradients the scaler
-    keeps from vanishing. Elsewhere it does nothing.
+    On CUDA the model runs in bfloat16, or in float16 on a device that only emulates bfloat16 (a T4); then the scaler
+    keeps gradients from underflowing. Otherwise the scaler does nothing.
     """
 
     model: nn.Module
@@ -45,32 +46,35 @@ class Course:
 
     @property
     def stateful(self) -> dict[str, object]:
-        """What has a state, by name."""
+        """Everything that has a state, by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def step(self, answer: nn.Module, pixels: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-        """One step down the gradient; the loss before it.
+    def step(self, forward: nn.Module, pixels: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Take one optimizer step.
 
         Args:
-            answer: the model, or what wraps or compiles it.
-            pixels: what it sees.
+            forward: the model, or a wrapped or compiled form of it.
+            pixels: its input.
             targets: (N,) in 0..1.
-            weights: (N,) how much each counts; None for all alike.
+            weights: (N,) of each example in the loss; None for equal weights.
+
+        Returns:
+            The loss before the step, a scalar tensor.
 
         Raises:
-            MemoryError: the GPU has too little for so many.
+            MachineError: the GPU has too little memory for the batch.
         """
         try:
-            return self._step(answer, pixels, targets, weights)
+            return self._step(forward, pixels, targets, weights)
         except torch.cuda.OutOfMemoryError as error:
-            raise MemoryError(
-                f"{len(pixels)} crops a step are too many for the GPU's memory; use fewer with --batch-size"
+            raise MachineError(
+                f"a batch of {len(pixels)} crops does not fit into the GPU's memory; use a smaller --batch-size"
             ) from error
 
-    def _step(self, answer: nn.Module, pixels: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    def _step(self, forward: nn.Module, pixels: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         half = torch.float16 if self.scaler.is_enabled() else torch.bfloat16
         with torch.autocast(pixels.device.type, half, enabled=pixels.device.type == "cuda"):
-            logits = answer(pixels)
+            logits = forward(pixels)
         loss = functional.binary_cross_entropy_with_logits(logits.float(), targets, weights)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -81,27 +85,33 @@ class Course:
         return loss.detach()
 
 
-def set_out(model: nn.Module, *, steps: int, rate: float, ema_decay: float) -> Course:
-    """Make ready to train a model for so many steps; the other arguments are those of `TrainSettings`.
+def make_trainer(model: nn.Module, *, steps: int, learning_rate: float, ema_decay: float) -> Trainer:
+    """Prepare to train a model.
 
-    On CUDA this process looks for the fastest convolutions from then on: all batches of a run have one shape.
+    On CUDA this process searches for the fastest convolutions from then on: all batches of a run have one shape.
+
+    Args:
+        model: trained in place.
+        steps: of the whole run.
+        learning_rate: peak; see `schedule_factor`.
+        ema_decay: see `running_average`.
     """
     cuda = next(model.parameters()).is_cuda
     torch.backends.cudnn.benchmark |= cuda
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=rate, fused=cuda)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / steps))
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=cuda)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule_factor(step / steps))
     scaler = torch.amp.GradScaler(enabled=cuda and not torch.cuda.is_bf16_supported(including_emulation=False))
-    return Course(model, running_average(model, ema_decay), optimizer, schedule, scaler)
+    return Trainer(model, running_average(model, ema_decay), optimizer, schedule, scaler)
 
 
 def running_average(model: nn.Module, decay: float) -> AveragedModel:
-    """The average of a model's weights over its last steps, which `update_parameters` of it brings up to date.
+    """An exponential moving average of a model's weights and buffers; its `update_parameters` follows a step.
 
-    Each step keeps `decay` of it, but the step after n others at most (1 + n) / (10 + n), so that a short run's average
-    is not where it began. 0 keeps nothing: the average is the model.
+    Each step keeps the share `decay` of the average, but after n steps at most (1 + n) / (10 + n), so that the average
+    of a short run does not stay near the initial weights. With a decay of 0 the average equals the model.
     """
 
     @torch.no_grad()
@@ -116,15 +126,15 @@ def running_average(model: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
-def learning_rate(done: float) -> float:
-    """The share of its peak after so great a part (0 to 1) of all steps: a rise, then a cosine down to zero."""
+def schedule_factor(done: float) -> float:
+    """The learning rate relative to its peak after a share (0 to 1) of all steps: linear warm-up, then cosine decay."""
     if done < WARMUP:
         return done / WARMUP
     return 0.5 * (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP)))
 
 
-def pass_epochs(
-    course: Course,
+def run_epochs(
+    trainer: Trainer,
     folder: Path,
     made_from: Mapping[str, object],
     epochs: int,
@@ -135,60 +145,59 @@ def pass_epochs(
     finish: bool = False,
     progress: bool = True,
 ) -> tuple[nn.Module, dict[str, float], Calibration] | None:
-    """Train for so many epochs, or for those that a killed run left.
+    """Train for a number of epochs, or for those that an interrupted run has left.
 
     Args:
-        course: changed in place.
-        folder: gets state.pt (for resuming), best.pt, log.csv with a line an epoch, curves.png, TensorBoard's events.
-        made_from: settings and what else a run is made from; a state that was made from something else is refused.
+        trainer: changed in place.
+        folder: gets state.pt (for resumption), best.pt, log.csv with a line for each epoch, curves.png and TensorBoard
+            events.
+        made_from: settings and inputs of the run; a state that was made from others is refused.
         epochs: of the whole run.
-        train_epoch: takes the steps of an epoch (0 up) and returns the loss before each. What it draws depends on the
-            epoch's number alone.
-        evaluate: what validation says of the averaged model.
-        rank: which of the processes that train together this is; None for one alone.
-        finish: take no more epochs than the folder's run has done.
+        train_epoch: takes the steps of an epoch (0 up) and returns the loss before each. Its random numbers depend on
+            the epoch's number only.
+        evaluate: validates the averaged model.
+        rank: this process among those that train together; None for a single process.
+        finish: train no further epochs than the folder's run has done.
         progress: print the epochs.
 
     Returns:
-        The averaged model of the epoch with the least balanced log loss on validation, on the CPU and in evaluation
-        mode, and what validation says of it; None in every rank but the first.
+        The averaged model of the epoch with the lowest balanced log loss on validation, on the CPU and in evaluation
+        mode, and its validation; None in every rank but the first.
 
     Raises:
-        ValueError: the folder holds another run's state, or none where it is to be finished.
+        InputError: the folder holds the state of another run, or no state although the run is to be finished.
     """
     rank = rank or Rank(0, 1, torch.device("cpu"))
     best = None
-    n_done = load_state(folder / STATE, course.stateful, made_from)
+    n_done = load_state(folder / STATE, trainer.stateful, made_from)
     if n_done and rank.first and not (folder / BEST).exists():
-        raise ValueError(
-            f"{folder}: its run is of an older version, or lost its {BEST}; name another folder with --run"
-        )
+        raise InputError(f"{folder}: its run has no {BEST}; name another folder with --run")
     if finish and not n_done:
-        raise ValueError(f"{folder}: holds no run that has done an epoch, so there is nothing to finish")
+        raise InputError(f"{folder}: holds no run that has completed an epoch, so there is nothing to finish")
     for epoch in range(n_done, n_done if finish else epochs):
         started = time.monotonic()
         losses = train_epoch(epoch)
         if rank.first:
             seconds = time.monotonic() - started
-            measured = evaluate(course.average.module)
+            measured = evaluate(trainer.average.module)
             row = {
                 "epoch": epoch + 1,
                 "train_loss": float(torch.stack(losses).mean()),
                 "seconds": seconds,
                 **measured[0],
             }
-            # In this order: what is killed in between is done and reported again, and no epoch's row is lost.
+            # In this order, so that an epoch whose end is interrupted is done and reported again, and no row is lost.
             rows = report_epoch(folder, row, progress=progress)
             if row["balanced_log_loss"] <= min(other["balanced_log_loss"] for other in rows):
                 best = measured
                 with drafted(folder / BEST) as draft:
-                    torch.save(course.average.module.state_dict(), draft)
-            save_state(folder / STATE, course.stateful, made_from, epoch + 1)
+                    torch.save(trainer.average.module.state_dict(), draft)
+            save_state(folder / STATE, trainer.stateful, made_from, epoch + 1)
         rank.wait()
 
     if not rank.first:
         return None
-    final = copy.deepcopy(course.average.module).eval()
+    final = copy.deepcopy(trainer.average.module).eval()
     final.load_state_dict(torch.load(folder / BEST, weights_only=True, map_location="cpu"))
-    scores, calibration = best or evaluate(final)  # it may be of before this run went on
+    scores, calibration = best or evaluate(final)  # best is None if the best epoch was before this process began
     return final.cpu(), scores, calibration

@@ -1,11 +1,10 @@
-"""Score labelled clips with more and more frames, then with more nets, and tell what each setting costs and brings.
+"""Measure cost and accuracy on labelled clips for different numbers of frames, and with one or all models.
 
 python tools/bench/compare_budgets.py clips --json budgets.json --picture budgets.png  # labels in clips/metadata.json
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dfdc.data.clips import LabelledClip, read_present
-from dfdc.errors import DataError, WeightsError
+from dfdc.errors import DataError
 from dfdc.evaluation.charts import draw_budgets
 from dfdc.evaluation.metrics import measure
-from dfdc.files import check_out, write_json
-from dfdc.flags import positive, run_tool
+from dfdc.files import write_json
+from dfdc.flags import add_device, check_outputs, make_parser, png, positive, run_tool, tool
 from dfdc.prediction import Prediction
 from dfdc.run.submission import details_path, read_predictions
 from dfdc.weights import find_weights
@@ -34,14 +33,14 @@ FRAMES = (1, 2, 4, 8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class Budget:
-    """One setting: what a clip costs a worker, and how good the clips' probabilities are.
+    """The cost and the scores of one setting.
 
     Attributes:
-        n_frames, n_nets: looked at per clip, and that answer.
-        seconds: of wall time that a clip keeps one worker busy, mean.
-        core_seconds: of decoding, finding faces and scoring, mean.
-        log_loss, auc: over all clips; those that cannot be scored count with the prior.
-        clip_seconds: of wall time that each clip kept its worker busy, in the folder's order.
+        n_frames, n_nets: number of frames of each clip, and of models.
+        seconds: mean wall time for which a clip occupies a worker.
+        core_seconds: mean CPU time for decoding, face detection and scoring.
+        log_loss, auc: over all clips; clips that cannot be scored count with the prior.
+        clip_seconds: wall time for which each clip occupied its worker, in the folder's order.
     """
 
     n_frames: int
@@ -56,20 +55,20 @@ class Budget:
 def compare_budgets(
     videos: Path, *, frames: Sequence[int] = FRAMES, weights: Path = WEIGHTS, options: Sequence[str] = ()
 ) -> list[Budget]:
-    """Run the kernel once per number of frames, by the nets that answer first; then by all, where there are others.
+    """Run the kernel once for each number of frames with the first models, then with all models if there are others.
 
     Args:
         videos: folder of clips with metadata.json.
-        frames: numbers of frames per clip.
-        weights: file, or folder whose further nets are the others.
-        options: further flags of the kernel.
+        frames: numbers of frames.
+        weights: weights file or folder; the others are in its folder further/.
+        options: more flags for the kernel.
 
     Returns:
-        One setting per number of frames, in their order; then as many by all nets.
+        A setting for each number of frames, in their order; then as many with all models.
 
     Raises:
-        DataError: the metadata is wrong, the clips that are there have one label, or the kernel failed.
-        WeightsError: there are no weights, or one of them does not check.
+        DataError: the metadata cannot be used, all clips have one label, or the kernel failed.
+        WeightsError: the weights cannot be used.
     """
     clips = read_present(videos)
     if len({clip.label for clip in clips}) < 2:
@@ -77,7 +76,7 @@ def compare_budgets(
     files = find_weights(weights)
     first, budgets = [file for file in files if not file.further], []
     for group in [first] if first == files else [first, files]:
-        # Side by side in one folder none of them is further, so that all answer whatever the device is.
+        # In one folder, none of them counts as further, so all are used on every device.
         with tempfile.TemporaryDirectory() as folder:
             for file in group:
                 (Path(folder) / file.path.name).symlink_to(file.path.absolute())
@@ -87,7 +86,7 @@ def compare_budgets(
 
 
 def _run_kernel(clips: list[LabelledClip], n_frames: int, options: Sequence[str]) -> list[Prediction]:
-    """What the kernel says of each clip, in order."""
+    """The kernel's prediction for each clip, in order."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "submission.csv"
         paths = [str(clip.path) for clip in clips]
@@ -116,9 +115,9 @@ def _measure(clips: list[LabelledClip], predictions: list[Prediction], n_frames:
 
 
 def format_table(budgets: Sequence[Budget]) -> str:
-    """A table for people, in Markdown."""
+    """A table in Markdown."""
     lines = [
-        "| nets | frames | seconds a clip and worker | core-seconds | log loss | AUC |",
+        "| models | frames | worker seconds per clip | core-seconds per clip | log loss | AUC |",
         "|---|---|---|---|---|---|",
     ]
     for b in budgets:
@@ -127,35 +126,29 @@ def format_table(budgets: Sequence[Budget]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of clips with metadata.json")
-    parser.add_argument("--frames", type=positive, nargs="+", default=FRAMES, help="per clip (default: %(default)s)")
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        default=WEIGHTS,
-        help="file or folder; with the nets of its folder further/ all is measured once more (default: weights/)",
+@tool
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("videos", type=Path, metavar="VIDEOS", help="folder of clips with metadata.json")
+    frames_help = f"frame counts to try (default: {' '.join(map(str, FRAMES))})"
+    add("--frames", type=positive, nargs="+", default=FRAMES, metavar="N", help=frames_help)
+    weights_help = (
+        "weights file or folder; models in its folder further/ are added in a second pass (default: weights/)"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="as the kernel's")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
-    parser.add_argument("--picture", type=Path, help="draw them there, as PNG")
+    add("--weights", type=Path, default=WEIGHTS, help=weights_help)
+    add_device(parser)
+    add("--json", type=Path, metavar="FILE", help="write the figures to this file, too (default: print them only)")
+    add("--picture", type=png, metavar="FILE", help="draw the figures into this PNG file (default: none)")
     args = parser.parse_args(argv)
-    try:
-        for path in filter(None, (args.json, args.picture)):
-            check_out(path)
-        budgets = compare_budgets(
-            args.videos, frames=args.frames, weights=args.weights, options=("--device", args.device)
-        )
-        print(format_table(budgets))
-        if args.json:
-            write_json(args.json, [asdict(budget) for budget in budgets])
-        if args.picture:
-            draw_budgets(args.picture, [asdict(budget) for budget in budgets])
-    except (DataError, WeightsError, OSError) as error:
-        print(f"compare_budgets: {error}", file=sys.stderr)
-        return 1
-    return 0
+    check_outputs([args.json, args.picture])
+    options = ("--device", args.device)
+    budgets = compare_budgets(args.videos, frames=args.frames, weights=args.weights, options=options)
+    print(format_table(budgets))
+    if args.json:
+        write_json(args.json, [asdict(budget) for budget in budgets])
+    if args.picture:
+        draw_budgets(args.picture, [asdict(budget) for budget in budgets])
 
 
 if __name__ == "__main__":

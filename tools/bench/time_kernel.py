@@ -1,11 +1,11 @@
-"""Time the real kernel on clips, and say whether a run of thousands of them would end in time.
+"""Time the kernel on clips, and project whether a run over thousands of clips ends in time.
 
 python tools/bench/time_kernel.py clips --match 'ff_*.mp4' --repeat 24 --frames 16 --device cpu --memory-gb 2
 
-It prints a table, and the figures as JSON on the last line. "Reading alone" is by the CPU, also where a GPU decodes.
-The exit code is 0 if the planned run fits, 1 if it does not, 2 for a mistake. It needs Linux, whose /proc tells what a
-process and its children use. As Linux does where memory is short, it kills the largest of the kernel's processes as
-often as all of them take more than --memory-gb.
+It prints a table, and the figures as JSON on the last line. "Reading alone" uses the CPU even if a GPU decodes. The
+exit status is 0 if the planned run fits, 3 if it does not, and 1 or 2 for a mistake. The tool needs Linux, whose /proc
+shows the resources of a process and its children. Like Linux when memory is short, it kills the largest of the kernel's
+processes whenever all of them together take more than --memory-gb.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dfdc.errors import InputError
-from dfdc.flags import positive, run_tool
+from dfdc.errors import InputError, MachineError, SettingError
+from dfdc.flags import above_zero, make_parser, positive, run_tool, tool
 from dfdc.prediction import Prediction
 from dfdc.run.inputs import collect
 from dfdc.run.processes import kill_largest, measure_tree
@@ -42,16 +42,18 @@ from dfdc.video import read_frames
 from dfdc.weights import EXTRAS
 
 KERNEL = str(Path(__file__).resolve().parents[2] / "kernel.py")
-# How often memory is looked at: a look takes some 25 ms, during which the process looked at may wait.
+# Interval between measurements of memory; one takes about 25 ms, for which the measured process may wait.
 SAMPLE_S = 0.25
 START_LIMIT_S = 60.0
-# Before a command: a network of its own without any device, for a user who need not be root.
+# Exit status if the planned run does not fit; 1 and 2 are mistakes of the user.
+DOES_NOT_FIT = 3
+# Prefix of a command: it runs in a network namespace without devices, also for a user who is not root.
 OFFLINE = ["unshare", "-rn"]
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """The run to project to: how many clips, in what time, in how much memory (10^9 bytes; None for any)."""
+    """The planned run: number of clips, time limit, and memory limit (10^9 bytes; None for no limit)."""
 
     n_clips: int = 4000
     limit_s: float = 9 * 3600.0
@@ -59,20 +61,20 @@ class PlannedRun:
 
     def __post_init__(self) -> None:
         if not (self.n_clips > 0 and self.limit_s > 0 and (self.memory_gb is None or self.memory_gb > 0)):
-            raise InputError(f"{self}: --clips, --limit and --memory-gb must be above 0")
+            raise SettingError(f"{self}: --clips, --limit and --memory-gb must be above 0")
 
 
 @dataclass(frozen=True)
 class Timing:
-    """The figures of a run; times per clip leave its start-up out, and are of clips that gave frames.
+    """The measurements of a run. Times per clip exclude the start-up and clips without a readable frame.
 
     Attributes:
-        predictions: what the kernel wrote of each clip.
-        wall_s, cpu_s: wall and core-seconds from the start of its process to its end, descendants included.
-        startup_s, startup_cpu_s: the part of them before its first clip began.
-        peak_mb: the most resident memory (10^6 bytes) that its processes had together.
-        floor_s: wall time per clip of reading the same frames on the same cores and nothing else.
-        n_killed: how many of its processes were killed for want of memory.
+        predictions: the kernel's predictions.
+        wall_s, cpu_s: wall time and CPU time of the kernel's process and its descendants.
+        startup_s, startup_cpu_s: their parts before the first clip began.
+        peak_mb: peak resident memory (10^6 bytes) of all its processes together.
+        floor_s: wall time per clip for reading the same frames on the same cores and nothing else.
+        n_killed: number of its processes that were killed because of the memory limit.
     """
 
     predictions: tuple[Prediction, ...]
@@ -86,7 +88,7 @@ class Timing:
 
     @property
     def read(self) -> list[Prediction]:
-        """The predictions of clips that gave frames: others cost next to nothing, and would hide what these cost."""
+        """The predictions of clips with readable frames; the others cost almost nothing."""
         return [prediction for prediction in self.predictions if prediction.frames]
 
     @property
@@ -95,22 +97,22 @@ class Timing:
 
     @property
     def worker_seconds(self) -> tuple[float, ...]:
-        """Mean, median, 95th percentile and greatest of the wall time that a clip keeps one worker busy.
+        """Mean, median, 95th percentile and maximum of the wall time for which a clip occupies a worker.
 
-        Clips that timed out before their first frame count here: they are the worst.
+        Clips that timed out before their first frame are included, since they are the worst.
         """
         seconds = [p.seconds for p in self.predictions if p.frames or p.status == "timeout"]
         return float(np.mean(seconds)), *np.percentile(seconds, (50, 95, 100)).tolist()
 
     @property
     def core_seconds(self) -> tuple[float, ...]:
-        """Per clip: of decoding, of detecting, of cropping, of scoring, and of all else."""
+        """Mean CPU time per clip for decoding, detection, cropping, scoring, and everything else."""
         stages = np.sum([(p.decode_s, p.detect_s, p.crop_s, p.score_s) for p in self.predictions], axis=0).tolist()
         rest = max(self.cpu_s - self.startup_cpu_s - sum(stages), 0.0)
         return tuple(total / len(self.read) for total in (*stages, rest))
 
     def projected_s(self, plan: PlannedRun) -> float:
-        """Seconds that the planned run takes, start-up included."""
+        """Projected seconds of the planned run, including start-up."""
         return self.startup_s + plan.n_clips * self.seconds_per_clip
 
     def fits(self, plan: PlannedRun) -> bool:
@@ -120,27 +122,27 @@ class Timing:
 def time_kernel(
     clips: list[Path], kernel: list[str], *, n_clips: int | None = None, cores: int = 2, memory_gb: float | None = None
 ) -> Timing:
-    """Run the kernel on clips, then read the same frames of them and do nothing else.
+    """Run the kernel on clips, then only read the same frames.
 
     Args:
-        clips: videos; what is none gets its row from the kernel and counts as a failure.
-        kernel: the command that scores, with all its flags but clips and --out.
-        n_clips: how many are run: the given ones in turn, again and again under other names. None for each once.
-        cores: how many cores the kernel, and then the reading, may use.
-        memory_gb: how much memory the kernel's processes may take together (10^9 bytes); None for any.
+        clips: videos; other files get a row from the kernel and count as failures.
+        kernel: the command that scores, with all flags except clips and --out.
+        n_clips: total number of clips, which repeats the given ones under other names; None runs each once.
+        cores: number of cores that the kernel, and then the reading, may use.
+        memory_gb: memory limit of all the kernel's processes together (10^9 bytes); None for no limit.
 
     Raises:
-        InputError: not so many cores, no clip, or a kernel that fails or reads no frame.
-        MemoryError: a kernel that fails because its processes were killed for want of memory.
+        InputError: too few cores, no clip, or a kernel that fails or reads no frame.
+        MachineError: the kernel failed because its processes were killed at the memory limit.
     """
     available = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
     if not 1 <= cores <= len(available):
-        raise InputError(f"--cores {cores}: allowed are 1 to {len(available)}, those that Linux lets this process use")
+        raise InputError(f"--cores {cores}: allowed are 1 to {len(available)}, the cores that this process may use")
     chosen = list(islice(cycle(clips), len(clips) if n_clips is None else max(n_clips, 0)))
     if not chosen:
-        raise InputError(f"of {len(clips)} clips found none is to be run; look at --match and --repeat")
+        raise InputError(f"none of the {len(clips)} clips is left to run; check --match and --repeat")
     for clip in clips:
-        clip.read_bytes()  # into the system's cache, so that neither the kernel nor the reading waits for the disk
+        clip.read_bytes()  # into the page cache, so that neither the kernel nor the reading waits for the disk
     with tempfile.TemporaryDirectory(prefix="time_kernel-") as scratch:
         out, links = Path(scratch, "submission.csv"), []
         for number, clip in enumerate(chosen):
@@ -150,7 +152,10 @@ def time_kernel(
         if subprocess.run(" ".join([*OFFLINE, "true"]), shell=True, capture_output=True).returncode == 0:
             command = OFFLINE + command
         else:
-            print(f"time_kernel: {' '.join(OFFLINE)} does not work here: the network stays on", file=sys.stderr)
+            print(
+                f"time_kernel: {' '.join(OFFLINE)} does not work here, so the kernel has network access",
+                file=sys.stderr,
+            )
         timing = run_kernel(command, out, available[:cores], memory_gb=memory_gb)
         reads = [(out.with_name(p.filename), p.frames) for p in timing.read]
         if not reads:
@@ -159,14 +164,14 @@ def time_kernel(
 
 
 def run_kernel(command: list[str], out: Path, cores: list[int], *, memory_gb: float | None = None) -> Timing:
-    """Run a command that writes a submission, and watch what its processes use; see `time_kernel`.
+    """Run a command that writes a submission, and measure its processes; see `time_kernel`.
 
-    The first clip began when the first result appeared, less the seconds it took. Where several results appear at
-    once, as those of very short clips do, it began at least as much earlier as a worker a core needs for all of them.
+    The first clip began its own duration before the first result appeared. If several results appear at once, as with
+    very short clips, it began at least as much earlier as one worker for each core needs for all of them.
 
     Raises:
         InputError: the command fails or writes no prediction.
-        MemoryError: it does so after some of its processes were killed for want of memory.
+        MachineError: it fails after some of its processes were killed at the memory limit.
     """
     details, samples, peak_bytes, killed, first = details_path(out), [(0.0, 0.0)], 0, set(), []
     began, ended_cpu_s = time.monotonic(), sum(os.times()[2:4])
@@ -176,24 +181,28 @@ def run_kernel(command: list[str], out: Path, cores: list[int], *, memory_gb: fl
             now_s, (cpu_s, resident) = time.monotonic() - began, measure_tree(process.pid)
             peak_bytes = max(peak_bytes, resident)
             if memory_gb is not None and resident > 1e9 * memory_gb:
-                killed.add(kill_largest(process.pid))  # one that has not gone by the next look is the same one
+                killed.add(
+                    kill_largest(process.pid)
+                )  # a process that still exists at the next measurement is the same one
             if not first:
                 samples.append((now_s, cpu_s))
                 first, first_s = read_so_far(details), now_s
             with suppress(subprocess.TimeoutExpired):
-                process.wait(min(SAMPLE_S, 0.02 + now_s / 10))  # densest at first: a short run is seen too
+                process.wait(
+                    min(SAMPLE_S, 0.02 + now_s / 10)
+                )  # frequent at first, so that short runs are measured, too
     finally:
-        process.terminate()  # where this tool is interrupted; the kernel then ends its workers
+        process.terminate()  # if this tool is interrupted, the kernel ends its workers
         process.wait()
-    cpu_s = sum(os.times()[2:4]) - ended_cpu_s  # workers that the kernel killed are among them, for it waited for them
+    cpu_s = sum(os.times()[2:4]) - ended_cpu_s  # includes workers that the kernel killed
     wall_s, predictions = time.monotonic() - began, read_so_far(details)
     if killed and (process.returncode or not predictions):
-        raise MemoryError(
+        raise MachineError(
             f"the kernel does not fit in {memory_gb} GB of memory: it ended with code {process.returncode} after "
-            f"{len(killed)} of its processes were killed; allow more with --memory-gb, or take fewer --workers"
+            f"{len(killed)} of its processes were killed; allow more with --memory-gb, or use fewer --workers"
         )
     if process.returncode or not predictions:
-        raise InputError(f"the kernel ended with code {process.returncode}; what it said stands above")
+        raise InputError(f"the kernel ended with code {process.returncode}; its messages are above")
     if not first:
         first, first_s = predictions, wall_s
     seconds = [p.seconds for p in first]
@@ -203,12 +212,12 @@ def run_kernel(command: list[str], out: Path, cores: list[int], *, memory_gb: fl
 
 
 def read_so_far(details: Path) -> list[Prediction]:
-    """What a predictions.csv says; nothing where there is none yet."""
+    """The predictions written so far."""
     return read_predictions(details) if details.exists() else []
 
 
 def time_reading(reads: list[tuple[Path, int]], cores: list[int]) -> float:
-    """Wall seconds that reading so many frames of each clip takes, with a process a core."""
+    """Wall seconds for reading the given numbers of frames of clips, with one process for each core."""
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(len(cores) + 1)
     with context.Pool(len(cores), _enter, (ready, cores)) as pool:
@@ -228,7 +237,7 @@ def _read(path: Path, n_frames: int) -> None:
 
 
 def describe(timing: Timing, plan: PlannedRun) -> str:
-    """The figures for people: a table, its last line the verdict."""
+    """The figures as a table for people; its last line is the verdict."""
     spare = 1 - timing.projected_s(plan) / plan.limit_s
     misfit = "does not fit" + (f" in {plan.memory_gb} GB of memory" if spare >= 0 else "")
     verdict = f"fits with {spare:.0%} to spare" if timing.fits(plan) else misfit
@@ -252,7 +261,7 @@ def describe(timing: Timing, plan: PlannedRun) -> str:
 
 
 def to_json(timing: Timing, plan: PlannedRun) -> str:
-    """The figures for machines, on one line."""
+    """The figures as JSON on one line."""
     figures = {
         "seconds_per_clip": timing.seconds_per_clip,
         "p95_seconds_per_clip": timing.worker_seconds[2],
@@ -267,43 +276,41 @@ def to_json(timing: Timing, plan: PlannedRun) -> str:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a duration such as 9h, 1.5h, 30m or 3600s."""
+    """The seconds of a duration such as 9h, 1.5h, 30m or 3600s."""
     if not re.fullmatch(r"\d+(\.\d+)?[hms]", text):
-        raise argparse.ArgumentTypeError(f"is {text!r}; allowed are numbers with a unit: 9h, 30m or 3600s")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not allowed; give a number with a unit, such as 9h, 30m or 3600s"
+        )
     return float(text[:-1]) * {"h": 3600, "m": 60, "s": 1}[text[-1]]
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    add("paths", nargs="+", type=Path, metavar="PATH", help="clip or folder of clips")
-    add("--match", metavar="GLOB", default="*", help="only clips of such names, as in 'ff_*.mp4' (default: all)")
-    add("--repeat", type=int, metavar="N", help="N clips in all, in turn (default: each once)")
-    add("--cores", type=int, default=2, help="cores that are used (default: %(default)s)")
-    add("--workers", type=positive, help="clips at once (default: the kernel's)")
-    add("--device", choices=("auto", "cpu", "cuda"), help="where nets run (default: the kernel's)")
-    add("--frames", type=positive, default=16, help="frames looked at per clip (default: %(default)s)")
+    add("paths", nargs="+", type=Path, metavar="PATH", help="clips, or folders of clips")
+    add("--match", metavar="GLOB", default="*", help="use only clips with such names, as in 'ff_*.mp4' (default: all)")
+    add("--repeat", type=positive, metavar="N", help="run N clips in total by repeating them (default: each once)")
+    add("--cores", type=positive, default=2, help="number of cores to use (default: %(default)s)")
+    add("--workers", type=positive, help="number of clips scored in parallel (default: the kernel's)")
+    add("--device", choices=("auto", "cpu", "cuda"), help="run the models on this device (default: the kernel's)")
+    add("--frames", type=positive, default=16, help="number of frames of each clip (default: %(default)s)")
     add("--weights", type=Path, help="weights file or folder (default: the kernel's)")
-    add("--with", dest="extras", action="append", choices=EXTRAS, default=[], help="as the kernel takes it")
-    add("--memory-gb", type=float, help="10^9 bytes that the kernel's processes may take together (default: any)")
-    add("--clips", type=int, default=PlannedRun.n_clips, help="clips of the planned run (default: %(default)s)")
-    add("--limit", type=parse_duration, default="9h", help="how long it may take (default: %(default)s)")
+    with_help = "add models that are off by default, as the kernel's --with does (default: none)"
+    add("--with", dest="extras", action="append", choices=EXTRAS, default=[], help=with_help)
+    memory_help = "memory limit of all the kernel's processes together in 10^9 bytes (default: none)"
+    add("--memory-gb", type=above_zero, help=memory_help)
+    add("--clips", type=positive, default=PlannedRun.n_clips, help="clips of the planned run (default: %(default)s)")
+    add("--limit", type=parse_duration, default="9h", help="time limit of the planned run (default: %(default)s)")
     args = parser.parse_args(argv)
     names = [name for name in ("workers", "device", "frames", "weights") if getattr(args, name) is not None]
     kernel = [sys.executable, KERNEL, "--fresh", *(f"--{name}={getattr(args, name)}" for name in names)]
     kernel += [f"--with={extra}" for extra in args.extras]
-    try:
-        plan, job = PlannedRun(args.clips, args.limit, args.memory_gb), collect(args.paths)
-        clips = [job.paths[name] for name in fnmatch.filter(job.names, args.match)]
-        timing = time_kernel(clips, kernel, n_clips=args.repeat, cores=args.cores, memory_gb=args.memory_gb)
-    except MemoryError as error:
-        print(f"time_kernel: {error}", file=sys.stderr)
-        return 1
-    except (InputError, OSError) as error:
-        print(f"time_kernel: {error}", file=sys.stderr)
-        return 2
+    plan, job = PlannedRun(args.clips, args.limit, args.memory_gb), collect(args.paths)
+    clips = [job.paths[name] for name in fnmatch.filter(job.names, args.match)]
+    timing = time_kernel(clips, kernel, n_clips=args.repeat, cores=args.cores, memory_gb=args.memory_gb)
     print(describe(timing, plan), to_json(timing, plan), sep="\n")
-    return 0 if timing.fits(plan) else 1
+    return 0 if timing.fits(plan) else DOES_NOT_FIT
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Time a full training step, augmentation included, and tell how long the device waited.
+"""Time complete training steps, with augmentation, and measure how long the device waits.
 
 python tools/bench/time_training.py --architecture efficientnet-b0 --input-size 224 --batch-size 256
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -20,30 +19,29 @@ from torch.autograd.profiler_util import FunctionEvent
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dfdc.data.dataset import CropSet
-from dfdc.errors import DeviceError
-from dfdc.flags import COMPILE_HELP, positive, run_tool
+from dfdc.flags import COMPILE_HELP, add_device, even, input_side, make_parser, positive, run_tool, tool
 from dfdc.networks import FrameModel
 from dfdc.runtime import choose_device
 from dfdc.training.loop import TrainSettings, compile_training, make_batch
-from dfdc.training.trainer import set_out
+from dfdc.training.trainer import make_trainer
 from dfdc.weights import ARCHITECTURES, ModelSpec
 
-# How many different crops there are, or a batch's where that is more.
+# The number of different crops, unless a batch has more.
 N_CROPS = 4096
 
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """What training costs.
+    """The speed of training.
 
     Attributes:
         device: its name.
-        images_per_s: crops through the whole step: drawn, resized, mixed, augmented, forward, backward, optimizer,
-            averaged weights.
-        net_images_per_s: crops through the last four of these alone, on a batch that is there already.
-        augmentation_share: of the whole step's time, what the net alone would not have taken; in 0..1.
-        waiting_share: of the time, in which a CUDA device ran no kernel; None on the CPU.
-        peak_memory_mb: of the CUDA device; None on the CPU.
+        images_per_s: crops per second through the whole step: sampling, resizing, mixing, augmentation, forward and
+            backward pass, optimizer and averaged weights.
+        net_images_per_s: crops per second through the last four of these, with a batch that is ready.
+        augmentation_share: of the step's time that is not spent on these four, 0..1.
+        waiting_share: share of the time in which a CUDA device ran no kernel; None on the CPU.
+        peak_memory_mb: of the CUDA device in MiB; None on the CPU.
     """
 
     device: str
@@ -60,26 +58,28 @@ def time_training(
     input_size: int = 224,
     batch_size: int = 256,
     n_steps: int = 50,
-    device: str = "cuda",
+    device: str = "auto",
     compiled: bool = False,
 ) -> TrainingSpeed:
-    """Train on made crops for some steps, and time them.
+    """Time training steps on random crops.
 
     Args:
         architecture: one of `dfdc.weights.ARCHITECTURES`.
-        input_size: side in pixels that the net sees; crops have 224.
-        batch_size: crops per step, even.
-        n_steps: that are timed, after a tenth as many (at least two) that are not.
-        device: "cpu" or "cuda".
-        compiled: see `TrainSettings`; what compiling takes is not timed.
+        input_size: side of the model's input in pixels; crops have 224.
+        batch_size: crops in a step, even.
+        n_steps: number of timed steps, after a tenth as many (at least two) untimed ones.
+        device: "auto", "cpu" or "cuda".
+        compiled: see `TrainSettings`; compilation is not timed.
 
     Raises:
-        ValueError: the batch is odd, or the net cannot see that size.
+        DeviceError: the device cannot be used.
+        MachineError: the GPU has too little memory.
     """
+    device = choose_device(device, cudnn=True)
     settings = TrainSettings(batch_size=batch_size)
     model = FrameModel(ModelSpec(architecture, input_size)).to(device, memory_format=torch.channels_last).train()
     crops = _make_crops(max(N_CROPS, batch_size) // 2, torch.device(device))
-    course = set_out(model, steps=100 * n_steps, rate=1e-4, ema_decay=settings.ema_decay)
+    trainer = make_trainer(model, steps=100 * n_steps, learning_rate=1e-4, ema_decay=settings.ema_decay)
     chances = torch.Generator().manual_seed(0)
     answer = compile_training(model) if compiled else model
     pairs = torch.arange(len(crops)).view(2, -1).T
@@ -89,11 +89,11 @@ def time_training(
         return make_batch(crops.images, crops, chosen, model, settings, chances)
 
     def whole_step() -> None:
-        course.step(answer, *draw())
+        trainer.step(answer, *draw())
 
     batch = draw()
     whole_s = _time(whole_step, n_steps, device)
-    net_s = _time(lambda: course.step(answer, *batch), n_steps, device)
+    net_s = _time(lambda: trainer.step(answer, *batch), n_steps, device)
     cuda = device == "cuda"
     return TrainingSpeed(
         device=torch.cuda.get_device_name() if cuda else "CPU",
@@ -106,7 +106,7 @@ def time_training(
 
 
 def _make_crops(n_pairs: int, device: torch.device) -> CropSet:
-    """Made pairs of reals and fakes, resident on the device as training's are."""
+    """Random pairs of reals and fakes on the device, where training has its crops, too."""
     images = torch.randint(0, 256, (2 * n_pairs, 3, 224, 224), dtype=torch.uint8, device=device)
     labels = torch.arange(2 * n_pairs).ge(n_pairs).float()
     originals = torch.cat([torch.full((n_pairs,), -1), torch.arange(n_pairs)])
@@ -131,7 +131,7 @@ def _finish(device: str) -> None:
 
 
 def _waiting_share(step: Callable[[], None]) -> float:
-    """The share of the time in which nothing ran on the device, as torch's profiler saw it."""
+    """The share of the time in which nothing ran on the device, according to torch's profiler."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=activities) as profile:
@@ -144,40 +144,39 @@ def _waiting_share(step: Callable[[], None]) -> float:
 
 
 def _busy_us(events: Iterable[FunctionEvent]) -> float:
-    """Microseconds of kernels and copies on the device; operators and named spans tell of the same ones again."""
+    """Microseconds of kernels and copies on the device; operators and named spans contain the same ones again."""
     on_device = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
     return sum(event.time_range.elapsed_us() for event in on_device)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@tool
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--architecture", choices=ARCHITECTURES, default="efficientnet-b0", help="the net (default: %(default)s)")
-    add("--input-size", type=int, default=224, help="side in pixels that it sees (default: %(default)s)")
-    add("--batch-size", type=positive, default=256, help="crops a step (default: %(default)s)")
-    add("--steps", type=positive, default=50, help="that are timed (default: %(default)s)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: CUDA if there)")
-    add("--compile", action="store_true", help=COMPILE_HELP)
+    add("--architecture", choices=ARCHITECTURES, default="efficientnet-b0", help="backbone (default: %(default)s)")
+    add("--input-size", type=input_side, default=224, help="side of the model's input in pixels (default: %(default)s)")
+    add("--batch-size", type=even, default=256, help="crops in a step, an even number (default: %(default)s)")
+    add("--steps", type=positive, default=50, help="number of timed steps (default: %(default)s)")
+    add_device(parser)
+    add("--compile", action="store_true", help=f"{COMPILE_HELP} (default: off)")
     args = parser.parse_args(argv)
-    try:
-        speed = time_training(
-            architecture=args.architecture,
-            input_size=args.input_size,
-            batch_size=args.batch_size,
-            n_steps=args.steps,
-            device=choose_device(args.device, cudnn=True),
-            compiled=args.compile,
-        )
-    except (DeviceError, MemoryError, ValueError) as error:
-        print(f"time_training: {error}", file=sys.stderr)
-        return 1
+    speed = time_training(
+        architecture=args.architecture,
+        input_size=args.input_size,
+        batch_size=args.batch_size,
+        n_steps=args.steps,
+        device=args.device,
+        compiled=args.compile,
+    )
     print(f"{args.architecture} at {args.input_size} px, batches of {args.batch_size}, on {speed.device}:")
     print(f"  {speed.images_per_s:.0f} images/s with augmentation, {speed.net_images_per_s:.0f} without")
     print(f"  augmentation takes {speed.augmentation_share:.0%} of the time")
     if speed.waiting_share is not None:
-        print(f"  the GPU waits for {speed.waiting_share:.0%} of it; {speed.peak_memory_mb:.0f} MB at most")
+        print(
+            f"  the GPU is idle for {speed.waiting_share:.0%} of the time; "
+            f"it uses at most {speed.peak_memory_mb:.0f} MiB of memory"
+        )
     print(json.dumps(asdict(speed)))
-    return 0
 
 
 if __name__ == "__main__":

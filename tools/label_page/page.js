@@ -1,6 +1,6 @@
 "use strict";
 
-// The page of tools/label_frames.py. Labels are the server's: what is shown as labelled is on its disk.
+// The page of tools/label_frames.py. The server keeps the labels: what is shown as labelled is on its disk.
 
 const NAMES = { visible: "visibly fake", not_visible: "not visibly fake", skip: "skipped" };
 const $ = (id) => document.getElementById(id);
@@ -18,7 +18,7 @@ async function ask(path, body) {
   try {
     response = await fetch(path, options);
   } catch {
-    throw new Error("The server does not answer. All labels shown are saved: start label_frames again, then go on here.");
+    throw new Error("The server does not answer. All labels that you see are saved: start label_frames again and open the address that it prints.");
   }
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error);

@@ -1,14 +1,13 @@
-"""Train with the whole recipe and with each of its parts left out, and compare them on validation.
+"""Train with the whole recipe and without each of its parts, and compare the results on validation.
 
 python tools/research/compare_recipes.py --crops crops/crops.csv --init init.safetensors --run runs/recipes
 
-Every run starts at the same weights and sees the same pairs. A run that is done is not done again; one that was killed
-goes on from its last epoch. The table belongs into docs/experiments.md: what pays stays, what does not goes.
+All runs start from the same weights and see the same pairs. Completed runs are not repeated, and an interrupted run
+continues from its last epoch. The table belongs into docs/experiments.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +20,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dfdc.crop import CropGeometry
 from dfdc.data.dataset import CropSet, find_sources, load_crops, load_rows, read_split
-from dfdc.errors import DataError, DeviceError, WeightsError
 from dfdc.evaluation.metrics import draw_sources, interval, measure
-from dfdc.files import check_out, write_json
-from dfdc.flags import COMPILE_HELP, natural, positive, run_tool
+from dfdc.files import write_json
+from dfdc.flags import (
+    COMPILE_HELP,
+    above_zero,
+    add_device,
+    check_outputs,
+    input_side,
+    make_parser,
+    natural,
+    positive,
+    run_tool,
+    share,
+    tool,
+)
 from dfdc.networks import FrameModel
 from dfdc.runtime import choose_device
 from dfdc.training.distributed import Rank
@@ -33,7 +43,7 @@ from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.weights import ARCHITECTURES, ModelSpec
 
 WHOLE = "the whole recipe"
-# What each run changes in the settings.
+# The settings that each run changes.
 CHANGES: dict[str, dict[str, object]] = {
     WHOLE: {},
     "no pair mixup": {"mixup": 0.0},
@@ -54,14 +64,14 @@ CHANGES: dict[str, dict[str, object]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to, on validation.
+    """The validation of a run.
 
     Attributes:
         name: one of `CHANGES`.
         probabilities: (N,) calibrated.
         scores: of `dfdc.evaluation.metrics.measure`.
-        low, high: bounds of 95 % of the log loss less the whole recipe's, drawn over the validation's originals, each
-            with its fakes; what another seed of training would change is not in them.
+        low, high: 95 % interval of the balanced log loss minus that of the whole recipe, from a bootstrap over
+            originals with their fakes. It does not include the variation between training seeds.
     """
 
     name: str
@@ -85,16 +95,16 @@ def compare_recipes(
     device: str = "cpu",
     samples: int = 2000,
 ) -> list[Outcome]:
-    """Train once per name.
+    """Train once for each name.
 
     Args:
         training, validation: disjoint in originals.
-        run: folder that gets one of each run.
+        run: folder that gets a folder for each run.
         sources: of the validation crops, see `find_sources`.
         names: of `CHANGES`; the whole recipe is always among them.
-        spec: of the nets.
-        init: safetensors file to start from; None starts from scratch.
-        imagenet: start from ImageNet weights, fetched over the network.
+        spec: of the models.
+        init: safetensors file to start from; None for random weights.
+        imagenet: start from published ImageNet weights instead, see `download_imagenet`.
         settings: of the whole recipe; None for the defaults.
         device: "cpu" or "cuda".
         samples: of the bootstrap.
@@ -103,7 +113,8 @@ def compare_recipes(
         The whole recipe's outcome, then the others' in order.
 
     Raises:
-        ValueError: the folder holds runs of other crops, of another net or from another start.
+        InputError: the folder holds runs with other crops, another model or another start.
+        WeightsError: the start cannot be used.
     """
     settings = settings or TrainSettings()
     spec = replace(spec, crop=CropGeometry(size=training.images.shape[-1]))
@@ -137,12 +148,12 @@ def _train_once(
     settings: TrainSettings,
     device: str,
 ) -> np.ndarray:
-    """Calibrated probabilities (N,) of the validation crops, from the folder where the run was done before."""
+    """Calibrated probabilities (N,) of the validation crops, from the folder if the run was completed before."""
     folder.mkdir(parents=True, exist_ok=True)
     model, start = begin(settings.seed)
     if start is not None:
         revive_if_folded(model, training.images)
-    # A run that is done goes through its loop without an epoch.
+    # For a completed run this trains no epoch.
     rank = Rank(0, 1, torch.device(device))
     final, _, calibration = train(model, training, validation, folder, settings, start=start, rank=rank)
     return calibration.probabilities(score_crops(final.to(rank.device), validation.images))
@@ -151,11 +162,11 @@ def _train_once(
 def compare_losses(
     labels: np.ndarray, sources: Sequence[str], before: np.ndarray, after: np.ndarray, *, samples: int, seed: int
 ) -> dict[str, float]:
-    """The balanced log loss after a change less that before it: its value, low and high of the 95 % interval.
+    """The balanced log loss after a change minus that before it: value, low and high of the 95 % interval.
 
     Args:
         labels: (N,) 0 or 1, both occur.
-        sources: (N,) what is drawn as a whole.
+        sources: (N,) names of the groups that are drawn as a whole.
         before, after: (N,) probabilities.
         samples, seed: of the bootstrap over sources.
     """
@@ -172,8 +183,8 @@ def compare_losses(
 
 
 def format_table(outcomes: list[Outcome]) -> str:
-    """In Markdown."""
-    lines = ["| recipe | AUC | balanced log loss | less the whole recipe's |", "|---|---|---|---|"]
+    """A table in Markdown."""
+    lines = ["| recipe | AUC | balanced log loss | minus the whole recipe's |", "|---|---|---|---|"]
     for o in outcomes:
         change = o.scores["balanced_log_loss"] - outcomes[0].scores["balanced_log_loss"]
         less = "" if o is outcomes[0] else f"{change:+.4f} ({o.low:+.4f} to {o.high:+.4f})"
@@ -181,63 +192,60 @@ def format_table(outcomes: list[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@tool
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    only = f"of {', '.join(map(repr, CHANGES))} (default: all)"
-    add("--crops", type=Path, required=True, help="crop table, images beside it or in its zips")
+    add("--crops", type=Path, required=True, help="crop table; its images are beside it or in its zip files")
     add("--run", type=Path, required=True, help="folder for the runs")
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--init", type=Path, help="safetensors file that every run starts from (default: from scratch)")
-    start.add_argument("--imagenet", action="store_true", help="fetch ImageNet weights over the network to start from")
-    add("--architecture", choices=ARCHITECTURES, default="efficientnet-lite0", help="the net (default: %(default)s)")
-    add("--input-size", type=int, default=224, help="side in pixels that the net sees (default: %(default)s)")
-    add("--epochs", type=positive, default=TrainSettings.epochs, help="of each run (default: %(default)s)")
-    add("--batch-size", type=positive, default=TrainSettings.batch_size, help="crops a step (default: %(default)s)")
-    add("--learning-rate", type=float, default=TrainSettings.learning_rate, help="at its peak (default: %(default)s)")
-    ema_help = "of the averaged weights (default: %(default)s)"
-    add("--ema-decay", type=float, default=TrainSettings.ema_decay, help=ema_help)
-    add("--limit", type=positive, help="use only so many training crops (default: all)")
+    start.add_argument("--init", type=Path, help="safetensors file that all runs start from (default: random weights)")
+    imagenet_help = "start from published ImageNet weights, fetched over the network (default: random weights)"
+    start.add_argument("--imagenet", action="store_true", help=imagenet_help)
+    add("--architecture", choices=ARCHITECTURES, default="efficientnet-lite0", help="backbone (default: %(default)s)")
+    add("--input-size", type=input_side, default=224, help="side of the model's input in pixels (default: %(default)s)")
+    add("--epochs", type=positive, default=TrainSettings.epochs, help="epochs of each run (default: %(default)s)")
+    add("--batch-size", type=positive, default=TrainSettings.batch_size, help="crops in a step (default: %(default)s)")
+    rate_help = "peak learning rate (default: %(default)s)"
+    add("--learning-rate", type=above_zero, default=TrainSettings.learning_rate, help=rate_help)
+    ema_help = "decay of the averaged weights for each step (default: %(default)s)"
+    add("--ema-decay", type=share, default=TrainSettings.ema_decay, help=ema_help)
+    add("--limit", type=positive, help="use only this many training crops (default: all)")
+    only = f"run only these of {', '.join(map(repr, CHANGES))}, and the whole recipe (default: all)"
     add("--only", nargs="+", choices=CHANGES, default=tuple(CHANGES), metavar="NAME", help=only)
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: CUDA if there)")
-    add("--compile", action="store_true", help=COMPILE_HELP)
-    add("--seed", type=natural, default=0, help="of everything random (default: %(default)s)")
-    add("--json", type=Path, help="write the scores there, too")
+    add_device(parser)
+    add("--compile", action="store_true", help=f"{COMPILE_HELP} (default: off)")
+    add("--seed", type=natural, default=0, help="seed of all random numbers (default: %(default)s)")
+    add("--json", type=Path, help="write the scores to this file, too (default: print them only)")
     args = parser.parse_args(argv)
-    try:
-        if args.json:
-            check_out(args.json)
-        settings = TrainSettings(
-            epochs=args.epochs,
-            batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
-            ema_decay=args.ema_decay,
-            compiled=args.compile,
-            seed=args.seed,
-        )
-        device = choose_device(args.device, cudnn=True)
-        training = load_crops(args.crops, split="train", limit=args.limit)
-        rows = read_split(args.crops, split="val")
-        outcomes = compare_recipes(
-            training,
-            load_rows(rows),
-            args.run,
-            sources=find_sources(rows),
-            names=tuple(args.only),
-            spec=ModelSpec(args.architecture, args.input_size),
-            init=args.init,
-            imagenet=args.imagenet,
-            settings=settings,
-            device=device,
-        )
-    except (DataError, WeightsError, DeviceError, FloatingPointError, MemoryError, ValueError, OSError) as error:
-        print(f"compare_recipes: {error}", file=sys.stderr)
-        return 1
+    check_outputs([args.json], inputs=[args.crops])
+    settings = TrainSettings(
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        ema_decay=args.ema_decay,
+        compiled=args.compile,
+        seed=args.seed,
+    )
+    device = choose_device(args.device, cudnn=True)
+    training = load_crops(args.crops, split="train", limit=args.limit)
+    rows = read_split(args.crops, split="val")
+    outcomes = compare_recipes(
+        training,
+        load_rows(rows),
+        args.run,
+        sources=find_sources(rows),
+        names=tuple(args.only),
+        spec=ModelSpec(args.architecture, args.input_size),
+        init=args.init,
+        imagenet=args.imagenet,
+        settings=settings,
+        device=device,
+    )
     print(format_table(outcomes))
     if args.json:
-        rows = [{"name": o.name, **o.scores, "difference_low": o.low, "difference_high": o.high} for o in outcomes]
-        write_json(args.json, rows)
-    return 0
+        found = [{"name": o.name, **o.scores, "difference_low": o.low, "difference_high": o.high} for o in outcomes]
+        write_json(args.json, found)
 
 
 if __name__ == "__main__":

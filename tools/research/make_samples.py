@@ -1,15 +1,14 @@
-"""Make the sample clips that lie in samples/: one real, one doctored, from a public-domain portrait.
+"""Make the sample clips in samples/, one real and one doctored, from a public-domain portrait.
 
-    python tools/research/make_samples.py --out samples
+python tools/research/make_samples.py --out samples
 
-The face is Eileen Collins's, from NASA's portrait (public domain, shipped with scikit-image). The camera moves; in the
-doctored clip an oval of the face is replaced by a colour-shifted, blurred and slightly larger copy of itself, as a
-careless face swap would leave it.
+The portrait is NASA's of Eileen Collins (public domain, shipped with scikit-image). The camera moves. In the doctored
+clip an oval of the face is replaced by a colour-shifted, blurred and slightly enlarged copy of itself, as a careless
+face swap would do.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -20,16 +19,20 @@ import cv2
 import numpy as np
 from skimage.data import astronaut
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from dfdc.flags import make_folder, make_parser, run_tool, tool
+
 SIDE = 384
 FRAMES = 75
 RATE = 25
-# Where the face is in the portrait, in its 512 pixels: centre, and half axes of its oval.
+# The oval of the face in the portrait of 512 pixels: centre and half axes.
 FACE_CENTRE = (223.0, 120.0)
 FACE_AXES = (44.0, 60.0)
 
 
 def move_camera(portrait: np.ndarray) -> Iterator[np.ndarray]:
-    """Frames (SIDE, SIDE, 3) uint8 RGB of a hand-held camera that drifts, sways and comes a little closer."""
+    """Frames (SIDE, SIDE, 3) uint8 RGB of a hand-held camera that drifts, sways and zooms in a little."""
     for index in range(FRAMES):
         phase = 2 * np.pi * index / FRAMES
         zoom = 1.15 + 0.15 * np.sin(phase / 2)
@@ -40,7 +43,7 @@ def move_camera(portrait: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def doctor(portrait: np.ndarray) -> np.ndarray:
-    """The portrait (512, 512, 3) uint8 RGB with its face pasted over, badly."""
+    """The portrait (512, 512, 3) uint8 RGB with a careless copy pasted over the face."""
     larger = cv2.getRotationMatrix2D(FACE_CENTRE, 3.0, 1.08)
     pasted = cv2.GaussianBlur(cv2.warpAffine(portrait, larger, portrait.shape[1::-1]), (0, 0), 1.6).astype(np.float32)
     pasted = pasted * [0.92, 1.0, 1.06] + [10, 4, -6]
@@ -64,7 +67,7 @@ def write_clip(path: Path, frames: Iterator[np.ndarray]) -> Path:
 
 def make_samples(out: Path) -> list[Path]:
     """Write both clips into a folder and return their paths."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     portrait = astronaut()
     return [
         write_clip(out / "real.mp4", move_camera(portrait)),
@@ -72,13 +75,13 @@ def make_samples(out: Path) -> list[Path]:
     ]
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@tool
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("samples"), help="folder to write to (default: %(default)s)")
     for path in make_samples(parser.parse_args(argv).out):
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -1,14 +1,13 @@
-"""Show pairs of neighbouring frames, how they change, and what the net for motion says of it.
+"""Show pairs of successive frames, the change between them, and the score of the motion model.
 
 python tools/research/show_motion.py samples/real.mp4 samples/doctored.mp4 --flicker --out docs/motion.png
 
-Each row has pairs of one clip's first person: the face, its change to the next frame once that is aligned (grey where
-nothing changes, three times the levels), and the probability that the net gives the pair alone.
+Each row shows pairs of the first person in one clip: the face, its change to the next frame after alignment (grey is no
+change; three times amplified), and the probability that the model gives this pair.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +20,9 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dfdc.detect import FaceDetector
-from dfdc.errors import DataError, VideoError, WeightsError
+from dfdc.errors import DataError, VideoError
 from dfdc.evaluation.charts import FAKE, GREY, REAL, save
-from dfdc.files import check_out
-from dfdc.flags import natural, positive, run_tool
+from dfdc.flags import check_outputs, make_parser, natural, png, positive, run_tool, tool
 from dfdc.networks import FrameModel, load_model, see_change
 from dfdc.research.flicker import flicker
 from dfdc.research.motion import N_PAIRS, cut_track
@@ -38,12 +36,12 @@ OPTIONAL = Path(__file__).resolve().parents[2] / "weights" / "optional"
 
 @dataclass(frozen=True)
 class Row:
-    """What is shown of one clip.
+    """One row of the picture.
 
     Attributes:
-        name: above the row.
+        name: its title.
         pairs: (P, 6, S, S) uint8, see `dfdc.research.motion.cut_pair`.
-        probabilities: (P,) of a fake, of each pair alone.
+        probabilities: (P,) P(fake) of each pair.
     """
 
     name: str
@@ -52,39 +50,49 @@ class Row:
 
 
 def show_motion(
-    clips: Sequence[Path], out: Path, *, weights: WeightsFile, n_pairs: int = N_PAIRS, made: bool = False, seed: int = 0
+    clips: Sequence[Path],
+    out: Path,
+    *,
+    weights: Path = OPTIONAL,
+    n_pairs: int = N_PAIRS,
+    made: bool = False,
+    seed: int = 0,
 ) -> Path:
     """Draw the picture.
 
     Args:
         clips: video files.
         out: the PNG to write.
-        weights: that see motion.
-        n_pairs: shown of each clip, 1 up.
-        made: whether below each clip's pairs the same are shown, made to flicker.
+        weights: file or folder with weights of a motion model.
+        n_pairs: number of pairs of each clip, 1 up.
+        made: show the pairs of each clip a second time with simulated flicker.
         seed: of the flicker.
 
     Returns:
         out.
 
     Raises:
-        DataError: a clip shows no face, or nothing but one still picture.
+        DataError: a clip shows no face, or has no two successive frames of one scene.
         VideoError: a clip cannot be read.
+        WeightsError, InputError: the weights or out cannot be used.
     """
-    check_out(out, clips)
-    detector, model, rows = FaceDetector(), load_model(weights), []
+    check_outputs([out], inputs=clips)
+    file = find_one(weights, "motion")
+    detector, model, rows = FaceDetector(), load_model(file), []
     for clip in clips:
-        pairs = cut_pairs(clip, detector, weights, n_pairs)
+        pairs = cut_pairs(clip, detector, file, n_pairs)
         rows.append(_score(clip.name, pairs, model))
         if made:
             halves = flicker(*pairs.float().chunk(2, 1), torch.Generator().manual_seed(seed))
-            rows.append(_score(f"{clip.name}, made to flicker", torch.cat(halves, 1).round().to(torch.uint8), model))
+            rows.append(
+                _score(f"{clip.name}, with simulated flicker", torch.cat(halves, 1).round().to(torch.uint8), model)
+            )
     _draw(rows, out, model.spec.input_size)
     return out
 
 
 def cut_pairs(clip: Path, detector: FaceDetector, weights: WeightsFile, n_pairs: int) -> torch.Tensor:
-    """Pairs (P, 6, S, S) uint8 of a clip's first person, spread over its time."""
+    """Evenly spread pairs (P, 6, S, S) uint8 of the first person in a clip."""
     try:
         frames = read_frames(clip, 2 * n_pairs, n_pairs=n_pairs)
     except VideoError as error:
@@ -94,7 +102,7 @@ def cut_pairs(clip: Path, detector: FaceDetector, weights: WeightsFile, n_pairs:
         raise DataError(f"{clip}: shows no face in {len(frames)} frames; name a clip with one")
     pairs = cut_track(frames, tracks[0], weights.spec.crop)
     if not len(pairs):
-        raise DataError(f"{clip}: has no two frames of one scene that follow each other; name another clip")
+        raise DataError(f"{clip}: has no two successive frames of one scene; name another clip")
     return torch.from_numpy(pairs).permute(0, 3, 1, 2)
 
 
@@ -125,26 +133,21 @@ def _draw(rows: Sequence[Row], out: Path, size: int) -> None:
     save(figure, out)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@tool
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    add("clips", nargs="+", type=Path, metavar="CLIP", help="video file")
-    add("--out", type=Path, default=Path("motion.png"), help="the picture to write (default: %(default)s)")
-    add("--weights", type=Path, default=OPTIONAL, help="weights that see motion (default: weights/optional/)")
-    add("--pairs", type=positive, default=N_PAIRS, help="shown of each clip (default: %(default)s)")
-    add("--flicker", action="store_true", help="show each clip's pairs a second time, made to flicker")
-    add("--seed", type=natural, default=0, help="of the flicker (default: %(default)s)")
+    add("clips", nargs="+", type=Path, metavar="CLIP", help="video files")
+    add("--out", type=png, default=Path("motion.png"), help="PNG picture to write (default: %(default)s)")
+    add("--weights", type=Path, default=OPTIONAL, help="weights of a motion model (default: weights/optional/)")
+    add("--pairs", type=positive, default=N_PAIRS, help="number of pairs to show of each clip (default: %(default)s)")
+    flicker_help = "show the pairs of each clip again with simulated flicker (default: as they are only)"
+    add("--flicker", action="store_true", help=flicker_help)
+    add("--seed", type=natural, default=0, help="seed of the flicker (default: %(default)s)")
     args = parser.parse_args(argv)
-    if args.out.suffix.lower() != ".png":
-        parser.error(f"--out {args.out}: allowed are files ending in .png")
-    try:
-        weights = find_one(args.weights, "motion")
-        out = show_motion(args.clips, args.out, weights=weights, n_pairs=args.pairs, made=args.flicker, seed=args.seed)
-    except (DataError, VideoError, WeightsError, OSError) as error:
-        print(f"show_motion: {error}", file=sys.stderr)
-        return 1
-    print(out)
-    return 0
+    print(
+        show_motion(args.clips, args.out, weights=args.weights, n_pairs=args.pairs, made=args.flicker, seed=args.seed)
+    )
 
 
 if __name__ == "__main__":

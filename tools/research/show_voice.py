@@ -1,12 +1,11 @@
-"""Show what the net for voices hears: a clip's sound over time, and how likely it takes the voice for made.
+"""Show the voice model at work: a clip's spectrogram, and the probability of a synthetic voice over time.
 
 python tools/research/show_voice.py CLIP... --out voice.png
-python tools/research/show_voice.py CLIP --vocoders griffin_lim lpc --out voice.png  # and in made voices
+python tools/research/show_voice.py CLIP --vocoders griffin_lim lpc --out voice.png  # also synthesised
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,30 +18,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dfdc.aggregate import voice_probability
 from dfdc.audio import HOP, QUIETEST_DB, RATE, log_mel, read_sound
-from dfdc.errors import DataError, VideoError, WeightsError
+from dfdc.errors import DataError, VideoError
 from dfdc.evaluation.charts import FAKE, GREY, REAL, save
-from dfdc.files import check_out
-from dfdc.flags import run_tool
+from dfdc.flags import check_outputs, make_parser, png, run_tool, tool
 from dfdc.research.vocoders import VOCODERS
-from dfdc.research.voice import Listener, cut_windows
+from dfdc.research.voice import VoiceModels, cut_windows
 from dfdc.runtime import run_logits
 from dfdc.weights import find_one
 
 OPTIONAL = Path(__file__).resolve().parents[2] / "weights" / "optional"
-# Seconds that are shown of a clip.
+# So many seconds of a clip are shown.
 SHOWN_S = 10.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is shown of one sound.
+    """One sound of the picture.
 
     Attributes:
-        name: above it.
+        name: its title.
         samples: (N,) float32 mono.
-        starts: (W,) seconds at which the windows begin in which somebody speaks.
-        balanced: (W,) probabilities of a made voice if half of all voices were made.
-        voice: what the kernel takes the whole for; None where nobody speaks.
+        starts: (W,) seconds at which the windows with speech begin.
+        balanced: (W,) probabilities of a synthetic voice if half of all voices were synthetic.
+        voice: the probability that the kernel gives the whole sound; None without speech.
     """
 
     name: str
@@ -58,8 +56,8 @@ def show_voice(clips: Sequence[Path], out: Path, *, weights: Path = OPTIONAL, vo
     Args:
         clips: files with sound.
         out: the PNG to write.
-        weights: a file, or a folder that holds one, that sees sound.
-        vocoders: of `VOCODERS`: each adds a row below each clip.
+        weights: weights file of a voice model, or a folder that holds one.
+        vocoders: of `VOCODERS`; each adds a row below each clip.
 
     Returns:
         out.
@@ -67,26 +65,27 @@ def show_voice(clips: Sequence[Path], out: Path, *, weights: Path = OPTIONAL, vo
     Raises:
         DataError: a clip has no sound.
         VideoError: a clip cannot be read.
-        WeightsError: there are no such weights.
+        WeightsError: there is no such weights file.
+        InputError: out cannot be written.
     """
-    check_out(out, clips)
-    listener, rows = Listener([find_one(weights, "sound")]), []
+    check_outputs([out], inputs=clips)
+    listener, rows = VoiceModels([find_one(weights, "sound")]), []
     for clip in clips:
         try:
             sound = read_sound(clip, max_s=SHOWN_S)
         except VideoError as error:
             raise VideoError(f"{clip}: {error}") from error
         if sound is None:
-            raise DataError(f"{clip}: has no sound; name a clip with some")
+            raise DataError(f"{clip}: has no sound; name a clip with sound")
         rows.append(_hear(clip.name, sound, listener))
         for name in vocoders:
             made = VOCODERS[name](sound, np.random.default_rng(0))
-            rows.append(_hear(f"{clip.name}, made by {name}", made, listener))
+            rows.append(_hear(f"{clip.name}, synthesised by {name}", made, listener))
     _draw(rows, out, listener.specs[0].input_size * HOP / RATE)
     return out
 
 
-def _hear(name: str, samples: np.ndarray, listener: Listener) -> Row:
+def _hear(name: str, samples: np.ndarray, listener: VoiceModels) -> Row:
     windows, starts = cut_windows(samples, listener.specs[0].input_size)
     logits = run_logits(listener.nets[0], windows, listener.batch_size)
     balanced = listener.specs[0].calibration.probabilities(logits)
@@ -105,29 +104,27 @@ def _draw(rows: Sequence[Row], out: Path, window_s: float) -> None:
         for start, probability in zip(row.starts, row.balanced, strict=True):
             colour = FAKE if probability > 0.6 else REAL if probability < 0.4 else GREY
             axes.plot([start, start + window_s], [probability] * 2, color=colour, linewidth=3, solid_capstyle="butt")
-        said = "nobody speaks" if row.voice is None else f"the kernel takes it for made with {row.voice:.1%}"
+        said = "no speech found" if row.voice is None else f"P(synthetic voice): {row.voice:.1%}"
         axes.set_title(f"{row.name}: {said}", fontsize=10, loc="left", parse_math=False)
-        axes.set_ylabel("P(made)", fontsize=9)
+        axes.set_ylabel("P(synthetic)", fontsize=9)
         axes.set_ylim(0, 1)
-    axes.set_xlabel("seconds; grey: loudness from 40 Hz to 7.6 kHz; bars: each window, if half of all voices were made")
+    axes.set_xlabel(
+        "time in seconds. Grey: loudness, 40 Hz to 7.6 kHz. Bars: windows, if half of all voices were synthetic"
+    )
     save(figure, out)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clips", type=Path, nargs="+", metavar="CLIP", help="files with sound")
-    parser.add_argument("--out", type=Path, default=Path("voice.png"), help="the picture (default: voice.png)")
-    parser.add_argument("--weights", type=Path, default=OPTIONAL, help="that see sound (default: weights/optional)")
-    parser.add_argument("--vocoders", nargs="+", choices=tuple(VOCODERS), default=(), help="made voices to add")
+@tool
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("clips", type=Path, nargs="+", metavar="CLIP", help="video or sound files")
+    add("--out", type=png, default=Path("voice.png"), help="PNG picture to write (default: %(default)s)")
+    add("--weights", type=Path, default=OPTIONAL, help="weights of a voice model (default: weights/optional/)")
+    vocoders_help = "show each clip's voice as these vocoders synthesise it, too (default: none)"
+    add("--vocoders", nargs="+", choices=tuple(VOCODERS), default=(), help=vocoders_help)
     args = parser.parse_args(argv)
-    if args.out.suffix.lower() != ".png":
-        parser.error(f"--out {args.out}: allowed are files ending in .png")
-    try:
-        print(show_voice(args.clips, args.out, weights=args.weights, vocoders=args.vocoders))
-    except (DataError, VideoError, WeightsError, ModuleNotFoundError, OSError) as error:
-        print(f"show_voice: {error}", file=sys.stderr)
-        return 1
-    return 0
+    print(show_voice(args.clips, args.out, weights=args.weights, vocoders=args.vocoders))
 
 
 if __name__ == "__main__":

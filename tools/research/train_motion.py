@@ -1,15 +1,14 @@
-"""Train a net that sees the change between neighbouring frames, and measure what it adds on clips it never saw.
+"""Train a model on the change between successive frames, and measure its value on clips that it never saw.
 
 python tools/research/train_motion.py videos --init weights/efficientnet-lite0-*.safetensors --run runs/motion
 
-The net has the body of one that sees faces, and a last layer of its own. One layer for each fold of the sources is
-fitted to the others and scores the fold's clips as the kernel does, beside all nets. Calibration and weight are fitted
-on what these say of clips they never saw, and travel with a last one, fitted to all clips.
+The model has the backbone of a face model and a last layer of its own. For each fold of the sources, a layer is fitted
+to the other folds and scores the clips of its own, combined with the face models as in the kernel. Calibration and
+weight are fitted to these scores and stored with the final layer, which is fitted to all clips.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -25,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dfdc.analyze import Analyzer, score_tracks
 from dfdc.data.clips import LabelledClip, read_present
-from dfdc.errors import DataError, VideoError, WeightsError
+from dfdc.errors import VideoError
 from dfdc.files import write_json
-from dfdc.flags import natural, positive, run_tool, several
+from dfdc.flags import input_side, make_folder, make_parser, natural, positive, run_tool, several, tool
 from dfdc.networks import FrameModel, load_initial, save_model
 from dfdc.research.fusion import SeenClip, calibrate, choose_weight, measure_motion
 from dfdc.research.motion import N_PAIRS, cut_track
@@ -62,19 +61,19 @@ def train_motion(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Train, measure and write one net.
+    """Train, measure and write one motion model.
 
     Args:
         folder: of clips with metadata.json.
-        init: weights file of a net that sees faces, whose body is taken.
-        run: folder for pairs and motion.json, the measurement; made if absent.
-        out: folder that gets the weights file; made if absent.
-        weights: file or folder of the nets that see faces, beside which motion is measured.
-        input_size: side in pixels that the net sees.
-        n_folds: into which the sources are split, at least 2.
-        n_frames: of a clip, when it is measured.
-        n_pairs: of a clip's frames, when it is trained on.
-        seed: of the made flicker.
+        init: weights file of a face model whose backbone is used.
+        run: folder for the pairs and for motion.json, the measurement; made if absent.
+        out: folder for the weights file; made if absent.
+        weights: file or folder of the face models, with which motion is combined in the measurement.
+        input_size: side of the model's input in pixels.
+        n_folds: number of folds that the sources are split into, at least 2.
+        n_frames: number of frames of a clip in the measurement.
+        n_pairs: number of pairs of a clip in training.
+        seed: of the simulated flicker.
         progress: draw progress bars.
 
     Returns:
@@ -82,8 +81,10 @@ def train_motion(
 
     Raises:
         DataError: the clips cannot be used, or a fold lacks a class.
-        WeightsError: the weights cannot be used.
+        WeightsError, InputError: the weights or a folder cannot be used.
     """
+    make_folder(run)
+    make_folder(out)
     faces, start = find_weights(weights), open_weights(init)
     clips = read_present(folder)
     folds = split_sources(clips, n_folds)
@@ -92,8 +93,8 @@ def train_motion(
         start.spec,
         input_size=input_size,
         sees="motion",
-        trained_on=f"{len(pairs)} pairs of {len(set(pairs.videos))} clips, and their real ones made to flicker; "
-        f"but for the last layer, it is {init.name}",
+        trained_on=f"{len(pairs)} pairs of {len(set(pairs.videos))} clips, and real pairs with simulated flicker; "
+        f"all but the last layer is from {init.name}",
         command=read_command(),
         commit=read_commit(),
     )
@@ -121,7 +122,6 @@ def train_motion(
     scores = {name: report["with motion"][name]["value"] for name in ("auc", "log_loss", "balanced_log_loss")}
     scores["pair_auc"], scores["flicker_auc"] = report["pair_auc"], report["flicker_auc"]
     spec = replace(spec, calibration=calibration, weight=weight, validation=scores)
-    out.mkdir(parents=True, exist_ok=True)
     path = save_model(model, out, name=f"{spec.architecture}-{input_size}-motion", spec=spec)
     print(json.dumps(report, indent=1))
     print(f"{path}: weight {weight}, temperature {calibration.temperature:.3f}, bias {calibration.bias:+.3f}")
@@ -129,7 +129,7 @@ def train_motion(
 
 
 def describe(model: FrameModel, pairs: PairSet, *, seed: int) -> tuple[Described, Described]:
-    """Pairs, and the real ones among them made to flicker, as the last layer sees them."""
+    """The features of pairs, and of the real ones among them with simulated flicker."""
     reals = pairs.labels.numpy() == 0
     made = make_twins(pairs.pairs[torch.from_numpy(reals)], model.spec.input_size, torch.Generator().manual_seed(seed))
     n_made = len(made)
@@ -142,7 +142,7 @@ def describe(model: FrameModel, pairs: PairSet, *, seed: int) -> tuple[Described
 def _score_clips(
     analyzer: Analyzer, model: FrameModel, clips: Sequence[LabelledClip], n_frames: int, *, progress: bool
 ) -> list[tuple[LabelledClip, tuple[np.ndarray, ...], tuple[np.ndarray, ...]]]:
-    """Per clip and person the frames' logits, and the pairs as the last layer sees them."""
+    """For each clip and person the frames' logits, and the features of the pairs."""
     seen = []
     for clip in tqdm(clips, desc="scoring", unit="clip", disable=not progress):
         try:
@@ -158,37 +158,33 @@ def _score_clips(
     return seen
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@tool
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("videos", type=Path, metavar="VIDEOS", help="folder of clips with metadata.json")
-    add("--init", type=Path, required=True, help="weights file of a net that sees faces, whose body is taken")
-    add("--run", type=Path, required=True, help="folder for pairs and motion.json, the measurement")
-    add("--out", type=Path, help="folder that gets the weights file (default: the run's)")
-    add("--weights", type=Path, default=WEIGHTS, help="the nets that see faces (default: weights/)")
-    add("--input-size", type=int, default=112, help="side in pixels that the net sees (default: %(default)s)")
-    add("--folds", type=several, default=3, help="parts that the sources are split into (default: %(default)s)")
-    add("--frames", type=positive, default=16, help="of a clip, when it is measured (default: %(default)s)")
-    add("--pairs", type=positive, default=32, help="of a clip, when it is trained on (default: %(default)s)")
-    add("--seed", type=natural, default=0, help="of the made flicker (default: %(default)s)")
+    add("--init", type=Path, required=True, help="weights file of a face model whose backbone is used")
+    add("--run", type=Path, required=True, help="folder for the pairs and for motion.json, the measurement")
+    add("--out", type=Path, help="folder for the weights file (default: that of --run)")
+    add("--weights", type=Path, default=WEIGHTS, help="weights of the face models (default: weights/)")
+    add("--input-size", type=input_side, default=112, help="side of the model's input in pixels (default: %(default)s)")
+    add("--folds", type=several, default=3, help="number of folds that sources are split into (default: %(default)s)")
+    add("--frames", type=positive, default=16, help="frames of a clip in the measurement (default: %(default)s)")
+    add("--pairs", type=positive, default=32, help="pairs of a clip in training (default: %(default)s)")
+    add("--seed", type=natural, default=0, help="seed of the simulated flicker (default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        train_motion(
-            args.videos,
-            args.init,
-            args.run,
-            args.out or args.run,
-            weights=args.weights,
-            input_size=args.input_size,
-            n_folds=args.folds,
-            n_frames=args.frames,
-            n_pairs=args.pairs,
-            seed=args.seed,
-        )
-    except (DataError, WeightsError, ValueError, OSError) as error:
-        print(f"train_motion: {error}", file=sys.stderr)
-        return 1
-    return 0
+    train_motion(
+        args.videos,
+        args.init,
+        args.run,
+        args.out or args.run,
+        weights=args.weights,
+        input_size=args.input_size,
+        n_folds=args.folds,
+        n_frames=args.frames,
+        n_pairs=args.pairs,
+        seed=args.seed,
+    )
 
 
 if __name__ == "__main__":
