@@ -44,6 +44,7 @@ class Sighting:
     Attributes:
         frames: in order of time, at least one.
         tracks: the persons, the longest track first; their indices are those of the frames.
+        aside: pictures in the picture and persons too many, which are not scored.
         n_faces: in how many frames a face was found.
         cut_s: wall seconds after which the deadline ended reading; 0 where it did not.
         decode_s, detect_s: core-seconds for reading frames and for finding faces.
@@ -51,6 +52,7 @@ class Sighting:
 
     frames: list[Frame]
     tracks: list[Track]
+    aside: list[Track]
     n_faces: int
     cut_s: float
     decode_s: float
@@ -136,9 +138,11 @@ class Analyzer:
         frames = read_frames(path, n_frames, n_pairs=n_pairs, deadline=deadline, gpu=self.gpu)
         decoded = clock()
         cut_s = time.monotonic() - began_s if len(frames) < n_frames and deadline.expired() else 0.0
-        tracks, faces = find_tracks([frame.pixels for frame in frames], self.detector)
-        n_faces = sum(len(found) > 0 for found in faces.values())
-        return Sighting(frames, tracks, n_faces, cut_s, decoded - started, clock() - decoded)
+        tracks, _ = find_tracks([frame.pixels for frame in frames], self.detector)
+        n_faces = len({int(index) for track in tracks for index in track.frames[track.found]})
+        persons = [track for track in tracks if track.kind == "person"]
+        aside = [track for track in tracks if track.kind != "person"]
+        return Sighting(frames, persons, aside, n_faces, cut_s, decoded - started, clock() - decoded)
 
     def _score(self, path: Path, sighting: Sighting, blank: Analysis, deadline: Deadline) -> Analysis:
         started = time.process_time()
@@ -223,7 +227,11 @@ def score_tracks(
     """
     if not tracks:
         return [], 0.0
-    faces = [(frames[index], box) for track in tracks for index, box in zip(track.frames, track.boxes, strict=True)]
+    faces = [
+        (frames[index], box, float(angle))
+        for track in tracks
+        for index, box, angle in zip(track.frames, track.boxes, track.angles, strict=True)
+    ]
     started = time.process_time()
     crops = ensemble.cut(faces, n_nets=n_models)
     crop_s = time.process_time() - started
@@ -234,11 +242,11 @@ def score_tracks(
 def _illustrate(analysis: Analysis, sighting: Sighting) -> Analysis:
     """The analysis with pictures of its people and of some whole frames."""
     tracks = []
-    for track in analysis.tracks:
+    for track, seen in zip(analysis.tracks, sighting.tracks, strict=True):
         chosen = _spread(len(track), MAX_THUMBNAILS)
         pictures = {
-            int(track.frames[i]): _encode(crop_face(sighting.frames[track.frames[i]].pixels, track.boxes[i], THUMBNAIL))
-            for i in chosen
+            int(index): _encode(crop_face(sighting.frames[index].pixels, box, THUMBNAIL, angle=float(angle)))
+            for index, box, angle in zip(seen.frames[chosen], seen.boxes[chosen], seen.angles[chosen], strict=True)
         }
         tracks.append(replace(track, thumbnails=pictures))
     scenes = {}
