@@ -13,6 +13,7 @@ from dfdc.boxes import iou
 from dfdc.confirm import SecondLook, look_again
 from dfdc.detect import FaceDetector
 from dfdc.faces import Faces, roll_angles
+from dfdc.pictures import find_pictures, look_at
 
 # Sampled frames lie about half a second apart: a head that turns or nods keeps this much overlap with itself.
 MIN_OVERLAP = 0.15
@@ -29,8 +30,9 @@ CERTAIN_HITS, CERTAIN_SCORE = 3, 0.98
 MIN_SECOND_SCORE, MAX_MIRROR_ERROR = 0.8, 0.04
 # What was found once has nothing but its looks to speak for it.
 MIN_LONE_SCORE = 0.95
-# Heads rolled by less are cut as they are: so are those that the nets were trained on.
-UPRIGHT_DEGREES = 10.0
+# Heads rolled by less than the first are cut as they are, as those were that the nets were trained on; from the second
+# on they are turned back wholly, and between the two in part, so that a crop never jumps from frame to frame.
+UPRIGHT_DEGREES, ROLLED_DEGREES = 8.0, 16.0
 # An angle is the median of so many frames': landmarks tremble, heads do not.
 SMOOTHED_FRAMES = 5
 # A second look at rolled heads corrects their angle, which landmarks underrate; what it adds beyond this is no roll.
@@ -91,6 +93,12 @@ def find_tracks(frames: Sequence[np.ndarray], detector: FaceDetector) -> tuple[l
     places = np.array(searched)
     linked = [replace(track, frames=places[track.frames]) for track in link_tracks(faces)]
     confirmed = [track for track in (_confirm(track, frames, detector) for track in linked) if track]
+    if len(confirmed) > 1:
+        reasons = find_pictures([look_at(frames, track.frames, track.boxes, track.angles) for track in confirmed])
+        confirmed = [
+            replace(track, kind="picture", reason=reason) if reason else track
+            for track, reason in zip(confirmed, reasons, strict=True)
+        ]
     return share_crops(confirmed, CROPS_PER_FRAME * len(frames)), dict(zip(searched, faces, strict=True))
 
 
@@ -181,10 +189,18 @@ def _fill(hits: list[_Hit]) -> Track:
 
 
 def settle_angles(angles: np.ndarray) -> np.ndarray:
-    """Angles in degrees from -180 to 180, those near whole quarters moved to these, as float32."""
-    quarters = np.round(angles / 90) * 90
-    settled = np.where(np.abs(angles - quarters) <= UPRIGHT_DEGREES, quarters, angles)
-    return (180 - (180 - settled) % 360).astype(np.float32)
+    """By how many degrees heads are turned back whose rolls are given: those near whole quarters by these.
+
+    Args:
+        angles: (T,) degrees clockwise.
+
+    Returns:
+        (T,) float32, above -180 to 180.
+    """
+    quarters = np.round(np.asarray(angles) / 90) * 90
+    beyond = angles - quarters
+    sizes = np.interp(np.abs(beyond), [0, UPRIGHT_DEGREES, ROLLED_DEGREES, 45], [0, 0, ROLLED_DEGREES, 45])
+    return (180 - (180 - quarters - np.sign(beyond) * sizes) % 360).astype(np.float32)
 
 
 def _confirm(track: Track, frames: Sequence[np.ndarray], detector: FaceDetector) -> Track | None:
