@@ -21,6 +21,7 @@ from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
 from dfdc.errors import VideoError, VideoTimeout
 from dfdc.files import describe_file
+from dfdc.quality import MIN_TRUST, TRUST
 from dfdc.research.motion import Motion
 from dfdc.research.voice import Listener
 from dfdc.runtime import current_gpu
@@ -168,9 +169,18 @@ class Analyzer:
                 analysis,
                 probability=clip_probability(logits, low=low, high=high),
                 tracks=tuple(
-                    FaceTrack(track.frames, times[track.frames], track.boxes, track.found, scores, track.score)
+                    FaceTrack(
+                        track.frames,
+                        times[track.frames],
+                        track.boxes,
+                        track.found,
+                        scores,
+                        track.score,
+                        trust=track.trust,
+                    )
                     for track, scores in zip(tracks, logits, strict=True)
                 ),
+                reason=_describe_quality(tracks),
             )
         else:
             analysis = replace(analysis, status="no_face", reason=f"no face in {len(frames)} frames")
@@ -223,7 +233,8 @@ def score_tracks(
         n_models: how many models answer, the first ones; None for all.
 
     Returns:
-        The ensemble's calibrated log-odds (T,) float64 for each track, and the core-seconds that cutting took.
+        The ensemble's calibrated log-odds (T,) float64 for each track, nearer to 0 where its faces are small or blurred,
+        and the core-seconds that cutting took.
     """
     if not tracks:
         return [], 0.0
@@ -236,7 +247,8 @@ def score_tracks(
     crops = ensemble.cut(faces, n_nets=n_models)
     crop_s = time.process_time() - started
     lengths = [len(track) for track in tracks]
-    return np.split(ensemble.score_cut(crops, lengths=lengths), np.cumsum(lengths)[:-1]), crop_s
+    logits = np.split(ensemble.score_cut(crops, lengths=lengths), np.cumsum(lengths)[:-1])
+    return [TRUST.temper(part, track.trust) for part, track in zip(logits, tracks, strict=True)], crop_s
 
 
 def _illustrate(analysis: Analysis, sighting: Sighting) -> Analysis:
@@ -266,6 +278,14 @@ def _encode(picture: np.ndarray) -> bytes:
     """A picture (H, W, 3) uint8 RGB as JPEG."""
     _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return data.tobytes()
+
+
+def _describe_quality(tracks: Sequence[Track]) -> str:
+    """A word where the faces that decide are too poor to judge; empty where they are not."""
+    if max(track.trust for track in tracks) >= MIN_TRUST:
+        return ""
+    side = max(float((track.boxes[:, 2:] - track.boxes[:, :2]).mean()) for track in tracks)
+    return f"the faces, of {side:.0f} px at most, are too small or too blurred to judge"
 
 
 def _describe(error: Exception) -> str:

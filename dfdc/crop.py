@@ -86,6 +86,8 @@ def crop_face(frame: np.ndarray, box: np.ndarray, geometry: CropGeometry, *, ang
 
 def _cut(frame: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
     """A square of a frame, (side, side, 3)."""
+    import cv2
+
     height, width = frame.shape[:2]
     # A box far outside keeps at least one row and one column of the frame to repeat.
     x0, x1 = np.clip([left, left + side], [0, 1], [width - 1, width])
@@ -99,6 +101,8 @@ def _cut(frame: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
 
 def _cut_turned(frame: np.ndarray, left: int, top: int, side: int, angle: float) -> np.ndarray:
     """The same square turned clockwise about its centre, and shown upright."""
+    import cv2
+
     down_x, down_y = _axis(angle)
     turn = np.array([[down_y, down_x], [-down_x, down_y]])
     # The crop's pixel u, v shows what lies at turn @ (u, v) + corner; its middle stays where it was.

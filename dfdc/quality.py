@@ -7,23 +7,30 @@ tools/research/fit_quality.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from dfdc.crop import CropGeometry, crop_face
+
 # Detail is measured on crops of this side: what the frame held of a face of 224 px and less is still there.
 MEASURED_SIDE = 112
+# So many faces of a track are measured, evenly over time, on crops as the nets see them.
+SAMPLED, VIEW = 6, CropGeometry()
 # Below this factor a face says next to nothing, and a clip of such faces is too poor to judge.
 MIN_TRUST = 0.5
 
 
 @dataclass(frozen=True)
 class Trust:
-    """From a face's side and detail to a factor for its logit: sigmoid(bias + side x log2(side/64) + detail x ...).
+    """From a face's side and detail to a factor for its logit, at most 1: e^(bias + side x log2(side/64) + ...).
 
     Attributes:
-        bias, side, detail: of the sigmoid.
+        bias: the exponent of a face 64 px wide whose detail is -4.
+        side: what is added to it for every doubling of the side.
+        detail: for every doubling of the detail.
         lean: what is taken off the logit of a face that is not trusted at all: poor faces look fake, or real.
     """
 
@@ -33,18 +40,41 @@ class Trust:
     lean: float
 
     def factors(self, sides: np.ndarray, details: np.ndarray) -> np.ndarray:
-        """Factors (N,) from 0 to 1.
+        """Factors (N,) float64 above 0, at most 1.
 
         Args:
             sides: (N,) pixels of the frame that the squares around the faces are wide.
             details: (N,) as `measure_detail` gives them.
         """
-        x = self.bias + self.side * np.log2(np.asarray(sides, float) / 64) + self.detail * (np.asarray(details) + 4)
-        return 1 / (1 + np.exp(-np.clip(x, -50, 50)))
+        sides, details = np.asarray(sides, float), np.asarray(details, float)
+        exponents = self.bias + self.side * np.log2(sides / 64) + self.detail * (details + 4)
+        return np.exp(np.clip(exponents, -20, 0))
 
     def temper(self, logits: np.ndarray, factors: np.ndarray) -> np.ndarray:
-        """Calibrated logits (N,), moved towards 0 where faces are not trusted."""
+        """Calibrated logits (N,) float64, moved towards 0 where faces are not trusted."""
         return factors * (logits - self.lean * (1 - factors))
+
+
+# python tools/research/fit_quality.py --crops ../shared/crops/crops.csv --weights weights --nets 1
+TRUST = Trust(bias=0.3, side=0.1, detail=0.3, lean=0.2)
+
+
+def measure_trust(
+    images: Sequence[np.ndarray], frames: np.ndarray, boxes: np.ndarray, angles: np.ndarray, trust: Trust = TRUST
+) -> float:
+    """How far the score of a track can be trusted: a factor for its logits, above 0, at most 1.
+
+    Args:
+        images: (H, W, 3) uint8 RGB, the clip's frames.
+        frames: (T,) indices of those that show the track.
+        boxes: (T, 4) in pixels.
+        angles: (T,) degrees by which the face is rolled.
+        trust: the fit.
+    """
+    some = np.unique(np.linspace(0, len(frames) - 1, SAMPLED).round().astype(int))
+    crops = np.stack([crop_face(images[frames[i]], boxes[i], VIEW, angle=float(angles[i])) for i in some])
+    sides = [VIEW.square(boxes[i])[2] for i in some]
+    return float(np.median(trust.factors(np.array(sides), measure_detail(crops))))
 
 
 def measure_detail(crops: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from dfdc.confirm import SecondLook, look_again
 from dfdc.detect import FaceDetector
 from dfdc.faces import Faces, roll_angles
 from dfdc.pictures import find_pictures, look_at
+from dfdc.quality import measure_trust
 
 # Sampled frames lie about half a second apart: a head that turns or nods keeps this much overlap with itself.
 MIN_OVERLAP = 0.15
@@ -57,6 +58,7 @@ class Track:
         kind: "person" decides the clip; "picture" is a picture in the picture beside a person, and "left out" a person
             too many: neither is to be scored.
         reason: why it is no person's to be scored; empty if it is.
+        trust: the factor for its logits, above 0, at most 1: small or blurred faces tell little.
     """
 
     frames: np.ndarray
@@ -66,6 +68,7 @@ class Track:
     angles: np.ndarray
     kind: Kind = "person"
     reason: str = ""
+    trust: float = 1.0
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -92,7 +95,11 @@ def find_tracks(frames: Sequence[np.ndarray], detector: FaceDetector) -> tuple[l
     searched, faces = detector.search(frames)
     places = np.array(searched)
     linked = [replace(track, frames=places[track.frames]) for track in link_tracks(faces)]
-    confirmed = [track for track in (_confirm(track, frames, detector) for track in linked) if track]
+    confirmed = [
+        replace(track, trust=measure_trust(frames, track.frames, track.boxes, track.angles))
+        for track in (_confirm(track, frames, detector) for track in linked)
+        if track
+    ]
     if len(confirmed) > 1:
         reasons = find_pictures([look_at(frames, track.frames, track.boxes, track.angles) for track in confirmed])
         confirmed = [

@@ -30,6 +30,8 @@ from dfdc.weights import find_weights  # noqa: E402
 MIN_SIDE, CRFS = 20, (None, 23, 28, 34, 40)
 # The factors are to hold for other nets and cameras, too: a slight pull towards none, against so few crops.
 RIDGE = 1e-3
+# Share of crops as they are that are trusted wholly.
+ORDINARY = 0.9
 N_RESAMPLED = 1000
 
 
@@ -70,26 +72,37 @@ def log_loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.logaddexp(0, np.where(labels == 1, -logits, logits))
 
 
-def fit_trust(logits: np.ndarray, labels: np.ndarray, sides: np.ndarray, details: np.ndarray) -> Trust:
+def fit_trust(
+    logits: np.ndarray, labels: np.ndarray, sides: np.ndarray, details: np.ndarray, *, own: tuple[np.ndarray, ...]
+) -> Trust:
     """The factors of the least log loss that never rise as faces grow poorer.
 
+    What is ordinary is trusted wholly, as the nets were calibrated on it: nine of ten crops as they are.
+
     Args:
-        logits: (N,) calibrated logits.
+        logits: (N,) calibrated logits of degraded crops.
         labels: (N,) 1 for a fake.
         sides: (N,) in pixels.
         details: (N,) of `measure_detail`.
+        own: sides and details of crops as they are.
     """
 
+    def trust_of(values: np.ndarray) -> Trust:
+        side, detail, lean = (float(value) for value in values)
+        exponents = side * np.log2(own[0] / 64) + detail * (own[1] + 4)
+        return Trust(-float(np.quantile(exponents, 1 - ORDINARY)), side, detail, lean)
+
     def loss(values: np.ndarray) -> float:
-        trust = Trust(*values)
+        trust = trust_of(values)
         tempered = trust.temper(logits, trust.factors(sides, details))
-        return float(log_loss(tempered, labels).mean() + RIDGE * np.square(values[1:]).sum())
+        return float(log_loss(tempered, labels).mean() + RIDGE * np.square(values).sum())
 
     fits = [
-        minimize(loss, [2.0, slope, 0.5, 0.0], bounds=[(-6, 6), (0, 4), (0, 4), (-3, 3)], method="L-BFGS-B")
-        for slope in (0.5, 2.0)
+        minimize(loss, start, bounds=[(0, 3), (0, 3), (-3, 3)], method="L-BFGS-B")
+        for start in ([0.2, 0.2, 0.1], [1.0, 0.1, 0.1], [0.1, 1.0, 0.1])
     ]
-    return Trust(*(round(float(value), 3) for value in min(fits, key=lambda fit: fit.fun).x))
+    trust = trust_of(min(fits, key=lambda fit: fit.fun).x)
+    return Trust(*(round(value, 3) for value in (trust.bias, trust.side, trust.detail, trust.lean)))
 
 
 def fit_quality(csv: Path, weights: Path, *, n_crops: int = 900, n_nets: int | None = None, seed: int = 0) -> Trust:
@@ -119,15 +132,16 @@ def fit_quality(csv: Path, weights: Path, *, n_crops: int = 900, n_nets: int | N
             for image, side, crf in zip(images, sides, crfs, strict=True)
         ]
     )
-    details = measure_detail(seen)
+    details, own_details = measure_detail(seen), measure_detail(images)
     files = find_weights(weights)[:n_nets]
     logits = Ensemble(files).score_crops(seen.transpose(0, 3, 1, 2))
     sources = np.array(find_sources(rows), str)
     half = np.isin(sources, np.unique(sources)[::2])
-    trust = fit_trust(logits[half], labels[half], sides[half], details[half])
+    ordinary = (own, own_details)
+    trust = fit_trust(logits[half], labels[half], sides[half], details[half], own=ordinary)
     after = trust.temper(logits, trust.factors(sides, details))
     _report(sides[~half], log_loss(logits, labels)[~half], log_loss(after, labels)[~half], generator)
-    whole = fit_trust(logits, labels, sides, details)
+    whole = fit_trust(logits, labels, sides, details, own=ordinary)
     print(f"fitted on one half: {trust}\nfitted on all:      {whole}")
     for side, detail in ((160, -3.2), (80, -3.8), (48, -4.5), (34, -5.0), (24, -5.5)):
         print(f"factor of a face of {side} px, detail {detail}: {whole.factors([side], [detail])[0]:.2f}")
