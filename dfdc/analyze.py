@@ -233,8 +233,8 @@ def score_tracks(
         n_models: how many models answer, the first ones; None for all.
 
     Returns:
-        The ensemble's calibrated log-odds (T,) float64 for each track, nearer to 0 where its faces are small or blurred,
-        and the core-seconds that cutting took.
+        The ensemble's calibrated log-odds (T,) float64 for each track, nearer to 0 where its faces are small or
+        blurred, and the core-seconds that cutting took.
     """
     if not tracks:
         return [], 0.0
