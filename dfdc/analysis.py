@@ -92,6 +92,7 @@ class FaceTrack:
         thumbnails: frame's index -> JPEG of the face; empty unless they were asked for.
         heat: frame's index -> (h, w) float32, the log-odds that each part of the crop contributes by the first model
             (class activation map); for the frames that have a thumbnail.
+        trust: the factor by which the logits were shrunk, at most 1: small or blurred faces tell little.
     """
 
     frames: np.ndarray
@@ -102,6 +103,7 @@ class FaceTrack:
     detection_score: float
     thumbnails: dict[int, bytes] = field(default_factory=dict, repr=False)
     heat: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+    trust: float = 1.0
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -125,7 +127,7 @@ class Analysis:
         filename: the clip's name, as in the submission.
         probability: P(fake), in (0, 1); 0.5 where nothing is known.
         status: "ok", "no_face", "unreadable", "timeout" or "error".
-        reason: why the status is not "ok"; empty if it is.
+        reason: why the status is not "ok", or why the clip's faces are hard to judge; else empty.
         times_s: (F,) float64, the times of the frames that were looked at, in seconds from the clip's first frame.
         frame_size: width and height of the frames in pixels; None where no frame was read.
         n_wanted: how many frames were asked for.

@@ -23,6 +23,7 @@ from dfdc.ensemble import Ensemble, cut_crops
 from dfdc.errors import VideoError, VideoTimeout
 from dfdc.files import describe_file
 from dfdc.nets import open_heat_map
+from dfdc.quality import MIN_TRUST, TRUST
 from dfdc.research.motion import Motion
 from dfdc.research.voice import VoiceModels
 from dfdc.runtime import Net, current_gpu
@@ -46,6 +47,7 @@ class Sighting:
     Attributes:
         frames: in order of time, at least one.
         tracks: the persons, the longest track first; their indices are those of the frames.
+        aside: pictures in the picture and persons too many, which are not scored.
         n_faces: in how many frames a face was found.
         cut_s: wall seconds after which the deadline ended reading; 0 where it did not.
         decode_s, detect_s: core-seconds for reading frames and for finding faces.
@@ -53,6 +55,7 @@ class Sighting:
 
     frames: list[Frame]
     tracks: list[Track]
+    aside: list[Track]
     n_faces: int
     cut_s: float
     decode_s: float
@@ -139,9 +142,11 @@ class Analyzer:
         frames = read_frames(path, n_frames, n_pairs=n_pairs, deadline=deadline, gpu=self.gpu)
         decoded = clock()
         cut_s = time.monotonic() - began_s if len(frames) < n_frames and deadline.expired() else 0.0
-        tracks, faces = find_tracks([frame.pixels for frame in frames], self.detector)
-        n_faces = sum(len(found) > 0 for found in faces.values())
-        return Sighting(frames, tracks, n_faces, cut_s, decoded - started, clock() - decoded)
+        tracks, _ = find_tracks([frame.pixels for frame in frames], self.detector)
+        n_faces = len({int(index) for track in tracks for index in track.frames[track.found]})
+        persons = [track for track in tracks if track.kind == "person"]
+        aside = [track for track in tracks if track.kind != "person"]
+        return Sighting(frames, persons, aside, n_faces, cut_s, decoded - started, clock() - decoded)
 
     def _score(self, path: Path, sighting: Sighting, blank: Analysis, deadline: Deadline) -> Analysis:
         started = time.process_time()
@@ -167,9 +172,18 @@ class Analyzer:
                 analysis,
                 probability=clip_probability(logits, low=low, high=high),
                 tracks=tuple(
-                    FaceTrack(track.frames, times[track.frames], track.boxes, track.found, scores, track.score)
+                    FaceTrack(
+                        track.frames,
+                        times[track.frames],
+                        track.boxes,
+                        track.found,
+                        scores,
+                        track.score,
+                        trust=track.trust,
+                    )
                     for track, scores in zip(tracks, logits, strict=True)
                 ),
+                reason=_describe_quality(tracks),
             )
         else:
             analysis = replace(analysis, status="no_face", reason=f"no face in {len(frames)} frames")
@@ -240,26 +254,32 @@ def score_tracks(
         n_models: how many models answer, the first ones; None for all.
 
     Returns:
-        The ensemble's calibrated log-odds (T,) float64 for each track, and the core-seconds that cutting took.
+        The ensemble's calibrated log-odds (T,) float64 for each track, nearer to 0 where its faces are small or
+        blurred, and the core-seconds that cutting took.
     """
     if not tracks:
         return [], 0.0
-    faces = [(frames[index], box) for track in tracks for index, box in zip(track.frames, track.boxes, strict=True)]
+    faces = [
+        (frames[index], box, float(angle))
+        for track in tracks
+        for index, box, angle in zip(track.frames, track.boxes, track.angles, strict=True)
+    ]
     started = time.process_time()
     crops = ensemble.cut(faces, n_nets=n_models)
     crop_s = time.process_time() - started
     lengths = [len(track) for track in tracks]
-    return np.split(ensemble.score_cut(crops, lengths=lengths), np.cumsum(lengths)[:-1]), crop_s
+    logits = np.split(ensemble.score_cut(crops, lengths=lengths), np.cumsum(lengths)[:-1])
+    return [TRUST.temper(part, track.trust) for part, track in zip(logits, tracks, strict=True)], crop_s
 
 
 def _illustrate(analysis: Analysis, sighting: Sighting) -> Analysis:
     """The analysis with pictures of its people and of some whole frames."""
     tracks = []
-    for track in analysis.tracks:
+    for track, seen in zip(analysis.tracks, sighting.tracks, strict=True):
         chosen = _spread(len(track), MAX_THUMBNAILS)
         pictures = {
-            int(track.frames[i]): _encode(crop_face(sighting.frames[track.frames[i]].pixels, track.boxes[i], THUMBNAIL))
-            for i in chosen
+            int(index): _encode(crop_face(sighting.frames[index].pixels, box, THUMBNAIL, angle=float(angle)))
+            for index, box, angle in zip(seen.frames[chosen], seen.boxes[chosen], seen.angles[chosen], strict=True)
         }
         tracks.append(replace(track, thumbnails=pictures))
     scenes = {}
@@ -279,6 +299,14 @@ def _encode(picture: np.ndarray) -> bytes:
     """A picture (H, W, 3) uint8 RGB as JPEG."""
     _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return data.tobytes()
+
+
+def _describe_quality(tracks: Sequence[Track]) -> str:
+    """A word where the faces that decide are too poor to judge; empty where they are not."""
+    if max(track.trust for track in tracks) >= MIN_TRUST:
+        return ""
+    side = max(float((track.boxes[:, 2:] - track.boxes[:, :2]).mean()) for track in tracks)
+    return f"the faces, of {side:.0f} px at most, are too small or too blurred to judge"
 
 
 def _describe(error: Exception) -> str:

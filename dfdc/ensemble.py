@@ -12,6 +12,9 @@ from dfdc.nets import open_nets
 from dfdc.runtime import Net, run_logits
 from dfdc.weights import WeightsFile, that_see
 
+# A frame, a box and, unless the face is upright, an angle.
+Face = tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, float]
+
 # Crops go through a net in groups of so many: on one core groups of 4 are no faster, and take a worker with three nets
 # 130 MB more. One person's 32 faces, which share the two views, make 16.
 BATCH_CROPS = {"cpu": 2, "cuda": 16}
@@ -54,7 +57,7 @@ class Ensemble:
 
     def score(
         self,
-        faces: list[tuple[np.ndarray, np.ndarray]],
+        faces: list[Face],
         *,
         lengths: Sequence[int] | None = None,
         n_nets: int | None = None,
@@ -62,7 +65,8 @@ class Ensemble:
         """Score faces, each cut as each net wants it.
 
         Args:
-            faces: pairs of a frame (H, W, 3) uint8 RGB and a box (4,) x0, y0, x1, y1 in its pixels.
+            faces: of each its frame (H, W, 3) uint8 RGB, its box (4,) x0, y0, x1, y1 in pixels, and, unless it is
+                upright, by how many degrees clockwise it is rolled.
             lengths: how many of them belong to the first person, the second and so on; see `share_views`. None where
                 they do not belong together, and each is seen in both views.
             n_nets: how many nets answer, the first ones; None for all.
@@ -75,7 +79,7 @@ class Ensemble:
         """
         return self.score_cut(self.cut(faces, n_nets=n_nets), lengths=lengths)
 
-    def cut(self, faces: list[tuple[np.ndarray, np.ndarray]], *, n_nets: int | None = None) -> list[np.ndarray]:
+    def cut(self, faces: list[Face], *, n_nets: int | None = None) -> list[np.ndarray]:
         """The faces, see `score`, as each net wants them: (N, S, S, 3) uint8 RGB, one array for nets that agree."""
         crops: dict[CropGeometry, np.ndarray] = {}
         specs = self.specs[:n_nets]
@@ -141,17 +145,17 @@ def share_views(lengths: Sequence[int]) -> np.ndarray:
     return np.concatenate(views)
 
 
-def cut_crops(faces: list[tuple[np.ndarray, np.ndarray]], geometry: CropGeometry) -> np.ndarray:
+def cut_crops(faces: list[Face], geometry: CropGeometry) -> np.ndarray:
     """Crops of faces as one batch.
 
     Args:
-        faces: pairs of a frame (H, W, 3) uint8 RGB and a box (4,).
+        faces: frames, boxes and angles, see `Ensemble.score`.
         geometry: how they are cut.
 
     Returns:
         (N, size, size, 3) uint8 RGB.
     """
     crops = np.empty((len(faces), geometry.size, geometry.size, 3), np.uint8)
-    for crop, (frame, box) in zip(crops, faces, strict=True):
-        crop[:] = crop_face(frame, box, geometry)
+    for crop, (frame, box, *angle) in zip(crops, faces, strict=True):
+        crop[:] = crop_face(frame, box, geometry, angle=angle[0] if angle else 0.0)
     return crops

@@ -78,3 +78,41 @@ def test_box_that_is_not_finite_is_refused() -> None:
 def test_impossible_geometry_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="allowed"):
         CropGeometry(**values)
+
+
+@pytest.mark.parametrize("n_quarters", [1, 2, 3])
+def test_quarter_turns_move_whole_pixels(n_quarters: int) -> None:
+    # An even side and whole centres: the square of the turned frame covers the same pixels.
+    frame, box = gradient(), np.array([20, 24, 52, 56])
+    geometry = CropGeometry(side_ratio=1.0, shift_ratio=0.25, size=32)
+    turned = np.ascontiguousarray(np.rot90(frame, -n_quarters))
+    x0, y0, x1, y1 = box
+    for height in (100, 120, 100)[:n_quarters]:  # a quarter clockwise takes x, y to height - y, x
+        x0, y0, x1, y1 = height - y1, x0, height - y0, x1
+    crop = crop_face(turned, np.array([x0, y0, x1, y1]), geometry, angle=90.0 * n_quarters)
+    assert np.array_equal(crop, crop_face(frame, box, geometry))
+
+
+@pytest.mark.parametrize("angle", [-40.0, 15.0, 30.0, 135.0])
+def test_rolled_face_is_cut_upright(angle: float) -> None:
+    frame = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8), (0, 0), 4)
+    frame = cv2.normalize(frame, None, 0, 255, cv2.NORM_MINMAX)
+    # OpenCV's angles run counterclockwise about a centre that lies on a pixel's middle.
+    rolled = cv2.warpAffine(frame, cv2.getRotationMatrix2D((99.5, 99.5), -angle, 1), (200, 200), flags=cv2.INTER_CUBIC)
+    box = np.array([68, 68, 132, 132])
+    crop = crop_face(rolled, box, CropGeometry(side_ratio=1.0, shift_ratio=0.0, size=64), angle=angle)
+    upright = crop_face(frame, box, CropGeometry(side_ratio=1.0, shift_ratio=0.0, size=64))
+    assert np.abs(crop.astype(int) - upright).mean() < 2
+
+
+def test_square_of_a_rolled_face_moves_towards_its_chin() -> None:
+    # By .25 x 40 = 10 px: down when upright, to the left when its right side lies below.
+    geometry, box = CropGeometry(side_ratio=1.0, shift_ratio=0.25), np.array([40, 40, 80, 80])
+    assert geometry.square(box) == (40, 50, 40)
+    assert geometry.square(box, 90) == (30, 40, 40)
+    assert geometry.square(box, 180) == (40, 30, 40)
+
+
+def test_angle_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        crop_face(gradient(), np.array([0, 0, 5, 5]), GEOMETRY, angle=float("nan"))

@@ -12,10 +12,11 @@ from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
 from facenet_pytorch.models.utils.detect_face import detect_face
 from skimage.data import astronaut
 
+from dfdc.boxes import iou
 from dfdc.detect import HARD, HARD_FRAMES, NO_FACES, QUICK, FaceDetector, Faces
 from dfdc.mtcnn import load_mtcnn
 from dfdc.nets import MTCNN
-from dfdc.tracks import find_tracks, iou, link_tracks
+from dfdc.tracks import find_tracks, link_tracks
 from dfdc.video import read_frames
 
 
@@ -199,3 +200,72 @@ def test_faces_are_found_in_nearly_every_frame_of_dfdc_clips(
     frames = read_frames(shared_videos / f"{name}.mp4", 20)
     found = detector.follow([frame.pixels for frame in frames])
     assert sum(len(faces) > 0 for faces in found) >= 0.95 * len(frames)
+
+
+@pytest.mark.parametrize("n_quarters", [1, 2, 3])
+def test_clip_on_its_side_gives_the_boxes_of_the_upright_clip(
+    detector: FaceDetector, portrait: np.ndarray, n_quarters: int
+) -> None:
+    frames = [scene(portrait, (200 + 10 * i, 100)) for i in range(6)]
+    (upright,), _ = find_tracks(frames, detector)
+    (track,), _ = find_tracks([np.ascontiguousarray(np.rot90(frame, -n_quarters)) for frame in frames], detector)
+    assert (upright.angles == 0).all() and len(track) == len(upright)
+    assert (track.angles % 360 == 90 * n_quarters).all()
+    boxes = track.boxes.reshape(-1, 2, 2)
+    for width in (360, 640, 360)[:n_quarters][::-1]:  # back: a quarter counterclockwise takes x, y to y, width - x
+        boxes = np.stack([boxes[..., 1], width - boxes[..., 0]], -1)
+    boxes = np.concatenate([boxes.min(1), boxes.max(1)], 1)
+    assert np.diag(iou(boxes, upright.boxes)).min() > 0.95
+
+
+@pytest.mark.parametrize("degrees", [20, 30, 45])
+def test_rolled_head_has_its_angle(detector: FaceDetector, portrait: np.ndarray, degrees: int) -> None:
+    frames = [scene(portrait, (260 + 4 * i, 130)) for i in range(6)]
+    (upright,), _ = find_tracks(frames, detector)
+    centre = (319.5, 179.5)
+    matrix = cv2.getRotationMatrix2D(centre, -degrees, 1)
+    (track,), _ = find_tracks([cv2.warpAffine(frame, matrix, (640, 360)) for frame in frames], detector)
+    # The astronaut's head is rolled by some degrees of its own, below what is turned back.
+    assert np.abs(track.angles - degrees).max() < 12
+    assert len(track) == len(upright)
+
+
+def test_upright_clip_is_not_searched_another_way_round(
+    detector: FaceDetector, portrait: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detector, "find_turn", lambda *_: pytest.fail("was turned"))
+    assert all(map(len, detector.search([scene(portrait, (200, 100))] * 4)[1]))
+
+
+@pytest.mark.parametrize("name", ["grass", "gravel", "coffee", "brick"])
+def test_pictures_of_things_have_no_person(detector: FaceDetector, name: str) -> None:
+    from skimage import data
+
+    picture = getattr(data, name)()
+    picture = np.stack([picture] * 3, -1) if picture.ndim == 2 else picture
+    assert find_tracks([picture, np.roll(picture, 8, 1), np.roll(picture, 16, 1)], detector)[0] == []
+
+
+def test_photograph_is_a_person_in_one_frame(detector: FaceDetector, portrait: np.ndarray) -> None:
+    (track,), _ = find_tracks([portrait], detector)
+    assert track.frames.tolist() == [0] and track.kind == "person"
+
+
+def test_still_beside_a_moving_person_is_a_picture(detector: FaceDetector, portrait: np.ndarray) -> None:
+    frames = [scene(portrait, (40, 200)) for _ in range(6)]
+    for index, frame in enumerate(frames):
+        # Another size and light each time: a person moves.
+        head = cv2.convertScaleAbs(portrait[:224, 112:336], alpha=0.7 + 0.1 * index, beta=0)
+        head = cv2.resize(head, (120 + 6 * index,) * 2, interpolation=cv2.INTER_AREA)
+        frame[20 : 20 + len(head), 400 : 400 + len(head)] = head
+    tracks, _ = find_tracks(frames, detector)
+    assert [(track.kind, bool(track.boxes[0, 0] > 300)) for track in tracks] == [("person", True), ("picture", False)]
+    assert "still" in tracks[1].reason
+
+
+def test_twelve_tiles_are_all_looked_at(detector: FaceDetector, portrait: np.ndarray) -> None:
+    places = [(10 + 155 * column, 5 + 118 * row) for row in range(3) for column in range(4)]
+    tracks, _ = find_tracks([scene(portrait, *places)] * 4, detector)
+    assert [track.kind for track in tracks] == ["person"] * 12
+    # 4 frames pay for 32 crops.
+    assert [len(track) for track in tracks] == [2] * 12

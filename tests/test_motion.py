@@ -54,7 +54,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def track(n: int) -> Track:
-    return Track(np.arange(n), np.tile(BOX, (n, 1)), np.ones(n, bool), 0.99)
+    return Track(np.arange(n), np.tile(BOX, (n, 1)), np.ones(n, bool), 0.99, np.zeros(n))
 
 
 # Pairs

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from dfdc.detect import Faces
-from dfdc.tracks import iou, link_tracks
+from dfdc.boxes import iou
+from dfdc.faces import Faces
+from dfdc.tracks import Track, link_tracks, settle_angles, share_crops
 
 
 def faces(*boxes: tuple[float, ...], score: float = 0.99) -> Faces:
@@ -85,3 +86,59 @@ def test_doubtful_track_is_dropped_beside_a_certain_one_and_kept_alone() -> None
 def test_no_faces_give_no_tracks() -> None:
     assert link_tracks([]) == []
     assert link_tracks([faces(), faces()]) == []
+
+
+def turned(degrees: float) -> np.ndarray:
+    """Landmarks (5, 2) of a head that is rolled clockwise."""
+    a = np.radians(degrees)
+    points = np.array([[30, 40], [70, 40], [50, 60], [35, 78], [65, 78]], float)
+    return points @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
+
+
+def rolled(*degrees: float) -> list[Faces]:
+    one = np.array([at(0)], np.float32), np.array([0.99], np.float32)
+    return [Faces(*one, turned(angle)[None].astype(np.float32)) for angle in degrees]
+
+
+def test_angles_are_medians_over_time_and_lie_on_a_line_between() -> None:
+    # A single frame's 60 degrees is an outlier; nothing was found in the seventh frame.
+    found = rolled(30, 30, 30, 60, 30, 30, 30, 30, 30)
+    found[6] = faces()
+    (track,) = link_tracks(found)
+    assert track.angles.tolist() == pytest.approx([30] * 9, abs=1e-3)
+
+
+def test_upright_heads_are_cut_as_they_are() -> None:
+    (track,) = link_tracks(rolled(-6, 7, 3, -2, 5))
+    assert track.angles.tolist() == [0] * 5
+
+
+def test_angles_near_whole_quarters_settle_without_a_jump() -> None:
+    settled = settle_angles(np.array([0.0, 8, 12, 16, 30, -12, 84, 97, 104, 179, -176, 250]))
+    assert settled.tolist() == pytest.approx([0, 0, 8, 16, 30, -8, 90, 90, 102, 180, 180, -106])
+
+
+def person(n_frames: int, start: int = 0) -> Track:
+    frames = np.arange(start, start + n_frames)
+    return Track(frames, np.zeros((n_frames, 4)), np.ones(n_frames, bool), 0.99, np.zeros(n_frames))
+
+
+def test_budget_that_suffices_changes_nothing() -> None:
+    tracks = [person(32)] * 8
+    assert [len(track) for track in share_crops(tracks, 256)] == [32] * 8
+
+
+def test_twelve_persons_are_all_looked_at_in_fewer_frames() -> None:
+    shared = share_crops([person(32)] * 12, 256)
+    assert [len(track) for track in shared] == [21] * 12 and {track.kind for track in shared} == {"person"}
+    assert shared[-1].frames[0] == 0 and shared[-1].frames[-1] == 31
+
+
+def test_those_who_are_seen_briefly_keep_all_their_frames() -> None:
+    assert [len(track) for track in share_crops([*[person(32)] * 9, person(5)], 100)] == [10] * 9 + [5]
+
+
+def test_persons_too_many_for_any_look_are_named() -> None:
+    shared = share_crops([person(8)] * 40, 64)
+    assert [track.kind for track in shared] == ["person"] * 32 + ["left out"] * 8
+    assert {len(track) for track in shared[:32]} == {2} and "40 persons, of whom 32" in shared[-1].reason

@@ -1,0 +1,97 @@
+"""How far a face's score can be trusted: faces of few pixels, or blurred by compression, tell little.
+
+Nets answer as firmly for a face of 25 pixels as for one of 250, and are wrong more often. Their calibrated logits are
+shrunk towards no answer by a factor that was fitted on DFDC's validation crops, degraded on purpose: see
+tools/research/fit_quality.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from dfdc.crop import CropGeometry, crop_face
+
+# Detail is measured on crops of this side: what the frame held of a face of 224 px and less is still there.
+MEASURED_SIDE = 112
+# So many faces of a track are measured, evenly over time, on crops as the nets see them.
+SAMPLED, VIEW = 6, CropGeometry()
+# Below this factor a face says next to nothing, and a clip of such faces is too poor to judge.
+MIN_TRUST = 0.5
+
+
+@dataclass(frozen=True)
+class Trust:
+    """From a face's side and detail to a factor for its logit, at most 1: e^(bias + side x log2(side/64) + ...).
+
+    Attributes:
+        bias: the exponent of a face 64 px wide whose detail is -4.
+        side: what is added to it for every doubling of the side.
+        detail: for every doubling of the detail.
+        lean: what is taken off the logit of a face that is not trusted at all: poor faces look fake, or real.
+    """
+
+    bias: float
+    side: float
+    detail: float
+    lean: float
+
+    def factors(self, sides: np.ndarray, details: np.ndarray) -> np.ndarray:
+        """Factors (N,) float64 above 0, at most 1.
+
+        Args:
+            sides: (N,) pixels of the frame that the squares around the faces are wide.
+            details: (N,) as `measure_detail` gives them.
+        """
+        sides, details = np.asarray(sides, float), np.asarray(details, float)
+        exponents = self.bias + self.side * np.log2(sides / 64) + self.detail * (details + 4)
+        return np.exp(np.clip(exponents, -20, 0))
+
+    def temper(self, logits: np.ndarray, factors: np.ndarray) -> np.ndarray:
+        """Calibrated logits (N,) float64, moved towards 0 where faces are not trusted."""
+        return factors * (logits - self.lean * (1 - factors))
+
+
+# python tools/research/fit_quality.py --crops ../shared/crops/crops.csv --weights weights --nets 1
+TRUST = Trust(bias=0.3, side=0.1, detail=0.3, lean=0.2)
+
+
+def measure_trust(
+    images: Sequence[np.ndarray], frames: np.ndarray, boxes: np.ndarray, angles: np.ndarray, trust: Trust = TRUST
+) -> float:
+    """How far the score of a track can be trusted: a factor for its logits, above 0, at most 1.
+
+    Args:
+        images: (H, W, 3) uint8 RGB, the clip's frames.
+        frames: (T,) indices of those that show the track.
+        boxes: (T, 4) in pixels.
+        angles: (T,) degrees by which the face is rolled.
+        trust: the fit.
+    """
+    some = np.unique(np.linspace(0, len(frames) - 1, SAMPLED).round().astype(int))
+    crops = np.stack([crop_face(images[frames[i]], boxes[i], VIEW, angle=float(angles[i])) for i in some])
+    sides = [VIEW.square(boxes[i])[2] for i in some]
+    return float(np.median(trust.factors(np.array(sides), measure_detail(crops))))
+
+
+def measure_detail(crops: np.ndarray) -> np.ndarray:
+    """How much fine detail crops hold.
+
+    Args:
+        crops: (N, H, W, 3) uint8 RGB, upright faces that fill them, or the same part of each.
+
+    Returns:
+        (N,) float64: log2 of the mean size of what a Gaussian of 1.5 px takes away at this width, over the
+        contrast; about -3 where it is sharp, -6 where it is enlarged from 30 px.
+    """
+    size = (MEASURED_SIDE, round(MEASURED_SIDE * crops.shape[1] / crops.shape[2]))
+    details = np.empty(len(crops))
+    for index, crop in enumerate(crops):
+        gray = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
+        small = cv2.resize(gray, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+        fine = np.abs(small - cv2.GaussianBlur(small, (0, 0), 1.5)).mean()
+        details[index] = np.log2(max(float(fine), 1e-3) / max(float(small.std()), 1.0))
+    return details
