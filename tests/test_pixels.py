@@ -36,8 +36,12 @@ def on_pq_curve(picture: np.ndarray) -> np.ndarray:
     ITU-R BT.1886 for the display, BT.2087 for the primaries, SMPTE ST 2084 for the curve.
     """
     light = (picture / 255) ** 2.4
-    to_bt2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])
-    share = np.clip(light @ to_bt2020.T * 203 / 10_000, 0, 1) ** 0.1593017578125
+    to_bt2020 = [
+        [0.6274039, 0.3292830, 0.0433131],
+        [0.0690973, 0.9195404, 0.0113623],
+        [0.0163914, 0.0880133, 0.8955953],
+    ]
+    share = np.clip(light @ np.transpose(to_bt2020) * 203 / 10_000, 0, 1) ** 0.1593017578125
     return np.round(65535 * ((0.8359375 + 18.8515625 * share) / (1 + 18.6875 * share)) ** 78.84375).astype(np.uint16)
 
 
