@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import mmap
 import os
 import stat
 import time
@@ -57,6 +58,8 @@ FILE_FAULTS = frozenset(
     | {errno.EBUSY, errno.EINTR, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EREMOTEIO, errno.ENOBUFS}
 )
 WORK_FAULTS = frozenset({errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EMFILE, errno.ENFILE})
+# What a decoder takes beside its frames.
+ROOM_BYTES = 1 << 24
 # Pauses in seconds before a read that failed is tried again.
 PAUSES_S = (0.05, 0.2, 0.8)
 
@@ -261,6 +264,18 @@ def blame_machine(error: Exception) -> None:
     """
     if isinstance(error, MemoryError) or getattr(error, "errno", None) in WORK_FAULTS:
         raise MachineError(f"could not be decoded ({getattr(error, 'strerror', None) or error!r})") from error
+
+
+def require_memory(n_pixels: int) -> None:
+    """Make sure that there is room for a frame: for want of it some decoders call a packet invalid.
+
+    Raises:
+        MachineError: there is none.
+    """
+    try:
+        mmap.mmap(-1, ROOM_BYTES + 8 * n_pixels).close()
+    except (OSError, MemoryError) as error:
+        raise MachineError("could not be decoded (memory is short)") from error
 
 
 def video_streams(container: InputContainer) -> list[VideoStream]:

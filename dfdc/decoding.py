@@ -14,7 +14,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from dfdc.container import DECODER_OPTIONS, MediaFile, blame_machine
+from dfdc.container import DECODER_OPTIONS, MediaFile, blame_machine, require_memory
 from dfdc.listing import Listing
 from dfdc.pixels import PictureMaker
 
@@ -112,6 +112,7 @@ def _decoded(
             if strict:
                 raise
             blame_machine(error)
+            require_memory(stream.width * stream.height)
 
 
 def _windows(frames: Iterable[tuple[float, VideoFrame]], *, ahead: bool) -> Iterator[tuple[float, Window]]:

@@ -27,8 +27,13 @@ PQ_M1, PQ_M2, PQ_C1, PQ_C2, PQ_C3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 /
 PQ_PEAK_NITS, WHITE_NITS = 10_000, 203
 # From ITU-R BT.2020's primaries to BT.709's, for light (ITU-R BT.2407).
 TO_BT709 = np.array(
-    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
-)  # fmt: skip
+    [
+        [1.660491, -0.587641, -0.072850],
+        [-0.124550, 1.132900, -0.008349],
+        [-0.018151, -0.100579, 1.118730],
+    ],
+    np.float32,
+)
 # ITU-R BT.1886: how bright a standard display shows a value.
 DISPLAY_GAMMA = 2.4
 # Light above this share of white is compressed, so that highlights of any brightness stay below white.

@@ -119,12 +119,15 @@ def read_clip(
         raise ValueError(f"n_frames is {n_frames}; allowed: 1 and up")
     if n_pairs < 0:
         raise ValueError(f"n_pairs is {n_pairs}; allowed: 0 and up")
-    try:
-        return _read(path, n_frames, n_pairs=n_pairs, deadline=deadline, gpu=gpu)
-    except MachineError as error:
-        log.warning("%s; it is tried once more", error)
-        time.sleep(min(RETRY_PAUSE_S, deadline.remaining_s()))
-    return _read(path, n_frames, n_pairs=n_pairs, deadline=deadline, gpu=gpu)
+    for pause_s in (RETRY_PAUSE_S, None):
+        try:
+            return _read(path, n_frames, n_pairs=n_pairs, deadline=deadline, gpu=gpu)
+        except (MachineError, MemoryError) as error:
+            if pause_s is None:
+                raise error if isinstance(error, MachineError) else MachineError("memory is short") from error
+            log.warning("%s; it is tried once more", error or "memory is short")
+            time.sleep(min(pause_s, deadline.remaining_s()))
+    raise AssertionError("unreachable")
 
 
 def read_frames(

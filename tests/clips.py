@@ -137,7 +137,10 @@ def write_streams(
 def write_with_sound(path: Path, container_options: dict[str, str]) -> Path:
     """Write a second of video, as `write_clip` does, and of noise that takes more bytes than it."""
     with av.open(str(path), "w", container_options=container_options) as output:
-        video, sound = output.add_stream("mpeg4", rate=30), output.add_stream("pcm_s16le", rate=48_000)
+        video, sound = (
+            output.add_stream("mpeg4", rate=30, options={"g": "99"}),
+            output.add_stream("pcm_s16le", rate=48_000),
+        )
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         chance = np.random.default_rng(0)
         for number in range(30):

