@@ -19,7 +19,7 @@ import numpy as np
 from dfdc.crop import CropGeometry
 from dfdc.errors import InputError
 from dfdc.files import drafted
-from dfdc.prediction import PRIOR, STATUSES, Prediction
+from dfdc.prediction import PRIOR, SCORED, STATUSES, Prediction
 from dfdc.weights import sigmoid
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class FaceTrack:
         times_s: (T,) float64, seconds from the clip's first frame.
         boxes: (T, 4) float32, x0, y0, x1, y1 in pixels of the frame.
         found: (T,) bool, whether the face was found in that frame; elsewhere its box is interpolated.
+        angles: (T,) float32 degrees clockwise by which the head is rolled, -180 to 180; 0 in ordinary clips.
         logits: (T,) float64, the ensemble's calibrated log-odds that the face is fake; above 0 means fake.
         detection_score: mean of the face detector's scores where the face was found, 0 to 1.
         thumbnails: frame's index -> JPEG of the face; empty unless they were asked for.
@@ -99,6 +100,7 @@ class FaceTrack:
     times_s: np.ndarray
     boxes: np.ndarray
     found: np.ndarray
+    angles: np.ndarray
     logits: np.ndarray
     detection_score: float
     thumbnails: dict[int, bytes] = field(default_factory=dict, repr=False)
@@ -126,15 +128,20 @@ class Analysis:
     Attributes:
         filename: the clip's name, as in the submission.
         probability: P(fake), in (0, 1); 0.5 where nothing is known.
-        status: "ok", "no_face", "unreadable", "timeout" or "error".
+        status: "ok"; "partial" where only a part of the clip's time could be looked at; "low_quality" where all faces
+            are too small or too blurred to judge; or, without a score, "no_face", "unreadable", "timeout" or "error".
         reason: why the status is not "ok", or why the clip's faces are hard to judge; else empty.
         times_s: (F,) float64, the times of the frames that were looked at, in seconds from the clip's first frame.
+        duration_s: of the clip in seconds; None where it is not known.
         frame_size: width and height of the frames in pixels; None where no frame was read.
         n_wanted: how many frames were asked for.
         n_models: how many models of the ensemble were asked.
+        weights: the models that answered, by the first 12 digits of their files' SHA-256.
+        n_persons: how many persons were found; more than there are tracks where some were left out.
         n_faces: in how many frames a face was found.
         n_pairs: for how many frames the change to the next frame was looked at; 0 unless motion was asked for.
         tracks: the persons, the longest track first.
+        notes: sentences on what else is worth knowing, such as pictures in the picture.
         picture: P(fake) by what is seen alone, where a voice was scored as well; else None.
         voice: P(synthetic voice), where a voice was scored; else None.
         cut_s: wall seconds after which reading ended early; 0 where the clip was read as planned.
@@ -148,12 +155,16 @@ class Analysis:
     status: str = "ok"
     reason: str = ""
     times_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    duration_s: float | None = None
     frame_size: tuple[int, int] | None = None
     n_wanted: int = 0
     n_models: int = 0
+    weights: tuple[str, ...] = ()
+    n_persons: int = 0
     n_faces: int = 0
     n_pairs: int = 0
     tracks: tuple[FaceTrack, ...] = ()
+    notes: tuple[str, ...] = ()
     picture: float | None = None
     voice: float | None = None
     cut_s: float = 0.0
@@ -170,7 +181,7 @@ class Analysis:
     @property
     def scored(self) -> bool:
         """Whether the probability says more than the prior."""
-        return self.status == "ok" or self.voice is not None
+        return self.status in SCORED or self.voice is not None
 
     @property
     def prediction(self) -> Prediction:
@@ -187,6 +198,12 @@ class Analysis:
             frames=len(self.times_s),
             faces=self.n_faces,
             tracks=len(self.tracks),
+            persons=self.n_persons,
+            from_s=round(float(self.times_s[0]), 3) if len(self.times_s) else 0.0,
+            to_s=round(float(self.times_s[-1]), 3) if len(self.times_s) else 0.0,
+            duration_s=round(self.duration_s or 0.0, 3),
+            weights="+".join(self.weights),
+            notes="; ".join(self.notes),
             pairs=self.n_pairs,
             cut_s=self.cut_s,
             seconds=self.timings.total_s,
@@ -246,6 +263,7 @@ class Analysis:
                     times_s=np.array(track.pop("times_s"), np.float64),
                     boxes=np.array(track.pop("boxes"), np.float32).reshape(-1, 4),
                     found=np.array(track.pop("found"), bool),
+                    angles=np.array(track.pop("angles"), np.float32),
                     logits=np.array(track.pop("logits"), np.float64),
                     thumbnails=_to_pictures(track.pop("thumbnails")),
                     heat={int(key): np.array(value, np.float32) for key, value in track.pop("heat").items()},
@@ -260,6 +278,8 @@ class Analysis:
                 times_s=np.array(record.pop("times_s"), np.float64),
                 frame_size=None if size is None else (int(size[0]), int(size[1])),
                 tracks=tracks,
+                weights=tuple(record.pop("weights")),
+                notes=tuple(record.pop("notes")),
                 timings=Timings(**record.pop("timings")),
                 scenes=_to_pictures(record.pop("scenes")),
                 provenance=origin,

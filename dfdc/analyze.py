@@ -29,8 +29,8 @@ from dfdc.research.voice import VoiceModels
 from dfdc.runtime import Net, current_gpu
 from dfdc.tracks import Track, find_tracks
 from dfdc.version import __version__
-from dfdc.video import Frame, has_gpu_decoder, read_frames
-from dfdc.weights import WeightsFile, that_see
+from dfdc.video import Frame, Reading, has_gpu_decoder, read_clip
+from dfdc.weights import DIGEST_DIGITS, WeightsFile, that_see
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,6 +38,8 @@ T = TypeVar("T")
 # Frames of each person, and whole scenes, that are kept as pictures: evenly spread.
 MAX_THUMBNAILS, MAX_SCENES = 12, 3
 SCENE_SIDE, JPEG_QUALITY = 640, 85
+# Of a clip's time so much has to be looked at; where it is less, the clip's status says so.
+MIN_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Sighting:
     """The people in a clip before anything is said about them.
 
     Attributes:
-        frames: in order of time, at least one.
+        reading: the frames, in order of time, and what is known of their stream.
         tracks: the persons, the longest track first; their indices are those of the frames.
         aside: pictures in the picture and persons too many, which are not scored.
         n_faces: in how many frames a face was found.
@@ -53,13 +55,18 @@ class Sighting:
         decode_s, detect_s: core-seconds for reading frames and for finding faces.
     """
 
-    frames: list[Frame]
+    reading: Reading
     tracks: list[Track]
     aside: list[Track]
     n_faces: int
     cut_s: float
     decode_s: float
     detect_s: float
+
+    @property
+    def frames(self) -> list[Frame]:
+        """The frames, in order of time, at least one."""
+        return self.reading.frames
 
 
 class Analyzer:
@@ -106,7 +113,8 @@ class Analyzer:
             thumbnails: whether pictures of faces and scenes are kept.
         """
         started = time.monotonic()
-        blank = Analysis(name or path.name, n_wanted=n_frames, n_models=n_models or len(self.ensemble.nets))
+        answering = tuple(digest[:DIGEST_DIGITS] for digest in self.digests[:n_models])
+        blank = Analysis(name or path.name, n_wanted=n_frames, n_models=len(answering), weights=answering)
         try:
             sighting = self.find_people(path, n_frames, deadline=deadline)
             analysis = self._score(path, sighting, blank, deadline)
@@ -139,14 +147,14 @@ class Analyzer:
         """
         clock, started, began_s = time.process_time, time.process_time(), time.monotonic()
         n_pairs = min(self.motion.n_pairs if n_pairs is None else n_pairs, n_frames)
-        frames = read_frames(path, n_frames, n_pairs=n_pairs, deadline=deadline, gpu=self.gpu)
+        reading = read_clip(path, n_frames, n_pairs=n_pairs, deadline=deadline, gpu=self.gpu)
         decoded = clock()
-        cut_s = time.monotonic() - began_s if len(frames) < n_frames and deadline.expired() else 0.0
-        tracks, _ = find_tracks([frame.pixels for frame in frames], self.detector)
+        cut_s = time.monotonic() - began_s if len(reading.frames) < n_frames and deadline.expired() else 0.0
+        tracks, _ = find_tracks([frame.pixels for frame in reading.frames], self.detector)
         n_faces = len({int(index) for track in tracks for index in track.frames[track.found]})
         persons = [track for track in tracks if track.kind == "person"]
         aside = [track for track in tracks if track.kind != "person"]
-        return Sighting(frames, persons, aside, n_faces, cut_s, decoded - started, clock() - decoded)
+        return Sighting(reading, persons, aside, n_faces, cut_s, decoded - started, clock() - decoded)
 
     def _score(self, path: Path, sighting: Sighting, blank: Analysis, deadline: Deadline) -> Analysis:
         started = time.process_time()
@@ -156,6 +164,9 @@ class Analyzer:
         analysis = replace(
             blank,
             times_s=times,
+            duration_s=sighting.reading.duration_s or None,
+            notes=_take_notes(sighting),
+            n_persons=len(tracks) + sum(track.kind == "left out" for track in sighting.aside),
             frame_size=(width, height),
             n_faces=sighting.n_faces,
             n_pairs=sum(frame.neighbour is not None for frame in frames),
@@ -177,14 +188,16 @@ class Analyzer:
                         times[track.frames],
                         track.boxes,
                         track.found,
+                        track.angles,
                         scores,
                         track.score,
                         trust=track.trust,
                     )
                     for track, scores in zip(tracks, logits, strict=True)
                 ),
-                reason=_describe_quality(tracks),
             )
+            status, reason = _judge_reading(sighting)
+            analysis = replace(analysis, status=status, reason=reason)
         else:
             analysis = replace(analysis, status="no_face", reason=f"no face in {len(frames)} frames")
         analysis = self._add_voice(path, analysis, deadline)
@@ -204,7 +217,7 @@ class Analyzer:
         tracks = []
         for track in analysis.tracks:
             rows = np.flatnonzero(np.isin(track.frames, list(track.thumbnails)))
-            faces = [(sighting.frames[track.frames[i]].pixels, track.boxes[i]) for i in rows]
+            faces = [(sighting.frames[track.frames[i]].pixels, track.boxes[i], float(track.angles[i])) for i in rows]
             (maps,) = self._heat_map(cut_crops(faces, self._heat_source.spec.crop))
             heat = {int(track.frames[i]): each for i, each in zip(rows, maps, strict=True)}
             tracks.append(replace(track, heat=heat))
@@ -275,11 +288,11 @@ def score_tracks(
 def _illustrate(analysis: Analysis, sighting: Sighting) -> Analysis:
     """The analysis with pictures of its people and of some whole frames."""
     tracks = []
-    for track, seen in zip(analysis.tracks, sighting.tracks, strict=True):
+    for track in analysis.tracks:
         chosen = _spread(len(track), MAX_THUMBNAILS)
         pictures = {
             int(index): _encode(crop_face(sighting.frames[index].pixels, box, THUMBNAIL, angle=float(angle)))
-            for index, box, angle in zip(seen.frames[chosen], seen.boxes[chosen], seen.angles[chosen], strict=True)
+            for index, box, angle in zip(track.frames[chosen], track.boxes[chosen], track.angles[chosen], strict=True)
         }
         tracks.append(replace(track, thumbnails=pictures))
     scenes = {}
@@ -301,12 +314,34 @@ def _encode(picture: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def _describe_quality(tracks: Sequence[Track]) -> str:
-    """A word where the faces that decide are too poor to judge; empty where they are not."""
-    if max(track.trust for track in tracks) >= MIN_TRUST:
-        return ""
-    side = max(float((track.boxes[:, 2:] - track.boxes[:, :2]).mean()) for track in tracks)
-    return f"the faces, of {side:.0f} px at most, are too small or too blurred to judge"
+def _judge_reading(sighting: Sighting) -> tuple[str, str]:
+    """Status and reason of a clip with people: whether enough of it was seen, and well enough."""
+    reading, tracks = sighting.reading, sighting.tracks
+    if max(track.trust for track in tracks) < MIN_TRUST:
+        side = max(float((track.boxes[:, 2:] - track.boxes[:, :2]).mean()) for track in tracks)
+        return "low_quality", f"the faces, {side:.0f} px wide at most, are too small or too blurred to judge"
+    if reading.share < MIN_SHARE:
+        span = f"from {reading.from_s:.1f} to {reading.to_s:.1f} s of {reading.duration_s:.1f} s"
+        return "partial", f"only a part of the clip could be looked at, {span}"
+    return "ok", ""
+
+
+def _take_notes(sighting: Sighting) -> tuple[str, ...]:
+    """What else is worth knowing of how a clip was seen."""
+    notes, reading = [], sighting.reading
+    n_pictures = sum(track.kind == "picture" for track in sighting.aside)
+    n_left_out = len(sighting.aside) - n_pictures
+    if n_pictures:
+        notes.append(f"{n_pictures} face{'s' * (n_pictures > 1)} in a picture within the picture did not count")
+    if n_left_out:
+        notes.append(f"{n_left_out} of {n_left_out + len(sighting.tracks)} persons were left out")
+    if any(np.abs(track.angles).max() > 0 for track in sighting.tracks):
+        notes.append("rolled heads were turned upright")
+    if reading.tone_mapped:
+        notes.append("HDR was tone-mapped to SDR")
+    if reading.deinterlaced:
+        notes.append("interlaced video was deinterlaced")
+    return tuple(notes)
 
 
 def _describe(error: Exception) -> str:

@@ -372,7 +372,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list:
                 return Analysis(path.name, status="no_face", reason="no face in 4 frames")
             logits = [np.arange(n_frames) / 4.0, np.zeros(2)][: 2 if path.name == "a.mp4" else 1]
             nothing = np.zeros(0)
-            tracks = [FaceTrack(nothing, nothing, nothing, nothing, track, 1.0) for track in logits]
+            tracks = [FaceTrack(nothing, nothing, nothing, nothing, nothing, track, 1.0) for track in logits]
             return Analysis(path.name, tracks=tuple(tracks))
 
     monkeypatch.setattr(tool, "Analyzer", FakeAnalyzer)

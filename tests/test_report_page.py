@@ -162,6 +162,7 @@ def test_a_large_page_keeps_its_size_and_says_what_it_left_out(tmp_path: Path) -
         np.zeros((12, 4), np.float32),
         np.ones(12, bool),
         np.zeros(12),
+        np.zeros(12),
         1.0,
         thumbnails={},
     )

@@ -25,14 +25,14 @@ from typing import BinaryIO
 from dfdc.deadline import Pace
 from dfdc.errors import InputError
 from dfdc.files import Identity, open_regular
-from dfdc.prediction import Prediction
+from dfdc.prediction import SCORED, Prediction
 from dfdc.weights import WeightsFile
 
 log = logging.getLogger(__name__)
 
 # These say something about the clip. The others may be the machine's fault, so such clips are tried again: a disk that
 # was away for a moment makes clips unreadable, too, and a second look at what cannot be read takes no time.
-LASTING = ("ok", "partial", "no_face")
+LASTING = (*SCORED, "no_face")
 MAX_LINE_BYTES = 2**16
 # Counts and seconds are below it; what is not was not written by this module.
 MAX_NUMBER = 2**31

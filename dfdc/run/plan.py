@@ -30,7 +30,7 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from dfdc.deadline import Deadline
-from dfdc.prediction import Prediction
+from dfdc.prediction import SCORED, Prediction
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class Plan:
         self._measure((self._deadline.clock() - began_s) / relative_cost(task.n_frames, task.n_nets))
         prediction = replace(prediction, wanted=task.n_frames, nets=task.n_nets)
         earlier = self.known.get(prediction.filename)
-        if earlier and not (prediction.status == "ok" and prediction.frames >= earlier.frames):
+        if earlier and not (prediction.status in SCORED and prediction.frames >= earlier.frames):
             prediction = replace(earlier, wanted=task.n_frames)  # what answered is still what it was
         else:
             self._consider(prediction)
@@ -216,7 +216,7 @@ class Plan:
         if self._n_frames is not None or taken >= self._rungs[-1]:
             return
         certain = prediction.wanted >= QUICK and not CERTAIN[0] <= prediction.label <= CERTAIN[1]
-        if prediction.status in ("ok", "no_face") and not certain:
+        if prediction.status in (*SCORED, "no_face") and not certain:
             rung = max(rung for rung in self._rungs if rung <= max(taken, self._rungs[0]))
             rank = self._order[prediction.filename]
             heapq.heappush(self._further, (rung, abs(prediction.label - 0.5), rank, prediction.filename))

@@ -68,6 +68,8 @@ def _verdict(prediction: Prediction) -> str:
     verdict = [f"{prediction.label:6.1%} fake"] * prediction.scored
     if prediction.status != "ok":
         verdict.append(shown(f"{prediction.status}: {prediction.reason}"))
+    if prediction.notes:
+        verdict.append(shown(prediction.notes))
     if prediction.cut_s:
         read = f"{prediction.frames} of {prediction.wanted} frames"
         verdict.append(f"from its first {read}: reading took more than {prediction.cut_s:.0f} s")

@@ -28,7 +28,7 @@ from dfdc.run import limits, plan, pool, scoring, worker
 from dfdc.run.inputs import Job
 from dfdc.run.summary import Result
 from dfdc.run.worker import WorkerSettings
-from dfdc.video import Frame, read_frames
+from dfdc.video import Reading, read_clip
 
 # A clip's wall limit while sabotaged, and the grace beyond it: enough for an intact clip on a busy machine.
 LIMIT_S = 20.0
@@ -106,12 +106,12 @@ def leave() -> None:
 DEEDS = {deed.__name__: deed for deed in (segfault, hang, spin, sleep, eat, eat_in_c, be_killed, abort, leave)}
 
 
-def read_or_misbehave(path: Path, *args: object, **kwargs: object) -> list[Frame]:
-    """`read_frames`, but for clips whose names (`DEED!...`) order a deed instead."""
+def read_or_misbehave(path: Path, *args: object, **kwargs: object) -> Reading:
+    """`read_clip`, but for clips whose names (`DEED!...`) order a deed instead."""
     deed = DEEDS.get(path.name.partition("!")[0])
     if deed:
         deed()
-    return read_frames(path, *args, **kwargs)
+    return read_clip(path, *args, **kwargs)
 
 
 class FakeAnalyzer:
@@ -125,7 +125,7 @@ class FakeAnalyzer:
         """One clip's analysis, as `dfdc.analyze.Analyzer` would give it."""
         started, blank = time.monotonic(), Analysis(name, n_wanted=n_frames)
         try:
-            frames = read_or_misbehave(path, n_frames, deadline=deadline)
+            frames = read_or_misbehave(path, n_frames, deadline=deadline).frames
             label = 0.1 + 0.8 * sum(float(frame.pixels.mean()) for frame in frames) / len(frames) / 255
             times = np.array([frame.time_s for frame in frames])
             analysis = replace(blank, probability=label, times_s=times)
@@ -142,7 +142,7 @@ def score_sabotaged(connection: Connection, settings: WorkerSettings) -> None:
     """A real worker's life, with deeds for the clips that order them."""
     import dfdc.analyze
 
-    dfdc.analyze.read_frames = read_or_misbehave
+    dfdc.analyze.read_clip = read_or_misbehave
     REAL_WORK(connection, settings)
 
 
