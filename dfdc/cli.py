@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import math
 import signal
 import sys
@@ -232,6 +233,35 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
+def app(args: argparse.Namespace) -> int:
+    """Serve the app until Ctrl-C; returns the exit code."""
+    try:
+        from dfdc.app.jobs import Desk
+        from dfdc.app.local import serve
+        from dfdc.app.server import make_app
+        from dfdc.run.worker import WorkerSettings
+        from dfdc.weights import find_weights, shipped_weights
+    except ModuleNotFoundError as error:
+        print(f"dfdc: {error}; install what the app needs: pip install 'dfdc[app]'", file=sys.stderr)
+        return 1
+    try:
+        logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it logs a line for every request
+        weights = tuple(find_weights(args.weights or shipped_weights()))
+        desk = Desk(args.folder, WorkerSettings(weights=weights, device=args.device))
+        serve(
+            lambda token: make_app(desk, token),
+            port=args.port,
+            show=not args.no_browser,
+            say=lambda url: print(f"Open {url} in a browser; press Ctrl-C here to stop.", flush=True),
+        )
+    except DfdcError as error:
+        print(f"dfdc: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"dfdc: stopped; {args.folder} holds the analyses", file=sys.stderr)
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """The `dfdc` command."""
     parser = argparse.ArgumentParser(prog="dfdc", description="Tell how likely it is that faces in videos were faked.")
@@ -245,9 +275,19 @@ def main(argv: list[str] | None = None) -> int:
     reporting.add_argument(
         "--out", type=Path, default=Path("report.html"), metavar="HTML", help="page to write (default: %(default)s)"
     )
+    about = "open a page on this machine where clips can be dropped (needs the extra app)"
+    serving = commands.add_parser("app", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    add = serving.add_argument
+    add("--folder", type=Path, default=Path("analyses"), help="folder that keeps the analyses (default: %(default)s)")
+    add("--weights", type=Path, help="weights file or folder (default: the weights that the package ships)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device that runs the models (default: auto)")
+    add("--port", type=int, default=0, help="port of the page (default: any free one)")
+    add("--no-browser", action="store_true", help="print the address only (default: open it in the browser)")
     args = parser.parse_args(argv)
     if args.command == "report":
         return report(args)
+    if args.command == "app":
+        return app(args)
     return score(args, program="dfdc")
 
 

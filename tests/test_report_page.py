@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +12,11 @@ import dfdc
 from dfdc.analysis import Model, Provenance
 from dfdc.report.page import MAX_PICTURE_BYTES, crop_in_thumbnail, write_report
 from dfdc.weights import find_weights
+from tests.browser import check_requests, find_violations, start_browser
 
 ROOT = Path(__file__).resolve().parent.parent
 # A name that would do something if it were taken for HTML, and would end the page's data.
 HOSTILE = "</script><img src=x onerror=document.title=666>.mp4"
-FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 
 
 @pytest.fixture
@@ -45,25 +39,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=[(390, 844), (1440, 900)], ids=["phone", "desktop"])
 def browser(request: pytest.FixtureRequest, report: Path, tmp_path: Path) -> Iterator[object]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
     width, height = request.param
-    for flag in (*FLAGS, f"--window-size={width},{height}", f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    browser.get("about:blank")
-    browser.get_log("performance")  # what the browser asked for its own first page
+    browser = start_browser(tmp_path / "profile", width=width, height=height)
     browser.get(report.as_uri())
     yield browser
-    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked), asked
+    check_requests(browser, "file:")
     browser.quit()
 
 
@@ -141,17 +121,10 @@ def test_base_rate_gives_the_posterior(browser: object) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_violation(browser: object, scheme: str) -> None:
-    axe = Path(os.environ.get("AXE_CORE", ROOT / "node_modules/axe-core/axe.min.js"))
-    if not axe.is_file():
-        pytest.skip("axe-core is not installed (npm install axe-core, or AXE_CORE=path)")
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     open_clip(browser, "doctored.mp4")
-    browser.execute_script(axe.read_text(encoding="utf-8"))
-    run = "axe.run({runOnly: axe.getRules().map((rule) => rule.ruleId)}).then(arguments[0])"
-    found = browser.execute_async_script(run)["violations"]
-    told = [(each["id"], each["nodes"][0]["html"][:120], each["nodes"][0]["failureSummary"]) for each in found]
-    assert told == []
+    assert find_violations(browser) == []
 
 
 def test_a_large_page_keeps_its_size_and_says_what_it_left_out(tmp_path: Path) -> None:

@@ -11,24 +11,19 @@ from __future__ import annotations
 
 import argparse
 import logging
-import secrets
-import socket
 import sys
-import threading
-import webbrowser
 from dataclasses import replace
 from pathlib import Path
 
-from werkzeug.serving import make_server
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dfdc.app.local import serve as serve_pages
 from dfdc.crop import CropGeometry
 from dfdc.data.crops import CutSettings
 from dfdc.data.label_server import Desk, make_app
 from dfdc.data.labels import LabelFile
 from dfdc.data.sheets import ClipFakes, Scorer, TableFakes
-from dfdc.errors import DataError, InputError
+from dfdc.errors import DataError
 from dfdc.flags import check_outputs, crop_side, make_folder, make_parser, natural, positive, run_tool, tool
 from dfdc.weights import find_weights
 
@@ -70,21 +65,17 @@ def serve(desk: Desk, *, port: int = PORT, show: bool = True) -> None:
     Raises:
         InputError: the port cannot be used.
     """
-    token = secrets.token_urlsafe(TOKEN_BYTES)
     try:
-        listener = socket.create_server((HOST, port))
-    except (OSError, OverflowError) as error:
-        raise InputError(f"port {port} cannot be used ({error}); choose another with --port") from error
-    with listener:
-        url = f"http://{HOST}:{listener.getsockname()[1]}/{token}/"
-        server = make_server(HOST, port, make_app(desk, token, folder=PAGE), threaded=True, fd=listener.fileno())
-        print(f"{len(desk.videos)} clips to label. Open {url} in a browser; press Ctrl-C here to stop.", flush=True)
-        if show:
-            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-        try:
-            server.serve_forever()
-        finally:
-            desk.sheets.close()
+        serve_pages(
+            lambda token: make_app(desk, token, folder=PAGE),
+            port=port,
+            show=show,
+            say=lambda url: print(
+                f"{len(desk.videos)} clips to label. Open {url} in a browser; press Ctrl-C here to stop.", flush=True
+            ),
+        )
+    finally:
+        desk.sheets.close()
 
 
 def label_frames(

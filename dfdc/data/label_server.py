@@ -10,24 +10,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from flask import Blueprint, Flask, Response, abort, jsonify, render_template, request, send_file
-from werkzeug.exceptions import HTTPException
 
+from dfdc.app.local import protect
 from dfdc.data.labels import MARKS, FrameLabel, LabelFile, read_box
 from dfdc.data.sheets import ClipFakes, Scorer, Sheet, Sheets, Shot, TableFakes
-from dfdc.errors import DataError
 
-# Allowed Host headers: under any other name of this machine another site could read the page (DNS rebinding).
-TRUSTED_HOSTS = ["127.0.0.1", "localhost"]
 # A request waits this long for its clip; then the page asks again.
 WAIT_S = 10.0
-UNKNOWN_ADDRESS = "there is nothing at this address; open the one that label_frames printed when it was last started"
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src 'self'; script-src 'self'; style-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 class Desk:
@@ -166,35 +155,8 @@ def make_app(desk: Desk, token: str, *, folder: Path) -> Flask:
         folder: of page.html and of what it loads.
     """
     app = Flask(__name__, template_folder=folder, static_folder=None)
-    app.config["TRUSTED_HOSTS"] = TRUSTED_HOSTS
+    protect(app, program="label_frames")
     pages = Blueprint("page", __name__, url_prefix=f"/{token}", static_folder=folder, static_url_path="/static")
-
-    @app.before_request
-    def refuse_other_sites() -> None:
-        # Browsers say who asks. Requests that change something must be JSON besides, which other sites cannot send.
-        own = request.host_url.rstrip("/")
-        same_site = request.headers.get("Sec-Fetch-Site", "none") in ("same-origin", "none")
-        if not same_site or request.headers.get("Origin", own) != own:
-            abort(403, "another site sent this request; open the page itself")
-
-    @app.after_request
-    def add_headers(response: Response) -> Response:
-        response.headers.update(HEADERS)
-        return response
-
-    @app.errorhandler(HTTPException)
-    def explain(error: HTTPException) -> tuple[Response, int]:
-        return jsonify(error=error.description), error.code or 500
-
-    @app.errorhandler(404)
-    def explain_absent(error: HTTPException) -> tuple[Response, int]:
-        unknown = request.url_rule is None
-        return jsonify(error=UNKNOWN_ADDRESS if unknown else error.description), 404
-
-    @app.errorhandler(DataError)
-    @app.errorhandler(OSError)
-    def explain_unsaved(error: Exception) -> tuple[Response, int]:
-        return jsonify(error=str(error)), 409
 
     @pages.get("/")
     def page() -> str:

@@ -1,0 +1,194 @@
+"""Uploaded clips -> analyses: a queue that one thread works off with supervised workers."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from dfdc.analysis import SUFFIX, Analysis, analysis_path, read_analysis, write_analysis
+from dfdc.deadline import Deadline
+from dfdc.errors import DfdcError, InputError
+from dfdc.run.pool import predict_clips
+from dfdc.run.worker import WorkerSettings
+
+# A clip and a queue may be so large; more is refused before it is stored.
+MAX_BYTES = 2 * 2**30
+MAX_WAITING = 20
+# Reading and scoring one clip ends after so long, whatever it is.
+CLIP_LIMIT_S = 300.0
+CHUNK_BYTES = 2**20
+UPLOADS = "uploads"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A clip that was handed in.
+
+    Attributes:
+        key: in addresses; hard to guess.
+        filename: as the user's file is called.
+        stage: "waiting", "analyzing", "done" or "failed".
+        since: when the stage began, seconds since the epoch.
+        reason: why it failed; empty if it did not.
+    """
+
+    key: str
+    filename: str
+    stage: str = "waiting"
+    since: float = 0.0
+    reason: str = ""
+
+
+class Desk:
+    """The clips that were handed in, and the folder that keeps their analyses."""
+
+    def __init__(self, folder: Path, settings: WorkerSettings) -> None:
+        """Start the thread that works off the queue.
+
+        Args:
+            folder: for analyses, which stay, and uploads, which go when they are analyzed.
+            settings: of the workers.
+
+        Raises:
+            InputError: the folder cannot be used.
+        """
+        self.folder, self.settings = folder, replace(settings, analyses=folder, n_frames=settings.n_frames or 32)
+        self._uploads = folder / UPLOADS
+        try:
+            self._uploads.mkdir(parents=True, exist_ok=True)
+            for left in self._uploads.iterdir():  # of a server that was killed
+                left.unlink()
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be used ({error.strerror}); name another folder") from error
+        self._jobs: dict[str, Job] = {}
+        self._summaries: dict[Path, tuple[int, Analysis]] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def hand_in(self, filename: str, stream: IO[bytes]) -> Job:
+        """Store a clip and queue it.
+
+        Args:
+            filename: as the user's file is called; it names no file here.
+            stream: its content.
+
+        Raises:
+            InputError: too many clips wait, or the clip is too large.
+        """
+        with self._changed:
+            if sum(job.stage == "waiting" for job in self._jobs.values()) >= MAX_WAITING:
+                raise InputError(f"{MAX_WAITING} clips are waiting already; hand in more when some are done")
+        name = Path(filename.replace("\\", "/")).name or "clip"
+        job = Job(secrets.token_urlsafe(16), self._free_name(name), since=time.time())
+        path, n_bytes = self._path_of(job), 0
+        try:
+            with open(path, "xb") as file:
+                while chunk := stream.read(CHUNK_BYTES):
+                    n_bytes += len(chunk)
+                    if n_bytes > MAX_BYTES:
+                        raise InputError(f"{name}: larger than {MAX_BYTES // 2**30} GB; cut the clip")
+                    file.write(chunk)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        with self._changed:
+            self._jobs[job.key] = job
+            self._changed.notify_all()
+        return job
+
+    def jobs(self) -> list[Job]:
+        """All clips that were handed in since the start, in their order."""
+        with self._changed:
+            return list(self._jobs.values())
+
+    def analyses(self) -> Iterator[Analysis]:
+        """The analyses in the folder, those of earlier starts too."""
+        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+            with contextlib.suppress(DfdcError):  # deleted meanwhile, or of another version
+                yield read_analysis(path)
+
+    def summaries(self) -> list[Analysis]:
+        """The analyses without pictures; each file is read once."""
+        found: dict[Path, tuple[int, Analysis]] = {}
+        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+            with contextlib.suppress(DfdcError, OSError):
+                changed = path.stat().st_mtime_ns
+                kept = self._summaries.get(path)
+                if kept is None or kept[0] != changed:
+                    kept = changed, replace(read_analysis(path), tracks=(), scenes={})
+                found[path] = kept
+        self._summaries = found
+        return [analysis for _, analysis in found.values()]
+
+    def delete(self, filename: str) -> None:
+        """Delete a clip's analysis.
+
+        Raises:
+            InputError: there is none.
+        """
+        try:
+            analysis_path(self.folder, filename).unlink()
+        except FileNotFoundError as error:
+            raise InputError(f"{filename}: there is no analysis of this name") from error
+        with self._changed:
+            self._jobs = {key: job for key, job in self._jobs.items() if job.filename != filename}
+
+    def close(self) -> None:
+        """End after the clip that is being analyzed."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _path_of(self, job: Job) -> Path:
+        return self._uploads / job.key
+
+    def _free_name(self, name: str) -> str:
+        """The name, with a number where an analysis or a job has it already."""
+        stem, suffix = Path(name).stem, Path(name).suffix
+        with self._changed:
+            taken = {job.filename for job in self._jobs.values()}
+        number, wanted = 1, name
+        while wanted in taken or analysis_path(self.folder, wanted).exists():
+            number += 1
+            wanted = f"{stem} ({number}){suffix}"
+        return wanted
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                waiting = [job for job in self._jobs.values() if job.stage == "waiting"]
+                while not waiting and not self._closed:
+                    self._changed.wait()
+                    waiting = [job for job in self._jobs.values() if job.stage == "waiting"]
+                if self._closed:
+                    return
+                job = waiting[0]
+            self._set(job.key, stage="analyzing")
+            reason = ""
+            try:
+                self._analyze(job)
+            except Exception as error:  # whatever it is, the next clip is to be analyzed
+                reason = f"{type(error).__name__}: {error}"
+            finally:
+                self._path_of(job).unlink(missing_ok=True)
+            self._set(job.key, stage="failed" if reason else "done", reason=reason)
+
+    def _analyze(self, job: Job) -> None:
+        clips, deadline = {job.filename: self._path_of(job)}, Deadline.after(CLIP_LIMIT_S)
+        for prediction in predict_clips(clips, self.settings, n_workers=1, deadline=deadline):
+            if not analysis_path(self.folder, job.filename).exists():  # the clip killed its worker
+                blank = Analysis(job.filename, status=prediction.status, reason=prediction.reason)
+                write_analysis(self.folder, blank)
+
+    def _set(self, key: str, **changes: str) -> None:
+        with self._changed:
+            if key in self._jobs:
+                self._jobs[key] = replace(self._jobs[key], since=time.time(), **changes)

@@ -1,0 +1,76 @@
+"""The app: a page on this machine where one drops clips and gets the report."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from flask import Blueprint, Flask, Response, abort, jsonify, request
+
+from dfdc.analysis import Analysis
+from dfdc.app.jobs import MAX_BYTES, Desk
+from dfdc.app.local import protect
+from dfdc.report.page import write_report
+
+STATIC = Path(__file__).with_name("static")
+# The report is one file that brings its own script and style; it may be shown inside the app and nowhere else.
+REPORT_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'self'"
+)
+
+
+def make_app(desk: Desk, token: str) -> Flask:
+    """The web application: all addresses lie below /TOKEN/.
+
+    Args:
+        desk: takes clips and keeps analyses.
+        token: without which no address exists; hard to guess.
+    """
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BYTES + 2**20
+    protect(app, program="dfdc app")
+    pages = Blueprint("app", __name__, url_prefix=f"/{token}", static_folder=STATIC, static_url_path="/static")
+
+    @pages.get("/")
+    def page() -> Response:
+        return Response((STATIC / "app.html").read_text(encoding="utf-8"), mimetype="text/html")
+
+    @pages.get("/state")
+    def state() -> Response:
+        """The queue, and the clips that have an analysis."""
+        jobs = [{**asdict(job), "key": None} for job in desk.jobs()]
+        clips = [
+            {"filename": clip.filename, "probability": clip.probability, "status": clip.status, "scored": clip.scored}
+            for clip in desk.summaries()
+        ]
+        return jsonify(jobs=jobs, clips=clips)
+
+    @pages.post("/clips")
+    def hand_in() -> tuple[Response, int]:
+        name = request.args.get("name", "")
+        if not name:
+            abort(400, "the request names no file")
+        job = desk.hand_in(name, request.stream)
+        return jsonify(filename=job.filename), 202
+
+    @pages.delete("/clips")
+    def delete() -> Response:
+        desk.delete(request.args.get("name", ""))
+        return jsonify(deleted=True)
+
+    @pages.get("/report")
+    def report() -> Response:
+        """The report of one clip, or of all."""
+        name = request.args.get("name")
+        analyses: list[Analysis] = [a for a in desk.analyses() if name is None or a.filename == name]
+        if not analyses:
+            abort(404, "there is no analysis of this clip")
+        with tempfile.TemporaryDirectory(prefix="dfdc-") as folder:
+            out = write_report(analyses, Path(folder) / "report.html", n_clips=len(analyses))
+            response = Response(out.read_bytes(), mimetype="text/html")
+        response.headers["Content-Security-Policy"] = REPORT_POLICY
+        return response
+
+    app.register_blueprint(pages)
+    return app
