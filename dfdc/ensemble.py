@@ -15,8 +15,8 @@ from dfdc.weights import WeightsFile, that_see
 # A frame, a box and, unless the face is upright, an angle.
 Face = tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, float]
 
-# Crops go through a net in groups of so many: on one core groups of 4 are no faster, and take a worker with three nets
-# 130 MB more. One person's 32 faces, which share the two views, make 16.
+# Crops go through a net in groups of so many; the CPU takes them one by one, whatever the group. One person's 32 faces,
+# which share the two views, make 16.
 BATCH_CROPS = {"cpu": 2, "cuda": 16}
 # Of a person with so many faces each face is seen once, by turns in one of the two views, instead of in both: half the
 # work, and a clip's logit moves by a tenth (docs/experiments.md).

@@ -26,18 +26,18 @@ def build_graph(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Model:
         tensors: what it holds, by name.
 
     Returns:
-        From (N, S, S, 6) uint8, S the size of a crop, to the logits (N,) of each of two views, for a net that sees
-        faces; to (N,) for one that sees motion; from (N, bands, columns) float32 to (N,) for one that sees sound.
+        From (1, S, S, 6) uint8, S the size of a crop, to the logits (1,) of each of two views, for a net that sees
+        faces; to (1,) for one that sees motion; from (1, bands, columns) float32 to (1,) for one that sees sound.
 
     Raises:
         ValueError: the tensors do not fit the specification.
     """
     net, size = Tensors(tensors, prefix="net."), spec.input_size
     if spec.sees == "sound":
-        spectra = ops.parameter(PartialShape([-1, N_BANDS, size]), Type.f32)
+        spectra = ops.parameter(PartialShape([1, N_BANDS, size]), Type.f32)
         return Model([_answer(ops.unsqueeze(spectra, whole(1)), spec, net)], [spectra])
     crop_size = spec.crop.size
-    pairs = ops.parameter(PartialShape([-1, crop_size, crop_size, 6]), Type.u8)
+    pairs = ops.parameter(PartialShape([1, crop_size, crop_size, 6]), Type.u8)
     first, second = split(_to_planes(pairs), 2, axis=1)
     if spec.sees == "motion":
         first, second = (view(half, crop_size, size) for half in (first, second))
