@@ -43,12 +43,10 @@ def test_only_a_block_that_is_late_is_ended(late: bool) -> None:
 
 
 def test_time_counts_from_the_start_of_the_process() -> None:
-    script = (
-        "import time; time.sleep(0.3); from dfdc.deadline import process_start_s as s; print(time.monotonic() - s())"
-    )
+    script = "import time; from dfdc.deadline import process_start_s as start; print(time.monotonic() - start())"
     began_s = time.monotonic()
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert 0.3 <= float(ended.stdout) <= time.monotonic() - began_s + 0.02  # the system counts in hundredths
+    assert 0.01 < float(ended.stdout) <= time.monotonic() - began_s + 0.02  # the system counts in hundredths
 
 
 def test_run_without_a_limit_is_not_watched() -> None:
