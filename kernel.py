@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
-STARTED_S = time.monotonic()  # the time limit counts from here: importing the rest takes a while
 KAGGLE_INPUT = Path("/kaggle/input")
 
 
@@ -29,6 +27,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from dfdc.cli import add_score_arguments, score  # noqa: E402
+from dfdc.deadline import process_start_s  # noqa: E402
 from dfdc.errors import BundleError  # noqa: E402
 from dfdc.kaggle.bundle import prepare  # noqa: E402
 
@@ -51,4 +50,4 @@ def main(argv: list[str] | None = None, *, started_s: float | None = None) -> in
 
 
 if __name__ == "__main__":
-    sys.exit(main(started_s=STARTED_S))
+    sys.exit(main(started_s=process_start_s()))  # importing took a while of the time limit already

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dfdc.deadline import Deadline
+from dfdc.deadline import Deadline, process_start_s
 from dfdc.errors import DfdcError, InputError
 from dfdc.log import open_streams, show_log, shown
 from dfdc.run.watchdog import ending_in_time
@@ -288,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
         return report(args)
     if args.command == "app":
         return app(args)
-    return score(args, program="dfdc")
+    return score(args, program="dfdc", started_s=process_start_s() if argv is None else None)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,16 @@ class Deadline:
 
 
 NEVER = Deadline(float("inf"))
+
+
+def process_start_s() -> float:
+    """When this process was started, on the scale of time.monotonic; now, where the system does not say."""
+    with suppress(OSError, ValueError, IndexError, AttributeError):
+        # proc(5): behind the name in brackets the third field is the first; 22 counts ticks from the system's start.
+        ticks = int(Path("/proc/self/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
+        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        return time.monotonic() - max(age_s, 0.0)
+    return time.monotonic()
 
 
 @dataclass

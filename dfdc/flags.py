@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dfdc.errors import DfdcError, InputError
 from dfdc.files import check_out
+from dfdc.log import shown
 
 COMPILE_HELP = "compile the model for faster CUDA steps (needs a C compiler; the first step takes a minute or more)"
 DEVICE_HELP = "run the models on this device (default: auto, which is CUDA where it works and else the CPU)"
@@ -145,7 +146,7 @@ def tool(main: Callable[..., int | None]) -> Callable[..., int]:
         try:
             return main(argv) or 0
         except DfdcError as error:
-            print(f"{name}: {error}", file=sys.stderr)
+            print(f"{name}: {shown(error)}", file=sys.stderr)
             return 1
 
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 from pathlib import Path
 
@@ -287,7 +288,7 @@ def save_model(model: FrameModel | VoiceModel, folder: Path, *, name: str, spec:
         key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
         for key, value in model.state_dict().items()
     }
-    draft = folder / f".{name}.tmp"
+    draft = folder / f".{name}.{secrets.token_hex(4)}.tmp"  # a name that nobody can have prepared
     try:
         save_file(tensors, draft, metadata={"spec": (spec or model.spec).to_json()})
         draft.chmod(0o644)  # safetensors keeps it from other users

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,13 @@ def test_only_a_block_that_is_late_is_ended(late: bool) -> None:
             assert ended.wait(10)
     now[0] = 1.0
     assert ended.is_set() == late
+
+
+def test_time_counts_from_the_start_of_the_process() -> None:
+    script = "import time; from dfdc.deadline import process_start_s as start; print(time.monotonic() - start())"
+    began_s = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 0.01 < float(ended.stdout) <= time.monotonic() - began_s + 0.02  # the system counts in hundredths
 
 
 def test_run_without_a_limit_is_not_watched() -> None:

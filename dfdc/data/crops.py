@@ -23,6 +23,7 @@ from dfdc.data.detectors import detect_in_parallel
 from dfdc.data.pictures import PictureDifference, compare_pictures
 from dfdc.detect import FaceDetector, Faces
 from dfdc.errors import DataError, Misaligned, VideoError
+from dfdc.files import write_text
 from dfdc.tracks import find_tracks
 from dfdc.video import read_frames, read_frames_at, stream_frames
 
@@ -153,7 +154,7 @@ def prepare_folder(out: Path, settings: CutSettings, *, overwrite: bool = False)
     out.mkdir(parents=True, exist_ok=True)
     path, text = out / "settings.json", json.dumps(asdict(settings), indent=1) + "\n"
     if not path.exists():
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
     elif path.read_text(encoding="utf-8") != text:
         raise DataError(f"{path}: cut with other settings; use the same, delete the folder, or name another")
 

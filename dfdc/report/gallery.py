@@ -20,6 +20,7 @@ from dfdc.crop import CropGeometry, crop_face
 from dfdc.deadline import Deadline
 from dfdc.detect import FaceDetector
 from dfdc.errors import VideoError
+from dfdc.files import drafted
 from dfdc.prediction import STATUSES, Prediction
 from dfdc.run.submission import read_predictions
 from dfdc.tracks import find_tracks
@@ -71,7 +72,8 @@ def draw_report(predictions: list[Prediction], clips: Path, out: Path) -> Path:
                 _draw_face(axes, some[column], find_portrait(clips / some[column].filename, detector))
             if column == 0:
                 axes.text(-0.06, 0.5, title, rotation=90, va="center", ha="right", transform=axes.transAxes)
-    figure.savefig(out, dpi=80)
+    with drafted(out) as draft:
+        figure.savefig(draft, dpi=80)
     return out
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 import kernel
 from dfdc.analysis import Analysis, Timings
-from dfdc.deadline import Deadline
+from dfdc.deadline import Deadline, process_start_s
 from dfdc.errors import VideoError, VideoTimeout
 from dfdc.run import limits, plan, pool, scoring, worker
 from dfdc.run.inputs import Job
@@ -179,4 +179,4 @@ def main() -> int:
     if limit_s := os.environ.get("FAULTS_LIMIT_S"):
         plan.GRACE_S = GRACE_S
         scoring.score_job = partial(score_with_limit, scoring.score_job, float(limit_s))
-    return kernel.main(sys.argv[1:])
+    return kernel.main(sys.argv[1:], started_s=process_start_s())
