@@ -242,4 +242,4 @@ def test_numbers_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(SystemExit):
         main(["--crops", str(tmp_path / "crops.csv"), flag, value])
-    assert f"argument {flag}: is {value}; allowed are whole numbers {said}" in capsys.readouterr().err
+    assert f"argument {flag}: {value!r} is not allowed; give a whole number {said}" in capsys.readouterr().err

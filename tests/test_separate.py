@@ -197,7 +197,7 @@ def test_other_fake_of_a_name_is_refused_while_the_first_is_there(folder, tmp_pa
     with open(other / "picture.mp4", "ab") as file:
         file.write(b"more")
     with pytest.raises(
-        DataError, match=r"other/picture[.]mp4: shares its name with .*/picture[.]mp4.*: name another output"
+        DataError, match=r"other/picture[.]mp4: shares its name with .*/picture[.]mp4.*: choose another output"
     ):
         separate_fakes.separate_fakes([other], out, n_frames=4, progress=False)
     assert out.read_bytes() == before
@@ -217,12 +217,12 @@ def test_fakes_of_one_name_are_refused(folder, tmp_path, capsys):
 def test_folder_without_pairs_is_the_users_mistake(tmp_path, capsys):
     (tmp_path / "metadata.json").write_text("{}")
     assert separate_fakes.main([str(tmp_path), "--out", str(tmp_path / "c.csv")]) == 1
-    assert "no fake lies there together with its original" in capsys.readouterr().err
+    assert "found no fake together with its original" in capsys.readouterr().err
 
 
 def test_other_table_is_not_overwritten(folder, capsys):
     out = folder / "changes.csv"
     out.write_text("a,b\n1,2\n")
     assert separate_fakes.main([str(folder), "--out", str(out)]) == 1
-    assert "other columns" in capsys.readouterr().err
+    assert "its columns are not this tool's" in capsys.readouterr().err
     assert out.read_text() == "a,b\n1,2\n"

@@ -100,7 +100,7 @@ def test_mistakes_end_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert said.startswith(f"show_clips: {tmp_path}: is a folder") and "scoring" not in said
     with pytest.raises(SystemExit):
         tool.main([str(ROOT / "samples"), "--frames", "0"])
-    assert "--frames: is 0; allowed are whole numbers from 1 up" in capsys.readouterr().err
+    assert "--frames: '0' is not allowed; give a whole number from 1 up" in capsys.readouterr().err
 
 
 def test_page_that_cannot_be_written_is_refused_before_any_clip_is_scored(

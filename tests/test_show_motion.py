@@ -77,7 +77,7 @@ def test_mistakes_are_told_in_one_line(
 def test_no_pairs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([str(ROOT / "samples/real.mp4"), "--pairs", "0"])
-    assert "argument --pairs: is 0; allowed are whole numbers from 1 up" in capsys.readouterr().err
+    assert "argument --pairs: '0' is not allowed; give a whole number from 1 up" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["samples/real.mp4", "ff_720.mp4"])  # the first never served in training

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from clips import write_clip
 
-from dfdc.errors import InputError, MachineError
+from dfdc.errors import InputError, MachineError, SettingError
 from dfdc.prediction import Prediction
 from dfdc.run.processes import measure_tree
 from dfdc.run.submission import Submission
@@ -155,7 +155,7 @@ def test_json_is_one_line_with_the_agreed_keys() -> None:
 
 @pytest.mark.parametrize("values", [{"n_clips": 0}, {"limit_s": 0.0}, {"limit_s": math.nan}, {"memory_gb": -1.0}])
 def test_plan_without_clips_time_or_memory_is_refused(values: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="above 0"):
+    with pytest.raises(SettingError, match="above 0"):
         PlannedRun(**values)
 
 

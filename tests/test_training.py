@@ -524,14 +524,18 @@ def test_command_tells_no_folders_of_the_machine(monkeypatch: pytest.MonkeyPatch
         (train_tool, ["--batch-size", "7"], "train: epochs 12, batch_size 7: allowed are 1 up, and even"),
         (train_tool, ["--mixup", "30"], "train: mixup is 30.0; allowed are probabilities, 0 to 1"),
         (train_tool, ["--self-blend", "nan"], "train: self_blend is nan; allowed are probabilities, 0 to 1"),
-        (train_tool, ["--epochs", "0"], "argument --epochs: is 0; allowed are whole numbers from 1 up"),
-        (train_tool, ["--limit", "0"], "argument --limit: is 0; allowed"),
+        (train_tool, ["--epochs", "0"], "argument --epochs: '0' is not allowed; give a whole number from 1 up"),
+        (train_tool, ["--limit", "0"], "argument --limit: '0' is not allowed"),
         (train_tool, ["--run", "{}/crops.csv"], "train: [Errno 17] File exists"),
         (train_tool, ["--run", "{}/crops.csv/run"], "train: [Errno 20] Not a directory"),
         (train_tool, ["--device", "cuda"], "train: --device cuda: no CUDA device is visible; use --device cpu"),
-        (time_tool, ["--batch-size", "3"], "time_training: epochs 12, batch_size 3: allowed"),
-        (time_tool, ["--steps", "0"], "argument --steps: is 0; allowed"),
-        (time_tool, ["--input-size", "8"], "time_training: input_size is 8 px; allowed: 32 to 1024"),
+        (time_tool, ["--batch-size", "3"], "argument --batch-size: '3' is not allowed; give an even number"),
+        (time_tool, ["--steps", "0"], "argument --steps: '0' is not allowed"),
+        (
+            time_tool,
+            ["--input-size", "8"],
+            "argument --input-size: '8' is not allowed; give a whole number from 32 to 1024",
+        ),
         (time_tool, ["--device", "cuda"], "time_training: --device cuda: no CUDA device is visible"),
     ],
 )
@@ -690,7 +694,7 @@ def test_gpu_without_memory_for_a_step_says_what_to_lower(tmp_path: Path, capsys
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FrameModel, "forward", run_out)
         assert train_tool.main(["--crops", str(table), "--run", str(tmp_path / "run"), *small]) == 1
-    assert "train: 8 crops a step are too many for the GPU's memory; use fewer with --batch-size" in (
+    assert "train: a batch of 8 crops does not fit into the GPU's memory; use a smaller --batch-size" in (
         capsys.readouterr().err
     )
 

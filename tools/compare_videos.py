@@ -21,6 +21,7 @@ from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
 from dfdc.errors import Misaligned, VideoError
 from dfdc.flags import add_device, check_outputs, make_parser, positive, run_tool, tool
+from dfdc.run.limits import limit_tool
 from dfdc.runtime import choose_device
 from dfdc.weights import find_weights
 
@@ -54,6 +55,7 @@ def compare_videos(
     """
     check_outputs(out, inputs=(original, fake))
     device = choose_device(device)
+    limit_tool(device)
     ensemble = None if weights is None else Ensemble(find_weights(weights), device)
     try:
         comparison = compare_clips(original, fake, FaceDetector(device), ensemble, n_frames=n_frames)

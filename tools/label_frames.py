@@ -25,6 +25,7 @@ from dfdc.data.labels import LabelFile
 from dfdc.data.sheets import ClipFakes, Scorer, TableFakes
 from dfdc.errors import DataError
 from dfdc.flags import check_outputs, crop_side, make_folder, make_parser, natural, positive, run_tool, tool
+from dfdc.run.limits import limit_tool
 from dfdc.weights import find_weights
 
 HOST, PORT = "127.0.0.1", 8765
@@ -109,6 +110,7 @@ def label_frames(
     scorer = None if weights is None else Scorer(find_weights(weights))
     if not find_tables(sources):
         make_folder(crops)
+        limit_tool()
     desk = Desk(open_fakes(sources, crops, settings or CutSettings()), file, scorer)
     try:
         serve(desk, port=port, show=show)

@@ -11,6 +11,7 @@ from typing import TypeVar
 import cv2
 
 from dfdc.detect import FaceDetector
+from dfdc.run.limits import limit_memory, share_memory
 
 T = TypeVar("T")
 
@@ -40,7 +41,8 @@ def detect_in_parallel(
             yield step(detector, *arguments)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(n_workers, context, initializer=_start_worker, initargs=(device,))
+    start = (device, share_memory(n_workers))
+    pool = ProcessPoolExecutor(n_workers, context, initializer=_start_worker, initargs=start)
     try:
         for future in as_completed([pool.submit(_step_in_worker, step, arguments) for arguments in calls]):
             yield future.result()
@@ -48,10 +50,12 @@ def detect_in_parallel(
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(device: str) -> None:
+def _start_worker(device: str, memory_bytes: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     _detectors.append(FaceDetector(device, threads=1))
+    if device == "cpu":  # CUDA reserves more addresses than there is memory
+        limit_memory(memory_bytes)
 
 
 def _step_in_worker(step: Callable[..., T], arguments: tuple) -> T:

@@ -96,6 +96,17 @@ def limit_memory(limit_bytes: int | None, *, room_bytes: int = LEAST_ROOM_BYTES)
         resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, most))
 
 
+def limit_tool(device: str = "cpu") -> None:
+    """Give a tool that decodes clips in its own process the memory limit that a single worker has.
+
+    Args:
+        device: that the tool's models run on; with CUDA, which reserves more addresses than there is memory, there is
+            no limit.
+    """
+    if device == "cpu":
+        limit_memory(share_memory(1))
+
+
 def end_with_parent(parent: int) -> None:
     """Let Linux kill this process when its parent ends, however that ends.
 

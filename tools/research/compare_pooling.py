@@ -47,6 +47,7 @@ from dfdc.research.pooling import (
 )
 from dfdc.research.pooling_chart import draw_comparison
 from dfdc.run.journal import digest_code
+from dfdc.run.limits import limit_tool
 from dfdc.runtime import choose_device
 from dfdc.weights import find_weights
 
@@ -113,7 +114,9 @@ def score_clips(
     kept = None if overwrite else _read_scores(logits)
     if kept is not None and kept.made_from == made_from:
         return kept
-    analyzer = Analyzer(files, device=choose_device(device))
+    device = choose_device(device)
+    limit_tool(device)
+    analyzer = Analyzer(files, device=device)
     clips = tuple(_score_clip(analyzer, clip, n_frames) for clip in tqdm(listed, desc="scoring", unit="clip"))
     scores = Scores(clips, *analyzer.ensemble.bounds(), made_from)
     with drafted(logits) as draft:

@@ -27,6 +27,7 @@ from dfdc.networks import FrameModel, load_model, see_change
 from dfdc.research.flicker import flicker
 from dfdc.research.motion import N_PAIRS, cut_track
 from dfdc.research.motion_training import score_pairs
+from dfdc.run.limits import limit_tool
 from dfdc.tracks import find_tracks
 from dfdc.video import read_frames
 from dfdc.weights import WeightsFile, find_one
@@ -77,6 +78,7 @@ def show_motion(
         WeightsError, InputError: the weights or out cannot be used.
     """
     check_outputs([out], inputs=clips)
+    limit_tool()
     file = find_one(weights, "motion")
     detector, model, rows = FaceDetector(), load_model(file), []
     for clip in clips:

@@ -23,6 +23,7 @@ from dfdc.evaluation.charts import FAKE, GREY, REAL, save
 from dfdc.flags import check_outputs, make_parser, png, run_tool, tool
 from dfdc.research.vocoders import VOCODERS
 from dfdc.research.voice import VoiceModels, cut_windows
+from dfdc.run.limits import limit_tool
 from dfdc.runtime import run_logits
 from dfdc.weights import find_one
 
@@ -69,6 +70,7 @@ def show_voice(clips: Sequence[Path], out: Path, *, weights: Path = OPTIONAL, vo
         InputError: out cannot be written.
     """
     check_outputs([out], inputs=clips)
+    limit_tool()
     listener, rows = VoiceModels([find_one(weights, "sound")]), []
     for clip in clips:
         try:

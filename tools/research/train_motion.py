@@ -40,6 +40,7 @@ from dfdc.research.motion_training import (
     make_twins,
     split_sources,
 )
+from dfdc.run.limits import limit_tool
 from dfdc.training.runlog import read_command
 from dfdc.version import read_commit
 from dfdc.weights import find_weights, open_weights
@@ -85,6 +86,7 @@ def train_motion(
     """
     make_folder(run)
     make_folder(out)
+    limit_tool()
     faces, start = find_weights(weights), open_weights(init)
     clips = read_present(folder)
     folds = split_sources(clips, n_folds)
