@@ -14,6 +14,7 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
+import grimp
 import nbformat
 import pytest
 
@@ -288,6 +289,14 @@ def test_same_inputs_give_the_same_bytes(project: Path, wheels: list[Path], tmp_
         for root in (first, second)
     ]
     assert len(contents[0]) > 30 and contents[0] == contents[1]
+
+
+def test_bundle_holds_every_module_that_scoring_imports(bundle: Path) -> None:
+    graph = grimp.build_graph("dfdc", cache_dir=None)
+    for entry in ("dfdc.run.scoring", "dfdc.run.worker", "dfdc.kaggle.bundle", "dfdc.report.gallery"):
+        for module in {entry, *graph.find_upstream_modules(entry)}:
+            path = bundle / "dataset" / module.replace(".", "/")
+            assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), module
 
 
 def test_manifest_lists_every_file_that_is_uploaded(bundle: Path) -> None:

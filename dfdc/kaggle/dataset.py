@@ -16,7 +16,7 @@ from dfdc.kaggle.notebook import Names, dataset_metadata, kernel_metadata, make_
 from dfdc.kaggle.rules import MAX_BUNDLE_BYTES
 from dfdc.kaggle.wheels import copy_licences
 from dfdc.version import read_commit
-from dfdc.weights import FURTHER, OPTIONAL
+from dfdc.weights import FURTHER, OPTIONAL, PACKAGED
 
 # What scoring on the CPU imports: Kaggle's image provides the first packages, wheels of the second are bundled.
 # openvino-telemetry, which openvino lists as a dependency, is left out: it reports openvino's import over the network.
@@ -26,8 +26,8 @@ BUNDLED = ("av", "openvino", "safetensors")
 IMAGE_GPU = (*IMAGE, "torch")
 BUNDLED_GPU = (*BUNDLED, "efficientnet-pytorch", "facenet-pytorch")
 OPTIONAL_GPU = ("openvino",)
-# The parts of the package that scoring and the notebook read; training and the tools are not uploaded.
-SCORING_PACKAGES = ("run", "kaggle", "report", "research")
+# The parts of the package that scoring does not import; they are not uploaded.
+LEFT_OUT = ("comparison", "data", "evaluation", "training")
 
 
 def make_bundle(
@@ -89,9 +89,11 @@ def copy_sources(root: Path, dataset: Path) -> None:
         BundleError: there are no weights.
     """
     package, weights = root / "dfdc", root / "weights"
-    files = [path for path in package.iterdir() if path.suffix == ".py"]
-    for part in SCORING_PACKAGES:
-        files += [path for path in (package / part).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    files = []
+    for path in package.rglob("*"):
+        part = path.relative_to(package).parts[0]
+        if path.is_file() and "__pycache__" not in path.parts and part not in (*LEFT_OUT, PACKAGED):
+            files.append(path)
     models = sorted(weights.glob("*.safetensors"))
     if not models:
         raise BundleError(f"{weights}: holds no .safetensors file; train one with tools/train.py")
