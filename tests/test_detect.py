@@ -133,6 +133,7 @@ def test_where_no_frame_shows_a_face_some_are_looked_at_hard(
 ) -> None:
     asked, (face,) = [], detector.detect([portrait])
     monkeypatch.setattr(detector, "follow", lambda frames: [NO_FACES] * len(frames))
+    monkeypatch.setattr(detector, "find_turn", lambda frames, found: 0)
     monkeypatch.setattr(detector, "detect", lambda frames, settings=QUICK: asked.append(settings) or [face])
     frames = [portrait] * 20
     searched, found = detector.search(frames)
