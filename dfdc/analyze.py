@@ -150,8 +150,8 @@ class Analyzer:
         reading = read_clip(path, n_frames, n_pairs=n_pairs, deadline=deadline, gpu=self.gpu)
         decoded = clock()
         cut_s = time.monotonic() - began_s if len(reading.frames) < n_frames and deadline.expired() else 0.0
-        tracks, _ = find_tracks([frame.pixels for frame in reading.frames], self.detector)
-        n_faces = len({int(index) for track in tracks for index in track.frames[track.found]})
+        tracks, faces = find_tracks([frame.pixels for frame in reading.frames], self.detector)
+        n_faces = sum(len(found) > 0 for found in faces.values()) if tracks else 0
         persons = [track for track in tracks if track.kind == "person"]
         aside = [track for track in tracks if track.kind != "person"]
         return Sighting(reading, persons, aside, n_faces, cut_s, decoded - started, clock() - decoded)

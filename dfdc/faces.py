@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Eyes, nose and corners of the mouth of an upright face as x + iy, in shares of its box, less their mean: the mean of
-# O-Net's answers for the 28 labelled clips, both sides alike.
+# About where O-Net puts eyes, nose and corners of the mouth of an upright face, as x + iy in shares of its box, less
+# their mean. Both sides are alike, so that it tells no roll of its own.
 UPRIGHT = np.array([0.30 + 0.38j, 0.70 + 0.38j, 0.50 + 0.58j, 0.34 + 0.77j, 0.66 + 0.77j])
 UPRIGHT -= UPRIGHT.mean()
 

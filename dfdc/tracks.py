@@ -218,13 +218,16 @@ def _confirm(track: Track, frames: Sequence[np.ndarray], detector: FaceDetector)
     if certain and not rolled.any():
         return track
     places = np.flatnonzero(rolled if rolled.any() else track.found)
-    look = look_again(detector, [frames[i] for i in track.frames[places]], track.boxes[places], track.angles[places])
-    if not certain and not _is_face(look, n_hits):
-        return None
+    look = _look_again(track, places, frames, detector)
     if rolled.any() and abs(look.roll) <= MAX_CORRECTION:
-        corrected = settle_angles(track.angles + look.roll)
-        return replace(track, angles=np.where(track.angles % 90 != 0, corrected, track.angles).astype(np.float32))
-    return track
+        angles = np.where(track.angles % 90 != 0, settle_angles(track.angles + look.roll), track.angles)
+        track = replace(track, angles=angles.astype(np.float32))
+        look = look if certain else _look_again(track, places, frames, detector)
+    return track if certain or _is_face(look, n_hits) else None
+
+
+def _look_again(track: Track, places: np.ndarray, frames: Sequence[np.ndarray], detector: FaceDetector) -> SecondLook:
+    return look_again(detector, [frames[i] for i in track.frames[places]], track.boxes[places], track.angles[places])
 
 
 def _is_face(look: SecondLook, n_hits: int) -> bool:

@@ -133,6 +133,7 @@ def test_where_no_frame_shows_a_face_some_are_looked_at_hard(
 ) -> None:
     asked, (face,) = [], detector.detect([portrait])
     monkeypatch.setattr(detector, "follow", lambda frames: [NO_FACES] * len(frames))
+    monkeypatch.setattr(detector, "find_turn", lambda frames, found: 0)
     monkeypatch.setattr(detector, "detect", lambda frames, settings=QUICK: asked.append(settings) or [face])
     frames = [portrait] * 20
     searched, found = detector.search(frames)
@@ -218,7 +219,7 @@ def test_clip_on_its_side_gives_the_boxes_of_the_upright_clip(
     assert np.diag(iou(boxes, upright.boxes)).min() > 0.95
 
 
-@pytest.mark.parametrize("degrees", [20, 30, 45])
+@pytest.mark.parametrize("degrees", [20, 30, 40])
 def test_rolled_head_has_its_angle(detector: FaceDetector, portrait: np.ndarray, degrees: int) -> None:
     frames = [scene(portrait, (260 + 4 * i, 130)) for i in range(6)]
     (upright,), _ = find_tracks(frames, detector)

@@ -1,6 +1,6 @@
 """Fit how far scores of small and compressed faces can be trusted, for dfdc/quality.py.
 
-python tools/research/fit_quality.py --crops ../shared/crops/crops.csv --weights weights
+python tools/research/fit_quality.py --crops ../shared/crops/crops.csv --weights weights --nets 1
 
 Validation crops are reduced to random sizes and coded as H.264 at random quality. What the nets then answer, against
 the truth, gives the factors: one half of the sources fits them, the other half says what they are worth.
