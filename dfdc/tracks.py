@@ -212,7 +212,8 @@ def settle_angles(angles: np.ndarray) -> np.ndarray:
 
 def _confirm(track: Track, frames: Sequence[np.ndarray], detector: FaceDetector) -> Track | None:
     """The track with its angles corrected; None where it is no face."""
-    rolled = (track.angles % 90 != 0) & track.found
+    # An angle of a few degrees is right within one or two, and not worth another look.
+    rolled = (np.abs(track.angles - np.round(track.angles / 90) * 90) > UPRIGHT_DEGREES) & track.found
     n_hits = int(track.found.sum())
     certain = n_hits >= CERTAIN_HITS and track.score >= CERTAIN_SCORE
     if certain and not rolled.any():
