@@ -8,11 +8,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import string
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import numpy as np
 
@@ -30,6 +30,8 @@ THUMBNAIL = CropGeometry(side_ratio=1.5, shift_ratio=0.0, size=160)
 # The version of the JSON form; it changes when a field changes its meaning or goes.
 SCHEMA = "dfdc.analysis/1"
 SUFFIX = ".analysis.json"
+# Characters of a clip's name that its analysis' file has too; the others are written as %XX.
+SAFE = frozenset(string.ascii_letters + string.digits + " ()+,-=@[]._~")
 
 
 @dataclass(frozen=True)
@@ -291,9 +293,10 @@ class Analysis:
 
 def analysis_path(folder: Path, filename: str) -> Path:
     """Where a clip's analysis lies in a folder; every name gets a file of its own, whatever characters it has."""
-    safe = quote(filename, safe=" ()+,-=@[]", errors="surrogateescape")
+    content = filename.encode("utf-8", "surrogateescape")
+    safe = "".join(chr(byte) if chr(byte) in SAFE else f"%{byte:02X}" for byte in content)
     if len(safe) > 200:
-        safe = safe[:150] + hashlib.sha256(filename.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        safe = safe[:150] + hashlib.sha256(content).hexdigest()[:16]
     return folder / f"{safe}{SUFFIX}"
 
 
