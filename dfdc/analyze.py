@@ -20,7 +20,7 @@ from dfdc.crop import crop_face
 from dfdc.deadline import NEVER, Deadline
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble, cut_crops
-from dfdc.errors import VideoError, VideoTimeout
+from dfdc.errors import MachineError, VideoError, VideoTimeout
 from dfdc.files import describe_file
 from dfdc.nets import open_heat_map
 from dfdc.quality import MIN_TRUST, TRUST
@@ -125,6 +125,9 @@ class Analyzer:
             analysis = replace(blank, status="timeout", reason=str(error))
         except VideoError as error:
             analysis = replace(blank, status="unreadable", reason=str(error))
+        except MachineError as error:
+            log.warning("%s: %s", path, error)
+            analysis = replace(blank, status="error", reason=str(error))
         except Exception as error:  # a bug or a broken device: the clip gets its row, the log its traceback
             log.exception("%s: the analysis failed", path)
             analysis = replace(blank, status="error", reason=_describe(error))
