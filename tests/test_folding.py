@@ -42,7 +42,7 @@ def test_folded_gradients_are_those_of_fixed_norms(architecture: str) -> None:
 def test_folding_follows_the_model() -> None:
     torch.manual_seed(0)
     model = without_chance(lively(FrameModel(ModelSpec("efficientnet-lite0", 64))))
-    folded, crops = FoldedModel(model), torch.rand(2, 3, 64, 64) * 255
+    folded, crops = FoldedModel(model, half=False), torch.rand(2, 3, 64, 64) * 255
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.05)
