@@ -222,7 +222,8 @@ def test_mistakes_end_with_one_line(
         ("--crops", ["--with", "motion"], "--videos"),
         ("--crops", ["--frames", "4"], "--videos"),
         ("--videos", ["--split", "train"], "--crops"),
-        ("--videos", ["--limit", "4"], "--crops"),
+        ("--videos", ["--limit", "4"], "--crops or --protocol"),
+        ("--protocol", ["--pictures", "p"], "--crops or --videos"),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(

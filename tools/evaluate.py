@@ -1,7 +1,12 @@
-"""Measure weights on labelled crops, or the whole kernel on labelled clips.
+"""Measure weights on labelled crops, the whole kernel on labelled clips, or both on several families of data.
 
 python tools/evaluate.py --crops crops/crops.csv --split val --weights weights --json scores.json --pictures pictures
 python tools/evaluate.py --videos dfdc_train_part_35 --json scores.json --pictures pictures
+python tools/evaluate.py --protocol protocol.json --weights weights --json table.json    # one table, all families
+
+A protocol is a JSON file that names families of crops and clips; paths in it start at its folder:
+{"families": [{"name": "DFDC", "tables": ["dfdc.csv"], "split": "val", "traits": ["dataset", "sex", "size"]},
+              {"name": "clips", "clips": "folder", "frames": 16}]}
 """
 
 from __future__ import annotations
@@ -21,11 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.data.clips import read_present
 from dfdc.data.dataset import find_sources, load_rows, read_split
+from dfdc.data.protocol import Family, find_identities, find_traits, read_protocol
 from dfdc.deadline import NEVER
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
 from dfdc.errors import DataError, DeviceError, InputError, VideoError, WeightsError
 from dfdc.evaluation.charts import Curve, Tile, draw_contact_sheet, draw_histogram, draw_reliability, draw_roc
+from dfdc.evaluation.families import Answers, Row, describe_rows, format_rows, measure_protocol
 from dfdc.evaluation.metrics import measure_intervals
 from dfdc.files import check_out, write_json
 from dfdc.flags import natural, positive, run_tool
@@ -248,12 +255,68 @@ def evaluate(
     return scores
 
 
+def evaluate_protocol(
+    protocol: Path,
+    weights: Path,
+    *,
+    json_path: Path | None = None,
+    device: str = "auto",
+    limit: int | None = None,
+    n_workers: int | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> list[Row]:
+    """Measure weights on all families of a protocol, print the table, and write it.
+
+    Args:
+        protocol: see `dfdc.data.protocol.read_protocol`.
+        weights: a file or a folder.
+        json_path: gets the table; None writes none.
+        device, limit, n_workers, samples, seed: as the flags of the same names.
+
+    Raises:
+        DataError, WeightsError, DeviceError: the protocol, its data, the weights or the device cannot be used.
+    """
+    families = read_protocol(protocol)
+    ensemble = Ensemble(find_weights(weights), choose_device(device))
+    answers = []
+    for family in families:
+        if family.clips is None:
+            answers.append(_answer_crops(family, ensemble, limit=limit))
+        else:
+            scored = score_clips(family.clips, weights, device=device, n_frames=family.n_frames, n_workers=n_workers)
+            logits = np.log(scored.probabilities / (1 - scored.probabilities))
+            answers.append(Answers(family.name, scored.labels, logits, scored.sources, scored.manipulations))
+    rows = measure_protocol(answers, samples=samples, seed=seed)
+    print(format_rows(rows))
+    if json_path is not None:
+        write_json(json_path, describe_rows(rows))
+    return rows
+
+
+def _answer_crops(family: Family, ensemble: Ensemble, *, limit: int | None) -> Answers:
+    rows = read_split(*family.tables, split=family.split, limit=limit)
+    logits = ensemble.score_crops(load_rows(rows).images)
+    low, high = ensemble.bounds()
+    return Answers(
+        family.name,
+        (rows.label == "FAKE").to_numpy(int),
+        logits,
+        find_identities(rows),
+        np.array(rows.get("manipulation", [""] * len(rows)), str),
+        find_traits(rows, family.traits),
+        low,
+        high,
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--crops", type=Path, metavar="CSV", help="crop table, images beside it or in its zips")
     what.add_argument("--videos", type=Path, metavar="FOLDER", help="folder of clips with metadata.json")
+    what.add_argument("--protocol", type=Path, metavar="JSON", help="families of crops and clips, measured in one table")
     add("--split", help="of the crop table (default: val)")
     add("--weights", type=Path, default=WEIGHTS, help="weights file or folder (default: weights/)")
     add("--json", type=Path, metavar="FILE", help="write the scores to it")
@@ -273,13 +336,33 @@ def main(argv: list[str] | None = None) -> int:
     add("--samples", type=positive, default=1000, help="of the bootstrap (default: %(default)s)")
     add("--seed", type=natural, default=0, help="of the bootstrap (default: %(default)s)")
     args = parser.parse_args(argv)
-    needed, others = ("--videos", ("extras", "frames", "workers")) if args.crops else ("--crops", ("split", "limit"))
-    for name in others:
-        if getattr(args, name) != parser.get_default(name):
-            parser.error(f"--{name.replace('extras', 'with')}: goes with {needed} only")
+    what_for = {
+        "split": ("crops",),
+        "limit": ("crops", "protocol"),
+        "extras": ("videos",),
+        "frames": ("videos",),
+        "workers": ("videos", "protocol"),
+        "pictures": ("crops", "videos"),
+    }
+    for name, uses in what_for.items():
+        if getattr(args, name) != parser.get_default(name) and not any(getattr(args, use) for use in uses):
+            flags = " or ".join(f"--{use}" for use in uses)
+            parser.error(f"--{name.replace('extras', 'with')}: goes with {flags} only")
     try:
         if args.json:
             check_out(args.json)
+        if args.protocol:
+            evaluate_protocol(
+                args.protocol,
+                args.weights,
+                json_path=args.json,
+                device=args.device,
+                limit=args.limit,
+                n_workers=args.workers,
+                samples=args.samples,
+                seed=args.seed,
+            )
+            return 0
         if args.crops:
             scored = score_crop_table(
                 args.crops, args.weights, split=args.split or "val", device=args.device, limit=args.limit

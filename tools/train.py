@@ -174,6 +174,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--val-limit", type=positive, metavar="N", help="validate on N reals and N fakes of a family (default: all)")
     norms_help = "keep the batch norms' statistics: twice as fast on the CPU, for a start that is trained already"
     add("--fixed-norms", action="store_true", help=norms_help)
+    match_help = "give a fake without an original, and the real beside it, one colour and one sharpness"
+    add("--match-strangers", action="store_true", help=match_help)
     add("--compile", action="store_true", help=COMPILE_HELP)
     add("--seed", type=natural, default=defaults.seed, help="of everything random (default: %(default)s)")
     add("--frame-labels", type=Path, metavar="FILE", help="labels of frames: not visible is left out")
@@ -196,6 +198,7 @@ def main(argv: list[str] | None = None) -> int:
             shares=dict(args.family_share),
             epoch_pairs=args.epoch_pairs,
             fixed_norms=args.fixed_norms,
+            match_strangers=args.match_strangers,
             seed=args.seed,
         )
         with join_ranks(args.device) as rank:

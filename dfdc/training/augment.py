@@ -250,6 +250,55 @@ def augment_pairs(
     return reals, augment(fakes, generator, chances=chances)
 
 
+# Standard deviations in pixels of 224 that a sharper picture is blurred by, to be as soft as the other.
+_SOFTER = (0.0, 0.4, 0.55, 0.7, 0.9, 1.2, 1.6, 2.2)
+
+
+def match_pairs(reals: Tensor, fakes: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Give pictures that do not belong together one colour and one sharpness, so that neither tells the fake.
+
+    One of each pair, chosen by chance, takes over the other's mean and spread of each channel; the sharper one is
+    blurred until its second differences are as small as the other's.
+
+    Args:
+        reals, fakes: (N, 3, S, S) float RGB, 0..255; row i of both is a pair.
+        generator: on the CPU.
+
+    Returns:
+        New tensors of the same shape and dtype.
+    """
+    follow = (torch.rand(len(reals), generator=generator) < 0.5).to(reals.device).view(-1, 1, 1, 1)
+    (real_std, real_mean), (fake_std, fake_mean) = (
+        torch.std_mean(images, (2, 3), keepdim=True) for images in (reals, fakes)
+    )
+    wanted_mean, wanted_std = torch.where(follow, real_mean, fake_mean), torch.where(follow, real_std, fake_std)
+    reals = (reals - real_mean) * (wanted_std / real_std.clamp(min=1)) + wanted_mean
+    fakes = (fakes - fake_mean) * (wanted_std / fake_std.clamp(min=1)) + wanted_mean
+    reals, fakes = reals.clamp(0, 255), fakes.clamp(0, 255)
+    for index in range(len(reals)):
+        sharp = [_sharpness(images[index, None]) for images in (reals, fakes)]
+        images = reals if sharp[0] > sharp[1] else fakes
+        images[index] = _soften(images[index, None], min(sharp))[0]
+    return reals, fakes
+
+
+def _sharpness(images: Tensor) -> float:
+    """The standard deviation of second differences in the middle of the pictures."""
+    quarter = images.shape[-1] // 4
+    middle = images[:, :, quarter:-quarter, quarter:-quarter].mean(1)
+    across, down = middle.diff(n=2, dim=2), middle.diff(n=2, dim=1)
+    return float((across.square().mean() + down.square().mean()).sqrt())
+
+
+def _soften(images: Tensor, sharpness: float) -> Tensor:
+    """Images blurred by the first of `_SOFTER` that makes them no sharper than that."""
+    for sigma in _SOFTER:
+        blurred = _smooth(images, sigma) if sigma else images
+        if _sharpness(blurred) <= sharpness * 1.05:
+            return blurred
+    return blurred
+
+
 def mix_pairs(reals: Tensor, fakes: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:
     """Mixup of aligned pairs: some fakes become a weighted mean with their original, and their target follows.
 

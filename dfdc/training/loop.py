@@ -21,7 +21,7 @@ from dfdc.errors import DataError
 from dfdc.evaluation.metrics import measure_families
 from dfdc.networks import CropNet, FrameModel, TwoViewModel, resize_crops
 from dfdc.runtime import Input, compile_net, run_logits
-from dfdc.training.augment import RECIPE, augment, augment_pairs, mix_pairs, pick, reduce_to
+from dfdc.training.augment import RECIPE, augment, augment_pairs, match_pairs, mix_pairs, pick, reduce_to
 from dfdc.training.blend import self_blend
 from dfdc.training.checkpoint import describe_origin
 from dfdc.training.distributed import Rank
@@ -53,6 +53,7 @@ class TrainSettings:
         epoch_pairs: pairs in an epoch where families have shares; None for as many as there are reals.
         fixed_norms: whether batch norms keep their statistics, which halves a step on the CPU; see
             `dfdc.training.folding`. For starts that are trained already.
+        match_strangers: whether a fake without an original and the real beside it get one colour and one sharpness.
         group: crops that go through the net at once where norms are fixed.
         seed: of everything.
     """
@@ -70,6 +71,7 @@ class TrainSettings:
     shares: Mapping[str, float] = field(default_factory=dict)
     epoch_pairs: int | None = None
     fixed_norms: bool = False
+    match_strangers: bool = False
     group: int = 4
     seed: int = 0
 
@@ -302,6 +304,10 @@ def make_batch(
         sides = torch.minimum(*crops.sides[batch.T]).to(device)
         sides = torch.where(aligned, math.nan, sides * model.spec.input_size / crops.images.shape[-1])
         reals, fakes = reduce_to(reals, sides), reduce_to(fakes, sides)
+    if settings.match_strangers:
+        strange = torch.nonzero(crops.originals[batch[:, 1]] < 0).flatten().to(device)
+        if len(strange):
+            reals[strange], fakes[strange] = match_pairs(reals[strange], fakes[strange], generator)
     share = torch.where(aligned, share, torch.ones_like(share))
     blended = pick(len(reals), settings.self_blend, generator).to(device, non_blocking=True)
     if len(blended):
