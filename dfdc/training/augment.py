@@ -251,7 +251,7 @@ def augment_pairs(
 
 
 # Standard deviations in pixels of 224 that a sharper picture is blurred by, to be as soft as the other.
-_SOFTER = (0.0, 0.4, 0.55, 0.7, 0.9, 1.2, 1.6, 2.2)
+_SOFTER = (0.4, 0.55, 0.7, 0.9, 1.2, 1.6, 2.2)
 
 
 def match_pairs(reals: Tensor, fakes: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -291,12 +291,16 @@ def _sharpness(images: Tensor) -> float:
 
 
 def _soften(images: Tensor, sharpness: float) -> Tensor:
-    """Images blurred by the first of `_SOFTER` that makes them no sharper than that."""
+    """An image blurred until it is no sharper than that: between two of `_SOFTER`, where need be."""
+    before, before_sharpness = images, _sharpness(images)
     for sigma in _SOFTER:
-        blurred = _smooth(images, sigma) if sigma else images
-        if _sharpness(blurred) <= sharpness * 1.05:
-            return blurred
-    return blurred
+        blurred = _smooth(images, sigma)
+        found = _sharpness(blurred)
+        if found <= sharpness:
+            share = (before_sharpness - sharpness) / max(before_sharpness - found, 1e-6)
+            return before + min(max(share, 0.0), 1.0) * (blurred - before)
+        before, before_sharpness = blurred, found
+    return before
 
 
 def mix_pairs(reals: Tensor, fakes: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:
