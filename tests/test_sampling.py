@@ -70,7 +70,13 @@ def test_a_family_that_lacks_a_class_is_refused() -> None:
 def test_validation_is_thinned_alike_in_each_family_and_class() -> None:
     rows = pd.DataFrame(
         [
-            {"family": family, "label": "FAKE" if label else "REAL", "manipulation": group, "dataset": group, "folder": "f"}
+            {
+                "family": family,
+                "label": "FAKE" if label else "REAL",
+                "manipulation": group,
+                "dataset": group,
+                "folder": "f",
+            }
             for family, group, label, _ in SWAPS + FACES
         ]
     )

@@ -316,7 +316,9 @@ def main(argv: list[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--crops", type=Path, metavar="CSV", help="crop table, images beside it or in its zips")
     what.add_argument("--videos", type=Path, metavar="FOLDER", help="folder of clips with metadata.json")
-    what.add_argument("--protocol", type=Path, metavar="JSON", help="families of crops and clips, measured in one table")
+    what.add_argument(
+        "--protocol", type=Path, metavar="JSON", help="families of crops and clips, measured in one table"
+    )
     add("--split", help="of the crop table (default: val)")
     add("--weights", type=Path, default=WEIGHTS, help="weights file or folder (default: weights/)")
     add("--json", type=Path, metavar="FILE", help="write the scores to it")

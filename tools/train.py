@@ -81,7 +81,9 @@ def train_weights(
     model, start = start_model(ModelSpec(architecture, input_size), init=init, imagenet=imagenet, progress=progress)
     rows = read_split(*crops, split="train", limit=limit)
     if unknown := set(leave_out) - set(find_families(rows)):
-        raise DataError(f"--leave-out {sorted(unknown)[0]}: no such family; there are {', '.join(sorted(set(find_families(rows))))}")
+        raise DataError(
+            f"--leave-out {sorted(unknown)[0]}: no such family; there are {', '.join(sorted(set(find_families(rows))))}"
+        )
     rows = rows[~find_families(rows).isin(leave_out)].reset_index(drop=True)
     weights = None
     if frame_labels is not None:

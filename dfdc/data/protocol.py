@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -104,4 +105,4 @@ def find_traits(rows: pd.DataFrame, traits: Sequence[str]) -> dict[str, np.ndarr
 
 
 def _bands() -> list[tuple[float, float]]:
-    return list(zip(SIZES[:-1], SIZES[1:], strict=True))
+    return list(pairwise(SIZES))

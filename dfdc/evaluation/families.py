@@ -97,8 +97,8 @@ def measure_protocol(parts: Sequence[Answers], *, samples: int = 1000, seed: int
         seed: of the bootstrap.
 
     Returns:
-        Per family a row for all of it, one for each manipulation and one for each value of a trait; at the end the means
-        over the families that hold both classes.
+        Per family a row for all of it, one for each manipulation and one for each value of a trait; at the end the
+        means over the families that hold both classes.
     """
     rows, whole = [], []
     for number, part in enumerate(parts):

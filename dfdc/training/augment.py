@@ -53,7 +53,7 @@ def flip(images: Tensor, generator: Generator) -> Tensor:
 
 
 def shift_scale_rotate(images: Tensor, generator: Generator) -> Tensor:
-    """Move by up to 6 %, scale by up to 12 %, turn by up to `MAX_ROLL` degrees: more than the geometry's uncertainty."""
+    """Move by up to 6 %, scale by up to 12 %, turn by up to `MAX_ROLL` degrees: more than boxes are off by."""
     n = len(images)
     scale = uniform(n, 0.88, 1.12, images, generator)
     angle = uniform(n, -math.radians(MAX_ROLL), math.radians(MAX_ROLL), images, generator)

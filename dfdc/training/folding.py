@@ -1,7 +1,7 @@
 """Training with fixed batch norms: folded into the filters before them, a step costs a CPU a third as much.
 
 Fine-tuning a trained net on a few epochs of other data keeps the statistics of its batch norms; then a norm is a scale
-and a shift per channel. They are folded once a step, and the gradients are taken back to the net's own parameters, which
+and a shift per channel. They are folded once a step, and the gradients are taken back to the net's own parameters; they
 are those that training with the norms in evaluation mode would find. Three more things make up the third, each measured
 on one core (docs/experiments.md): groups of 4 crops stay in its cache, 1x1 filters are matrix products in bfloat16
 where the CPU has them, and the gradient of a 5x5 depthwise filter is put together from those of 3x3 ones, for which

@@ -19,8 +19,7 @@ from tqdm import tqdm
 from dfdc.data.dataset import CropSet, pair_epoch
 from dfdc.errors import DataError
 from dfdc.evaluation.metrics import measure_families
-from dfdc.networks import CropNet, FrameModel, TwoViewModel, resize_crops
-from dfdc.runtime import Input, compile_net, run_logits
+from dfdc.networks import FrameModel, TwoViewModel, resize_crops
 from dfdc.training.augment import RECIPE, augment, augment_pairs, match_pairs, mix_pairs, pick, reduce_to
 from dfdc.training.blend import self_blend
 from dfdc.training.checkpoint import describe_origin
@@ -115,11 +114,6 @@ def score_crops(model: FrameModel, images: Tensor) -> np.ndarray:
         FloatingPointError: one of them is not finite.
     """
     device = model.mean.device
-    if device.type == "cpu":  # as the kernel runs it there: a third of torch's time, if OpenVINO is installed
-        net = compile_net(CropNet(model).eval(), "cpu", Input.pairs(images.shape[-1]))
-        pixels = images.permute(0, 2, 3, 1).numpy()
-        parts = [np.concatenate([pixels[i : i + SCORED_CROPS["cpu"]]] * 2, 3) for i in range(0, len(pixels), SCORED_CROPS["cpu"])]
-        return np.concatenate([run_logits(net, part, len(part)).mean(1) for part in parts])
     answer = TwoViewModel(model)
     with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):  # as the kernel's nets run there
         logits = [answer(batch.to(device)).float().cpu() for batch in images.split(SCORED_CROPS[device.type])]

@@ -34,9 +34,7 @@ def draw_pairs(crops: CropSet, shares: Mapping[str, float], n_pairs: int, genera
     if crops.families is None:
         raise DataError("the crops name no families, so that none can have a share")
     counts = _split_evenly(n_pairs, np.array([shares[name] for name in shares]))
-    parts = [
-        _draw_family(crops, name, count, generator) for name, count in zip(shares, counts, strict=True) if count
-    ]
+    parts = [_draw_family(crops, name, count, generator) for name, count in zip(shares, counts, strict=True) if count]
     pairs = torch.cat(parts)
     return pairs[torch.randperm(len(pairs), generator=generator)]
 

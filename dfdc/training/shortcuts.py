@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ def describe_files(images: Tensor) -> dict[str, np.ndarray]:
 
     Returns:
         "sharpness" (N, 7): the logarithm of the energy of first and second differences, and of five bands of
-        frequencies; "blocks" (N, 2): steps at multiples of 8 pixels over steps elsewhere, across and down, as JPEG leaves
-        them; "colour" (N, 7): means and standard deviations of the channels, and saturation.
+        frequencies; "blocks" (N, 2): steps at multiples of 8 pixels over steps elsewhere, across and down, as JPEG
+        leaves them; "colour" (N, 7): means and standard deviations of the channels, and saturation.
     """
     images = images.float()
     grey = images.mean(1)
@@ -46,7 +47,7 @@ def _bands(grey: Tensor) -> list[Tensor]:
     power = torch.fft.rfft2(grey - grey.mean((1, 2), keepdim=True)).abs().square() / side**2
     radius = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
     edges = (0.02, 0.06, 0.12, 0.2, 0.32, 0.75)
-    return [power[:, (radius >= low) & (radius < high)].mean(1) for low, high in zip(edges, edges[1:], strict=False)]
+    return [power[:, (radius >= low) & (radius < high)].mean(1) for low, high in pairwise(edges)]
 
 
 def _steps(differences: Tensor) -> Tensor:

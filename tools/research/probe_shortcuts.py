@@ -3,8 +3,8 @@
 python tools/research/probe_shortcuts.py --crops dfdc.csv ffpp.csv stylegan.csv photographs.csv --json shortcuts.json
 
 A net takes the easiest way: where the fakes of a family are sharper, bluer or compressed otherwise than its reals, it
-learns that. Pairs are drawn and augmented as tools/train.py does; boosted trees on their sharpness, their JPEG blocks and
-their colour should then reach an AUC of at most 0.6.
+learns that. Pairs are drawn and augmented as tools/train.py does; boosted trees on their sharpness, their JPEG blocks
+and their colour should then reach an AUC of at most 0.6.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         print(format_table(found))
         if args.json:
-            write_json(args.json, {family: {k: float(np.round(v, 4)) for k, v in s.items()} for family, s in found.items()})
+            write_json(
+                args.json, {family: {k: float(np.round(v, 4)) for k, v in s.items()} for family, s in found.items()}
+            )
     except (DataError, MemoryError, OSError) as error:
         print(f"probe_shortcuts: {error}", file=sys.stderr)
         return 1
