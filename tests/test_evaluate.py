@@ -16,13 +16,14 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from dfdc.crop import CropGeometry
 from dfdc.errors import DataError
+from dfdc.evaluation.scored import Scored, draw_pictures, format_table, report_scores
 from dfdc.networks import CropNet, FrameModel, load_model, save_model
 from dfdc.prediction import Prediction
 from dfdc.run.pool import answer_clips
 from dfdc.weights import Calibration, ModelSpec, find_weights, sigmoid
 from tests.nets import lively
 from tools import evaluate as tool
-from tools.evaluate import Scored, draw_pictures, evaluate, format_table, main, report_scores, score_crop_table
+from tools.evaluate import evaluate, main, score_crop_table
 
 SIDE = 32
 PICTURES = ("roc.png", "reliability.png", "histogram.png", "mistakes.png")
