@@ -16,7 +16,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from dfdc.crop import CropGeometry
 from dfdc.errors import DataError
-from dfdc.evaluation.scored import Scored, draw_pictures, format_table, report_scores
+from dfdc.evaluation import scored as scores_of
+from dfdc.evaluation.scored import HEADINGS, Scored, draw_pictures, format_table, report_scores
 from dfdc.networks import CropNet, FrameModel, load_model, save_model
 from dfdc.prediction import Prediction
 from dfdc.run.pool import answer_clips
@@ -113,8 +114,8 @@ def test_crops_give_a_json_a_table_and_pictures(
     expected = score_crop_table(table, weights, device="cpu")
     assert set(scores) == {"overall", "by_manipulation"} and set(scores["by_manipulation"]) == {"lips", "swap"}
     for group in (scores["overall"], *scores["by_manipulation"].values()):
-        assert set(group) == {*tool.HEADINGS, "n", "n_groups", "level"}
-        assert all(set(group[name]) == {"value", "low", "high"} for name in tool.HEADINGS)
+        assert set(group) == {*HEADINGS, "n", "n_groups", "level"}
+        assert all(set(group[name]) == {"value", "low", "high"} for name in HEADINGS)
     assert scores["overall"]["n"] == 24 and scores["by_manipulation"]["lips"]["n"] == 12 + 6
     assert scores["overall"]["auc"]["value"] == pytest.approx(roc_auc_score(expected.labels, expected.probabilities))
     assert "overall" in capsys.readouterr().out
@@ -146,7 +147,7 @@ def test_table_has_a_row_for_every_group(scored: Scored) -> None:
 
 def test_contact_sheet_shows_the_worst_of_both_kinds(scored: Scored, tmp_path: Path, monkeypatch) -> None:
     drawn = []
-    monkeypatch.setattr(tool, "draw_contact_sheet", lambda path, tiles, title: drawn.append((tiles, title)))
+    monkeypatch.setattr(scores_of, "draw_contact_sheet", lambda path, tiles, title: drawn.append((tiles, title)))
     draw_pictures(scored, report_scores(scored, samples=5), tmp_path)
     ((tiles, title),) = drawn
     missed = sorted(p for p, label in zip(scored.probabilities, scored.labels, strict=True) if label and p < 0.5)

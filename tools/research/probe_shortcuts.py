@@ -26,7 +26,7 @@ from dfdc.files import check_out, write_json
 from dfdc.flags import natural, positive, run_tool
 from dfdc.networks import FrameModel
 from dfdc.training.loop import TrainSettings, make_batch
-from dfdc.training.sampling import draw_pairs
+from dfdc.training.sampling import draw_pairs, thin_rows
 from dfdc.training.shortcuts import probe_files
 from dfdc.weights import ModelSpec
 
@@ -48,7 +48,7 @@ def probe_shortcuts(
     Returns:
         Per family the AUC by each kind of statistics.
     """
-    rows = read_split(*crops, split="train")
+    rows = thin_rows(read_split(*crops, split="train"), n_pairs, seed=seed)
     training, identities = load_rows(rows), find_identities(rows)
     found = {}
     for family in sorted(set(training.families)):
