@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.crop import CropGeometry
 from dfdc.data.dataset import find_families, find_lonely, load_rows, read_split
 from dfdc.data.labels import describe_counts, read_labels, weigh_crops
-from dfdc.errors import DfdcError
+from dfdc.errors import DataError, DfdcError
 from dfdc.evaluation.metrics import tells_nothing
 from dfdc.flags import COMPILE_HELP, natural, positive, run_tool
 from dfdc.training.distributed import Rank, join_ranks
@@ -80,10 +80,10 @@ def train_weights(
     torch.manual_seed(settings.seed)
     model, start = start_model(ModelSpec(architecture, input_size), init=init, imagenet=imagenet, progress=progress)
     rows = read_split(*crops, split="train", limit=limit)
-    if unknown := set(leave_out) - set(find_families(rows)):
-        raise DataError(
-            f"--leave-out {sorted(unknown)[0]}: no such family; there are {', '.join(sorted(set(find_families(rows))))}"
-        )
+    families = set(find_families(rows))
+    if unknown := set(leave_out) - families:
+        there = ", ".join(sorted(families))
+        raise DataError(f"--leave-out {sorted(unknown)[0]}: no such family; there are {there}")
     rows = rows[~find_families(rows).isin(leave_out)].reset_index(drop=True)
     weights = None
     if frame_labels is not None:
