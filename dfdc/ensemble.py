@@ -51,9 +51,11 @@ class Ensemble:
         self.nets = open_nets(files, device=device, threads=threads) if nets is None else nets
 
     def bounds(self, n_nets: int | None = None) -> tuple[float, float]:
-        """The least and the greatest probability that so many nets answer with: the means of theirs."""
-        calibrations = [spec.calibration for spec in self.specs[:n_nets]]
-        return float(np.mean([c.low for c in calibrations])), float(np.mean([c.high for c in calibrations]))
+        """The least and the greatest probability that so many nets answer with: the weighted means of theirs."""
+        specs = self.specs[:n_nets]
+        bounds = [(spec.calibration.low, spec.calibration.high) for spec in specs]
+        low, high = np.average(bounds, 0, [spec.weight for spec in specs])
+        return float(low), float(high)
 
     def score(
         self,
@@ -72,7 +74,8 @@ class Ensemble:
             n_nets: how many nets answer, the first ones; None for all.
 
         Returns:
-            (N,) float64: the mean over the nets of their calibrated logits; above 0 means fake.
+            (N,) float64: the mean over the nets of their calibrated logits, each with its specification's weight;
+            above 0 means fake.
 
         Raises:
             FloatingPointError: a net's answer is not finite, as half precision may overflow.
@@ -112,8 +115,10 @@ class Ensemble:
     def score_cut(self, crops: list[np.ndarray], *, lengths: Sequence[int] | None = None) -> np.ndarray:
         """Score the crops that `cut` returned; as `score`."""
         views = share_views([1] * len(crops[0]) if lengths is None else lengths)
-        runs = zip(self.specs, self.nets, crops, strict=False)
-        return np.mean([spec.calibration.logits(self._run(net, seen, views)) for spec, net, seen in runs], 0)
+        specs = self.specs[: len(crops)]
+        runs = zip(specs, self.nets, crops, strict=False)
+        logits = [spec.calibration.logits(self._run(net, seen, views)) for spec, net, seen in runs]
+        return np.average(logits, 0, [spec.weight for spec in specs])
 
     def _run(self, net: Net, crops: np.ndarray, views: np.ndarray) -> np.ndarray:
         """A net's logits (N,) of crops (N, S, S, 3), each the mean over the views that show it."""

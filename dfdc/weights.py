@@ -95,7 +95,8 @@ class ModelSpec:
         mean, std: per channel (RGB for faces), of the values that reach the net: it sees (value - mean) / std.
         crop: how a crop is cut for this net.
         calibration: from its logit to P(fake).
-        weight: how much the calibrated logit of a net for motion counts beside the others', >= 0.
+        weight: how much its calibrated logit counts: of a net that sees faces, in the mean of the ensemble, > 0; of one
+            for motion, as what is added to that mean, >= 0.
         trained_on: data, in words.
         command: the command that made the file.
         validation: what it scores there, by name ("auc", "log_loss", ...).
@@ -127,6 +128,8 @@ class ModelSpec:
         finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
         if not len(self.mean) == len(self.std) == self.channels or not finite or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std}: allowed are {self.channels} numbers each, std > 0")
+        if self.sees == "face" and not self.weight > 0:
+            raise ValueError(f"weight is {self.weight}; allowed above 0 for a net that sees faces")
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight is {self.weight}; allowed are finite numbers from 0 up")
 

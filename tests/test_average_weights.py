@@ -36,6 +36,16 @@ def test_every_tensor_is_the_mean(tmp_path: Path) -> None:
     assert not torch.allclose(average["net._conv_stem.weight"], parts[0]["net._conv_stem.weight"], atol=1e-3)
 
 
+def test_shares_say_how_much_a_file_counts(tmp_path: Path) -> None:
+    files = [make(tmp_path, seed) for seed in range(2)]
+    average, parts = tool.average_models(files, shares=[1, 3]), [load_model(file).state_dict() for file in files]
+    key = "net._conv_stem.weight"
+    assert torch.allclose(average.state_dict()[key], (parts[0][key] + 3 * parts[1][key]) / 4, atol=1e-6)
+    for shares in ([1.0], [1.0, 0.0]):
+        with pytest.raises(WeightsError, match="one number above 0 for each of the 2"):
+            tool.average_models(files, shares=shares)
+
+
 def test_average_of_a_net_with_itself_answers_like_it(tmp_path: Path) -> None:
     file = make(tmp_path, 0)
     crops = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -61,7 +71,7 @@ def test_tool_writes_a_calibrated_file_that_says_how_it_was_made(tmp_path: Path,
     table = write_table(tmp_path, pairs(3, split="val"))
     files = [make(tmp_path, 0), make(tmp_path, 1, replace(SPEC, trained_on="b"))]
     paths = [str(file.path) for file in files]
-    assert tool.main([*paths, "--crops", str(table), "--out", str(tmp_path / "out")]) == 0
+    assert tool.main([*paths, "--crops", str(table), "--out", str(tmp_path / "out"), "--compare"]) == 0
     (written,) = (tmp_path / "out").glob("*.safetensors")
     spec = open_weights(written).spec
     assert spec.validation["n"] == 6 and spec.trained_on == "a | b" and spec.calibration != SPEC.calibration
@@ -70,8 +80,10 @@ def test_tool_writes_a_calibrated_file_that_says_how_it_was_made(tmp_path: Path,
     said = capsys.readouterr().out
     for file, scores in zip(files, measured, strict=True):
         assert f"{file.path.name}: auc {scores['auc']:.4f}, balanced_log_loss {scores['balanced_log_loss']:.4f}" in said
-    assert tool.main([paths[0], "--crops", str(table), "--out", str(tmp_path)]) == 1
-    assert "1 weights file(s) given; an average needs at least two" in capsys.readouterr().err
+    alone = tmp_path / "alone"
+    assert tool.main([paths[0], "--crops", str(table), "--out", str(alone)]) == 0
+    (again,) = alone.glob("*.safetensors")
+    assert open_weights(again).spec.validation["auc"] == pytest.approx(measured[0]["auc"], abs=1e-6)
     voice = [make(tmp_path, seed, ModelSpec("efficientnet-lite0", 32, "sound", (0.0,), (1.0,))).path for seed in (2, 3)]
     assert tool.main([*map(str, voice), "--crops", str(table), "--out", str(tmp_path)]) == 1
     assert "net2" in (said := capsys.readouterr().err) and "sees sound; only models that see faces" in said

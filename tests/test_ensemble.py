@@ -119,6 +119,17 @@ def test_ensemble_is_the_mean_of_calibrated_logits(files: list[WeightsFile], fac
     assert ensemble.bounds(1) == pytest.approx((0.02, 0.96))
 
 
+def test_a_nets_weight_is_how_much_it_counts(files: list[WeightsFile], faces: list) -> None:
+    first, second = (Ensemble([file]).score(faces) for file in files)
+    heavy = [replace(files[0], spec=replace(files[0].spec, weight=3.0)), files[1]]
+    together = Ensemble(heavy)
+    assert together.score(faces) == pytest.approx((3 * first + second) / 4, abs=LEVEL)
+    assert together.bounds() == pytest.approx(((3 * 0.02 + 0.04) / 4, (3 * 0.96 + 0.98) / 4))
+    assert together.score(faces, n_nets=1) == pytest.approx(first, abs=LEVEL)
+    with pytest.raises(ValueError, match="weight is 0"):
+        replace(files[0].spec, weight=0.0)
+
+
 def test_batched_equals_one_by_one(files: list[WeightsFile], faces: list) -> None:
     ensemble = Ensemble(files)
     one_by_one = np.concatenate([ensemble.score([face]) for face in faces])

@@ -16,13 +16,15 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from dfdc.crop import CropGeometry
 from dfdc.errors import DataError
+from dfdc.evaluation import scored as scores_of
+from dfdc.evaluation.scored import HEADINGS, Scored, draw_pictures, format_table, report_scores
 from dfdc.networks import CropNet, FrameModel, load_model, save_model
 from dfdc.prediction import Prediction
 from dfdc.run.pool import answer_clips
 from dfdc.weights import Calibration, ModelSpec, find_weights, sigmoid
 from tests.nets import lively
 from tools import evaluate as tool
-from tools.evaluate import Scored, draw_pictures, evaluate, format_table, main, report_scores, score_crop_table
+from tools.evaluate import evaluate, main, score_crop_table
 
 SIDE = 32
 PICTURES = ("roc.png", "reliability.png", "histogram.png", "mistakes.png")
@@ -112,8 +114,8 @@ def test_crops_give_a_json_a_table_and_pictures(
     expected = score_crop_table(table, weights, device="cpu")
     assert set(scores) == {"overall", "by_manipulation"} and set(scores["by_manipulation"]) == {"lips", "swap"}
     for group in (scores["overall"], *scores["by_manipulation"].values()):
-        assert set(group) == {*tool.HEADINGS, "n", "n_groups", "level"}
-        assert all(set(group[name]) == {"value", "low", "high"} for name in tool.HEADINGS)
+        assert set(group) == {*HEADINGS, "n", "n_groups", "level"}
+        assert all(set(group[name]) == {"value", "low", "high"} for name in HEADINGS)
     assert scores["overall"]["n"] == 24 and scores["by_manipulation"]["lips"]["n"] == 12 + 6
     assert scores["overall"]["auc"]["value"] == pytest.approx(roc_auc_score(expected.labels, expected.probabilities))
     assert "overall" in capsys.readouterr().out
@@ -145,7 +147,7 @@ def test_table_has_a_row_for_every_group(scored: Scored) -> None:
 
 def test_contact_sheet_shows_the_worst_of_both_kinds(scored: Scored, tmp_path: Path, monkeypatch) -> None:
     drawn = []
-    monkeypatch.setattr(tool, "draw_contact_sheet", lambda path, tiles, title: drawn.append((tiles, title)))
+    monkeypatch.setattr(scores_of, "draw_contact_sheet", lambda path, tiles, title: drawn.append((tiles, title)))
     draw_pictures(scored, report_scores(scored, samples=5), tmp_path)
     ((tiles, title),) = drawn
     missed = sorted(p for p, label in zip(scored.probabilities, scored.labels, strict=True) if label and p < 0.5)
@@ -222,7 +224,8 @@ def test_mistakes_end_with_one_line(
         ("--crops", ["--with", "motion"], "--videos"),
         ("--crops", ["--frames", "4"], "--videos"),
         ("--videos", ["--split", "train"], "--crops"),
-        ("--videos", ["--limit", "4"], "--crops"),
+        ("--videos", ["--limit", "4"], "--crops or --protocol"),
+        ("--protocol", ["--pictures", "p"], "--crops or --videos"),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(

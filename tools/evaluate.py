@@ -1,15 +1,19 @@
-"""Measure weights on labelled crops, or the whole kernel on labelled clips.
+"""Measure weights on labelled crops, the whole kernel on labelled clips, or both on several families of data.
 
 python tools/evaluate.py --crops crops/crops.csv --split val --weights weights --json scores.json --pictures pictures
 python tools/evaluate.py --videos dfdc_train_part_35 --json scores.json --pictures pictures
+python tools/evaluate.py --protocol protocol.json --weights weights --json table.json    # one table, all families
+
+A protocol is a JSON file that names families of crops and clips; paths in it start at its folder:
+{"families": [{"name": "DFDC", "tables": ["dfdc.csv"], "split": "val", "traits": ["dataset", "sex", "size"]},
+              {"name": "clips", "clips": "folder", "frames": 16}]}
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -21,12 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.data.clips import read_present
 from dfdc.data.dataset import find_sources, load_rows, read_split
+from dfdc.data.protocol import Family, find_identities, find_traits, read_protocol
 from dfdc.deadline import NEVER
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
 from dfdc.errors import DataError, DeviceError, InputError, VideoError, WeightsError
-from dfdc.evaluation.charts import Curve, Tile, draw_contact_sheet, draw_histogram, draw_reliability, draw_roc
-from dfdc.evaluation.metrics import measure_intervals
+from dfdc.evaluation.families import Answers, Row, describe_rows, format_rows, measure_protocol
+from dfdc.evaluation.scored import Scored, draw_pictures, format_table, report_scores
 from dfdc.files import check_out, write_json
 from dfdc.flags import natural, positive, run_tool
 from dfdc.run.pool import predict_clips
@@ -36,37 +41,6 @@ from dfdc.video import read_frames
 from dfdc.weights import EXTRAS, find_weights, sigmoid
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
-# Of each class so many of the worst mistakes are shown.
-MAX_MISTAKES = 12
-HEADINGS = {
-    "auc": "AUC",
-    "log_loss": "log loss",
-    "balanced_log_loss": "balanced",
-    "brier": "Brier",
-    "accuracy": "accuracy",
-    "calibration_error": "cal. error",
-}
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Labelled predictions, N of them.
-
-    Attributes:
-        names: of the crops or clips.
-        labels: (N,) int, 1 = fake.
-        probabilities: (N,) float64 in (0, 1).
-        manipulations: how each fake was made; empty where that is not told.
-        sources: (N,) the video that each is from, or the original that it is a fake of.
-        picture: a square RGB picture of one of them by its index; None where there is none.
-    """
-
-    names: list[str]
-    labels: np.ndarray
-    probabilities: np.ndarray
-    manipulations: np.ndarray
-    sources: np.ndarray
-    picture: Callable[[int], np.ndarray | None]
 
 
 def score_crop_table(
@@ -144,87 +118,6 @@ def _load_detector() -> FaceDetector:
     return FaceDetector()
 
 
-def report_scores(scored: Scored, *, samples: int = 1000, seed: int = 0) -> dict[str, dict]:
-    """Measure predictions.
-
-    Args:
-        scored: with reals and fakes.
-        samples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Returns:
-        "overall" and "by_manipulation": the scores of `measure_intervals`, of everything and of each manipulation's
-        fakes against all reals.
-
-    Raises:
-        DataError: one of the classes is absent.
-    """
-    n_fakes = int(scored.labels.sum())
-    if not 0 < n_fakes < len(scored.labels):
-        raise DataError(f"{len(scored.labels) - n_fakes} reals and {n_fakes} fakes; scores need both")
-
-    def measure_part(part: np.ndarray) -> dict:
-        generator = np.random.default_rng(seed)
-        values = scored.labels[part], scored.probabilities[part]
-        return measure_intervals(*values, generator, groups=scored.sources[part], samples=samples)
-
-    parts = _parts(scored)
-    return {
-        "overall": measure_part(np.ones(len(scored.labels), bool)),
-        "by_manipulation": {name: measure_part(part) for name, part in parts.items()},
-    }
-
-
-def _parts(scored: Scored) -> dict[str, np.ndarray]:
-    """Per manipulation a mask (N,): its fakes and all reals."""
-    names = sorted({str(name) for name in scored.manipulations[scored.labels == 1]} - {""})
-    return {name: (scored.labels == 0) | (scored.manipulations == name) for name in names}
-
-
-def draw_pictures(scored: Scored, scores: dict[str, dict], folder: Path) -> None:
-    """Write roc.png, reliability.png, histogram.png and mistakes.png into a folder, which is made if absent."""
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = {"overall": np.ones(len(scored.labels), bool), **_parts(scored)}
-    aucs = {"overall": scores["overall"], **scores["by_manipulation"]}
-    curves = [
-        Curve(f"{name}: AUC {_interval(aucs[name]['auc'])}", scored.labels[part], scored.probabilities[part])
-        for name, part in parts.items()
-    ]
-    draw_roc(folder / "roc.png", curves)
-    draw_reliability(folder / "reliability.png", scored.labels, scored.probabilities)
-    draw_histogram(folder / "histogram.png", scored.labels, scored.probabilities)
-    _draw_mistakes(scored, folder / "mistakes.png")
-
-
-def _draw_mistakes(scored: Scored, path: Path) -> None:
-    given = np.where(scored.labels == 1, scored.probabilities, 1 - scored.probabilities)
-    mistakes = np.array([i for i in np.argsort(given, kind="stable") if given[i] < 0.5], int)
-    missed, accused = (mistakes[scored.labels[mistakes] == label] for label in (1, 0))
-    tiles = [
-        Tile(scored.picture(i), scored.names[i], bool(scored.labels[i]), float(scored.probabilities[i]))
-        for i in (*missed[:MAX_MISTAKES], *accused[:MAX_MISTAKES])
-    ]
-    counts = (
-        f"{len(missed)} of {scored.labels.sum()} fakes missed, {len(accused)} of {(scored.labels == 0).sum()} reals"
-    )
-    draw_contact_sheet(path, tiles, title=f"The worst mistakes: {counts} taken for fakes")
-
-
-def _interval(score: dict[str, float]) -> str:
-    return "{value:.3f} ({low:.3f}-{high:.3f})".format(**score)
-
-
-def format_table(scores: dict[str, dict]) -> str:
-    """Scores as lines of text: a row each for everything and for every manipulation."""
-    groups = {"overall": scores["overall"], **scores["by_manipulation"]}
-    width = max(map(len, groups))
-    lines = [f"{'':<{width}} {'n':>6}  " + "  ".join(f"{heading:<19}" for heading in HEADINGS.values())]
-    for name, group in groups.items():
-        cells = "  ".join(f"{_interval(group[key]):<19}" for key in HEADINGS)
-        lines.append(f"{name:<{width}} {group['n']:>6}  {cells}")
-    return "\n".join(lines)
-
-
 def evaluate(
     scored: Scored, *, json_path: Path | None = None, pictures: Path | None = None, samples: int = 1000, seed: int = 0
 ) -> dict[str, dict]:
@@ -248,12 +141,70 @@ def evaluate(
     return scores
 
 
+def evaluate_protocol(
+    protocol: Path,
+    weights: Path,
+    *,
+    json_path: Path | None = None,
+    device: str = "auto",
+    limit: int | None = None,
+    n_workers: int | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> list[Row]:
+    """Measure weights on all families of a protocol, print the table, and write it.
+
+    Args:
+        protocol: see `dfdc.data.protocol.read_protocol`.
+        weights: a file or a folder.
+        json_path: gets the table; None writes none.
+        device, limit, n_workers, samples, seed: as the flags of the same names.
+
+    Raises:
+        DataError, WeightsError, DeviceError: the protocol, its data, the weights or the device cannot be used.
+    """
+    families = read_protocol(protocol)
+    ensemble = Ensemble(find_weights(weights), choose_device(device))
+    answers = []
+    for family in families:
+        if family.clips is None:
+            answers.append(_answer_crops(family, ensemble, limit=limit))
+        else:
+            scored = score_clips(family.clips, weights, device=device, n_frames=family.n_frames, n_workers=n_workers)
+            logits = np.log(scored.probabilities / (1 - scored.probabilities))
+            answers.append(Answers(family.name, scored.labels, logits, scored.sources, scored.manipulations))
+    rows = measure_protocol(answers, samples=samples, seed=seed)
+    print(format_rows(rows))
+    if json_path is not None:
+        write_json(json_path, describe_rows(rows))
+    return rows
+
+
+def _answer_crops(family: Family, ensemble: Ensemble, *, limit: int | None) -> Answers:
+    rows = read_split(*family.tables, split=family.split, limit=limit)
+    logits = ensemble.score_crops(load_rows(rows).images)
+    low, high = ensemble.bounds()
+    return Answers(
+        family.name,
+        (rows.label == "FAKE").to_numpy(int),
+        logits,
+        find_identities(rows),
+        np.array(rows.get("manipulation", [""] * len(rows)), str),
+        find_traits(rows, family.traits),
+        low,
+        high,
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--crops", type=Path, metavar="CSV", help="crop table, images beside it or in its zips")
     what.add_argument("--videos", type=Path, metavar="FOLDER", help="folder of clips with metadata.json")
+    what.add_argument(
+        "--protocol", type=Path, metavar="JSON", help="families of crops and clips, measured in one table"
+    )
     add("--split", help="of the crop table (default: val)")
     add("--weights", type=Path, default=WEIGHTS, help="weights file or folder (default: weights/)")
     add("--json", type=Path, metavar="FILE", help="write the scores to it")
@@ -273,13 +224,33 @@ def main(argv: list[str] | None = None) -> int:
     add("--samples", type=positive, default=1000, help="of the bootstrap (default: %(default)s)")
     add("--seed", type=natural, default=0, help="of the bootstrap (default: %(default)s)")
     args = parser.parse_args(argv)
-    needed, others = ("--videos", ("extras", "frames", "workers")) if args.crops else ("--crops", ("split", "limit"))
-    for name in others:
-        if getattr(args, name) != parser.get_default(name):
-            parser.error(f"--{name.replace('extras', 'with')}: goes with {needed} only")
+    what_for = {
+        "split": ("crops",),
+        "limit": ("crops", "protocol"),
+        "extras": ("videos",),
+        "frames": ("videos",),
+        "workers": ("videos", "protocol"),
+        "pictures": ("crops", "videos"),
+    }
+    for name, uses in what_for.items():
+        if getattr(args, name) != parser.get_default(name) and not any(getattr(args, use) for use in uses):
+            flags = " or ".join(f"--{use}" for use in uses)
+            parser.error(f"--{name.replace('extras', 'with')}: goes with {flags} only")
     try:
         if args.json:
             check_out(args.json)
+        if args.protocol:
+            evaluate_protocol(
+                args.protocol,
+                args.weights,
+                json_path=args.json,
+                device=args.device,
+                limit=args.limit,
+                n_workers=args.workers,
+                samples=args.samples,
+                seed=args.seed,
+            )
+            return 0
         if args.crops:
             scored = score_crop_table(
                 args.crops, args.weights, split=args.split or "val", device=args.device, limit=args.limit

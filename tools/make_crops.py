@@ -1,6 +1,8 @@
-"""Cut face crops out of labelled clips, for tools/train.py.
+"""Cut face crops out of labelled clips or photographs, for tools/train.py.
 
 python tools/make_crops.py dfdc_train_part_0 dfdc_train_part_1 --val dfdc_train_part_2 --out crops
+python tools/make_crops.py photographs.csv --out crops          # columns path, label and, where known, dataset,
+                                            # manipulation, identity, source, split, original (a path)
 python tools/make_crops.py clips --out frames --plain-frames        # all frames whole, and a CSV of name,label
 
 It goes on where it was stopped; which clips are kept for validation may change from run to run.
@@ -33,6 +35,9 @@ from dfdc.data.crops import (
     read_records,
 )
 from dfdc.data.dataset import read_table
+from dfdc.data.photographs import COLUMNS as PHOTOGRAPH_COLUMNS
+from dfdc.data.photographs import cut_photographs, read_photographs
+from dfdc.detect import FaceDetector
 from dfdc.errors import DataError, DeviceError
 from dfdc.files import write_csv
 from dfdc.flags import positive
@@ -111,6 +116,60 @@ def make_crops(
     return table
 
 
+def make_photograph_crops(
+    tables: list[Path],
+    out: Path,
+    *,
+    val_share: float = 0.0,
+    settings: CutSettings | None = None,
+    precut: bool = False,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Path:
+    """Cut photographs into face crops and write their table.
+
+    Args:
+        tables: see `dfdc.data.photographs.read_photographs`.
+        out: folder for photographs/ and crops.csv; made if absent.
+        val_share: share (0 to 1) of persons that get the split "val" where a table tells none.
+        settings: their geometry and jpeg_quality count; None for the defaults.
+        precut: whether the pictures are face crops already.
+        device: "auto", "cpu" or "cuda": where faces are looked for.
+        progress: draw a progress bar.
+
+    Returns:
+        The path of crops.csv.
+
+    Raises:
+        DataError: a table that cannot be used, an output folder of another run, or nothing cut.
+        OSError: the output cannot be written.
+    """
+    settings = settings or CutSettings()
+    pictures = [picture for table in tables for picture in read_photographs(table, val_share=val_share)]
+    prepare_folder(out, settings)
+    cut = cut_photographs(
+        pictures,
+        out,
+        FaceDetector(choose_device(device)),
+        geometry=settings.geometry,
+        jpeg_quality=settings.jpeg_quality,
+        precut=precut,
+    )
+    rows, lost = [], []
+    for picture, row in tqdm(cut, total=len(pictures), desc="cutting", unit="picture", disable=not progress):
+        if row is None:
+            lost.append(picture)
+        else:
+            rows.append([row[name] for name in PHOTOGRAPH_COLUMNS])
+    if not rows:
+        raise DataError(f"{out}: none of {len(pictures)} pictures shows a face; if they are face crops, add --precut")
+    if lost:
+        print(f"{len(lost)} of {len(pictures)} pictures show no face, such as {lost[0].path}", file=sys.stderr)
+    write_csv(out / "crops.csv", PHOTOGRAPH_COLUMNS, rows)
+    read_table(out / "crops.csv")
+    return out / "crops.csv"
+
+
 def _label(videos: list[Path], held_out: list[Path], val_share: float) -> list[LabelledClip]:
     if not 0 <= val_share <= 1:
         raise DataError(f"the share kept for validation is {val_share}; allowed: 0 to 1")
@@ -173,7 +232,8 @@ def main(argv: list[str] | None = None) -> int:
     defaults = CutSettings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("videos", nargs="+", type=Path, metavar="VIDEOS", help="folder of clips with metadata.json")
+    sources_help = "folder of clips with metadata.json; or CSV tables of photographs (path, label)"
+    add("videos", nargs="+", type=Path, metavar="SOURCE", help=sources_help)
     add("--out", type=Path, required=True, help="folder for the crops and crops.csv")
     add("--val", nargs="+", type=Path, default=[], metavar="VIDEOS", help="folders that are kept for validation")
     add("--val-share", type=float, default=0.0, help="share of the other originals kept for it (default: %(default)s)")
@@ -183,10 +243,18 @@ def main(argv: list[str] | None = None) -> int:
     add("--jpeg", type=int, metavar="QUALITY", help="write crops as JPEG, 1 to 100 (default: PNG, lossless)")
     add("--skip-equal", action="store_true", help="leave out faces of fakes that equal the original's")
     add("--plain-frames", action="store_true", help="write whole frames as JPEG and frames.csv (name,label) instead")
+    add("--precut", action="store_true", help="the photographs are face crops already")
     add("--workers", type=positive, default=count_cores(), help="clips at once (default: one a core, %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="finds faces (default: CUDA if there)")
     add("--overwrite", action="store_true", help="start anew instead of going on")
     args = parser.parse_args(argv)
+    tables = [path for path in args.videos if path.suffix == ".csv"]
+    if tables and len(tables) < len(args.videos):
+        parser.error("SOURCE: cut clips and photographs into folders of their own; tools/train.py takes several tables")
+    if tables and (args.val or args.plain_frames or args.frames or args.skip_equal):
+        parser.error("--val, --frames, --skip-equal, --plain-frames: go with clips, not with photographs")
+    if args.precut and not tables:
+        parser.error("--precut: goes with tables of photographs")
     try:
         settings = CutSettings(
             n_frames=args.frames or (None if args.plain_frames else defaults.n_frames),
@@ -195,15 +263,21 @@ def main(argv: list[str] | None = None) -> int:
             skip_equal=args.skip_equal,
             plain_frames=args.plain_frames,
         )
-        table = make_crops(
-            args.videos,
-            args.out,
-            held_out=args.val,
-            val_share=args.val_share,
-            settings=settings,
-            n_workers=args.workers,
-            device=args.device,
-            overwrite=args.overwrite,
+        table = (
+            make_photograph_crops(
+                tables, args.out, val_share=args.val_share, settings=settings, precut=args.precut, device=args.device
+            )
+            if tables
+            else make_crops(
+                args.videos,
+                args.out,
+                held_out=args.val,
+                val_share=args.val_share,
+                settings=settings,
+                n_workers=args.workers,
+                device=args.device,
+                overwrite=args.overwrite,
+            )
         )
     except (DataError, DeviceError, ValueError, OSError) as error:
         print(f"make_crops: {error}", file=sys.stderr)

@@ -18,15 +18,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.crop import CropGeometry
-from dfdc.data.dataset import find_lonely, load_crops, load_rows, read_split
+from dfdc.data.dataset import find_families, find_lonely, load_rows, read_split
 from dfdc.data.labels import describe_counts, read_labels, weigh_crops
-from dfdc.errors import DfdcError
+from dfdc.errors import DataError, DfdcError
 from dfdc.evaluation.metrics import tells_nothing
 from dfdc.flags import COMPILE_HELP, natural, positive, run_tool
 from dfdc.training.distributed import Rank, join_ranks
 from dfdc.training.init import revive_if_folded, start_model
 from dfdc.training.loop import TrainSettings, train
 from dfdc.training.runlog import save_trained
+from dfdc.training.sampling import thin_rows
 from dfdc.weights import ARCHITECTURES, ModelSpec
 
 
@@ -42,6 +43,8 @@ def train_weights(
     settings: TrainSettings | None = None,
     rank: Rank | None = None,
     limit: int | None = None,
+    val_limit: int | None = None,
+    leave_out: Sequence[str] = (),
     frame_labels: Path | None = None,
     labelled_only: bool = False,
     finish: bool = False,
@@ -60,6 +63,8 @@ def train_weights(
         settings: of the loop; None for the defaults.
         rank: which of several processes this is, and its device; None for one alone on the CPU.
         limit: use only so many crops of each table and split.
+        val_limit: validate on at most so many reals, and fakes, of each family; None for all.
+        leave_out: families that are not trained on; validation still tells how the net does on them.
         frame_labels: CSV of tools/label_frames.py; its frames count in training as `weigh_crops` says.
         labelled_only: of the training fakes, use those alone that are labelled visible.
         finish: write the weights of the best epoch that the run has done so far, and train no further.
@@ -75,13 +80,20 @@ def train_weights(
     torch.manual_seed(settings.seed)
     model, start = start_model(ModelSpec(architecture, input_size), init=init, imagenet=imagenet, progress=progress)
     rows = read_split(*crops, split="train", limit=limit)
+    families = set(find_families(rows))
+    if unknown := set(leave_out) - families:
+        there = ", ".join(sorted(families))
+        raise DataError(f"--leave-out {sorted(unknown)[0]}: no such family; there are {there}")
+    rows = rows[~find_families(rows).isin(leave_out)].reset_index(drop=True)
     weights = None
     if frame_labels is not None:
         weights, counts = weigh_crops(rows, read_labels(frame_labels), labelled_only=labelled_only)
         if progress:
             print(f"{frame_labels}: {describe_counts(counts)}")
     training = replace(load_rows(rows, progress=progress), weights=weights)
-    validation = load_crops(*crops, split="val", limit=limit, progress=progress)
+    val_rows = read_split(*crops, split="val", limit=limit)
+    val_rows = val_rows if val_limit is None else thin_rows(val_rows, val_limit)
+    validation = load_rows(val_rows, progress=progress)
     model.spec = replace(model.spec, crop=CropGeometry(size=training.images.shape[-1]))
     if progress and (alone := find_lonely(training)):
         print(f"{len(alone)} of {int(training.labels.sum())} fake crops lack their original's, {alone[0]}'s for one")
@@ -122,6 +134,15 @@ def parse_chance(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"is {text!r}; allowed are a step and its probability: colour=0") from error
 
 
+def parse_share(text: str) -> tuple[str, float]:
+    """A family's name and its share such as dfdc=0.4."""
+    name, _, share = text.rpartition("=")
+    try:
+        return name, float(share)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is {text!r}; allowed are a family and its share: dfdc=0.4") from error
+
+
 def main(argv: list[str] | None = None) -> int:
     defaults = TrainSettings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,6 +169,15 @@ def main(argv: list[str] | None = None) -> int:
     add("--self-blend", type=float, default=defaults.self_blend, help=blend_help)
     chance_help = "probability of an augmentation, as in colour=0; can be given again (default: the recipe's)"
     add("--chance", action="append", default=[], type=parse_chance, metavar="STEP=P", help=chance_help)
+    share_help = "give a family of crops this share of each epoch; can be given again (default: reals come once each)"
+    add("--family-share", action="append", default=[], type=parse_share, metavar="NAME=SHARE", help=share_help)
+    add("--epoch-pairs", type=positive, help="pairs in an epoch, with --family-share (default: as many as reals)")
+    add("--leave-out", action="append", default=[], metavar="FAMILY", help="do not train on this family")
+    add("--val-limit", type=positive, metavar="N", help="validate on N reals and N fakes of a family (default: all)")
+    norms_help = "keep the batch norms' statistics: twice as fast on the CPU, for a start that is trained already"
+    add("--fixed-norms", action="store_true", help=norms_help)
+    match_help = "give a fake without an original, and the real beside it, one colour and one sharpness"
+    add("--match-strangers", action="store_true", help=match_help)
     add("--compile", action="store_true", help=COMPILE_HELP)
     add("--seed", type=natural, default=defaults.seed, help="of everything random (default: %(default)s)")
     add("--frame-labels", type=Path, metavar="FILE", help="labels of frames: not visible is left out")
@@ -167,6 +197,10 @@ def main(argv: list[str] | None = None) -> int:
             self_blend=args.self_blend,
             chances=dict(args.chance),
             compiled=args.compile,
+            shares=dict(args.family_share),
+            epoch_pairs=args.epoch_pairs,
+            fixed_norms=args.fixed_norms,
+            match_strangers=args.match_strangers,
             seed=args.seed,
         )
         with join_ranks(args.device) as rank:
@@ -181,6 +215,8 @@ def main(argv: list[str] | None = None) -> int:
                 settings=settings,
                 rank=rank,
                 limit=args.limit,
+                val_limit=args.val_limit,
+                leave_out=args.leave_out,
                 frame_labels=args.frame_labels,
                 labelled_only=args.labelled_only,
                 finish=args.finish,

@@ -40,6 +40,12 @@ class CropSet:
         videos: the video that each crop is from.
         weights: (N,) float32, how much a fake counts, where 0 leaves it out; reals have 1. None where all count alike.
         aligned: (N,) bool, whether a fake lies over its original, so that both may be mixed. None where all do.
+        families: (N,) the kind of data that a crop belongs to, such as one data set and the reals beside it; training
+            can give each a fixed share. None where all belong together.
+        groups: (N,) within a family, what is to be drawn equally often: a fake's manipulation, a real's data set. None
+            where all are drawn alike.
+        sides: (N,) float32, pixels of the face's square in its source, before it was scaled to the crop; NaN where
+            that is not told. None where it is told of none.
     """
 
     images: Tensor
@@ -48,6 +54,9 @@ class CropSet:
     videos: list[str]
     weights: Tensor | None = None
     aligned: Tensor | None = None
+    families: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    sides: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,7 +68,8 @@ def read_table(csv: Path) -> pd.DataFrame:
     Args:
         csv: columns path, video, label (REAL|FAKE), original (for fakes), split, and optionally shard (a zip beside
             the CSV that holds the image), frame and track (which of a video's crops it is; an original's and its
-            fakes' agree), difference (blank where a fake was not laid over its original).
+            fakes' agree), difference (blank where a fake was not laid over its original), dataset, family,
+            manipulation and source_size (see `find_families` and `CropSet`).
 
     Raises:
         DataError: no such file, a column is missing, a label is neither REAL nor FAKE, or a split shares an original
@@ -198,7 +208,34 @@ def load_rows(table: pd.DataFrame, *, progress: bool = True) -> CropSet:
     aligned = torch.ones(len(table), dtype=torch.bool)
     for i in np.flatnonzero((table.difference == "unknown") & (np.array(originals) >= 0)).tolist():
         aligned[i] = _overlay(images, i, originals[i])
-    return CropSet(images, labels, torch.tensor(originals), list(table.video), aligned=aligned)
+    return CropSet(
+        images,
+        labels,
+        torch.tensor(originals),
+        list(table.video),
+        aligned=aligned,
+        families=find_families(table).to_numpy(str),
+        groups=find_groups(table).to_numpy(str),
+        sides=torch.tensor(pd.to_numeric(_column(table, "source_size"), errors="coerce").to_numpy(np.float32)),
+    )
+
+
+def find_families(table: pd.DataFrame) -> pd.Series:
+    """Per row of `read_split`'s table its family: what the row says, else its data set, else its table's folder."""
+    family, dataset = _column(table, "family"), _column(table, "dataset")
+    folder = table.folder.map(lambda folder: Path(folder).name)
+    return family.where(family != "", dataset.where(dataset != "", folder))
+
+
+def find_groups(table: pd.DataFrame) -> pd.Series:
+    """Per row what is drawn equally often within its family: a fake's manipulation, or the data set."""
+    dataset, manipulation = _column(table, "dataset"), _column(table, "manipulation")
+    return manipulation.where((table.label == "FAKE") & (manipulation != ""), dataset)
+
+
+def _column(table: pd.DataFrame, name: str) -> pd.Series:
+    """A column of texts; blank where the table lacks it."""
+    return table[name] if name in table else pd.Series("", index=table.index)
 
 
 def _overlay(images: Tensor, first: int, second: int) -> bool:

@@ -192,7 +192,7 @@ def interval(values: np.ndarray) -> dict[str, float]:
     return {"value": float(values[0]), "low": float(low), "high": float(high)}
 
 
-def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> Calibration:
+def fit_calibration(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray | None = None) -> Calibration:
     """Fit temperature and bias by minimising the log loss, then the bounds of probabilities.
 
     Both classes have the same weight: four in five of the challenge's training clips are fakes, but half of its test
@@ -206,9 +206,10 @@ def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> Calibration:
     Args:
         labels: (N,) 0 or 1, both occur.
         logits: (N,) of one model or the mean of an ensemble, before calibration.
+        weights: (N,) how much each counts, 1 on average; None gives both classes the same weight.
     """
     labels = np.asarray(labels, float)
-    weights = balance(labels)
+    weights = balance(labels) if weights is None else weights
 
     def loss(parameters: np.ndarray) -> float:
         scaled = logits * np.exp(parameters[0]) + parameters[1]
@@ -244,3 +245,42 @@ def measure_calibrated(labels: np.ndarray, logits: np.ndarray) -> tuple[dict[str
     calibration = fit_calibration(labels, logits)
     raw = measure(labels, sigmoid(logits))
     return {**measure(labels, calibration.probabilities(logits)), "raw_log_loss": raw["balanced_log_loss"]}, calibration
+
+
+def balance_families(labels: np.ndarray, families: np.ndarray) -> np.ndarray:
+    """Weights (N,) that make families count alike, and both classes in each; 1 on average over those that count.
+
+    A family that lacks a class has weight 0: what tells its crops apart from others' may be its camera.
+    """
+    weights, names = np.zeros(len(labels)), sorted(set(families))
+    for name in names:
+        own = families == name
+        if len(set(labels[own])) == 2:
+            weights[own] = balance(labels[own]) / own.sum()
+    return weights * len(labels) / max(weights.sum(), 1e-12)
+
+
+def measure_families(
+    labels: np.ndarray, logits: np.ndarray, families: np.ndarray | None
+) -> tuple[dict[str, float], Calibration]:
+    """As `measure_calibrated`, where families count alike: one calibration for all, and the means of their scores.
+
+    Args:
+        labels, logits: as `fit_calibration`.
+        families: (N,) the family of each; None where there is only one.
+
+    Returns:
+        With "auc NAME" and "log_loss NAME" (the balanced one) of each family that holds both classes, beside the means.
+    """
+    names = [] if families is None else sorted(set(families))
+    parts = {name: families == name for name in names if len(set(labels[families == name])) == 2}
+    if len(parts) < 2:
+        return measure_calibrated(labels, logits)
+    calibration = fit_calibration(labels, logits, balance_families(labels, families))
+    found = {name: measure(labels[own], calibration.probabilities(logits[own])) for name, own in parts.items()}
+    raw = [measure(labels[own], sigmoid(logits[own]))["balanced_log_loss"] for own in parts.values()]
+    scores = {key: float(np.mean([each[key] for each in found.values()])) for key in next(iter(found.values()))}
+    scores |= {"n": len(labels), "raw_log_loss": float(np.mean(raw))}
+    for name, each in found.items():
+        scores |= {f"auc {name}": each["auc"], f"log_loss {name}": each["balanced_log_loss"]}
+    return scores, calibration

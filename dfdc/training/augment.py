@@ -22,6 +22,9 @@ _CHROMA = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 9
 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99"""
 _RGB_TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
+# A phone held askew turns a clip by so many degrees.
+MAX_ROLL = 20
+
 # Where brow-to-chin crops carry the parts of a face: left, top, right, bottom as shares of the side.
 FACE_PARTS = (
     (0.08, 0.18, 0.92, 0.42),  # both eyes
@@ -50,10 +53,10 @@ def flip(images: Tensor, generator: Generator) -> Tensor:
 
 
 def shift_scale_rotate(images: Tensor, generator: Generator) -> Tensor:
-    """Move by up to 6 %, scale by up to 12 %, turn by up to 10 degrees: more than the geometry's uncertainty."""
+    """Move by up to 6 %, scale by up to 12 %, turn by up to `MAX_ROLL` degrees: more than boxes are off by."""
     n = len(images)
     scale = uniform(n, 0.88, 1.12, images, generator)
-    angle = uniform(n, -math.radians(10), math.radians(10), images, generator)
+    angle = uniform(n, -math.radians(MAX_ROLL), math.radians(MAX_ROLL), images, generator)
     shift_x = uniform(n, -0.12, 0.12, images, generator)
     shift_y = uniform(n, -0.12, 0.12, images, generator)
     cos, sin = scale * angle.cos(), scale * angle.sin()
@@ -69,6 +72,45 @@ def rescale(images: Tensor, generator: Generator) -> Tensor:
     mode = ("bilinear", "bicubic")[int(torch.randint(2, (), generator=generator))]
     reduced = functional.interpolate(images, (small, small), mode=mode, antialias=True)
     return functional.interpolate(reduced, (side, side), mode=mode, antialias=False)
+
+
+def blur(images: Tensor, generator: Generator) -> Tensor:
+    """Out of focus: a Gaussian of .4 to 1.6 pixels of 224, one for the whole group."""
+    return _smooth(images, float(torch.rand((), generator=generator)) * 1.2 + 0.4)
+
+
+def sharpen(images: Tensor, generator: Generator) -> Tensor:
+    """What phones do to their pictures: an unsharp mask, each image with its own strength of .2 to 1.5."""
+    strength = uniform(len(images), 0.2, 1.5, images, generator).view(-1, 1, 1, 1)
+    return images + strength * (images - _smooth(images, float(torch.rand((), generator=generator)) + 0.6))
+
+
+def _smooth(images: Tensor, sigma: float) -> Tensor:
+    """A Gaussian of so many pixels where the side has 224."""
+    sigma *= images.shape[-1] / 224
+    reach = max(1, math.ceil(2.5 * sigma))
+    line = torch.exp(-(torch.arange(-reach, reach + 1.0) ** 2) / (2 * sigma**2))
+    line = (line / line.sum()).to(images, non_blocking=True).expand(3, 1, 1, -1)
+    padded = functional.pad(images, (reach,) * 4, mode="replicate")
+    return functional.conv2d(functional.conv2d(padded, line, groups=3), line.transpose(2, 3), groups=3)
+
+
+def reduce_to(images: Tensor, sides: Tensor) -> Tensor:
+    """Images with no more detail than if their faces had been so many pixels wide.
+
+    Args:
+        images: (N, 3, S, S) float RGB, 0..255.
+        sides: (N,) pixels; where it is S or more, or NaN, an image stays as it is.
+
+    Returns:
+        A new tensor of the same shape and dtype.
+    """
+    images, full = images.clone(), images.shape[-1]
+    for index in torch.nonzero(sides < full).flatten().tolist():
+        small = max(16, round(float(sides[index])))
+        reduced = functional.interpolate(images[index, None], (small, small), mode="bilinear", antialias=True)
+        images[index] = functional.interpolate(reduced, (full, full), mode="bilinear")[0]
+    return images
 
 
 def colour(images: Tensor, generator: Generator) -> Tensor:
@@ -98,8 +140,8 @@ def noise(images: Tensor, generator: Generator) -> Tensor:
 
 
 def jpeg(images: Tensor, generator: Generator) -> Tensor:
-    """What JPEG loses at a quality of 35 to 95, each image at its own."""
-    return compress(images, torch.randint(35, 96, (len(images),), generator=generator))
+    """What JPEG loses at a quality of 30 to 95, each image at its own."""
+    return compress(images, torch.randint(30, 96, (len(images),), generator=generator))
 
 
 def compress(images: Tensor, quality: Tensor) -> Tensor:
@@ -161,11 +203,13 @@ RECIPE: tuple[tuple[Callable[[Tensor, Generator], Tensor], float], ...] = (
     (shift_scale_rotate, 0.7),
     (colour, 0.5),
     (to_grey, 0.05),
-    (rescale, 0.15),
-    (rescale, 0.15),
+    (blur, 0.1),
+    (rescale, 0.2),
+    (rescale, 0.2),
+    (sharpen, 0.15),
     (noise, 0.15),
-    (jpeg, 0.35),
-    (cut_out, 0.5),
+    (jpeg, 0.5),
+    (cut_out, 0.4),
 )
 # No step's chance is changed.
 STANDARD: Mapping[str, float] = MappingProxyType({})
@@ -204,6 +248,59 @@ def augment_pairs(
     reals = augment(reals, generator, chances=chances)
     generator.set_state(state)
     return reals, augment(fakes, generator, chances=chances)
+
+
+# Standard deviations in pixels of 224 that a sharper picture is blurred by, to be as soft as the other.
+_SOFTER = (0.4, 0.55, 0.7, 0.9, 1.2, 1.6, 2.2)
+
+
+def match_pairs(reals: Tensor, fakes: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Give pictures that do not belong together one colour and one sharpness, so that neither tells the fake.
+
+    One of each pair, chosen by chance, takes over the other's mean and spread of each channel; the sharper one is
+    blurred until its second differences are as small as the other's.
+
+    Args:
+        reals, fakes: (N, 3, S, S) float RGB, 0..255; row i of both is a pair.
+        generator: on the CPU.
+
+    Returns:
+        New tensors of the same shape and dtype.
+    """
+    follow = (torch.rand(len(reals), generator=generator) < 0.5).to(reals.device).view(-1, 1, 1, 1)
+    (real_std, real_mean), (fake_std, fake_mean) = (
+        torch.std_mean(images, (2, 3), keepdim=True) for images in (reals, fakes)
+    )
+    wanted_mean, wanted_std = torch.where(follow, real_mean, fake_mean), torch.where(follow, real_std, fake_std)
+    reals = (reals - real_mean) * (wanted_std / real_std.clamp(min=1)) + wanted_mean
+    fakes = (fakes - fake_mean) * (wanted_std / fake_std.clamp(min=1)) + wanted_mean
+    reals, fakes = reals.clamp(0, 255), fakes.clamp(0, 255)
+    for index in range(len(reals)):
+        sharp = [_sharpness(images[index, None]) for images in (reals, fakes)]
+        images = reals if sharp[0] > sharp[1] else fakes
+        images[index] = _soften(images[index, None], min(sharp))[0]
+    return reals, fakes
+
+
+def _sharpness(images: Tensor) -> float:
+    """The standard deviation of second differences in the middle of the pictures."""
+    quarter = images.shape[-1] // 4
+    middle = images[:, :, quarter:-quarter, quarter:-quarter].mean(1)
+    across, down = middle.diff(n=2, dim=2), middle.diff(n=2, dim=1)
+    return float((across.square().mean() + down.square().mean()).sqrt())
+
+
+def _soften(images: Tensor, sharpness: float) -> Tensor:
+    """An image blurred until it is no sharper than that: between two of `_SOFTER`, where need be."""
+    before, before_sharpness = images, _sharpness(images)
+    for sigma in _SOFTER:
+        blurred = _smooth(images, sigma)
+        found = _sharpness(blurred)
+        if found <= sharpness:
+            share = (before_sharpness - sharpness) / max(before_sharpness - found, 1e-6)
+            return before + min(max(share, 0.0), 1.0) * (blurred - before)
+        before, before_sharpness = blurred, found
+    return before
 
 
 def mix_pairs(reals: Tensor, fakes: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:

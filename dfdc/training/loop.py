@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -17,12 +18,14 @@ from tqdm import tqdm
 
 from dfdc.data.dataset import CropSet, pair_epoch
 from dfdc.errors import DataError
-from dfdc.evaluation.metrics import measure_calibrated
+from dfdc.evaluation.metrics import measure_families
 from dfdc.networks import FrameModel, TwoViewModel, resize_crops
-from dfdc.training.augment import RECIPE, augment, augment_pairs, mix_pairs, pick
+from dfdc.training.augment import RECIPE, augment, augment_pairs, match_pairs, mix_pairs, pick, reduce_to
 from dfdc.training.blend import self_blend
 from dfdc.training.checkpoint import describe_origin
 from dfdc.training.distributed import Rank
+from dfdc.training.folding import FoldedModel
+from dfdc.training.sampling import draw_pairs
 from dfdc.training.trainer import Evaluation, make_trainer, run_epochs
 from dfdc.weights import Calibration
 
@@ -45,6 +48,12 @@ class TrainSettings:
         chances: of augmentation's steps, by name, where they are not the recipe's; 0 leaves a step out.
         alike: whether a fake and the real beside it are augmented alike.
         compiled: by `torch.compile`, for faster steps on CUDA; takes a minute or more first, and a C compiler.
+        shares: family -> the share of it in an epoch's pairs; empty takes every real once, whatever its family.
+        epoch_pairs: pairs in an epoch where families have shares; None for as many as there are reals.
+        fixed_norms: whether batch norms keep their statistics, which halves a step on the CPU; see
+            `dfdc.training.folding`. For starts that are trained already.
+        match_strangers: whether a fake without an original and the real beside it get one colour and one sharpness.
+        group: crops that go through the net at once where norms are fixed.
         seed: of everything.
     """
 
@@ -58,6 +67,11 @@ class TrainSettings:
     chances: Mapping[str, float] = field(default_factory=dict)
     alike: bool = True
     compiled: bool = False
+    shares: Mapping[str, float] = field(default_factory=dict)
+    epoch_pairs: int | None = None
+    fixed_norms: bool = False
+    match_strangers: bool = False
+    group: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,6 +84,13 @@ class TrainSettings:
         for name in ("label_smoothing", "mixup", "self_blend"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed are probabilities, 0 to 1")
+        for name, share in self.shares.items():
+            if not 0 < share < math.inf:
+                raise ValueError(f"share {name}={share}: allowed are finite numbers above 0")
+        if self.group < 1 or (self.epoch_pairs is not None and self.epoch_pairs < 1):
+            raise ValueError(f"group {self.group}, epoch_pairs {self.epoch_pairs}: allowed are whole numbers from 1 up")
+        if self.fixed_norms and self.compiled:
+            raise ValueError("fixed_norms and compiled: the first is for the CPU, the second for CUDA; choose one")
         steps = {step.__name__ for step, _ in RECIPE}
         for name, chance in self.chances.items():
             if name not in steps or not 0 <= chance <= 1:
@@ -147,14 +168,18 @@ def train(
     n_reals = int((training.labels == 0).sum())
     if n_reals < pairs:
         raise DataError(f"{n_reals} reals cannot fill a batch of {settings.batch_size}; make more crops or it smaller")
+    n_pairs = settings.epoch_pairs if settings.shares and settings.epoch_pairs else n_reals
     _check_validation(training, validation)
     model = model.to(rank.device, memory_format=torch.channels_last).train()
     trainer = make_trainer(
         model,
-        steps=n_reals // pairs * settings.epochs,
+        steps=n_pairs // pairs * settings.epochs,
         learning_rate=settings.learning_rate,
         ema_decay=settings.ema_decay,
     )
+    if settings.fixed_norms and (rank.device.type != "cpu" or rank.count > 1):
+        raise ValueError("fixed_norms: is for one process on the CPU; train without")
+    folded = FoldedModel(model) if settings.fixed_norms else None
     wrapped = rank.wrap(model)
 
     @cache
@@ -170,7 +195,11 @@ def train(
         torch.manual_seed((settings.seed * 10_000 + epoch) * 100 + rank.index + 1)
         answer = compiled() if settings.compiled else wrapped
         started, losses = time.monotonic(), []
-        batches = [b for b in pair_epoch(training, order).split(pairs) if len(b) == pairs]
+        if settings.shares:
+            drawn = draw_pairs(training, settings.shares, n_pairs, order)
+        else:
+            drawn = pair_epoch(training, order)
+        batches = [b for b in drawn.split(pairs) if len(b) == pairs]
         bar = tqdm(batches, desc=f"epoch {epoch + 1}/{settings.epochs}", disable=not (progress and rank.first))
         for batch in bar:
             own = rank.share(batch)
@@ -179,7 +208,10 @@ def train(
             weights = None
             if training.weights is not None:
                 weights = training.weights[own[:, 1]].repeat(2).to(rank.device, non_blocking=True)
-            losses.append(trainer.step(answer, pixels, targets, weights))
+            if folded is None:
+                losses.append(trainer.step(answer, pixels, targets, weights))
+            else:
+                losses.append(trainer.step_folded(folded, pixels, targets, weights, group=settings.group))
             if len(losses) % 20 == 0:
                 rate = len(losses) * 2 * pairs / (time.monotonic() - started)
                 bar.set_postfix(loss=f"{torch.stack(losses[-100:]).mean():.4f}", images_per_s=f"{rate:.0f}")
@@ -235,11 +267,14 @@ def _check_validation(training: CropSet, validation: CropSet) -> None:
 
 
 def evaluate(model: FrameModel, crops: CropSet) -> Evaluation:
-    """Scores after calibration (raw_log_loss: the balanced one before it), and the calibration."""
+    """Scores after calibration (raw_log_loss: the balanced one before it), and the calibration.
+
+    Where there are several families, each counts alike, and each has an AUC and a log loss of its own among the scores.
+    """
     training = model.training
     logits = score_crops(model.eval(), crops.images)
     model.train(training)
-    return measure_calibrated(crops.labels.numpy(), logits)
+    return measure_families(crops.labels.numpy(), logits, crops.families)
 
 
 def make_batch(
@@ -258,6 +293,15 @@ def make_batch(
     own = crops.originals[batch[:, 1]] == batch[:, 0]
     aligned = (own if crops.aligned is None else own & crops.aligned[batch[:, 1]]).to(device, non_blocking=True)
     fakes = torch.where(aligned.view(-1, 1, 1, 1), mixed, fakes)
+    if crops.sides is not None:
+        # Of two pictures that do not belong together the sharper one would tell itself by that.
+        sides = torch.minimum(*crops.sides[batch.T]).to(device)
+        sides = torch.where(aligned, math.nan, sides * model.spec.input_size / crops.images.shape[-1])
+        reals, fakes = reduce_to(reals, sides), reduce_to(fakes, sides)
+    if settings.match_strangers:
+        strange = torch.nonzero(crops.originals[batch[:, 1]] < 0).flatten().to(device)
+        if len(strange):
+            reals[strange], fakes[strange] = match_pairs(reals[strange], fakes[strange], generator)
     share = torch.where(aligned, share, torch.ones_like(share))
     blended = pick(len(reals), settings.self_blend, generator).to(device, non_blocking=True)
     if len(blended):

@@ -18,6 +18,7 @@ from dfdc.errors import InputError, MachineError
 from dfdc.files import drafted
 from dfdc.training.checkpoint import load_state, save_state
 from dfdc.training.distributed import Rank
+from dfdc.training.folding import FoldedModel
 from dfdc.training.runlog import report_epoch
 from dfdc.weights import Calibration
 
@@ -78,6 +79,26 @@ class Trainer:
         loss = functional.binary_cross_entropy_with_logits(logits.float(), targets, weights)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        return self._advance(loss)
+
+    def step_folded(
+        self, answer: FoldedModel, pixels: Tensor, targets: Tensor, weights: Tensor | None = None, *, group: int
+    ) -> Tensor:
+        """As `step` with fixed batch norms, on the CPU; crops go through the net in groups of so many."""
+        self.optimizer.zero_grad(set_to_none=True)
+        answer.fold()
+        total = torch.zeros(())
+        for part in torch.arange(len(pixels)).split(group):
+            own = None if weights is None else weights[part]
+            loss = functional.binary_cross_entropy_with_logits(
+                answer(pixels[part]), targets[part], own, reduction="sum"
+            )
+            (loss / len(pixels)).backward()
+            total += loss.detach() / len(pixels)
+        answer.take_back()
+        return self._advance(total)
+
+    def _advance(self, loss: Tensor) -> Tensor:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()

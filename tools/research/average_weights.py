@@ -1,9 +1,11 @@
 """Average the weights of models that were trained from the same start into one model of the same cost.
 
-python tools/research/average_weights.py a.safetensors b.safetensors --crops crops/crops.csv --out runs/soup
+python tools/research/average_weights.py a.safetensors b.safetensors --crops crops/crops.csv --out runs/soup --compare
+python tools/research/average_weights.py a.safetensors b.safetensors --shares 1 3 --crops a.csv b.csv --out runs/soup
 
 After Wortsman et al., "Model soups", 2022: models that were trained from the same weights lie in one basin of the
-loss. The average is calibrated on validation crops, and its scores are printed beside those of its parts.
+loss. The average is calibrated on validation crops, where each family counts alike (see tools/train.py); --compare
+prints its scores beside those of its parts. A single file is only calibrated anew.
 """
 
 from __future__ import annotations
@@ -12,27 +14,31 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dfdc.data.dataset import load_crops
+from dfdc.data.dataset import find_families, load_rows, read_split
 from dfdc.errors import WeightsError
 from dfdc.flags import make_folder, make_parser, positive, run_tool, tool
 from dfdc.networks import FrameModel, load_model
 from dfdc.training.loop import evaluate
 from dfdc.training.runlog import save_trained
+from dfdc.training.sampling import thin_rows
 from dfdc.weights import WeightsFile, open_weights
 
 
-def average_models(files: Sequence[WeightsFile]) -> FrameModel:
+def average_models(files: Sequence[WeightsFile], *, shares: Sequence[float] | None = None) -> FrameModel:
     """The mean of the models' tensors, in evaluation mode on the CPU, with the first file's specification.
 
+    Args:
+        files: at least one.
+        shares: how much each counts, > 0; None for all alike.
+
     Raises:
-        WeightsError: fewer than two files, or models that differ in more than their weights.
+        WeightsError: models that differ in more than their weights, or shares that do not fit.
     """
-    if len(files) < 2:
-        raise WeightsError(f"{len(files)} weights file(s) given; an average needs at least two")
+    shares = [1.0] * len(files) if shares is None else list(shares)
+    if len(shares) != len(files) or min(shares) <= 0:
+        raise WeightsError(f"--shares {shares}: give one number above 0 for each of the {len(files)} weights file(s)")
     for file in files[1:]:
         for name in ("architecture", "input_size", "sees", "mean", "std", "crop"):
             first, other = getattr(files[0].spec, name), getattr(file.spec, name)
@@ -42,21 +48,37 @@ def average_models(files: Sequence[WeightsFile]) -> FrameModel:
     states = [model.state_dict() for model in models]
     mean = {
         # Batch counters are whole numbers that nothing reads.
-        key: torch.stack([state[key] for state in states]).mean(0) if value.is_floating_point() else value
+        key: sum(share * state[key] for share, state in zip(shares, states, strict=True)) / sum(shares)
+        if value.is_floating_point()
+        else value
         for key, value in states[0].items()
     }
     models[0].load_state_dict(mean)
     return models[0]
 
 
-def average_weights(files: Sequence[Path], crops: Path, out: Path, *, limit: int | None = None) -> Path:
+def average_weights(
+    files: Sequence[Path],
+    crops: Sequence[Path],
+    out: Path,
+    *,
+    shares: Sequence[float] | None = None,
+    leave_out: Sequence[str] = (),
+    limit: int | None = None,
+    val_limit: int | None = None,
+    compare: bool = False,
+) -> Path:
     """Average, calibrate and write.
 
     Args:
-        files: weights files, at least two.
-        crops: crop table; its split val is used for calibration.
+        files: weights files, at least one.
+        crops: crop tables; their split val is used for calibration.
         out: folder that gets the weights file; made if absent.
-        limit: use only so many crops.
+        shares: see `average_models`.
+        leave_out: families that calibration leaves out.
+        limit: use only so many crops of each table.
+        val_limit: use at most so many reals, and fakes, of each family; None for all.
+        compare: print the parts' scores, too.
 
     Returns:
         The path of the weights file.
@@ -72,10 +94,12 @@ def average_weights(files: Sequence[Path], crops: Path, out: Path, *, limit: int
             raise WeightsError(
                 f"{file.path}: sees {file.spec.sees}; only models that see faces can be calibrated on crops"
             )
-    model = average_models(opened)
+    model = average_models(opened, shares=shares)
     make_folder(out)
-    validation = load_crops(crops, split="val", limit=limit)
-    for file in opened:  # on the same crops as the average
+    rows = read_split(*crops, split="val", limit=limit)
+    rows = rows[~find_families(rows).isin(leave_out)].reset_index(drop=True)
+    validation = load_rows(rows if val_limit is None else thin_rows(rows, val_limit))
+    for file in opened if compare else ():  # on the same crops as the average
         print(f"{file.path.name}: {_describe(evaluate(load_model(file), validation)[0])}")
     scores, calibration = evaluate(model, validation)
     path = save_trained(
@@ -97,12 +121,28 @@ def _describe(scores: dict[str, float]) -> str:
 @tool
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="weights files to average, at least two")
-    parser.add_argument("--crops", type=Path, required=True, help="crop table; its split val is used for calibration")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="weights files to average")
+    crops_help = "crop tables; their split val is used for calibration"
+    parser.add_argument("--crops", nargs="+", type=Path, required=True, metavar="CSV", help=crops_help)
+    parser.add_argument("--shares", nargs="+", type=float, help="how much each file counts (default: all alike)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights file")
-    parser.add_argument("--limit", type=positive, help="use only this many crops (default: all)")
+    parser.add_argument("--limit", type=positive, help="use only this many crops of each table (default: all)")
+    val_help = "use at most this many reals, and fakes, of each family (default: all)"
+    parser.add_argument("--val-limit", type=positive, help=val_help)
+    leave_help = "leave this family out of the calibration; can be given again"
+    parser.add_argument("--leave-out", action="append", default=[], metavar="FAMILY", help=leave_help)
+    parser.add_argument("--compare", action="store_true", help="print the scores of the parts, too")
     args = parser.parse_args(argv)
-    average_weights(args.files, args.crops, args.out, limit=args.limit)
+    average_weights(
+        args.files,
+        args.crops,
+        args.out,
+        shares=args.shares,
+        leave_out=args.leave_out,
+        limit=args.limit,
+        val_limit=args.val_limit,
+        compare=args.compare,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,180 @@
+"""Labelled photographs, or crops that others cut, -> face crops of our geometry, and their rows.
+
+The face is found by the kernel's detector and cut by its one crop function, so that a photograph's crop and a frame's
+are the same kind of picture. A picture that is a face crop already gets a border first, without which the detector
+misses faces that fill it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dfdc.crop import CropGeometry, crop_face
+from dfdc.data.clips import LabelledClip, is_held_out
+from dfdc.data.dataset import LABELS, read_columns
+from dfdc.detect import DetectorSettings, FaceDetector
+from dfdc.errors import DataError
+
+# Columns that a table of photographs may have beside path and label.
+TOLD = ("dataset", "manipulation", "identity", "source", "split", "original")
+COLUMNS = (
+    *("path", "video", "label", "original", "manipulation", "split", "box", "source_size"),
+    *("dataset", "identity", "source", "format"),
+)
+# A photograph shows its face larger than a clip does, and a false face costs more than a missed one.
+LOOK = DetectorSettings(min_face_ratio=0.1, thresholds=(0.6, 0.7, 0.8))
+MIN_SCORE = 0.9
+# Around crops that others cut, as a share of the longer side.
+BORDER = 0.2
+IMAGES = "photographs"
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One labelled picture.
+
+    Attributes:
+        path: of the file.
+        label: REAL or FAKE.
+        dataset, manipulation, identity, source, split: what its table tells, else empty ("train" for split).
+        original: name of the picture that a fake was made from; empty where that is not told, and for reals.
+    """
+
+    path: Path
+    label: str
+    dataset: str = ""
+    manipulation: str = ""
+    identity: str = ""
+    source: str = ""
+    split: str = "train"
+    original: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of its crop."""
+        return name_picture(self.path)
+
+
+def name_picture(path: Path) -> str:
+    """The name of a picture's crop: files of one name in several folders stay apart."""
+    return f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+
+def read_photographs(csv: Path, *, val_share: float = 0.0) -> list[Photograph]:
+    """Read a table of photographs.
+
+    Args:
+        csv: columns path (beside the table), label (REAL|FAKE) and any of `TOLD`; original is a path, too.
+        val_share: share (0 to 1) of the persons, or of the pictures where these are not told, that get the split "val"
+            where the table tells none.
+
+    Raises:
+        DataError: no such table, a column is missing, or a label is neither REAL nor FAKE.
+    """
+    table = read_columns(csv, ("path", "label"), allowed={"label": LABELS}, cure="name a table of path and label")
+    pictures = []
+    for row in table.to_dict("records"):
+        path, told = csv.parent / row["path"], {name: row[name] for name in TOLD if row.get(name)}
+        original = told.pop("original", "")
+        if original and row["label"] == "FAKE":
+            told["original"] = name_picture(csv.parent / original)
+        person = told.get("identity") or told.get("original") or name_picture(path)
+        if "split" not in told and is_held_out(LabelledClip(Path(person), "REAL"), val_share):
+            told["split"] = "val"
+        pictures.append(Photograph(path, row["label"], **told))
+    return pictures
+
+
+def find_face(detector: FaceDetector, image: np.ndarray, *, border: float = 0.0) -> np.ndarray | None:
+    """The box (4,) of the face that is largest and nearest to the middle, in pixels of the image; None without one.
+
+    Args:
+        detector: the kernel's.
+        image: (H, W, 3) uint8 RGB.
+        border: black margin that the detector is shown around it, as a share of the longer side.
+    """
+    height, width = image.shape[:2]
+    margin = round(border * max(height, width))
+    shown = cv2.copyMakeBorder(image, *(margin,) * 4, cv2.BORDER_CONSTANT) if margin else image
+    (faces,) = detector.detect([shown], LOOK)
+    best, greatest = None, 0.0
+    for box, score in zip(faces.boxes - margin, faces.scores, strict=True):
+        off = np.abs((box[:2] + box[2:]) / 2 - (width / 2, height / 2)).max() / max(height, width)
+        worth = float(np.sqrt(np.prod(box[2:] - box[:2]))) * (1 - off)
+        if score >= MIN_SCORE and worth > greatest:
+            best, greatest = box, worth
+    return best
+
+
+def cut_photographs(
+    pictures: list[Photograph],
+    out: Path,
+    detector: FaceDetector,
+    *,
+    geometry: CropGeometry,
+    jpeg_quality: int | None = None,
+    precut: bool = False,
+) -> Iterator[tuple[Photograph, dict[str, object] | None]]:
+    """Cut one crop out of each picture; one that is there already is not cut again.
+
+    Args:
+        pictures: see `read_photographs`.
+        out: folder of the crop table; the crops go to `IMAGES` in it.
+        detector: the kernel's.
+        geometry: of the crops.
+        jpeg_quality: 1 to 100; None writes PNG.
+        precut: whether the pictures are face crops already.
+
+    Yields:
+        Each picture, and its row by `COLUMNS`; None where it cannot be read or shows no face.
+
+    Raises:
+        DataError: a crop cannot be written.
+    """
+    for picture in pictures:
+        data = picture.path.read_bytes() if picture.path.is_file() else b""
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        if image is None:
+            yield picture, None
+            continue
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        box = find_face(detector, image, border=BORDER if precut else 0.0)
+        if box is None:
+            yield picture, None
+            continue
+        path = out / IMAGES / f"{picture.name}.{'png' if jpeg_quality is None else 'jpg'}"
+        if not path.exists():
+            _write(path, crop_face(image, box, geometry), jpeg_quality)
+        yield picture, _describe(picture, path.relative_to(out), box, geometry)
+
+
+def _describe(picture: Photograph, path: Path, box: np.ndarray, geometry: CropGeometry) -> dict[str, object]:
+    return {
+        "path": str(path),
+        "video": picture.name,
+        "label": picture.label,
+        "original": picture.original,
+        "manipulation": picture.manipulation,
+        "split": picture.split,
+        "box": " ".join(str(round(float(value), 2)) for value in box),
+        "source_size": geometry.square(box)[2],
+        "dataset": picture.dataset,
+        "identity": picture.identity,
+        "source": picture.source,
+        "format": picture.path.suffix.lstrip(".").lower().replace("jpeg", "jpg"),
+    }
+
+
+def _write(path: Path, crop: np.ndarray, jpeg_quality: int | None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = [] if jpeg_quality is None else [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
+    draft = path.with_name(f".{path.name}{path.suffix}")
+    if not cv2.imwrite(str(draft), cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), options):
+        raise DataError(f"{path}: cannot be written; is the disk full?")
+    draft.replace(path)

@@ -1,0 +1,103 @@
+"""dfdc.data.photographs: pictures and others' crops become crops and rows as clips do."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dfdc.crop import CropGeometry, crop_face
+from dfdc.data.dataset import load_crops, read_table
+from dfdc.data.photographs import find_face, name_picture, read_photographs
+from dfdc.detect import FaceDetector
+from dfdc.errors import DataError
+from dfdc.video import read_frames
+from tools.make_crops import main
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_picture(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+
+
+@pytest.fixture(scope="module")
+def frame() -> np.ndarray:
+    """A frame (H, W, 3) with one face."""
+    samples = sorted((Path(__file__).resolve().parent.parent / "samples").glob("*.mp4"))
+    return read_frames(samples[0], 1)[0].pixels
+
+
+def test_photographs_are_cut_by_the_kernels_detector_and_crop(tmp_path: Path, frame: np.ndarray) -> None:
+    write_picture(tmp_path / "a" / "face.png", frame)
+    write_picture(tmp_path / "b" / "face.png", frame[:, ::-1])
+    write_picture(tmp_path / "wall.png", np.full((200, 200, 3), 90, np.uint8))
+    rows = [
+        {"path": "a/face.png", "label": "REAL", "dataset": "press", "identity": "p1", "split": "val", "original": ""},
+        {
+            "path": "b/face.png",
+            "label": "FAKE",
+            "dataset": "press",
+            "identity": "",
+            "split": "val",
+            "original": "a/face.png",
+        },
+        {"path": "wall.png", "label": "REAL", "dataset": "press", "identity": "", "split": "", "original": ""},
+    ]
+    table = write_table(tmp_path / "photographs.csv", rows)
+    out = tmp_path / "out"
+    assert main([str(table), "--out", str(out), "--device", "cpu"]) == 0
+    found = read_table(out / "crops.csv")
+    assert list(found.label) == ["REAL", "FAKE"] and list(found.identity) == ["p1", ""]
+    crops = load_crops(out / "crops.csv", split="val", progress=False)
+    box = find_face(FaceDetector(), frame)
+    geometry = CropGeometry()
+    wanted = crop_face(frame, box, geometry)
+    assert (crops.images[0].permute(1, 2, 0).numpy() == wanted).all()
+    assert crops.originals.tolist() == [-1, 0]
+    assert found.source_size.astype(int)[0] == geometry.square(box)[2]
+    before = (out / found.path[0]).stat().st_mtime_ns
+    assert main([str(table), "--out", str(out), "--device", "cpu"]) == 0
+    assert (out / found.path[0]).stat().st_mtime_ns == before
+
+
+def test_crops_of_others_need_a_border(tmp_path: Path, frame: np.ndarray) -> None:
+    x0, y0, x1, y1 = find_face(FaceDetector(), frame).round().astype(int)
+    tight = frame[max(y0, 0) : y1, max(x0, 0) : x1]
+    box = find_face(FaceDetector(), tight, border=0.2)
+    assert box is not None
+    side = (y1 - y0 + x1 - x0) / 2
+    assert np.abs(box - (0, 0, x1 - x0, y1 - y0)).max() < 0.2 * side
+
+
+def test_a_fakes_original_and_persons_share_a_split(tmp_path: Path) -> None:
+    rows = [{"path": f"{n}.png", "label": "REAL", "identity": f"p{n // 2}", "original": ""} for n in range(200)]
+    rows += [{"path": f"f{n}.png", "label": "FAKE", "identity": "", "original": f"x{n}.png"} for n in range(100)]
+    rows += [{"path": f"x{n}.png", "label": "REAL", "identity": "", "original": ""} for n in range(100)]
+    pictures = read_photographs(write_table(tmp_path / "t.csv", rows), val_share=0.3)
+    splits: dict[str, set[str]] = {}
+    for picture in pictures:
+        splits.setdefault(picture.identity or picture.original or name_picture(picture.path), set()).add(picture.split)
+    assert all(len(found) == 1 for found in splits.values())
+    assert 0.2 < np.mean([found == {"val"} for found in splits.values()]) < 0.4
+
+
+def test_wrong_tables_and_flags_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(DataError, match="label"):
+        read_photographs(write_table(tmp_path / "t.csv", [{"path": "a.png", "label": "MAYBE"}]))
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), str(tmp_path / "t.csv"), "--out", str(tmp_path / "out")])
+    assert "folders of their own" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "t.csv"), "--out", str(tmp_path / "out"), "--frames", "3"])
+    assert "go with clips" in capsys.readouterr().err
