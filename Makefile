@@ -1,5 +1,5 @@
 # make submission     score the sample clips, or VIDEOS=folder, into submission.csv
-# make page           write clips.html, a page that shows the faces of VIDEOS=folder and their scores
+# make page           score VIDEOS=folder and write clips.html, which shows faces, scores over time and facts
 # make test           check style, imports and types, then run the quick tests (about five minutes on two cores)
 # make test-slow      run the slow tests only; make test-all runs both
 # make timing         measure what scoring VIDEOS=folder costs, and project it to 4,000 clips
@@ -21,8 +21,8 @@ UV_COMPILE = uv pip compile pyproject.toml --universal --python-version 3.10 --f
 submission: .venv/base
 	$(BIN)/python kernel.py "$(VIDEOS)" --out submission.csv
 
-page: .venv/all
-	$(BIN)/python tools/show_clips.py "$(VIDEOS)" --out clips.html
+page: .venv/base
+	$(BIN)/python kernel.py "$(VIDEOS)" --out clips.csv --report clips.html
 
 test: lint
 	$(BIN)/python -m pytest -n 2 -m "not slow"
@@ -76,7 +76,7 @@ lock:
 	$(UV_COMPILE) --all-extras -c requirements.lock -o requirements-all.lock
 
 clean:
-	rm -rf .venv .wheels .rehearsal bundle clips.html .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .wheels .rehearsal bundle .pytest_cache .ruff_cache .mypy_cache
 
 clean-results:
-	rm -f submission.csv predictions.csv .submission.csv.journal
+	rm -rf submission.csv predictions.csv .submission.csv.journal clips.*csv .clips.csv.journal clips.html clips.analyses

@@ -11,17 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-import cv2
 import numpy as np
 
 from dfdc.aggregate import add_voice, clip_probability, voice_probability
-from dfdc.analysis import THUMBNAIL, Analysis, FaceTrack, Model, Provenance, Timings
-from dfdc.crop import crop_face
+from dfdc.analysis import Analysis, FaceTrack, Model, Provenance, Timings
 from dfdc.deadline import NEVER, Deadline
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble, cut_crops
 from dfdc.errors import MachineError, VideoError, VideoTimeout
 from dfdc.files import describe_file
+from dfdc.illustrate import illustrate
 from dfdc.nets import open_heat_map
 from dfdc.quality import MIN_TRUST, TRUST
 from dfdc.research.motion import Motion
@@ -35,9 +34,6 @@ from dfdc.weights import DIGEST_DIGITS, WeightsFile, that_see
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Frames of each person, and whole scenes, that are kept as pictures: evenly spread.
-MAX_THUMBNAILS, MAX_SCENES = 12, 3
-SCENE_SIDE, JPEG_QUALITY = 640, 85
 # Of a clip's time so much has to be looked at; where it is less, the clip's status says so.
 MIN_SHARE = 0.5
 
@@ -119,7 +115,7 @@ class Analyzer:
             sighting = self.find_people(path, n_frames, deadline=deadline)
             analysis = self._score(path, sighting, blank, deadline)
             if thumbnails:
-                analysis = self._add_heat(_illustrate(analysis, sighting), sighting)
+                analysis = self._add_heat(illustrate(analysis, sighting.frames), sighting)
                 analysis = replace(analysis, provenance=self._describe_origin(path, blank.n_models))
         except VideoTimeout as error:
             analysis = replace(blank, status="timeout", reason=str(error))
@@ -286,35 +282,6 @@ def score_tracks(
     lengths = [len(track) for track in tracks]
     logits = np.split(ensemble.score_cut(crops, lengths=lengths), np.cumsum(lengths)[:-1])
     return [TRUST.temper(part, track.trust) for part, track in zip(logits, tracks, strict=True)], crop_s
-
-
-def _illustrate(analysis: Analysis, sighting: Sighting) -> Analysis:
-    """The analysis with pictures of its people and of some whole frames."""
-    tracks = []
-    for track in analysis.tracks:
-        chosen = _spread(len(track), MAX_THUMBNAILS)
-        pictures = {
-            int(index): _encode(crop_face(sighting.frames[index].pixels, box, THUMBNAIL, angle=float(angle)))
-            for index, box, angle in zip(track.frames[chosen], track.boxes[chosen], track.angles[chosen], strict=True)
-        }
-        tracks.append(replace(track, thumbnails=pictures))
-    scenes = {}
-    for index in _spread(len(sighting.frames), MAX_SCENES):
-        pixels = sighting.frames[index].pixels
-        scale = min(SCENE_SIDE / max(pixels.shape[:2]), 1.0)
-        scenes[int(index)] = _encode(cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
-    return replace(analysis, tracks=tuple(tracks), scenes=scenes)
-
-
-def _spread(n: int, most: int) -> np.ndarray:
-    """At most so many of the indices 0 to n - 1, evenly spread."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
-
-
-def _encode(picture: np.ndarray) -> bytes:
-    """A picture (H, W, 3) uint8 RGB as JPEG."""
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return data.tobytes()
 
 
 def _judge_reading(sighting: Sighting) -> tuple[str, str]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dfdc.analysis import Analysis, analysis_path, read_analysis
+from dfdc.analysis import Analysis
+from dfdc.analysis_files import analysis_path, read_analysis
 from dfdc.analyze import Analyzer
 from dfdc.deadline import NEVER, Deadline
 from dfdc.errors import InputError

@@ -172,7 +172,7 @@ def _score(args: argparse.Namespace, deadline: Deadline, *, program: str) -> int
         with contextlib.suppress(AttributeError):  # a notebook's streams take every name
             stream.reconfigure(errors="backslashreplace")
 
-    from dfdc.analysis import read_some
+    from dfdc.analysis_files import read_some
     from dfdc.files import check_out, make_folder
     from dfdc.kaggle.paths import find_competition, find_weights_folder
     from dfdc.report.page import write_report
@@ -219,7 +219,7 @@ def _score(args: argparse.Namespace, deadline: Deadline, *, program: str) -> int
 
 def report(args: argparse.Namespace) -> int:
     """Write the page of the analyses in a folder; returns the exit code."""
-    from dfdc.analysis import SUFFIX, read_analyses
+    from dfdc.analysis_files import SUFFIX, read_analyses
     from dfdc.files import check_out
     from dfdc.report.page import write_report
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dfdc
-from dfdc.analysis import analysis_path, read_analyses, write_analysis
+from dfdc.analysis_files import analysis_path, read_analyses, write_analysis
 from dfdc.crop import crop_face
 from dfdc.ensemble import Ensemble
 from dfdc.video import read_frames

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("flask")
-from dfdc.analysis import read_analyses, write_analysis
+from dfdc.analysis_files import read_analyses, write_analysis
 from dfdc.app import jobs
 from dfdc.app.jobs import Desk
 from dfdc.app.server import make_app

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from dfdc.analysis import SUFFIX, Analysis, analysis_path, read_analysis, write_analysis
+from dfdc.analysis import Analysis
+from dfdc.analysis_files import SUFFIX, analysis_path, read_analysis, write_analysis
 from dfdc.deadline import Deadline
 from dfdc.errors import DfdcError, InputError
 from dfdc.run.pool import predict_clips

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfdc.analysis import write_analysis
+from dfdc.analysis_files import write_analysis
 from dfdc.deadline import Deadline
 from dfdc.errors import InputError, WeightsError
 from dfdc.files import Identity, identify
