@@ -196,7 +196,6 @@ class Analysis:
             from_s=round(float(self.times_s[0]), 3) if len(self.times_s) else 0.0,
             to_s=round(float(self.times_s[-1]), 3) if len(self.times_s) else 0.0,
             duration_s=round(self.duration_s or 0.0, 3),
-            weights="+".join(self.weights),
             notes="; ".join(self.notes),
             pairs=self.n_pairs,
             cut_s=self.cut_s,

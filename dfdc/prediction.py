@@ -32,7 +32,6 @@ class Prediction:
         pairs: in how many frames the change to the next one was looked for; 0 if nothing looks for it.
         from_s, to_s: times of the first and the last frame that was looked at, in seconds from the clip's first frame.
         duration_s: of the clip; 0 where it is not known.
-        weights: the models that answered, by the first digits of their files' SHA-256, joined by "+".
         notes: what else is worth knowing, such as pictures in the picture; sentences joined by "; ".
         cut_s: wall seconds after which reading was ended, with fewer frames than wanted; 0 if it was not.
         seconds: wall time of one worker.
@@ -56,7 +55,6 @@ class Prediction:
     from_s: float = 0.0
     to_s: float = 0.0
     duration_s: float = 0.0
-    weights: str = ""
     notes: str = ""
     cut_s: float = 0.0
     seconds: float = 0.0

@@ -306,3 +306,14 @@ def test_every_shared_clip_is_scored(tmp_path: Path, shared_videos: Path) -> Non
     assert found.code == 0, found.text
     assert {row["status"] for row in found.details.values()} == {"ok"}, found.text
     assert found.details["two_faces.mp4"]["tracks"] == "2"
+
+
+def test_report_shows_every_clip_also_where_an_earlier_run_scored_it_without(tmp_path: Path) -> None:
+    arguments = [ROOT / "samples", "--frames", "2", "--models", "first"]
+    first = run(arguments, tmp_path)
+    found = run([*arguments, "--report", "report.html"], tmp_path)
+    assert found.code == 0, found.text
+    assert found.labels == first.labels
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "no analysis was written" not in page and page.count('"status": "ok"') == 2
+    assert len(list((tmp_path / "submission.analyses").glob("*.json"))) == 2

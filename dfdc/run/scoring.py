@@ -6,10 +6,12 @@ import logging
 import os
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from dfdc.analysis_files import analysis_path
 from dfdc.deadline import Deadline, Pace
 from dfdc.errors import InputError
 from dfdc.files import identify
@@ -68,6 +70,9 @@ def _score_job(
     path, key = journal_path(Path(os.path.realpath(out))), _key(settings)
     clips = {name: job.paths[name] for name in job.names}
     past = Past() if fresh else read_journal(path, key, {name: identify(clip) for name, clip in clips.items()})
+    if settings.analyses is not None:  # the report needs an analysis of each clip
+        done = {name: p for name, p in past.done.items() if analysis_path(settings.analyses, name).is_file()}
+        past = replace(past, done=done)
     submission.adopt(past.done)
     if past.done:
         log.info(
