@@ -80,7 +80,7 @@ class Look(NamedTuple):
     n_nets: int
 
     def __str__(self) -> str:
-        return f"{self._n_frames} frames" + (f" and {self.n_nets} nets" if self.n_nets > 1 else "")
+        return f"{self.n_frames} frames" + (f" and {self.n_nets} models" if self.n_nets > 1 else "")
 
 
 @dataclass(frozen=True)
