@@ -50,8 +50,8 @@ def write_table(found: dict[str, dict], path: Path) -> None:
         "`make faults` writes this page; the raw results are in [faults.json](faults.json). A *lost* row is missing in",
         "submission.csv. *Wrong* counts rows that hold no probability or another label than in the undisturbed run,",
         "reads that found the file broken, and runs that did not end as they should. The list at the end of this page",
-        "states the date of each part and whether it used real or fake nets. Fake nets compute a label from the mean of",
-        "the pixels; the kernel's processes, its reader of clips, signals, disks and files are real in both cases.",
+        "states the date of each part and whether it used real or fake nets. Fake nets compute a label from the mean",
+        "of the pixels; the kernel's processes, its reader of clips, signals, disks and files are real in both cases.",
         "",
         "| Fault | Times tried | Rows lost | Wrong | Longest delay, s | Delay of |",
         "|---|---:|---:|---:|---:|---|",
@@ -68,8 +68,8 @@ def write_table(found: dict[str, dict], path: Path) -> None:
     n_reads, n_versions = (sum(int(reader[key]) for reader in reads) for key in ("reads", "versions"))
     lines += [
         "",
-        f"During these runs another process read submission.csv {n_reads:,} times, saw {n_versions:,} versions of it, "
-        f"and found it broken {sum(len(reader['faults']) for reader in reads)} times.",
+        f"During these runs another process read submission.csv {n_reads:,} times. It saw {n_versions:,} versions",
+        f"of it and found it broken {sum(len(reader['faults']) for reader in reads)} times.",
         "",
     ]
     for part, record in found.items():
