@@ -61,8 +61,8 @@ rehearsal: .venv/all
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	"$(PYTHON)" -m venv --clear .venv
 
-# Packages for scoring on the CPU. They are not compiled here, because that takes 17 MB and some seconds; Python compiles
-# the modules that it imports.
+# Packages for scoring on the CPU. They are not compiled here, because that takes 17 MB and some seconds. Python
+# compiles the modules that it imports.
 .venv/base: requirements.lock .venv/bin/python
 	$(PIP_INSTALL) --no-compile -r requirements.lock
 	touch $@
