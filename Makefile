@@ -1,13 +1,13 @@
 # make submission     score the sample clips, or VIDEOS=folder, into submission.csv
-# make page           score VIDEOS=folder and write clips.html, which shows faces, scores over time and facts
+# make page           score VIDEOS=folder and write clips.html, with the faces, their scores over time and details
 # make test           check style, imports and types, then run the quick tests (about five minutes on two cores)
 # make test-slow      run the slow tests only; make test-all runs both
-# make timing         measure what scoring VIDEOS=folder costs, and project it to 4,000 clips
-# make faults         break clips and machines on purpose and score: docs/faults.md; make soak scores 2,000 clips
-# make bundle         make what is uploaded to Kaggle, for KAGGLE_USER=name
-# make rehearsal      run that bundle on a copy of Kaggle's file system, offline, on VIDEOS=folder; IMAGES=2026 picks one
-# make lock           resolve the locked requirements anew, to the newest that fit (needs uv: pip install uv)
-# make clean          delete what make made, except results; make clean-results deletes those
+# make timing         measure the time of scoring VIDEOS=folder, and project it to 4,000 clips
+# make faults         score damaged clips and cause machine faults: docs/faults.md; make soak scores 2,000 clips
+# make bundle         make the dataset and notebook for Kaggle, with KAGGLE_USER=name
+# make rehearsal      run the bundle offline on a copy of Kaggle's file system, on VIDEOS=folder; IMAGES=2026 picks one
+# make lock           update both lock files to the newest allowed versions (needs uv: pip install uv)
+# make clean          delete files that make created, except results; make clean-results deletes the results
 PYTHON ?= python3
 VIDEOS ?= samples
 KAGGLE_USER ?=
@@ -61,12 +61,13 @@ rehearsal: .venv/all
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	"$(PYTHON)" -m venv --clear .venv
 
-# What scoring on the CPU needs. Python compiles what it imports; compiling all of it takes 17 MB and some seconds.
+# Packages for scoring on the CPU. They are not compiled here, because that takes 17 MB and some seconds. Python
+# compiles the modules that it imports.
 .venv/base: requirements.lock .venv/bin/python
 	$(PIP_INSTALL) --no-compile -r requirements.lock
 	touch $@
 
-# Everything: GPU scoring, training, the tools and the tests.
+# All packages: for GPU scoring, training, the tools and the tests.
 .venv/all: requirements-all.lock .venv/base
 	$(PIP_INSTALL) -r requirements-all.lock
 	touch $@

@@ -1,4 +1,4 @@
-"""How much time is left, and how often something may be done that costs time."""
+"""Track how much time is left, and limit how often a costly step runs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Deadline:
     """A moment after which nothing more is started.
 
     Attributes:
-        end_s: the moment, on the clock's scale; infinity for never.
-        clock: seconds that only grow; time.monotonic reads the same in every process of a machine.
+        end_s: the moment on the clock's scale; infinity for never.
+        clock: monotonic clock in seconds; time.monotonic is the same in every process of a machine.
     """
 
     end_s: float
@@ -31,7 +31,7 @@ class Deadline:
         return max(self.end_s - self.clock(), 0.0)
 
     def part(self, share: float) -> Deadline:
-        """A deadline that passes when a share of the time left has."""
+        """A deadline that passes after a share of the time left."""
         return Deadline(self.clock() + share * self.remaining_s(), self.clock)
 
     def expired(self) -> bool:
@@ -42,9 +42,9 @@ NEVER = Deadline(float("inf"))
 
 
 def process_start_s() -> float:
-    """When this process was started, on the scale of time.monotonic; now, where the system does not say."""
+    """The start time of this process on the scale of time.monotonic; the current time if it is not known."""
     with suppress(OSError, ValueError, IndexError, AttributeError):
-        # proc(5): behind the name in brackets the third field is the first; 22 counts ticks from the system's start.
+        # proc(5): the text after the name in brackets starts with field 3; field 22 is the start in ticks since boot.
         ticks = int(Path("/proc/self/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
         age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
         return time.monotonic() - max(age_s, 0.0)
@@ -53,13 +53,13 @@ def process_start_s() -> float:
 
 @dataclass
 class Pace:
-    """When something may be done again, so that doing it takes no more than a share of all time.
+    """Limits how often a step runs, so that it takes no more than a share of the time.
 
     Attributes:
-        share: of the time, above 0.
-        least_s: seconds between two times, however little they cost.
-        clock: seconds that only grow.
-        cost_s: what the last time cost, in seconds; 0 before.
+        share: largest share of the time, above 0.
+        least_s: smallest pause in seconds between two steps, however short they are.
+        clock: monotonic clock in seconds.
+        cost_s: duration of the last step in seconds; 0 before the first.
     """
 
     share: float = 0.05
@@ -69,12 +69,12 @@ class Pace:
     _next_s: float = field(default=float("-inf"), repr=False)
 
     def due(self) -> bool:
-        """Whether it may be done now."""
+        """Whether the step may run now."""
         return self.clock() >= self._next_s
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """Do it inside, whether it succeeds or fails."""
+        """Measure the step, which runs inside the block, whether it succeeds or fails."""
         began_s = self.clock()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Files: opened only where they are regular, written whole or not at all, described by digest and identity."""
+"""Open only regular files, write files completely or not at all, and describe files by digest and identity."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-# The name of a draft: its target's stem, chance, and its target's suffix.
+# The name of a draft: the target's stem, a random number, and the target's suffix.
 DRAFT = re.compile(r"\.(?P<stem>.*)\.[0-9a-f]{8}\.tmp(?P<suffix>\.[^.]*)?", re.DOTALL)
-# By folder, the drafts that were there when this process first wrote there: killed processes may have left them.
+# For each folder, the drafts that existed when this process first wrote there; killed processes may have left them.
 _left: dict[Path, list[str]] = {}
 
 
@@ -39,9 +39,9 @@ class Entry:
 
 
 class Identity(NamedTuple):
-    """What tells a file from another one, whatever their names; two equal ones are of the same bytes.
+    """The identity of a file, independent of its name; two equal identities mean the same content.
 
-    The inode's time of change also moves when the content is changed and its time set back.
+    The inode's change time also moves when somebody changes the content and sets the modification time back.
     """
 
     device: int
@@ -56,26 +56,26 @@ class Identity(NamedTuple):
 
 
 def identify(path: Path) -> Identity | None:
-    """The identity of the file that a name leads to now; None where there is none."""
+    """The identity of the file that a path leads to now; None if there is none."""
     try:
         return Identity.of(os.stat(path))
-    except (OSError, ValueError):  # ValueError: a name that no file can have
+    except (OSError, ValueError):  # ValueError: no file can have this name
         return None
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = True, mode: int = 0o666) -> int:
-    """Open a file without ever waiting for one that is a pipe or a device.
+    """Open a regular file, and never block on a pipe or a device.
 
     Args:
-        path: of the file.
-        flags, mode: of `os.open`.
-        follow: whether a link may lead to it.
+        path: path of the file.
+        flags, mode: see `os.open`.
+        follow: whether to follow a symbolic link.
 
     Returns:
-        Its descriptor, which the caller closes.
+        The file descriptor, which the caller closes.
 
     Raises:
-        OSError: it cannot be opened or is no regular file.
+        OSError: the file cannot be opened or is not a regular file.
     """
     flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
     for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
@@ -88,10 +88,10 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = True, m
 
 
 def describe_file(path: Path) -> Entry:
-    """Size and digest of a regular file.
+    """The size and digest of a regular file.
 
     Raises:
-        OSError: it cannot be read or is no regular file.
+        OSError: the file cannot be read or is not a regular file.
     """
     digest = hashlib.sha256()
     with open(open_regular(path), "rb") as file:
@@ -102,23 +102,23 @@ def describe_file(path: Path) -> Entry:
 
 @contextmanager
 def drafted(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A new file to write that takes another's place when the block ends well, and goes where it fails.
+    """Yield a draft file that replaces `path` when the block succeeds and is removed when it fails.
 
     The draft lies in the same folder under a random name that nobody can have prepared. It keeps the suffix, for
-    writers that choose a format by it, and an existing file's permissions. A link is followed to what it names, and
-    stays. Drafts that killed processes left behind are removed.
+    writers that choose a format by it, and the permissions of an existing file. A symbolic link is kept, and its target
+    is replaced. Drafts that killed processes left behind are removed.
 
     Args:
-        path: what to write; a regular file, or nothing yet.
-        durable: whether the content is on the disk before the file takes the other's place.
+        path: file to write; a regular file, or none yet.
+        durable: whether to sync the content to the disk before the file is replaced.
 
     Raises:
-        OSError: it cannot be written, or is a folder, a pipe, a device or the like; what is there stays as it is.
+        OSError: the file cannot be written, or is a folder, a pipe, a device or the like; the old file is unchanged.
     """
     target = _resolve(path)
     _sweep(target)
     draft = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.tmp{target.suffix}")
-    # O_EXCL follows no link and takes no file that is there.
+    # O_EXCL follows no link and fails if the file exists.
     descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
         _lock(descriptor)
@@ -135,42 +135,42 @@ def drafted(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8; names that are no Unicode keep their bytes."""
+    """Write a text file in UTF-8; file names that are not valid Unicode keep their bytes."""
     with drafted(path) as draft:
         draft.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a file in JSON."""
+    """Write a JSON file."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file so that a reader at any moment sees the old one or the new one, whole.
+    """Write a CSV file; a reader sees either the complete old file or the complete new one.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full; the old file is left as it was.
+        OSError: the folder cannot be written or the disk is full; the old file is unchanged.
     """
     with (
         drafted(path, durable=True) as draft,
         open(draft, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         plain = csv.writer(file, lineterminator="\n")
-        # Python's writer leaves a carriage return bare beside this line end, and readers take it for a row's end.
+        # With this line end Python's writer does not quote a carriage return, which readers take for a row's end.
         quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         for row in chain([header], rows):
             (quoting if any("\r" in str(cell) for cell in row) else plain).writerow(row)
 
 
 def check_out(out: Path, inputs: Iterable[Path] = ()) -> None:
-    """Make sure, before any work, that a file can be written and is none of those that are read.
+    """Check, before any work, that a file can be written and is not an input.
 
     Args:
-        out: the file; its folder is made if absent.
-        inputs: files that must stay.
+        out: file to write; its folder is created if it does not exist.
+        inputs: files that must not be overwritten.
 
     Raises:
-        OutputError: it cannot be written, is no regular file, or is one of the inputs.
+        OutputError: the file cannot be written, is not a regular file, or is one of the inputs.
     """
     if out.is_dir():
         raise OutputError(f"{out}: is a folder; name a file in it")
@@ -187,35 +187,35 @@ def check_out(out: Path, inputs: Iterable[Path] = ()) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for output, where it is absent.
+    """Create a folder for output if it does not exist.
 
     Raises:
-        InputError: it cannot be made or written.
+        InputError: the folder cannot be created or written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
             raise PermissionError(13, "no permission to write")
     except OSError as error:
-        raise InputError(f"{path}: no folder for output ({error.strerror}); name another") from error
+        raise InputError(f"{path}: cannot be used as output folder ({error.strerror}); name another") from error
 
 
 def refuse_inputs(out: Path, inputs: Iterable[Path]) -> None:
-    """Make sure that a file to write is none of those that are read, by whatever name.
+    """Check that an output file is not one of the inputs, under whatever name.
 
     Raises:
-        OutputError: it is one of them.
+        OutputError: it is one of the inputs.
     """
     there = identify(out)
     if there is not None:
         for path in inputs:
             found = identify(path)
             if found is not None and found[:2] == there[:2]:
-                raise OutputError(f"{out}: is {path}, which is read and would be lost; name another file")
+                raise OutputError(f"{out}: is the input {path}, which would be lost; name another file")
 
 
 def _resolve(path: Path) -> Path:
-    """Where a link leads, or the path itself; what is there must be a regular file."""
+    """Resolve symbolic links; the target must be a regular file or not exist."""
     target = Path(os.path.realpath(path))
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(os.lstat(target).st_mode):
@@ -224,14 +224,14 @@ def _resolve(path: Path) -> Path:
 
 
 def _lock(descriptor: int) -> None:
-    """Mark a draft as one that a living process writes."""
+    """Lock a draft, to mark it as being written by a running process."""
     if fcntl is not None:
-        with suppress(OSError):  # a file system without locks
+        with suppress(OSError):  # the file system has no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _sweep(target: Path) -> None:
-    """Remove drafts of a file that no process writes any more."""
+    """Remove drafts of a file that no running process is writing."""
     if fcntl is None:
         return
     with suppress(OSError):
@@ -241,7 +241,7 @@ def _sweep(target: Path) -> None:
         parts = DRAFT.fullmatch(name)
         if (parts["stem"], parts["suffix"] or "") == (target.stem, target.suffix):
             _left[target.parent].remove(name)
-            with suppress(OSError):  # it is no file, or still written
+            with suppress(OSError):  # it is not a regular file, or it is still being written
                 descriptor = open_regular(target.with_name(name), follow=False)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

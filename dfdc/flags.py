@@ -1,4 +1,4 @@
-"""What the command lines of all tools share: checked numbers, and one place that turns errors into messages."""
+"""Shared parts of the command lines of all tools: argument types, common flags, and error messages."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from dfdc.files import check_out
 from dfdc.log import shown
 
 COMPILE_HELP = "compile the model for faster CUDA steps (needs a C compiler; the first step takes a minute or more)"
-DEVICE_HELP = "run the models on this device (default: auto, which is CUDA where it works and else the CPU)"
+DEVICE_HELP = "run the models on this device (default: auto, which uses CUDA if it works and otherwise the CPU)"
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 up."""
+    """Parse a whole number from 1 up."""
     return _whole(text, 1)
 
 
 def several(text: str) -> int:
-    """A whole number from 2 up."""
+    """Parse a whole number from 2 up."""
     return _whole(text, 2)
 
 
 def even(text: str) -> int:
-    """An even whole number from 2 up."""
+    """Parse an even whole number from 2 up."""
     number = _whole(text, 2)
     if number % 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give an even number")
@@ -38,7 +38,7 @@ def even(text: str) -> int:
 
 
 def natural(text: str) -> int:
-    """A whole number from 0 up."""
+    """Parse a whole number from 0 up."""
     return _whole(text, 0)
 
 
@@ -50,7 +50,7 @@ def _whole(text: str, least: int, most: int | None = None) -> int:
 
 
 def above_zero(text: str) -> float:
-    """A finite number above 0."""
+    """Parse a finite number above 0."""
     try:
         number = float(text)
     except ValueError:
@@ -61,35 +61,35 @@ def above_zero(text: str) -> float:
 
 
 def input_side(text: str) -> int:
-    """The side in pixels of a model's input, as `ModelSpec` allows it."""
+    """Parse the side length in pixels of a model's input, in the range that `ModelSpec` allows."""
     return _whole(text, 32, 1024)
 
 
 def crop_side(text: str) -> int:
-    """The side in pixels of a crop, as `CropGeometry` allows it."""
+    """Parse the side length in pixels of a crop, in the range that `CropGeometry` allows."""
     return _whole(text, 16, 1024)
 
 
 def png(text: str) -> Path:
-    """A file that ends in .png."""
+    """Parse the path of a file that ends in .png."""
     if Path(text).suffix.lower() != ".png":
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed; name a file that ends in .png")
     return Path(text)
 
 
 def share(text: str) -> float:
-    """A number from 0 to 1."""
+    """Parse a number from 0 to 1."""
     try:
         number = float(text)
     except ValueError:
         number = -1.0
-    if not 0 <= number <= 1:  # not a number, either
+    if not 0 <= number <= 1:  # also rejects NaN
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a number from 0 to 1")
     return number
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser that shows a tool's module docstring as it is written."""
+    """Make a parser that shows a tool's module docstring unchanged."""
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
@@ -99,14 +99,14 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def check_outputs(outputs: Iterable[Path | None], *, inputs: Iterable[Path] = ()) -> None:
-    """Make sure before any work that output files can be written and that none of them is an input.
+    """Check, before any work, that output files can be written and that none of them is an input.
 
     Args:
-        outputs: files; their folders are made if absent. None stands for an output that was not asked for.
-        inputs: files that must stay.
+        outputs: files to write; their folders are created if they do not exist. None is an output that is not wanted.
+        inputs: files that must not be overwritten.
 
     Raises:
-        InputError: one cannot be written, is a folder, or is an input.
+        InputError: an output cannot be written, is a folder, or is an input.
     """
     inputs = list(inputs)
     for output in outputs:
@@ -118,10 +118,10 @@ def check_outputs(outputs: Iterable[Path | None], *, inputs: Iterable[Path] = ()
 
 
 def make_folder(folder: Path) -> Path:
-    """Make a folder for outputs where it is absent, before any work.
+    """Create a folder for outputs, before any work, if it does not exist.
 
     Raises:
-        InputError: it cannot be made, or is a file.
+        InputError: the folder cannot be created, or is a file.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,13 +131,13 @@ def make_folder(folder: Path) -> Path:
 
 
 def tool(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Make a tool's command line: what the user did wrong becomes `tool: message` on stderr and exit status 1.
+    """Decorate a tool's `main` so that a user's mistake prints `tool: message` to stderr and returns exit status 1.
 
     Only `DfdcError` is caught. Every other exception is a bug and keeps its traceback.
 
     Args:
-        main: takes the arguments of the command line, or None for those of the process; returns the exit status, or
-            None for 0.
+        main: function that takes the command-line arguments, or None for those of the process, and returns the exit
+            status, or None for 0.
     """
     name = Path(main.__code__.co_filename).stem
 
@@ -153,11 +153,11 @@ def tool(main: Callable[..., int | None]) -> Callable[..., int]:
 
 
 def run_tool(main: Callable[[], int]) -> None:
-    """End the process with the exit status of a tool's `main`; Ctrl-C ends it with a word instead of a traceback."""
+    """End the process with the exit status of a tool's `main`; Ctrl-C prints one line instead of a traceback."""
     try:
         sys.exit(main())
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).stem}: stopped", file=sys.stderr)
-        # End by the signal itself, so that a shell loop around the tool ends, too.
+        # Let the signal itself end the process, so that a shell loop around the tool also ends.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)

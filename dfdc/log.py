@@ -1,4 +1,4 @@
-"""What the package says of its work -> stderr, with nothing in it that could steer a terminal."""
+"""Print the package's log to stderr, with control characters escaped."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import os
 import sys
 import unicodedata
 
-# A progress bar stands on the line: go to its start and clear it.
+# Move to the start of the line and clear it, because a progress bar may be there.
 CLEAR_LINE = "\r\x1b[K"
 
 
 def shown(name: object) -> str:
-    r"""A name, or any text that holds one, in one line that is safe to print.
+    r"""Make a name, or a text that holds one, safe to print in one line.
 
     Control characters, line and paragraph separators, marks that change the direction of writing, and bytes that are
-    no Unicode appear as escapes such as ``\x1b``.
+    not valid Unicode become escapes such as ``\x1b``.
     """
     return "".join(_escape(character) for character in str(name))
 
@@ -27,7 +27,7 @@ def _escape(character: str) -> str:
 
 
 class _Formatter(logging.Formatter):
-    """One line for each record, and its traceback below it."""
+    """Formats each record as one line, followed by its traceback if there is one."""
 
     def __init__(self, name: str, *, over_bar: bool) -> None:
         super().__init__()
@@ -42,10 +42,10 @@ class _Formatter(logging.Formatter):
 
 
 def show_log(name: str = "kernel", level: int = logging.INFO) -> None:
-    """Print the package's log lines after a program's name, whatever else logging was told to do with them.
+    """Print the package's log lines to stderr after a program's name, whatever other handlers exist.
 
-    Kaggle's image sends the log of every Python process to a file that nobody sees, and logging.basicConfig leaves a
-    log alone that goes somewhere already.
+    Kaggle's image sends the log of every Python process to a file that nobody sees, and logging.basicConfig does
+    nothing if the root logger already has a handler.
     """
     open_streams()
     package = logging.getLogger(__package__)
@@ -59,9 +59,9 @@ def show_log(name: str = "kernel", level: int = logging.INFO) -> None:
 
 
 def open_streams() -> None:
-    """Give a process that was started with a closed stdin, stdout or stderr an empty one.
+    """Open the null device for each of stdin, stdout and stderr that was closed when the process started.
 
-    Else the next file that is opened takes its number, and what is printed ends up in that file.
+    Otherwise the next file that is opened gets its number, and printed text ends up in that file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

@@ -1,4 +1,4 @@
-"""Small clips whose every frame shows its own number, written with PyAV."""
+"""Write small clips with PyAV; every frame shows its own number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ONE, ZERO = (230, 140, 40), (30, 60, 150)
 
 
 def draw(number: int, size: tuple[int, int]) -> np.ndarray:
-    """The picture (H, W, 3) uint8 RGB of a number 0 to 255, highest bit first; size is (width, height)."""
+    """Draw a number from 0 to 255 as an (H, W, 3) uint8 RGB picture, highest bit first; size is (width, height)."""
     width, height = size
     bits = [number >> (BITS - 1 - column * BITS // width) & 1 for column in range(width)]
     picture = np.tile(np.array([ONE if bit else ZERO for bit in bits], np.uint8), (height, 1, 1))
@@ -27,7 +27,7 @@ def draw(number: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def number_of(pixels: np.ndarray) -> int:
-    """The number that a picture shows, whatever lossy coding and scaling did to it."""
+    """Read the number that a picture shows; lossy coding and scaling do not matter."""
     bars = np.array_split(pixels.astype(int), BITS, axis=1)
     return sum(int(bar[..., 0].mean() > bar[..., 2].mean()) << (BITS - 1 - i) for i, bar in enumerate(bars))
 
@@ -49,17 +49,17 @@ def write_clip(
     """Write a clip whose frame i shows the number i.
 
     Args:
-        path: of the file; its ending picks the container unless `container` does.
-        codec: FFmpeg's name of an encoder.
+        path: path of the file; its suffix chooses the container unless `container` is given.
+        codec: FFmpeg's name of the encoder.
         size: width and height in pixels.
-        n_frames: 0 to 256.
-        rate: frames a second.
-        pixel_format: FFmpeg's name.
-        container: FFmpeg's name of a muxer.
-        options: of the encoder.
-        container_options: of the muxer.
-        times: of the frames in seconds, in whole milliseconds; None spaces them by the rate.
-        metadata: of the container.
+        n_frames: number of frames, 0 to 256.
+        rate: frames per second.
+        pixel_format: FFmpeg's name of the pixel format.
+        container: FFmpeg's name of the muxer.
+        options: options of the encoder.
+        container_options: options of the muxer.
+        times: times of the frames in seconds, in whole milliseconds; None to space them by the rate.
+        metadata: metadata of the container.
     """
     with av.open(str(path), "w", format=container, options=container_options or {}) as output:
         output.metadata.update(metadata or {})
@@ -78,7 +78,7 @@ def write_clip(
 
 
 def write_audio(path: Path, *, cover: bool = False) -> Path:
-    """Write half a second of silence, with a cover picture if asked for."""
+    """Write half a second of silence, optionally with a cover picture."""
     with av.open(str(path), "w") as output:
         sound = output.add_stream("aac", rate=16_000)
         if cover:
@@ -106,11 +106,11 @@ def write_streams(
     """Write several video streams into one file.
 
     Args:
-        path: of the file; its ending picks the container.
-        streams: width, height, and the number that the first frame shows, of each.
-        default: which of them alone is marked as default; None for no mark.
-        damaged: which of them holds packets that do not decode.
-        n_frames: of each, 30 a second.
+        path: path of the file; its suffix chooses the container.
+        streams: width, height and number in the first frame of each stream.
+        default: index of the only stream that is marked as default; None for no mark.
+        damaged: index of the stream whose packets do not decode; None for no such stream.
+        n_frames: number of frames per stream, at 30 per second.
     """
     with av.open(str(path), "w") as output:
         outputs = []
@@ -135,7 +135,7 @@ def write_streams(
 
 
 def write_with_sound(path: Path, container_options: dict[str, str]) -> Path:
-    """Write a second of video, as `write_clip` does, and of noise that takes more bytes than it."""
+    """Write one second of numbered frames and of noise; the noise takes more bytes than the video."""
     with av.open(str(path), "w", container_options=container_options) as output:
         video, sound = (
             output.add_stream("mpeg4", rate=30, options={"g": "99"}),
@@ -156,7 +156,7 @@ def write_with_sound(path: Path, container_options: dict[str, str]) -> Path:
 
 
 def turn_clip(path: Path, matrix: tuple[int, int, int, int]) -> Path:
-    """Patch the display matrix a, b, c, d of an MP4's only track: (0, 1, -1, 0) is a quarter turn clockwise."""
+    """Patch the display matrix (a, b, c, d) of an MP4's only track; (0, 1, -1, 0) is a quarter turn clockwise."""
     data = bytearray(path.read_bytes())
     start = data.index(b"tkhd") + 4
     # ISO 14496-12: version and flags, then 32 bytes more until the matrix, 12 of them wider ones in version 1.
@@ -169,7 +169,7 @@ def turn_clip(path: Path, matrix: tuple[int, int, int, int]) -> Path:
 
 
 def rewrite_packets(source: Path, target: Path, rewrite: Callable[[bytes], bytes]) -> Path:
-    """Copy a clip without coding it anew, each packet's bytes changed."""
+    """Copy a clip without encoding it again, and rewrite the bytes of each packet."""
     with av.open(str(source)) as clip, av.open(str(target), "w") as output:
         stream = output.add_stream_from_template(clip.streams.video[0])
         for old in clip.demux(video=0):
@@ -187,7 +187,7 @@ def rewrite_packets(source: Path, target: Path, rewrite: Callable[[bytes], bytes
 
 
 def claim_size(path: Path, size: tuple[int, int]) -> Path:
-    """Let a raw H.264 clip's header claim a size in pixels, whole multiples of 16, that its data does not have."""
+    """Let the header of a raw H.264 clip claim a false size in pixels, in multiples of 16."""
 
     def fixed(value: int, n_bits: int) -> str:
         return format(value, f"0{n_bits}b")
@@ -207,7 +207,7 @@ def claim_size(path: Path, size: tuple[int, int]) -> Path:
 
 
 def everything(path: Path) -> list[tuple[float, av.VideoFrame]]:
-    """Every frame with its time from the first, in PyAV's plain way."""
+    """Decode every frame with PyAV alone; return each with its time from the first frame in seconds."""
     with av.open(str(path)) as clip:
         frames = list(clip.decode(video=0))
     return [(frame.time - frames[0].time, frame) for frame in frames]
@@ -220,7 +220,7 @@ def copy_packets(
     *,
     aspect: tuple[int, int] | None = None,
 ) -> Path:
-    """Copy a clip without coding it anew, each packet changed, and with pixels of an aspect."""
+    """Copy a clip without encoding it again, change each packet, and optionally set the pixel aspect ratio."""
     with av.open(str(source)) as clip, av.open(str(target), "w") as output:
         stream = output.add_stream_from_template(clip.streams.video[0])
         if aspect:
@@ -234,5 +234,5 @@ def copy_packets(
 
 
 def numbers(frames: list[Frame]) -> list[int]:
-    """What each frame shows."""
+    """The number that each frame shows."""
     return [number_of(frame.pixels) for frame in frames]

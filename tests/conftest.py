@@ -1,4 +1,4 @@
-"""What every test gets: no network, and the shared folder beside the project where there is one."""
+"""Fixtures for all tests: no network, a clean log, and the folder of shared material beside the project."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-# Tests import OpenVINO by themselves, too; see dfdc/runtime.py.
+# Tests also import OpenVINO directly; dfdc/runtime.py states the reason for this line.
 sys.modules.setdefault("openvino_telemetry", None)
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail a test that reaches for the network; sockets between a machine's own processes are left alone."""
+    """Fail a test that uses the network; sockets between processes of this machine (AF_UNIX) are allowed."""
 
     def guarded(real):
         def connect(self: socket.socket, address):
@@ -40,7 +40,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def own_log() -> Iterator[None]:
-    """What a program of ours does to the package's log (`dfdc.log.show_log`) ends with its test."""
+    """Reset the package's log after each test, because programs change it (`dfdc.log.show_log`)."""
     yield
     package = logging.getLogger("dfdc")
     package.setLevel(logging.NOTSET)
@@ -49,7 +49,7 @@ def own_log() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder ../shared of real material; tests that need it are skipped elsewhere."""
+    """The folder ../shared of real material; tests that need it are skipped if it does not exist."""
     folder = PROJECT.parent / "shared"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here")
@@ -58,7 +58,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_videos(shared: Path) -> Path:
-    """Its folder of real and fake clips."""
+    """The folder of real and fake clips in `shared`."""
     folder = shared / "videos"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here")
@@ -67,7 +67,7 @@ def shared_videos(shared: Path) -> Path:
 
 @pytest.fixture
 def one_thread():
-    """Nets this small wait for threads longer than they compute: ten times as long beside another busy process."""
+    """Use one thread: models this small take up to ten times as long with several threads on a busy machine."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -130,7 +130,7 @@ def test_every_listed_name_has_its_row_in_order(hostile: Run) -> None:
 
 
 def test_log_is_seen_on_kaggle_and_no_process_reaches_for_the_network(hostile: Run) -> None:
-    assert "kernel: nets run on " in hostile.text
+    assert "kernel: models run on " in hostile.text
     assert "NETWORK" not in hostile.text
 
 

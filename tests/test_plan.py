@@ -273,7 +273,7 @@ def test_later_clips_get_fewer_frames_before_any_gets_none(caplog: pytest.LogCap
     first_looks = [task.n_frames for task in run.looks[:600]]
     assert first_looks[:200] == [QUICK] * 200
     assert set(first_looks) >= {QUICK, 4, LOW}
-    assert "short of time, 4 frames a clip" in caplog.text
+    assert "time is short: 4 frames for each of" in caplog.text
     assert len(caplog.records) < 10
 
 

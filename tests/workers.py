@@ -1,4 +1,4 @@
-"""What stands for a worker in tests of dfdc.run.pool; imported by each process anew, so it imports little."""
+"""Fake workers for the tests of dfdc.run.pool. Each worker process imports this module, so it imports little."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from dfdc.run.limits import limit_memory
 from dfdc.run.plan import Task
 from dfdc.run.worker import Answer, Ready, Refusal, WorkerSettings
 
-# What every fake says it has opened.
+# The identity of the file that every fake worker reports.
 FILE = Identity(1, 2, 3, 4, 5)
 
 
 def looks(connection: Connection) -> Iterator[tuple[Path, Task]]:
-    """What the supervisor asks for, until it hangs up."""
+    """Yield the tasks of the supervisor until it closes the connection."""
     with contextlib.suppress(EOFError):
         while True:
             yield connection.recv()
@@ -34,7 +34,7 @@ def answer(connection: Connection, prediction: Prediction, *, last: bool = False
 
 
 def misbehave(connection: Connection, settings: WorkerSettings) -> None:
-    """A worker whose clips' names say what happens to it."""
+    """Crash, hang or answer as the name of the clip says."""
     connection.send(Ready("a fake"))
     for path, task in looks(connection):
         name = task.name
@@ -65,7 +65,7 @@ def die_at_once(connection: Connection, settings: WorkerSettings) -> None:
 
 
 def load_once(connection: Connection, settings: WorkerSettings) -> None:
-    """The first worker scores a clip and dies; no other one loads. What is there says who was first."""
+    """The first worker scores a clip and dies; no other worker loads. A file marks that the first one started."""
     flag = Path(settings.device)
     if flag.exists():
         os._exit(4)
@@ -78,7 +78,7 @@ def load_once(connection: Connection, settings: WorkerSettings) -> None:
 
 
 def load_after_a_famine(connection: Connection, settings: WorkerSettings) -> None:
-    """The first worker scores a clip and dies, six others die while they load, then all is well."""
+    """The first worker scores a clip and dies, the next six die while they load, and the later ones work."""
     with open(settings.device, "a+") as flag:
         flag.write("x")
         flag.seek(0)
@@ -102,7 +102,7 @@ def leave_after_one(connection: Connection, settings: WorkerSettings) -> None:
 
 
 def fail_on_cuda(connection: Connection, settings: WorkerSettings) -> None:
-    """Clips whose names say so fail on CUDA, which any other device than the CPU stands for here."""
+    """Fail on CUDA for clips whose names say so. Every device other than the CPU counts as CUDA here."""
     device = "cpu" if settings.device == "cpu" else "cuda"
     connection.send(Ready(f"a fake {device}", device))
     for _, task in looks(connection):
@@ -118,7 +118,7 @@ def fail_on_cuda(connection: Connection, settings: WorkerSettings) -> None:
 
 
 def wait_for_the_cpu(connection: Connection, settings: WorkerSettings, fails: Callable[[Task], bool]) -> None:
-    """CUDA fails some looks, and takes the others, with all frames wanted, when the CPU has begun, which is slow."""
+    """Fail some passes on CUDA, and answer the others with all frames once the slow worker on the CPU has started."""
     device = "cpu" if settings.device == "cpu" else "cuda"
     connection.send(Ready(f"a fake {device}", device))
     for path, task in looks(connection):
@@ -135,7 +135,7 @@ def wait_for_the_cpu(connection: Connection, settings: WorkerSettings, fails: Ca
 
 
 def load_alone(connection: Connection, settings: WorkerSettings) -> None:
-    """Leaves a word where another one loads at the same time."""
+    """Leave a file if another worker loads at the same time."""
     folder = Path(settings.device)
     if any(folder.glob("loads-*")):
         (folder / "together").touch()
@@ -161,7 +161,7 @@ def load_on_the_cpu_only(connection: Connection, settings: WorkerSettings) -> No
 
 
 def echo_frames(connection: Connection, settings: WorkerSettings) -> None:
-    """Answers with what it was asked; of a clip whose name says so, its second look kills."""
+    """Answer with the number of frames asked for; die in the second pass over a clip whose name says so."""
     connection.send(Ready("a fake"))
     for _, task in looks(connection):
         if task.n_frames > 8 and task.name.startswith("lethal"):
@@ -187,7 +187,7 @@ def _count(connection: Connection, path: Path, task: Task) -> None:
 
 
 def count_together(connection: Connection, settings: WorkerSettings) -> None:
-    """Answers with the number of workers that are at a clip at the same moment, in hundredths."""
+    """Answer with the number of workers that score a clip at the same time, in hundredths."""
     connection.send(Ready("a fake"))
     for path, task in looks(connection):
         if task.name.startswith("once") and not path.exists():
@@ -197,7 +197,7 @@ def count_together(connection: Connection, settings: WorkerSettings) -> None:
 
 
 def bomb_or_count(connection: Connection, settings: WorkerSettings) -> None:
-    """As `count_together`; a clip whose name says so kills its worker whenever it is looked at."""
+    """Do as `count_together`, but die at every pass over a clip whose name says so."""
     connection.send(Ready("a fake"))
     for path, task in looks(connection):
         if task.name.startswith("bomb"):
@@ -207,7 +207,7 @@ def bomb_or_count(connection: Connection, settings: WorkerSettings) -> None:
 
 
 def limited(connection: Connection, settings: WorkerSettings) -> None:
-    """Lives under its limit of memory; a clip whose name says so wants 4 GB."""
+    """Run under the memory limit; a clip whose name says so asks for 4 GB."""
     limit_memory(settings.memory_bytes, room_bytes=64 * 2**20)
     connection.send(Ready("a fake"))
     for _, task in looks(connection):

@@ -1,4 +1,4 @@
-"""Arguments -> the clips to score and the rows to write."""
+"""Find the clips to score and the rows to write from the command line's paths."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dfdc.files import open_regular
 
 log = logging.getLogger(__name__)
 
-# Names that count as clips where a folder is named; a file that is named itself may be called anything.
+# File names with these suffixes count as clips when a folder is given. A file that is given itself may have any name.
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".qt", ".webm", ".mkv", ".avi", ".divx", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
     | {".3gp", ".3g2", ".flv", ".f4v", ".wmv", ".ogv", ".mxf", ".vob", ".h264"}
 )
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
 SUFFIXES = VIDEO_SUFFIXES | PICTURE_SUFFIXES
-# How files begin that have no suffix and are clips all the same: (offset, bytes).
+# The first bytes of clips, to recognise clips whose names have no suffix: (offset, bytes).
 MAGIC = (
     *((4, kind) for kind in (b"ftyp", b"moov", b"mdat", b"free", b"wide")),  # MP4 and QuickTime
     (0, b"\x1a\x45\xdf\xa3"),  # Matroska and WebM
@@ -30,19 +30,19 @@ MAGIC = (
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),  # ASF, that is WMV
     *((0, kind) for kind in (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8")),
 )
-# What the challenge puts beside its clips; nobody needs to be told that it is none.
+# The challenge puts this file beside its clips. The log does not count it among the skipped files.
 LABELS = "metadata.json"
-# Kinds of files that are named in a log line.
+# The log line about skipped files names at most this many suffixes.
 NAMED_KINDS = 4
 
 
 @dataclass(frozen=True)
 class Job:
-    """Rows to write and where their clips lie.
+    """The rows to write, and the paths of their clips.
 
     Attributes:
-        names: of the rows, in order, each once.
-        paths: where a name's clip is or should be; what is no readable clip there gets its row all the same.
+        names: row names in order, without repetition.
+        paths: the path where each row's clip is or should be. A row is written even if no readable clip is there.
     """
 
     names: tuple[str, ...]
@@ -50,18 +50,18 @@ class Job:
 
 
 def collect(paths: list[Path], sample_submission: Path | None = None) -> Job:
-    """Find the clips that some paths name.
+    """Find the clips in files and folders.
 
     Args:
-        paths: clips or folders; a folder stands for every file in it and below it whose name ends like a clip's, or
-            that begins like a clip and has no suffix. A row is named after its file, without the folder.
-        sample_submission: CSV with the column filename whose rows are wanted, in its order; None for every clip
-            found, sorted by name.
+        paths: clips or folders. A folder is searched with its sub-folders for files that have a clip's suffix, or that
+            have no suffix and begin like a clip. A row is named after its file, without the folder.
+        sample_submission: CSV file with the column filename that lists the rows to write, in its order; None for
+            every clip that is found, sorted by name.
 
     Raises:
-        InputError: a path does not exist, no clip is found, two clips share a name, or the CSV is not usable.
+        InputError: a path does not exist, no clip is found, two clips share a name, or the CSV file cannot be used.
     """
-    # By where they lie below their folder, which a sample submission may state.
+    # The keys are paths relative to the given folder, because a sample submission may list such paths.
     found: dict[str, Path] = {}
     skipped: Counter[str] = Counter()
     for path in paths:
@@ -83,7 +83,7 @@ def collect(paths: list[Path], sample_submission: Path | None = None) -> Job:
 
 
 def _listed(paths: list[Path], found: dict[str, Path], names: tuple[str, ...]) -> Job:
-    """The job of a list of names."""
+    """Build the job for the names that a sample submission lists."""
     folder = next((path if path.is_dir() else path.parent for path in paths), Path())
     wanted = {_last_part(name) for name in names}
     by_name = _by_name({where: clip for where, clip in found.items() if where not in names and clip.name in wanted})
@@ -91,10 +91,10 @@ def _listed(paths: list[Path], found: dict[str, Path], names: tuple[str, ...]) -
     chosen = {name: found.get(name) or by_name.get(_last_part(name)) for name in names}
     missing = [name for name, clip in chosen.items() if clip is None]
     if missing:
-        log.warning("%d of %d listed clips are not there, such as %s", len(missing), len(names), missing[0])
+        log.warning("%d of %d listed clips were not found, for example %s", len(missing), len(names), missing[0])
     left_out = len(set(found.values()) - set(chosen.values()))
     if left_out:
-        log.info("%d clip(s) in the folder are not listed and are not scored", left_out)
+        log.info("%d clip(s) in the folder are not listed in the sample submission and are not scored", left_out)
     return Job(names, {name: clip or folder / _last_part(name) for name, clip in chosen.items()})
 
 
@@ -115,8 +115,8 @@ def _shared_name(one: Path, other: Path) -> InputError:
 
 
 def _clips_of(path: Path, skipped: Counter[str]) -> dict[str, Path]:
-    """A path's clips, by where they lie below it; counts the other files by their suffix."""
-    if not os.path.exists(path):  # unlike Path.exists, it takes every kind of impossible name
+    """Map each clip's path relative to `path` to the clip; count the other files by suffix in `skipped`."""
+    if not os.path.exists(path):  # unlike Path.exists, it accepts names that no file can have
         raise InputError(f"{path}: no such file or folder; name a clip or a folder of clips")
     if not path.is_dir():
         return {path.name: path}
@@ -134,10 +134,10 @@ def _clips_of(path: Path, skipped: Counter[str]) -> dict[str, Path]:
 
 
 def _files_below(root: Path) -> Iterator[tuple[str, Path]]:
-    """Files and broken links in a folder and below it, and where; hidden ones are left out.
+    """Yield the relative and full path of each file and broken link in a folder and its sub-folders.
 
-    Links to folders are not followed: they may lead anywhere. A Mac puts a file of its own beside each clip on a
-    foreign disk: ._a.mov beside a.mov.
+    Links to folders are not followed, because they may lead anywhere. Hidden files are left out: a Mac puts a file of
+    its own beside each clip on a foreign disk, such as ._a.mov beside a.mov.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -165,15 +165,15 @@ def _begins_like_a_clip(path: Path) -> bool:
 
 
 def _last_part(name: str) -> str:
-    """What a listed name stands for inside one folder; neither '..' nor '/' leads out of it."""
+    """The file name at the end of a listed name; neither '..' nor '/' leads out of the folder."""
     return os.path.basename(os.path.normpath(f"/{name}"))
 
 
 def read_sample_submission(path: Path) -> tuple[str, ...]:
-    """The file names of a sample submission, in order, each once.
+    """Read the file names of a sample submission, in order and without repetition.
 
     Raises:
-        InputError: not a readable CSV file with the column filename and at least one row.
+        InputError: the file is not a readable CSV file with the column filename and at least one row.
     """
     try:
         with open(open_regular(path), newline="", encoding="utf-8-sig", errors="surrogateescape") as file:

@@ -1,10 +1,10 @@
-"""Predictions -> a journal beside the submission, so that a run that was killed goes on where it was.
+"""Keep a journal of predictions beside the submission, so that a run that was killed can continue.
 
-One JSON object per line. The first says what was scored with: a run with other models, settings or code starts afresh.
-Each further one is a finished clip with the identity of the file that was opened, so that another file under its name
-is scored anew. A line is handed to the system before the next clip is recorded, so that no kill loses it, and to the
-disk as often as that costs little. What is read back is outside data: a line that is torn, damaged or not ours is
-skipped, and its clip scored again.
+The journal holds one JSON object per line. The first line states the models, settings and code: a run with others
+starts a new journal. Each further line is a finished clip with the identity of the file that was opened, so that a
+different file under the same name is scored again. Each line is written to the operating system before the next clip
+is recorded, so that a kill cannot lose it. It is synced to the disk only as often as that costs little time. The
+journal is read as untrusted data: a line that is torn, damaged or not ours is skipped, and its clip is scored again.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from dfdc.weights import WeightsFile
 
 log = logging.getLogger(__name__)
 
-# These say something about the clip. The others may be the machine's fault, so such clips are tried again: a disk that
-# was away for a moment makes clips unreadable, too, and a second look at what cannot be read takes no time.
+# These statuses describe the clip. The others may be the machine's fault, so such clips are tried again: a disk that
+# fails for a moment also makes clips unreadable, and trying an unreadable clip again takes almost no time.
 LASTING = (*SCORED, "no_face")
 MAX_LINE_BYTES = 2**16
-# Counts and seconds are below it; what is not was not written by this module.
+# All counts and seconds are below this value. A larger number was not written by this module.
 MAX_NUMBER = 2**31
 
 
 def journal_path(submission: Path) -> Path:
-    """Where the journal of a submission lies."""
+    """The path of a submission's journal."""
     return submission.parent / f".{submission.name}.journal"
 
 
 def scoring_key(weights: Sequence[WeightsFile], *, device: str, n_frames: int | None) -> dict[str, object]:
-    """What the scores of a run depend on, besides its clips, as far as a user chooses it.
+    """The choices that the scores of a run depend on, besides its clips.
 
     Args:
-        weights: of the models that answer, in their order.
-        device, n_frames: as the user chose them; None for what time allows.
+        weights: weights of the ensemble's models, in their order.
+        device, n_frames: as the user chose them; n_frames is None if the plan chooses the number of frames.
     """
     return {
         "models": [file.digest for file in weights],
@@ -59,7 +59,7 @@ def scoring_key(weights: Sequence[WeightsFile], *, device: str, n_frames: int | 
 
 
 def digest_code() -> str:
-    """SHA-256 of the package's modules: a version number that nobody can forget to raise."""
+    """SHA-256 of the package's modules; it serves as a version number that nobody can forget to raise."""
     digest = hashlib.sha256()
     package = Path(__file__).resolve().parents[1]
     for module in sorted(package.rglob("*.py")):
@@ -70,11 +70,11 @@ def digest_code() -> str:
 
 @dataclass(frozen=True)
 class Past:
-    """What an earlier run left.
+    """The usable results of an earlier run.
 
     Attributes:
-        done: the clips that are known, by name; a `Prediction`'s `wanted` says how thorough the last look was.
-        end: bytes of the journal that are valid; 0 to begin a new one.
+        done: prediction by row name. `Prediction.wanted` states how many frames the last pass asked for.
+        end: number of valid bytes in the journal; 0 if a new journal has to be started.
     """
 
     done: dict[str, Prediction] = field(default_factory=dict)
@@ -82,12 +82,12 @@ class Past:
 
 
 def read_journal(path: Path, key: dict[str, object], files: Mapping[str, Identity | None]) -> Past:
-    """Read what an earlier run left; what cannot be used is logged in one line and costs its scores alone.
+    """Read the results of an earlier run. Unusable lines are logged in one warning, and their clips are scored again.
 
     Args:
         path: of the journal, which may be absent.
         key: see `scoring_key`.
-        files: row name -> identity of its clip now; None where there is none.
+        files: row name -> current identity of its clip; None if there is no such file.
     """
     try:
         with open(open_regular(path, follow=False), "rb") as journal:
@@ -95,7 +95,7 @@ def read_journal(path: Path, key: dict[str, object], files: Mapping[str, Identit
     except FileNotFoundError:
         return Past()
     except OSError as error:
-        log.warning("%s: cannot be read (%s); all clips are scored anew", path, error.strerror or error)
+        log.warning("%s: cannot be read (%s); all clips are scored again", path, error.strerror or error)
         return Past()
 
 
@@ -106,7 +106,7 @@ def _read(journal: BinaryIO, path: Path, key: dict[str, object], files: Mapping[
     reason = _compare(_unseal(head), key) if head else ""
     if not head or reason:
         if reason:
-            log.warning("%s: %s; all clips are scored anew", path, reason)
+            log.warning("%s: %s; all clips are scored again", path, reason)
         return Past()
     end = journal.tell()
     while line := journal.readline(MAX_LINE_BYTES):
@@ -117,27 +117,27 @@ def _read(journal: BinaryIO, path: Path, key: dict[str, object], files: Mapping[
             n_unusable += 1
             continue
         prediction, file = entry
-        done.pop(prediction.filename, None)  # a clip's last line holds
+        done.pop(prediction.filename, None)  # the last line of a clip counts
         now = files.get(prediction.filename)
         if _lasts(prediction) and now is not None and file == list(now):
             done[prediction.filename] = prediction
     if n_unusable:
-        log.warning("%s: %d lines are torn or damaged; their clips are scored anew", path, n_unusable)
+        log.warning("%s: %d lines are torn or damaged; their clips are scored again", path, n_unusable)
     return Past(done, end)
 
 
 class Journal:
-    """The journal of one run. One that cannot be written costs a warning and ends, never the run."""
+    """The journal of one run. If it cannot be written, a warning is logged and the run continues without it."""
 
     def __init__(
         self, path: Path, key: dict[str, object], *, end: int = 0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Go on with a journal, or begin one; what is there stays until the first prediction is recorded.
+        """Continue a journal or start one. An existing file is not changed before the first prediction is recorded.
 
         Args:
-            path, key: as `read_journal` takes them.
+            path, key: see `read_journal`.
             end: see `Past`.
-            clock: seconds that only grow.
+            clock: monotonic clock in seconds.
         """
         self.path, self._key, self._end = path, key, end
         self._descriptor: int | None = None
@@ -145,11 +145,11 @@ class Journal:
         self._syncing = Pace(clock=clock)
 
     def record(self, prediction: Prediction, file: Identity | None) -> None:
-        """Add one clip's prediction, unless the clip is to be tried again.
+        """Add one clip's prediction, unless the clip has to be tried again.
 
         Args:
             prediction: of the clip.
-            file: that was scored; None where nobody knows which it was, and the clip is to be tried again.
+            file: identity of the file that was scored; None if it is not known, and then the clip is tried again.
         """
         if self._closed or file is None or not _lasts(prediction):
             return
@@ -162,7 +162,7 @@ class Journal:
                     os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Record nothing more."""
+        """Close the journal; later calls of `record` do nothing."""
         self._closed = True
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
@@ -177,7 +177,7 @@ class Journal:
 
     def _write(self, values: dict[str, object]) -> None:
         line = _seal(values)
-        while line:  # a disk that fills may take a part
+        while line:  # a disk that is nearly full may write only a part
             line = line[os.write(self._descriptor, line) :]
 
     @contextlib.contextmanager
@@ -186,26 +186,27 @@ class Journal:
             yield
         except OSError as error:
             reason = error.strerror or error
-            log.warning("%s: cannot be written (%s); after a kill, clips are scored again", self.path, reason)
+            log.warning("%s: cannot be written (%s); after a kill, further clips are scored again", self.path, reason)
             self.close()
 
 
 def _lasts(prediction: Prediction) -> bool:
-    """Whether another look would find the same; not where the time that a look had ended it."""
+    """Whether another pass would give the same result; not if a time limit cut the reading short."""
     return prediction.status in LASTING and prediction.cut_s == 0
 
 
 @contextlib.contextmanager
 def only_run(*outputs: Path) -> Iterator[None]:
-    """Hold files while a run lasts, so that no second one writes them; a process that is killed holds nothing.
+    """Lock output files for the duration of a run, so that no second run writes them.
 
-    What is locked is the file beside each that would be its journal. One that is empty in the end goes.
+    The lock is on the journal file beside each output, and it ends when the process ends, even if it is killed. A
+    journal file that is empty at the end is removed.
 
     Args:
-        outputs: what the run writes; where it cannot be locked, it is not held.
+        outputs: files that the run writes. If the file system has no locks, they are not locked.
 
     Raises:
-        InputError: another run holds one of them.
+        InputError: another run has locked one of them.
     """
     with contextlib.ExitStack() as held:
         for output in outputs:
@@ -223,14 +224,14 @@ def _hold(output: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # its folder is gone
+        with contextlib.suppress(OSError):  # the folder was removed
             if os.fstat(descriptor).st_size == 0 and _leads_to(path, descriptor):
                 path.unlink()
         os.close(descriptor)
 
 
 def _lock(path: Path, output: Path) -> int | None:
-    """A descriptor that holds a file's lock; None where the file cannot be opened or locked."""
+    """Lock a file and return its descriptor; None if the file cannot be opened or locked."""
     while True:
         try:
             descriptor = open_regular(path, os.O_RDWR | os.O_CREAT, follow=False, mode=0o644)
@@ -241,16 +242,16 @@ def _lock(path: Path, output: Path) -> int | None:
         except BlockingIOError as error:
             os.close(descriptor)
             raise InputError(f"{output}: another run is writing this file; wait, or choose another --out") from error
-        except OSError:  # a file system without locks
+        except OSError:  # the file system has no locks
             os.close(descriptor)
             return None
         if _leads_to(path, descriptor):
             return descriptor
-        os.close(descriptor)  # the run that held it has just removed it: lock the file that is there now
+        os.close(descriptor)  # another run has just removed this file: lock the one that exists now
 
 
 def _leads_to(path: Path, descriptor: int) -> bool:
-    """Whether a name is still that of an open file."""
+    """Whether a path still names an open file."""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(descriptor))
     except OSError:
@@ -258,7 +259,7 @@ def _leads_to(path: Path, descriptor: int) -> bool:
 
 
 def _seal(values: dict[str, object]) -> bytes:
-    """A line that tells when it was damaged: JSON with its own checksum."""
+    """Encode a line as JSON with a checksum, so that damage can be detected."""
     return json.dumps({**values, "check": _checksum(values)}).encode() + b"\n"
 
 
@@ -267,7 +268,7 @@ def _checksum(values: dict[str, object]) -> int:
 
 
 def _unseal(line: bytes) -> dict[str, object] | None:
-    """The inverse of `_seal`; None for what is no such line."""
+    """Decode a line that `_seal` made; None if the line is not valid."""
     try:
         values = json.loads(line) if line.endswith(b"\n") else None
         check = values.pop("check", None) if isinstance(values, dict) else None
@@ -277,7 +278,7 @@ def _unseal(line: bytes) -> dict[str, object] | None:
 
 
 def _compare(head: dict[str, object] | None, key: dict[str, object]) -> str:
-    """Why a journal with this first line cannot serve; empty if it can."""
+    """The reason why a journal with this first line cannot be used; empty if it can."""
     found = head.get("key") if head else None
     if not isinstance(found, dict):
         return "is not a journal of this program"
@@ -286,7 +287,7 @@ def _compare(head: dict[str, object] | None, key: dict[str, object]) -> str:
 
 
 def _parse(line: bytes) -> tuple[Prediction, object] | None:
-    """A line's prediction and its file's identity; None for what is no such line."""
+    """The prediction and the file identity in a line; None if the line is not valid."""
     values = _unseal(line)
     if values is None:
         return None
@@ -294,7 +295,7 @@ def _parse(line: bytes) -> tuple[Prediction, object] | None:
     try:
         for column in fields(Prediction):
             value = values.get(column.name)
-            if value is not None or column.default is not None:  # the rest has None for "nothing known", else a number
+            if value is not None or column.default is not None:  # in the other columns None means "not known"
                 kinds = {"filename": str, "picture": float, "voice": float}
                 _check(column.name, value, kinds.get(column.name, type(column.default)))
         return Prediction(**values), file

@@ -1,20 +1,22 @@
-"""How many frames and nets for which clip next: the plan that turns the time there is into scores.
+"""Plan the passes over the clips: which clip is next, with how many frames and models, in the time that is left.
 
-Why it is as it is. Log loss falls most with the first frames and little beyond 32 (32 instead of one: -.22; polimi,
-ICPR 2020). Reading a clip costs as much as looking at 30 frames of it, so a second look is nearly as dear as a first
-one; and a clip without a score costs .69, more than any number of frames wins back. Therefore:
+Reasons for this plan. Log loss falls most with the first frames and little beyond 32 (32 frames instead of one: -.22;
+polimi, ICPR 2020). Decoding a clip costs as much as scoring 30 of its frames, so a second pass over a clip costs nearly
+as much as the first one. A clip without a score costs a log loss of .69, more than any number of frames wins back.
+Therefore:
 
-- Where time allows it comfortably, every clip gets `TOP` frames and all nets in its only look; no quick pass is wasted.
-- Before frames are saved on, further nets are: the first one then answers alone.
-- "Comfortably" means: the time would also do for a pass at the rung below. A run that is given less starts there, and
-  climbs clip by clip, the most uncertain first, in an order that does not depend on the time. So more time never lowers
-  the frames of a clip: it only lets the same steps go further, and where it lets the run start a rung higher, it would
-  also have taken every clip up that rung.
-- What a clip costs is measured on the run's own first clips. Where the others turn out dearer and time gets short, they
-  get one net, then half the frames, and half of that, down to one, before any gets none. (Only then may a run with less
-  time, which was more careful from the start, have given a late clip more frames.)
-- A clip whose probability is outside `CERTAIN` stays as it is: its expected loss is at most .2, of which further frames
-  win a fraction. A clip that gave fewer frames than it was asked for has no more to give, and only gets further nets.
+- If there is enough time, every clip gets `TOP` frames and all models in a single pass, and no quick pass is wasted.
+- If there is less time, the plan first saves on models and then on frames: the first model answers alone.
+- "Enough" means that the time would also allow a pass over all clips at the level below. A run with less time starts at
+  that level. It then raises one clip after another by a level, the most uncertain first, in an order that does not
+  depend on the time. So more time never lowers the number of frames of a clip: it only lets the same steps go further.
+  Where it lets the run start one level higher, it would also have raised every clip to that level.
+- The cost of a clip is measured on the first clips of the run. If the others turn out to cost more and time gets short,
+  they get one model, then half the frames, and half again, down to one frame, before any clip gets none. (Only then can
+  a run with less time, which was more careful from the start, have given a late clip more frames.)
+- A clip with a probability outside `CERTAIN` is not scored again: its expected log loss is at most .2, and more frames
+  win only a fraction of that. A clip that gave fewer frames than it was asked for has no more frames, so it only gets
+  more models.
 """
 
 from __future__ import annotations
@@ -34,34 +36,35 @@ from dfdc.prediction import SCORED, Prediction
 
 log = logging.getLogger(__name__)
 
-# Frames per clip on the way up; at the top, all nets.
+# Frames per clip at each level. All models answer only at the top level.
 LOW, QUICK, TOP = 1, 8, 32
 CERTAIN = (0.05, 0.95)
-# Clips that are measured before the plan is made. Each worker's first clip is not among them: it warms caches up.
+# Number of clips that are measured before the level is chosen. Each worker's first clip is left out, because it fills
+# the caches.
 PROBES = 16
-# What the last so many clips cost says what the next ones will: a machine may become slower on its way.
+# The cost of the next clip is the mean of this many last clips, because a machine may become slower during a run.
 WINDOW = 100
-# Until something is measured: worker-seconds of a clip at `QUICK` frames.
+# Worker-seconds of a clip at `QUICK` frames, until something is measured.
 PRIOR_COST_S = 2.5
-# Reading ends at a look's limit, and what was read is searched and scored: in as much time again, and in so many
-# seconds at least. A worker that is later is taken to hang.
+# Reading ends at the limit of a pass. The frames that were read are then scored, which may take the same time again, or
+# at least this many seconds. A worker that takes longer counts as hung.
 GRACE_S = 20.0
-# First looks get fewer frames where those that are left would take more than this share of the time.
+# First passes get fewer frames if the clips that are left would take more than this share of the time.
 FULL = 0.9
-# A first look may take so many times its fair share of the time left, and always so many seconds: a clip that never
-# ends must not eat the run, and a long one must not be cut short without need.
+# A first pass may take this many times its fair share of the time left, and at least this many seconds: a clip that
+# never ends must not use up the run, and a long clip must not be cut short without need.
 SHARES = 8.0
 MIN_LIMIT_S = 5.0
-# Reading may take so much of the time left, at most: what was read is still to be searched and scored.
+# Reading may take at most this share of the time left, because the frames still have to be scored.
 READING = 0.8
 
 
 def relative_cost(n_frames: int, n_nets: int = 1) -> float:
-    """What a look at so many frames of a clip with so many nets costs, in looks at `QUICK` with one.
+    """The cost of a pass over a clip, relative to a pass with `QUICK` frames and one model.
 
     Core-seconds on DFDC's clips (docs/experiments.md): 1.41 to decode the whole clip, of which n evenly spread frames
-    need 1 - 1/2n, for the last one is in the middle of the last n-th; .022 a frame for faces, and .036 a frame and net
-    for crops and scores.
+    need the share 1 - 1/2n, because the last frame is in the middle of the last n-th; .022 per frame for face
+    detection, and .036 per frame and model for crops and scores.
     """
     return _core_s(n_frames, n_nets) / _core_s(QUICK, 1)
 
@@ -71,18 +74,18 @@ def _core_s(n_frames: int, n_nets: int) -> float:
 
 
 class Look(NamedTuple):
-    """How thoroughly a clip is looked at; the lesser look sorts first."""
+    """The frames and models of one pass over a clip; a smaller pass sorts first."""
 
     n_frames: int
     n_nets: int
 
     def __str__(self) -> str:
-        return f"{self._n_frames} frames" + (f" and {self.n_nets} nets" if self.n_nets > 1 else "")
+        return f"{self.n_frames} frames" + (f" and {self.n_nets} models" if self.n_nets > 1 else "")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A look at a clip: its row, how many frames, the wall seconds that reading may take, and how many nets answer."""
+    """One pass over a clip: row name, number of frames, limit of the reading in wall seconds, and number of models."""
 
     name: str
     n_frames: int
@@ -91,7 +94,7 @@ class Task:
 
     @property
     def most_s(self) -> float:
-        """Wall seconds after which its worker is taken to hang."""
+        """Wall seconds after which its worker counts as hung."""
         return _most_s(self.limit_s)
 
 
@@ -100,7 +103,7 @@ def _most_s(limit_s: float) -> float:
 
 
 class Plan:
-    """What to do next, from what was done and the time that is left; it starts nothing itself."""
+    """Decides what to do next, from the results so far and the time left; it starts nothing itself."""
 
     def __init__(
         self,
@@ -116,13 +119,13 @@ class Plan:
         """Plan a run.
 
         Args:
-            names: of the rows, in the order in which they get their first look.
-            n_frames: for one look of so many, by all nets, at each clip; None for as many as time allows.
-            n_workers: how many looks go on at once.
-            clip_limit_s: wall seconds that a look may take to read its frames, at most.
-            deadline: of the run; its clock is the only one.
-            n_nets: how many there are.
-            known: what an earlier run found, of rows among the names.
+            names: row names, in the order of their first passes.
+            n_frames: frames per clip, for a single pass with all models; None for as many frames as time allows.
+            n_workers: number of passes that run at the same time.
+            clip_limit_s: largest number of wall seconds that a pass may take to read its frames.
+            deadline: deadline of the run; the plan uses no other clock.
+            n_nets: number of models.
+            known: results of an earlier run, by row name.
         """
         self._n_frames, self._n_workers, self._clip_limit_s = n_frames, n_workers, clip_limit_s
         self._deadline = deadline
@@ -141,7 +144,7 @@ class Plan:
             self._consider(prediction)
 
     def next(self) -> Task | None:
-        """The next look to begin; None while there is none worth its time."""
+        """Start the next pass and return it; None while no pass is worth its time."""
         if self._first:
             if self._rung is None and not self._begun:
                 self._begin()
@@ -158,47 +161,47 @@ class Plan:
         return task
 
     def record(self, prediction: Prediction) -> Prediction:
-        """Take over what a look found.
+        """Record the result of a pass.
 
         Returns:
-            What is known of the clip from now on: a later look replaces an earlier one only if it succeeded.
+            The prediction that counts from now on: a later pass replaces an earlier one only if it succeeded.
         """
         task, began_s = self.underway.pop(prediction.filename)
         self._measure((self._deadline.clock() - began_s) / relative_cost(task.n_frames, task.n_nets))
         prediction = replace(prediction, wanted=task.n_frames, nets=task.n_nets)
         earlier = self.known.get(prediction.filename)
         if earlier and not (prediction.status in SCORED and prediction.frames >= earlier.frames):
-            prediction = replace(earlier, wanted=task.n_frames)  # what answered is still what it was
+            prediction = replace(earlier, wanted=task.n_frames)  # its models stay those that answered
         else:
             self._consider(prediction)
         self.known[prediction.filename] = prediction
         return prediction
 
     def resize(self, n_workers: int) -> None:
-        """From now on so many looks go on at once."""
+        """Change the number of passes that run at the same time."""
         self._n_workers = n_workers
 
     def retry(self, name: str) -> None:
-        """Put a clip whose first look was lost back, behind the others."""
+        """Put a clip back behind the others, after its first pass failed."""
         del self.underway[name]
         self._first.append(name)
 
     def again(self, name: str) -> Task:
-        """Begin a look that is going on anew."""
+        """Start a pass again that has already started."""
         task = replace(self.underway[name][0], limit_s=self._longest_s())
         self.underway[name] = (task, self._deadline.clock())
         return task
 
     def n_open(self) -> int:
-        """How many looks are going on or wait."""
+        """The number of passes that are running or waiting."""
         return len(self.underway) + len(self._first) + (len(self._further) if self._further_fits() else 0)
 
     def unscored(self) -> list[str]:
-        """The clips without any prediction yet, in order."""
+        """The names of the clips without a prediction, in order."""
         return [name for name in self._order if name not in self.known]
 
     def cost_s(self, look: Look) -> float:
-        """Worker-seconds that a look is expected to take."""
+        """The worker-seconds that a pass is expected to take."""
         return relative_cost(*look) * (fmean(self._costs_s) if self._costs_s else PRIOR_COST_S)
 
     def _measure(self, cost_s: float) -> None:
@@ -209,9 +212,9 @@ class Plan:
             self._choose_rung()
 
     def _consider(self, prediction: Prediction) -> None:
-        """Queue a clip for a further look if that is worth it: fewest frames first, then the most uncertain."""
+        """Queue a clip for another pass if that is worth it: fewest frames first, then the most uncertain."""
         taken = Look(prediction.wanted, prediction.nets)
-        if prediction.frames < prediction.wanted:  # it has no more of them, but may have a face for further nets
+        if prediction.frames < prediction.wanted:  # it has no more frames, but further models may score its faces
             taken = Look(TOP, prediction.nets if prediction.faces else self._rungs[-1].n_nets)
         if self._n_frames is not None or taken >= self._rungs[-1]:
             return
@@ -222,11 +225,11 @@ class Plan:
             heapq.heappush(self._further, (rung, abs(prediction.label - 0.5), rank, prediction.filename))
 
     def _rounds(self) -> int:
-        """How many clips each worker has yet to look at for the first time."""
+        """The number of first passes that each worker still has to make."""
         return math.ceil(len(self._first) / self._n_workers)
 
     def _begin(self) -> None:
-        """Choose the top rung at once where even the worst case allows it; else clips are measured first."""
+        """Choose the top level at once if even the worst case allows it; otherwise measure some clips first."""
         self._begun = True
         worst_s = self._rounds() * _most_s(self._clip_limit_s)
         n, top, left_s = len(self._first), self._rungs[-1], self._deadline.remaining_s()
@@ -236,12 +239,12 @@ class Plan:
             usual, most = in_words(self._rounds() * self.cost_s(top)), in_words(worst_s)
             log.info("%s, %s; usually about %s, at most %s (limit %s)", _clips(n), top, usual, most, limit)
         else:
-            log.info("%s, limit %s; the first ones get %d frames and show how long one takes", _clips(n), limit, QUICK)
+            log.info("%s, limit %s; the first ones get %d frames, to measure their time", _clips(n), limit, QUICK)
 
     def _choose_rung(self) -> None:
-        """The highest rung that the time left would also let every clip reach from the rung below."""
+        """Choose the highest level for which the time left would also allow a pass at the level below."""
         left_s = self._deadline.remaining_s()
-        # The mean of few clips is a guess: two standard errors more than it.
+        # The mean of a few clips is uncertain, so two standard errors are added.
         mean_s = fmean(self._costs_s) or math.inf
         doubt = 1 + 2 * stdev(self._costs_s) / mean_s / math.sqrt(len(self._costs_s))
         rounds = self._rounds() * doubt
@@ -250,16 +253,16 @@ class Plan:
             if rounds * (self.cost_s(below) + self.cost_s(rung)) <= left_s:
                 self._rung = rung
         log.info(
-            "%s left, %s; about %s of the %s left%s",
+            "%s left, %s per clip; takes about %s of the %s left%s",
             _clips(len(self._first)),
             self._rung,
             in_words(self._rounds() * self.cost_s(self._rung)),
             in_words(left_s),
-            "" if self._rung == self._rungs[-1] else ", then more frames of the most uncertain clips",
+            "" if self._rung == self._rungs[-1] else ", then the most uncertain clips get more frames",
         )
 
     def _first_look(self) -> Look:
-        """The next first look: the chosen rung, with one net, then halved until the clips left fit into the time."""
+        """The next first pass: the chosen level, cut to one model and then halved until the clips left fit the time."""
         if self._n_frames is not None:
             return self._rung
         chosen = self._rung or Look(QUICK, 1)
@@ -269,7 +272,7 @@ class Plan:
         if look < min(self._lowest, chosen):
             self._lowest = look
             left = in_words(self._deadline.remaining_s())
-            log.info("time is short: %s for each of the %s left in %s", look, _clips(len(self._first)), left)
+            log.info("time is short: %s for each of the %s left, in %s", look, _clips(len(self._first)), left)
         return look
 
     def _first_limit_s(self) -> float:
@@ -277,7 +280,7 @@ class Plan:
         return min(self._longest_s(), max(share_s, MIN_LIMIT_S))
 
     def _longest_s(self) -> float:
-        """What a look may take to read its frames, whatever its share."""
+        """The wall seconds that a pass may take to read its frames, whatever its share is."""
         return min(self._clip_limit_s, READING * self._deadline.remaining_s())
 
     def _further_fits(self) -> bool:
@@ -292,11 +295,11 @@ class Plan:
         if not self._climbing:
             self._climbing = True
             n, left = len(self._further) + 1, in_words(self._deadline.remaining_s())
-            log.info("every clip has a score; %d uncertain ones are scored again with more frames, %s left", n, left)
+            log.info("every clip has a score; %d uncertain clips are scored again with more frames, %s left", n, left)
 
 
 def in_words(seconds: float) -> str:
-    """A span of time for people."""
+    """A duration in words."""
     if seconds == math.inf:
         return "any time"
     if seconds >= 3600:

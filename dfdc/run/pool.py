@@ -1,8 +1,8 @@
-"""Many clips -> many predictions: worker processes under a supervisor that outlives each of them.
+"""Score many clips in worker processes, under a supervisor that survives the failure of any of them.
 
-A crash, a hang or the out-of-memory killer takes down one worker; another takes its place, and the clip is tried once
-more or gets a row with the reason. A clip that CUDA fails is tried again on the CPU, and a CUDA device that fails for
-good is left. What is looked at next is decided by the plan.
+A crash, a hang or the out-of-memory killer ends one worker. Another worker takes its place, and the clip is tried once
+more or gets a row with the reason. A clip that fails on CUDA is tried again on the CPU, and a CUDA device that keeps
+failing is no longer used. The plan decides which clip is next.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from dfdc.weights import that_see
 
 log = logging.getLogger(__name__)
 
-# On CUDA so many more workers for each core, and one at least: while some wait for the device, others decode.
-# Simulated with nets that take a T4's time and no core (docs/experiments.md).
+# On CUDA there are this many more workers per core, and at least one: while some wait for the device, others decode.
+# The value comes from a simulation with models that take the time of a T4 and no core (docs/experiments.md).
 MORE_ON_CUDA = 0.25
-# A clip that could not be read or scored, or during which a worker crashed, is tried once more, behind the others: the
-# fault may have been another's, or a disk's that was away for a moment.
+# A clip that could not be read or scored, or whose worker crashed, is tried once more, after the others: the cause may
+# have been something else, such as a disk that failed for a moment.
 MAX_TRIES = 2
-# A clip whose worker was killed, as where memory is short, is tried once more, alone. When so many clips have survived
-# that, memory is too short for all workers, and there is one fewer from then on.
+# A clip whose worker was killed, for example because memory is short, is tried once more while no other clip runs. When
+# this many clips have succeeded alone, memory is too short for all workers, and one worker fewer is used from then on.
 MAX_KILLS = 2
-# After so many workers in succession that died while they loaded, a run that has not begun ends; one that has begun
-# waits longer: memory or processes may come back. Pauses double each time.
+# A run that has not scored anything ends after this many workers in succession died while loading. A run that has begun
+# waits longer, because memory or processes may become free again. The pause doubles each time.
 MAX_FAILED_STARTS = 2
 MAX_RESTARTS = 10
 START_PAUSE_S = 0.5
 MAX_PAUSE_S = 60.0
-# After so many clips in succession that CUDA failed, the run goes on on the CPU.
+# After this many clips in succession failed on CUDA, the run continues on the CPU.
 MAX_CUDA_FAULTS = 3
-# Clips that CUDA failed, for each worker on the CPU.
+# Largest number of clips that failed on CUDA and wait for each worker on the CPU.
 MAX_WAITING = 8
 
 
 def predict_clips(clips: dict[str, Path], settings: WorkerSettings, **how: object) -> Iterator[Prediction]:
-    """Score clips; the predictions of `answer_clips`, whose arguments these are."""
+    """Score clips and yield their predictions; the arguments are those of `answer_clips`."""
     with closing(answer_clips(clips, settings, **how)) as answers:
         for answer in answers:
             yield answer.prediction
@@ -68,15 +68,15 @@ def answer_clips(
 
     Args:
         clips: row name -> path.
-        settings: of the workers; the models that they name answer, whatever happens.
-        n_workers: how many run at once; None for one a core, and on CUDA some more.
-        deadline: after it no clip is begun, and those begun are given up.
-        known: what an earlier run found of some of the clips; None for nothing.
-        work: what a worker process runs; `score_clips` unless a test brings its own.
+        settings: settings of the workers. The ensemble consists of the models that they name, whatever happens.
+        n_workers: number of workers; None for one per core, and some more on CUDA.
+        deadline: after it no clip is started, and clips that were started are given up.
+        known: results of an earlier run by row name; None for none.
+        work: function that a worker process runs; None for `score_clips`. Tests pass their own.
 
     Yields:
-        One answer for each clip that is not known, as they are done; where the deadline passes first, with the status
-        "timeout". A clip that gets a further look comes again.
+        One answer for each clip that is not known, in the order in which they are finished; with the status "timeout"
+        if the deadline passes first. A clip that gets another pass is yielded again.
 
     Raises:
         InputError: the weights, the device or the installation that the user chose cannot be used.
@@ -101,14 +101,14 @@ def answer_clips(
 
 
 class _Pool:
-    """The workers, and what has happened to them.
+    """The workers and the record of their failures.
 
     Attributes:
-        n_workers: how many there are to be.
-        device: what workers to come are told to use.
-        devices: the kinds that workers have used.
-        suspects: clips whose worker was killed once; each is tried once more, alone.
-        for_cpu: clips that CUDA failed; a worker on the CPU is to score them.
+        n_workers: number of workers wanted.
+        device: device that new workers are told to use.
+        devices: kinds of devices that workers have used.
+        suspects: clips whose worker was killed once; each is tried once more while no other clip runs.
+        for_cpu: clips that failed on CUDA; a worker on the CPU has to score them.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class _Pool:
         *,
         more_on_cuda: bool,
     ) -> None:
-        """Start nothing yet; see `predict_clips` for the arguments."""
+        """Set up the pool without starting workers; see `answer_clips` for the arguments."""
         self.clips, self.plan, self.settings, self.deadline, self.work = clips, plan, settings, deadline, work
         self.n_workers, self.n_on_cpu, self.more_on_cuda = n_workers, n_workers, more_on_cuda
         self.n_cores = count_cores()
@@ -149,21 +149,21 @@ class _Pool:
                 reason = f"no worker can be started after {self.n_failed_starts} attempts"
                 if not self.devices:
                     raise MachineError(f"{reason}; free memory and processes, or try --workers 1 or --device cpu")
-                log.error("%s; the clips that are left get 0.5", reason)
+                log.error("%s; the remaining clips get 0.5", reason)
                 yield from (Answer(Prediction(name, status="error", reason=reason)) for name in self.plan.unscored())
                 return
             else:
                 time.sleep(max(min(self.next_start_s - time.monotonic(), self.deadline.remaining_s()), 0))
-        reason = "the run's time limit came first"
+        reason = "the time limit of the run ended first"
         if self.plan.n_open() and not self.devices:
             log.error("the time limit ended before the models had loaded")
         yield from (Answer(Prediction(name, status="timeout", reason=reason)) for name in self.plan.unscored())
 
     def start(self) -> None:
-        """Start workers until there are as many as wanted, or as there are clips to look at.
+        """Start workers until there are as many as wanted, or as there are clips to score.
 
-        No more load at once than there are cores, so that the first does not wait for the others; and after one that
-        failed to start the next one waits.
+        At most one worker per core loads at the same time, so that the first one is ready early. After a failed start
+        the next one is delayed.
         """
         n_loading = sum(worker.device is None for worker in self.workers)
         while n_loading < self.n_cores and time.monotonic() >= self.next_start_s:
@@ -175,17 +175,17 @@ class _Pool:
             settings = replace(self.settings, device=device, place=self.n_started)
             try:
                 self.workers.append(start_worker(settings, self.work))
-            except OSError as error:  # no more processes, descriptors or memory
+            except OSError as error:  # no process, descriptor or memory is left
                 self.note_failed_start(f"cannot be started ({error})")
             else:
                 self.n_started, n_loading = self.n_started + 1, n_loading + 1
 
     def is_helper(self, worker: Worker) -> bool:
-        """Whether a worker is on the CPU only for the clips that CUDA failed."""
+        """Whether a worker runs on the CPU only to score clips that failed on CUDA."""
         return worker.wanted == "cpu" != self.device
 
     def may_use_cuda(self) -> bool:
-        """Whether CUDA may be the reason that workers do not start, and the user allows the CPU."""
+        """Whether workers may fail to start because of CUDA, and the user allows the CPU."""
         return self.device != "cpu" and ("cuda" in self.devices or (not self.devices and self.device == "auto"))
 
     def note_failed_start(self, fault: str) -> None:
@@ -195,11 +195,11 @@ class _Pool:
         log.warning("a worker process %s", fault)
 
     def assign(self) -> None:
-        """Give each idle worker a clip; let those go that have no more to do."""
+        """Give each idle worker a clip, and end workers that have nothing more to do."""
         for worker in [worker for worker in self.workers if worker.idle]:
             busy = [other.name for other in self.workers if other.name is not None]
             task = None
-            if any(name in self.kills for name in busy):  # it is being tried alone
+            if any(name in self.kills for name in busy):  # a suspect is being tried alone
                 return
             off_duty = self.is_helper(worker) and not self.for_cpu
             left_behind = self.device == "cpu" and worker.device == "cuda"
@@ -215,7 +215,7 @@ class _Pool:
                 worker.give(task, self.clips[task.name])
 
     def collect(self) -> Iterator[Answer]:
-        """Wait until a worker answers, dies or is overdue, and deal with it."""
+        """Wait until a worker answers, dies or is overdue, and handle that."""
         if not self.workers:
             return
         due_s = min(worker.due_s for worker in self.workers)
@@ -235,11 +235,11 @@ class _Pool:
                 else:
                     yield from self.bury(worker, worker.describe_end(), "error")
             elif worker.overdue():
-                fault = "hung and was ended" if worker.device else f"had not loaded after {START_LIMIT_S:.0f} s"
+                fault = "hung and was killed" if worker.device else f"had not loaded after {START_LIMIT_S:.0f} s"
                 yield from self.bury(worker, fault, "timeout")
 
     def welcome(self, message: Ready) -> None:
-        """Take note of a worker that has loaded."""
+        """Register a worker that has loaded."""
         if message.device not in self.devices:
             log.info("models run on %s", message.runtime)
             if message.device == "cuda" and self.more_on_cuda and self.device != "cpu":
@@ -252,7 +252,7 @@ class _Pool:
         self.plan.resize(n_workers)
 
     def take(self, worker: Worker, answer: Answer) -> Iterator[Answer]:
-        """Take over what a worker found."""
+        """Handle a worker's answer."""
         prediction = answer.prediction
         if answer.last:
             self.remove(worker)
@@ -267,13 +267,13 @@ class _Pool:
             if self.n_survived >= MAX_KILLS and self.n_workers > 1:
                 self.n_survived = 0
                 self.resize(self.n_workers - 1)
-                log.warning("memory is short; the run goes on with %d worker(s)", self.n_workers)
+                log.warning("memory is short; the run continues with %d worker(s)", self.n_workers)
         if prediction.status in ("unreadable", "error") and self.try_again(prediction.filename):
             return
         yield Answer(self.plan.record(prediction), answer.file)
 
     def bury(self, worker: Worker, fault: str, status: str) -> Iterator[Answer]:
-        """End a worker; its clip waits for another one or gets its row."""
+        """End a worker; its clip is tried again by another worker or gets its row."""
         killed = status == "error" and worker.was_killed()
         self.remove(worker)
         if worker.device is None:
@@ -292,7 +292,7 @@ class _Pool:
                 del self.kills[worker.name]
 
     def try_again(self, name: str) -> bool:
-        """Put a clip back whose look failed, unless it was tried often enough or has a score already."""
+        """Put a clip back after a failed pass, unless it was tried often enough or has a score already."""
         self.failures[name] += 1
         again = self.failures[name] < MAX_TRIES and name not in self.plan.known
         if again:
@@ -300,19 +300,19 @@ class _Pool:
         return again
 
     def blame_cuda(self, prediction: Prediction) -> Iterator[Answer]:
-        """Let the CPU look at a clip that CUDA failed; leave CUDA if it fails on."""
+        """Let the CPU score a clip that failed on CUDA; stop using CUDA if it keeps failing."""
         self.n_cuda_faults += 1
         if prediction.filename in self.plan.known:
             yield Answer(self.plan.record(prediction))
         else:
             self.for_cpu.append(prediction.filename)
         if self.n_cuda_faults >= MAX_CUDA_FAULTS:
-            self.leave_cuda(f"CUDA failed {self.n_cuda_faults} clips in succession")
+            self.leave_cuda(f"{self.n_cuda_faults} clips in succession failed on CUDA")
 
     def leave_cuda(self, reason: str) -> None:
-        """From now on workers are on the CPU."""
+        """Use only workers on the CPU from now on."""
         if self.device != "cpu":
-            log.warning("%s; the run goes on on the CPU", reason)
+            log.warning("%s; the run continues on the CPU", reason)
             self.device = "cpu"
             self.n_failed_starts, self.next_start_s = 0, float("-inf")
             self.resize(self.n_on_cpu)

@@ -1,4 +1,4 @@
-"""A job -> submission.csv: outputs checked and held, workers, progress."""
+"""Score a job into submission.csv: check and lock the outputs, run the workers, report progress."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from dfdc.run.worker import WorkerSettings
 
 log = logging.getLogger(__name__)
 
-# What ending workers and saving may take at the end: so many seconds, but no more than a share of a short run; where a
-# save is slow, so many times what one costs, but no more than another share.
+# Time reserved at the end for ending workers and for saving: this many seconds, but at most this share of a short run.
+# If saving is slow, it is this many times the cost of one save, but at most this other share.
 CLOSING_S, CLOSING_SHARE = 3.0, 0.25
 CLOSING_SAVES, SAVING_SHARE = 1.5, 0.6
-# How often the log says how far the run has come.
+# Seconds between two progress lines in the log.
 TELLING_S = 600.0
 
 
@@ -41,19 +41,19 @@ def score_job(
     deadline: Deadline,
     fresh: bool = False,
 ) -> Result:
-    """Score every clip of a job and keep the submission complete all the while.
+    """Score every clip of a job; the submission holds every row at any time during the run.
 
     Args:
         job: rows and clips.
-        out: the submission to write; predictions.csv and a journal are written beside it.
-        settings: of the workers.
-        n_workers: how many run at once; see `answer_clips`.
-        deadline: of the whole run.
-        fresh: whether clips that an earlier run has scored are scored again, and its files replaced at once.
+        out: path of the submission; predictions.csv and a journal are written beside it.
+        settings: settings of the workers.
+        n_workers: number of workers; see `answer_clips`.
+        deadline: deadline of the whole run.
+        fresh: whether to score clips again that an earlier run has scored, and to replace its files at once.
 
     Raises:
-        InputError: the output cannot be written, at the start or at the end, it is an input, another run writes it, or
-            the weights or the device cannot be used.
+        InputError: the output cannot be written at the start or at the end, the output is an input, another run is
+            writing it, or the weights or the device cannot be used.
         MachineError: no worker can be started.
     """
     check_outputs(out, [*job.paths.values(), *(file.path for file in settings.weights)])
@@ -78,7 +78,7 @@ def _score_job(
         log.info(
             "%d of %d clips were scored by an earlier run; --fresh scores them again", len(past.done), len(job.names)
         )
-    # Clips are given up a little earlier than the run, for the last version of the files to be there in time.
+    # Clips are given up a little before the end of the run, so that the final files can be written in time.
     left_s = deadline.remaining_s()
     saving_s = min(CLOSING_SAVES * submission.cost_s, SAVING_SHARE * left_s)
     closing_s = max(min(CLOSING_S, CLOSING_SHARE * left_s), saving_s)
@@ -95,11 +95,11 @@ def _score_job(
                 bar.update(submission.predictions[prediction.filename] is None)
                 journal.record(prediction, answer.file)
                 submission.record(prediction)
-                if telling.due():  # where a bar cannot be drawn, in a notebook for instance
+                if telling.due():  # for places that show no progress bar, such as a notebook
                     with telling.measured():
                         n_done = sum(p is not None for p in submission.predictions.values())
-                        log.info("%d of %d clips are scored", n_done, len(job.names))
-    except InputError:  # what the user chose cannot be used: such a run leaves nothing behind
+                        log.info("%d of %d clips scored so far", n_done, len(job.names))
+    except InputError:  # what the user chose cannot be used: the run leaves no new files
         submission.withdraw()
         raise
     except BaseException:

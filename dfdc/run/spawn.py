@@ -1,7 +1,7 @@
-"""Worker processes from outside: started, given clips, listened to and ended.
+"""Start worker processes, send them clips, receive their messages and end them.
 
-Each is a fresh interpreter. A server that forks them would start them somewhat faster, but it can die or be stopped,
-and it needs a socket whose path fits into 107 bytes.
+Each worker is a fresh interpreter. A fork server would start workers somewhat faster, but it can die or be stopped, and
+it needs a socket whose path fits into 107 bytes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from dfdc.run.limits import end_with_parent
 from dfdc.run.plan import Task
 from dfdc.run.worker import Answer, Ready, Refusal, WorkerSettings
 
-# Loading the models may take so long; minutes on a cold disk.
+# Loading the models may take this many seconds; it takes minutes on a cold disk.
 START_LIMIT_S = 300.0
-# Ending all workers takes at most so long, or the run's last files come late; one that a dead disk or driver holds
-# cannot be killed.
+# Waiting for all workers to end takes at most this long, because otherwise the run's last files come late. A worker
+# that a dead disk or driver blocks cannot be killed.
 CLOSE_LIMIT_S = 1.5
-# Big buffers go back to the system after each use by default, and fetching them anew costs torch up to seven times
-# the work. These keep all but the biggest; like the libraries' numbers of threads (clips run side by side instead;
-# torch and OpenCV are told theirs by the worker) they must be there before a process starts.
+# By default glibc returns big buffers to the system after each use, and allocating them again costs torch up to seven
+# times the work itself. The MALLOC settings keep all but the biggest. The libraries use one thread each, because clips
+# run in parallel instead (the worker sets the threads of torch and OpenCV). All of these must be set before a process
+# starts.
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**27),
@@ -40,13 +41,13 @@ Work = Callable[[Connection, WorkerSettings], None]
 
 @dataclass
 class Worker:
-    """A process and what it is doing.
+    """A worker process and its state.
 
     Attributes:
-        due_s: on the monotonic clock, when it counts as hung; infinity while it waits.
-        wanted: the device that it was told to use: "auto", "cpu" or "cuda".
-        device: the one that it uses, "cpu" or "cuda"; None while it loads.
-        name: the row that it works on; None while it loads or waits.
+        due_s: time on the monotonic clock after which it counts as hung; infinity while it waits.
+        wanted: device that it was told to use: "auto", "cpu" or "cuda".
+        device: device that it uses, "cpu" or "cuda"; None while it loads.
+        name: row that it works on; None while it loads or waits.
     """
 
     process: multiprocessing.Process
@@ -62,14 +63,14 @@ class Worker:
         return self.device is not None and self.name is None
 
     def give(self, task: Task, path: Path) -> None:
-        """Let it look at a clip."""
+        """Send the worker a clip to score."""
         self.name = task.name
         self.due_s = time.monotonic() + task.most_s
-        with contextlib.suppress(OSError):  # it died while idle: its closed connection is noticed at the next wait
+        with contextlib.suppress(OSError):  # it died while idle; the next wait sees its closed connection
             self.connection.send((path, task))
 
     def receive(self) -> Answer | Ready | Refusal | None:
-        """Its message; None if it died."""
+        """Receive its message; None if it died."""
         try:
             message = self.connection.recv()
         except (EOFError, OSError):
@@ -86,12 +87,12 @@ class Worker:
         return self.due_s < time.monotonic() and not self.connection.poll()
 
     def was_killed(self) -> bool:
-        """Whether somebody else killed it, as Linux does where memory is short."""
+        """Whether it was killed from outside, as Linux does when memory runs out."""
         self.process.join(timeout=5)
         return self.process.exitcode == -signal.SIGKILL
 
     def describe_end(self) -> str:
-        """How it died, in words."""
+        """Describe how it ended, in words."""
         self.process.join(timeout=5)
         code = self.process.exitcode
         if code is not None and code < 0:
@@ -103,11 +104,11 @@ def start_worker(settings: WorkerSettings, work: Work) -> Worker:
     """Start a worker.
 
     Args:
-        settings: of it.
-        work: what it runs.
+        settings: settings of the worker.
+        work: function that it runs.
 
     Raises:
-        OSError: the system has no process, descriptor or memory for it.
+        OSError: the system has no process, descriptor or memory left.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -129,7 +130,7 @@ def _live(work: Work, connection: Connection, settings: WorkerSettings, parent: 
 
 
 def end_workers(workers: Sequence[Worker]) -> None:
-    """Kill workers and wait for their ends, though not for ever."""
+    """Kill workers and wait until they have ended, for at most `CLOSE_LIMIT_S`."""
     for worker in workers:
         worker.connection.close()
         worker.process.kill()
@@ -140,7 +141,7 @@ def end_workers(workers: Sequence[Worker]) -> None:
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """`ENVIRONMENT`, and where this package lies, hold for processes started inside."""
+    """Set `ENVIRONMENT` and the path of this package for processes that are started inside the block."""
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     values = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     before = {key: os.environ.get(key) for key in values}

@@ -1,4 +1,4 @@
-"""Predictions -> submission.csv: complete from the first second, replaced atomically."""
+"""Write predictions to submission.csv, which is complete from the start and replaced atomically."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from dfdc.run.journal import LASTING, journal_path
 
 log = logging.getLogger(__name__)
 
-# While results come in, the files are replaced at most this often, and saving takes at most this share of the time.
+# The files are replaced at most once in this many seconds, and saving takes at most this share of the time.
 INTERVAL_S = 2.0
 SAVING_SHARE = 0.05
-# No save is begun when the deadline is fewer saves away than this: the last one has to fit.
+# No save is started if the time left is less than this many times the cost of a save, so that the last one fits.
 LAST_SAVES = 3.0
-# Digits behind the point, in predictions.csv; other numbers have three.
+# Decimal places in predictions.csv; other numbers have three.
 DIGITS = {"label": 6, "picture": 6, "voice": 6}
 
 
 def details_path(path: Path) -> Path:
-    """Where the details of each clip are written: predictions.csv, or NAME.predictions.csv beside NAME.csv."""
+    """The path of the details per clip: predictions.csv, or NAME.predictions.csv beside NAME.csv."""
     return path.with_name("predictions.csv" if path.stem == "submission" else f"{path.stem}.predictions.csv")
 
 
 def read_predictions(details: Path) -> list[Prediction]:
-    """The predictions in predictions.csv, in its order; what is blank or absent has its default.
+    """Read the predictions in predictions.csv, in its order; blank or absent cells get their defaults.
 
     Raises:
-        OSError, KeyError, ValueError: it cannot be read or is none.
+        OSError, KeyError, ValueError: the file cannot be read or is no such file.
     """
     kinds = {field.name: float if field.default is None else type(field.default) for field in fields(Prediction)[1:]}
     with open(details, newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -46,15 +46,15 @@ def read_predictions(details: Path) -> list[Prediction]:
 
 
 def check_outputs(path: Path, inputs: Iterable[Path] = ()) -> None:
-    """Make sure, before any work, that a submission can be written and that no file is lost by it.
+    """Check, before any work, that a submission can be written and overwrites no input.
 
     Args:
-        path: of the submission.
+        path: path of the submission.
         inputs: clips and other files that the run reads.
 
     Raises:
-        InputError: the folder does not exist or cannot be written, or one of the files to write is a folder, a device,
-            a video by its name, or an input.
+        InputError: the folder does not exist or cannot be written, or one of the output files is a folder, a device, an
+            input, or has a video's suffix.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; --out names a file, such as {path / 'submission.csv'}")
@@ -66,21 +66,21 @@ def check_outputs(path: Path, inputs: Iterable[Path] = ()) -> None:
     try:
         for output in (path, details_path(path)):
             check_out(output, inputs)
-        refuse_inputs(journal_path(path), inputs)  # that it cannot be written is no reason to end
+        refuse_inputs(journal_path(path), inputs)  # a journal that cannot be written does not stop the run
     except OSError as error:
         raise InputError(str(error)) from error
 
 
 class Submission:
-    """submission.csv, and predictions.csv beside it, over a run.
+    """The files submission.csv and predictions.csv during a run.
 
-    Where there is no such file yet, the submission holds every row from the moment this object is made: first with the
-    prior, then with what is recorded. A file that an earlier run finished stays until there is a first result. The
-    details hold the clips that are done.
+    If there is no submission yet, one with every row is written when this object is made: each row holds the prior
+    until its prediction is recorded. The files of an earlier run stay until there is a first result. The details hold
+    only the clips that are finished.
 
     Attributes:
-        predictions: row name -> what is known of it; None for nothing.
-        has_results: whether any clip was scored, or found to hold no face.
+        predictions: prediction by row name; None for a clip that is not finished.
+        has_results: whether any clip was scored or found to show no face.
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class Submission:
         fresh: bool = False,
         deadline: Deadline = NEVER,
     ) -> None:
-        """Write the files that are not there.
+        """Write the files that do not exist yet.
 
         Args:
-            path: of the submission, see `check_outputs`.
-            names: of the rows, in order.
-            models: the names of the models that answer, for the details: the first so many answered for a clip.
+            path: path of the submission, see `check_outputs`.
+            names: row names, in order.
+            models: names of the ensemble's models, for the details; the first `Prediction.nets` of them scored a clip.
             fresh: whether to replace existing files at once.
-            deadline: when the last save has to be done.
+            deadline: moment by which the last save has to be finished.
 
         Raises:
             InputError: a file cannot be written.
@@ -119,7 +119,7 @@ class Submission:
 
     @property
     def cost_s(self) -> float:
-        """What the last save cost, in seconds."""
+        """Seconds that the last save took."""
         return self._pace.cost_s
 
     @property
@@ -128,12 +128,12 @@ class Submission:
         return self._waits and not self.has_results
 
     def adopt(self, known: Mapping[str, Prediction]) -> None:
-        """Take over what an earlier run found."""
+        """Record the results of an earlier run."""
         for prediction in known.values():
             self._take(prediction)
 
     def record(self, prediction: Prediction) -> None:
-        """Take over one clip's prediction; its row must be among the names."""
+        """Record one clip's prediction and save if it is time; the clip must be among the names."""
         if prediction.filename not in self.predictions:
             raise KeyError(f"{prediction.filename}: not a row of {self.path}")
         self._take(prediction)
@@ -141,16 +141,16 @@ class Submission:
             self.save()
 
     def save(self) -> bool:
-        """Write now; where that fails the last good files stay, the failure is logged, and the run goes on."""
+        """Save now; if that fails, the failure is logged, the last good files stay, and False is returned."""
         try:
             self._write()
         except OSError as error:
-            log.error("%s: not updated (%s); the last good version stays", self.path, error.strerror)
+            log.error("%s: cannot be updated (%s); the last good version stays", self.path, error.strerror)
             return False
         return True
 
     def withdraw(self) -> None:
-        """Remove the files that were not there before, if they hold no result."""
+        """Remove the files that this run created, if they hold no result."""
         if not self.has_results:
             for path in self._created:
                 path.unlink(missing_ok=True)

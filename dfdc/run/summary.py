@@ -1,4 +1,4 @@
-"""A run's result -> a summary for people."""
+"""Summarise the result of a run in words."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from dfdc.prediction import PRIOR, STATUSES, Prediction
 from dfdc.run.journal import LASTING
 from dfdc.run.submission import details_path
 
-# A summary lists each clip up to so many; beyond, predictions.csv does.
+# The summary lists the clips one by one if there are at most this many; predictions.csv always lists them.
 LISTED_CLIPS = 40
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        path: of the submission.
-        predictions: one per row, in its order.
+        path: path of the submission.
+        predictions: one prediction per row, in its order.
         seconds: wall time of the run.
         kept_earlier: whether the files are still those of an earlier run, because nothing was scored.
     """
@@ -33,12 +33,12 @@ class Result:
 
     @property
     def n_judged(self) -> int:
-        """How many clips were scored or found to hold no face; a run of none has failed."""
+        """Number of clips that were scored or found to show no face; the run has failed if it is 0."""
         return sum(p.scored or p.status in LASTING for p in self.predictions)
 
 
 def summarize(result: Result) -> str:
-    """A run in words: per clip where they are few, then counts, time and where the files are."""
+    """Describe a run: one line per clip if there are few, then counts, time and output files."""
     lines = []
     if len(result.predictions) <= LISTED_CLIPS:
         names = [shown(p.filename) for p in result.predictions]
@@ -57,14 +57,14 @@ def summarize(result: Result) -> str:
         lines.append(f"{path}: label is the probability that the clip is fake")
         lines.append(f"{details}: status, reason and counts per clip")
     if result.n_judged == 0:
-        lines.append("WARNING: no clip could be scored" + f", every label is {PRIOR}" * (not result.kept_earlier))
+        lines.append("WARNING: no clip could be scored" + f"; every label is {PRIOR}" * (not result.kept_earlier))
     elif all(p.label == PRIOR for p in result.predictions):
-        lines.append(f"WARNING: no clip shows a face, every label is {PRIOR}")
+        lines.append(f"WARNING: no clip shows a face; every label is {PRIOR}")
     return "\n".join(lines)
 
 
 def _verdict(prediction: Prediction) -> str:
-    """What is known of a clip, in one line."""
+    """Describe one clip's prediction in one line."""
     verdict = [f"{prediction.label:6.1%} fake"] * prediction.scored
     if prediction.status != "ok":
         verdict.append(shown(f"{prediction.status}: {prediction.reason}"))

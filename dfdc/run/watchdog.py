@@ -1,4 +1,4 @@
-"""A process that ends in time, whatever it waits for: a disk that is away, a pipe that nobody writes to."""
+"""End the process at its deadline, even if it waits for a disk that does not answer or a pipe without a writer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 from dfdc.deadline import Deadline
 
-# However far away a deadline is, it is looked at so often: a machine that slept has lost time.
+# The deadline is checked at least this often, because a machine that was suspended has lost time.
 LOOK_S = 30.0
 EXIT_CODE = 1
 
@@ -21,8 +21,8 @@ def ending_in_time(deadline: Deadline, *, end: Callable[[], None] | None = None)
     """End this process at a deadline if the block has not ended by then.
 
     Args:
-        deadline: of the block.
-        end: what to do then; None ends the process and its workers.
+        deadline: deadline of the block.
+        end: function to call at the deadline; None for `end_process`.
     """
     stop = threading.Event()
 
@@ -41,11 +41,11 @@ def ending_in_time(deadline: Deadline, *, end: Callable[[], None] | None = None)
 
 
 def end_process() -> None:
-    """End this process and its workers at once; files that are whole stay whole."""
+    """End this process and its workers at once; files that are complete stay complete."""
     for child in multiprocessing.active_children():
         with suppress(OSError):
             child.kill()
     with suppress(OSError, ValueError):
-        if select.select([], [2], [], 0)[1]:  # a stderr that takes nothing must not hold the end up
+        if select.select([], [2], [], 0)[1]:  # a blocked stderr must not delay the end
             os.write(2, b"\nkernel: the time limit ended while a file or device did not answer; ended\n")
     os._exit(EXIT_CODE)

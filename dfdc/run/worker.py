@@ -1,6 +1,7 @@
-"""A worker process: what it is made with, what it says, and its life.
+"""The worker process: its settings, its messages and its main loop.
 
-Decoders and models are native code that meets untrusted files, so they run in processes that `dfdc.run.pool` outlives.
+Decoders and models are native code that reads untrusted files. They run in processes whose failure `dfdc.run.pool`
+survives.
 """
 
 from __future__ import annotations
@@ -31,20 +32,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker is made with.
+    """The settings of a worker.
 
     Attributes:
-        weights: checked files of the models that answer: whoever makes the settings chooses them, and nothing changes
-            the choice during a run.
+        weights: checked weights of the ensemble. They are chosen once, and nothing changes them during a run.
         device: "auto", "cpu" or "cuda".
         n_frames: frames per clip; None for as many as time allows.
-        models: "all", or "first" to leave out the weights of the folder further/.
-        threads: native threads per worker; `dfdc.run.pool.predict_clips` shares the cores out.
+        models: "all", or "first" to leave out the weights in the folder further/.
+        threads: native threads per worker; `dfdc.run.pool.answer_clips` divides the cores among the workers.
         clip_limit_s: wall seconds that reading one clip may take.
-        memory_bytes: of data that a worker on the CPU may hold, see `dfdc.run.limits.limit_memory`; None for no limit.
-        analyses: folder that gets each clip's analysis as JSON; None for none.
+        memory_bytes: limit of data of a worker on the CPU, see `dfdc.run.limits.limit_memory`; None for no limit.
+        analyses: folder to which each clip's analysis is written as JSON; None to write none.
         thumbnails: whether these analyses hold pictures of faces and scenes.
-        place: how many workers were started before; where there are several GPUs, they take turns.
+        place: number of workers that were started before; with several GPUs it decides which one is used.
     """
 
     weights: tuple[WeightsFile, ...]
@@ -65,7 +65,7 @@ class WorkerSettings:
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker's first word: it has loaded, this is what runs its nets, in words, and the kind of device."""
+    """A worker's first message, sent after loading: a description of the runtime, and the kind of device."""
 
     runtime: str
     device: str = "cpu"
@@ -73,19 +73,19 @@ class Ready:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A worker's only word, where it cannot load by the user's mistake."""
+    """A worker's only message if it cannot load because of a mistake of the user."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a worker found.
+    """A worker's result for one clip.
 
     Attributes:
-        prediction: of the clip.
-        file: that was scored; None where nobody knows.
-        last: whether the worker ends now, so that no clip is lost on it.
+        prediction: prediction of the clip.
+        file: identity of the file that was scored; None if it is not known.
+        last: whether the worker ends after this answer, so that it must not get another clip.
     """
 
     prediction: Prediction
@@ -94,7 +94,7 @@ class Answer:
 
 
 def score_clips(connection: Connection, settings: WorkerSettings) -> None:
-    """A worker's life: load once, then one clip after another until the supervisor hangs up."""
+    """Load the models, then score one clip after another until the supervisor closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     show_log()
@@ -106,10 +106,10 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
     except (InputError, WeightsError) as error:
         connection.send(Refusal(str(error)))
         return
-    if analyzer.device == "cpu":  # CUDA reserves more addresses than there is memory
+    if analyzer.device == "cpu":  # on CUDA there is no limit: it reserves more addresses than there is memory
         limit_memory(settings.memory_bytes)
     connection.send(Ready(runtime, analyzer.device))
-    with contextlib.suppress(EOFError, OSError):  # the supervisor hung up
+    with contextlib.suppress(EOFError, OSError):  # the supervisor closed the connection
         while True:
             path, task = connection.recv()
             before = identify(path)
@@ -125,12 +125,12 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
             if settings.analyses is not None:
                 try:
                     write_analysis(settings.analyses, analysis)
-                except OSError as error:  # the score stands
+                except OSError as error:  # the score is still valid
                     log.warning("%s: the analysis cannot be written (%s)", task.name, error)
             prediction = analysis.prediction
             release_memory()
-            # A CUDA context does not recover from a fault, and not every fault's message names it: whatever fails
-            # beside CUDA is tried again without it.
+            # A CUDA context does not recover from a fault, and not every such error message names CUDA. So every clip
+            # that fails while CUDA is used is tried again without it.
             broken = prediction.status == "error" and analyzer.device == "cuda"
             if before != identify(path):
                 reason = "the file was changed or replaced while it was read"
@@ -141,7 +141,7 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
 
 
 def _load(settings: WorkerSettings) -> tuple[Analyzer, str]:
-    """The analyzer, and what runs its nets; everything heavy is imported here, never by the supervisor."""
+    """Load the analyzer and describe its runtime. Heavy modules are imported here and never by the supervisor."""
     import cv2
 
     from dfdc.analyze import Analyzer
@@ -158,10 +158,10 @@ def _load(settings: WorkerSettings) -> tuple[Analyzer, str]:
 
 
 def release_memory() -> None:
-    """Give what a clip left behind back to the system, so that clips of many sizes do not add up."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+    """Return freed memory to the system, so that clips of different sizes do not add up."""
+    with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _describe_missing(error: ImportError) -> str:
-    return f"{error}; install what requirements.txt names"
+    return f"{error}; install the packages in requirements.txt"

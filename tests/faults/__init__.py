@@ -1,1 +1,1 @@
-"""The fault suite: what a hidden test set and a bad machine can do, done to the real kernel (`make faults`)."""
+"""Fault suite: run the real kernel on damaged clips and on a machine with faults (`make faults`)."""

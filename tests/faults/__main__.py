@@ -1,7 +1,7 @@
-"""Harm the real kernel in every way that is at hand, and write down what came of it.
+"""Run the fault suite against the real kernel and write the results.
 
 python -m tests.faults --out docs                     # all parts: docs/faults.json and docs/faults.md
-python -m tests.faults --out docs --only signals      # one part; the others keep what they had
+python -m tests.faults --out docs --only signals      # one part; the others keep their results
 python -m tests.faults --out docs --only soak         # docs/soak.json and docs/soak.png
 """
 
@@ -43,14 +43,15 @@ PARTS: dict[str, Callable[[Bench], list[Outcome]]] = {
 
 
 def write_table(found: dict[str, dict], path: Path) -> None:
-    """The table of all parts, as Markdown; every number is from the parts' own results."""
+    """Write the table of all parts as Markdown; every number comes from the parts' results."""
     lines = [
-        "# What was done to the kernel, and what came of it",
+        "# Faults: what was tried on the kernel, and the results",
         "",
-        "Made by `make faults`; the raw results are in [faults.json](faults.json). *Lost* rows are missing from",
-        "submission.csv. *Wrong* counts rows with what is no probability or with another label than the undisturbed",
-        "run's, looks at the file that found it broken, and runs that ended otherwise than they should. Where nets are",
-        "fake (see the end), all else is real: the kernel's processes, its reader of clips, signals, disks and files.",
+        "`make faults` writes this page; the raw results are in [faults.json](faults.json). A *lost* row is missing in",
+        "submission.csv. *Wrong* counts rows that hold no probability or another label than in the undisturbed run,",
+        "reads that found the file broken, and runs that did not end as they should. The list at the end of this page",
+        "states the date of each part and whether it used real or fake nets. Fake nets compute a label from the mean",
+        "of the pixels; the kernel's processes, its reader of clips, signals, disks and files are real in both cases.",
         "",
         "| Fault | Times tried | Rows lost | Wrong | Longest delay, s | Delay of |",
         "|---|---:|---:|---:|---:|---|",
@@ -67,8 +68,8 @@ def write_table(found: dict[str, dict], path: Path) -> None:
     n_reads, n_versions = (sum(int(reader[key]) for reader in reads) for key in ("reads", "versions"))
     lines += [
         "",
-        f"Meanwhile another process read submission.csv {n_reads:,} times, in {n_versions:,} versions, "
-        f"and found it broken {sum(len(reader['faults']) for reader in reads)} times.",
+        f"During these runs another process read submission.csv {n_reads:,} times. It saw {n_versions:,} versions",
+        f"of it and found it broken {sum(len(reader['faults']) for reader in reads)} times.",
         "",
     ]
     for part, record in found.items():
@@ -79,7 +80,7 @@ def write_table(found: dict[str, dict], path: Path) -> None:
 
 
 def without_places(text: str, folder: Path) -> str:
-    """A text in which the folders of this machine have names in place of paths."""
+    """Replace the paths of this machine's folders in a text by names."""
     places = {str(folder): "BENCH", str(Path(__file__).resolve().parents[2]): "PROJECT"}
     places |= {sys.prefix: "PYTHON", sys.base_prefix: "PYTHON"}
     for place in sorted(places, key=len, reverse=True):
@@ -88,7 +89,7 @@ def without_places(text: str, folder: Path) -> str:
 
 
 def find_readers(details: object) -> list[dict]:
-    """What readers saw, wherever it stands in an outcome's details."""
+    """Find the reports of readers anywhere in an outcome's details."""
     if isinstance(details, dict):
         if "versions" in details and "reads" in details:
             return [details]
@@ -98,11 +99,21 @@ def find_readers(details: object) -> list[dict]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the results (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", choices=[*PARTS, "soak"], default=list(PARTS), help="parts to run")
-    parser.add_argument("--nets", choices=("real", "fake"), default="real", help="fake: reads clips, loads no nets")
-    parser.add_argument("--seed", type=int, default=0, help="of all chance (default: %(default)s)")
-    parser.add_argument("--keep", type=Path, help="work in this folder and leave it (default: a temporary one)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs"), help="write the results into this folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[*PARTS, "soak"],
+        default=list(PARTS),
+        help="run only these parts (default: all but soak)",
+    )
+    parser.add_argument(
+        "--nets", choices=("real", "fake"), default="real", help="use real or fake models (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
+    parser.add_argument("--keep", type=Path, help="work in this folder and keep it (default: a temporary one)")
     args = parser.parse_args(argv)
     folder = args.keep or Path(tempfile.mkdtemp(prefix="faults-"))
     folder.mkdir(parents=True, exist_ok=True)

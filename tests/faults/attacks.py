@@ -1,4 +1,4 @@
-"""Attacks on the kernel: careless commands, planted files, disks that hang, swapped clips, poor environments."""
+"""Attacks on the kernel: careless commands, planted files, hanging disks, swapped clips, poor environments."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tests.faults.kernels import judge, labels
 from tests.faults.parts import Bench, Outcome, tail
 
 PRECIOUS = "precious\n"
-# A run may end so much after its limit: the interpreter's own end, on a busy machine.
+# A run may end this many seconds after its limit, for the end of the interpreter on a busy machine.
 SLACK_S = 1.5
 
 
 def outputs(bench: Bench) -> list[Outcome]:
-    """Outputs that are inputs, devices, pipes, folders, or beside planted drafts."""
+    """Outputs that are inputs, devices, pipes or folders, or that lie beside planted drafts."""
     return [_output_is_input(bench), _output_is_no_file(bench), _planted_drafts(bench), _nothing_scored(bench)]
 
 
 def _output_is_input(bench: Bench) -> Outcome:
-    """--out names the clip; or the details, or the journal, would take a clip's place."""
+    """--out names the clip, or the details or the journal would overwrite a clip."""
     wrong, cases = [], [("clip", "clip"), ("a.predictions.csv", "a.csv"), (".a.csv.journal", "a.csv"), ("clip", "link")]
     for clip, out in cases:
         folder = bench.new_folder("output-input")
@@ -38,7 +38,7 @@ def _output_is_input(bench: Bench) -> Outcome:
 
 
 def _output_is_no_file(bench: Bench) -> Outcome:
-    """A device node, a pipe, a folder, a link to each."""
+    """--out names a device node, a pipe, a folder, or a link to one."""
     folder = bench.new_folder("output-kinds")
     with contextlib.suppress(PermissionError):  # only root makes device nodes
         os.mknod(folder / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
@@ -60,7 +60,7 @@ def _output_is_no_file(bench: Bench) -> Outcome:
 
 
 def _planted_drafts(bench: Bench) -> Outcome:
-    """Links and pipes of the names that drafts had, and in the style of those that they have."""
+    """Links and pipes with the former names of drafts, and with names like the present ones."""
     folder = bench.new_folder("planted")
     (folder / "precious").write_text(PRECIOUS)
     for name in (".a.csv.tmp", ".a.tmp.csv", ".a.00000000.tmp.csv", ".a.predictions.csv.tmp"):
@@ -75,7 +75,7 @@ def _planted_drafts(bench: Bench) -> Outcome:
 
 
 def _nothing_scored(bench: Bench) -> Outcome:
-    """A finished run's files, and then runs with other settings that find nothing, or are refused."""
+    """Runs with other settings that find nothing or are refused, over the files of a finished run."""
     folder = bench.new_folder("kept")
     (folder / "clips").mkdir()
     expected = bench.intact(folder / "clips", 4)
@@ -92,7 +92,7 @@ def _nothing_scored(bench: Bench) -> Outcome:
 
 
 def waits(bench: Bench) -> list[Outcome]:
-    """Disks that are slow or hang, pipes among what is read, short limits, many rows."""
+    """Disks that are slow or hang, pipes among the inputs, short limits, many rows."""
     found = []
     cases: dict[str, tuple[list[object], dict[str, str], int, float]] = {
         "disk that takes 2.1 s for each write": ([], {"FAULTS_FSYNC_S": "2.1"}, 400, 20.0),
@@ -117,7 +117,7 @@ def waits(bench: Bench) -> list[Outcome]:
         code = kernel.wait()
         age_s = kernel.age_s()
         verdict = judge(out, names, expected, may_miss=True) if out.exists() else None
-        # A disk that never ends a write has no file; all others have every row, and a probability in each.
+        # On a disk that never ends a write there is no file. All other files hold every row with a probability.
         lost = (
             0 if verdict is None and orders.get("FAULTS_FSYNC_S") == "inf" else len(verdict.lost if verdict else names)
         )
@@ -137,7 +137,7 @@ def waits(bench: Bench) -> list[Outcome]:
 
 
 def swaps(bench: Bench, *, n_tries: int = 4) -> list[Outcome]:
-    """A link that leads to another clip while it is looked at, and back before the run goes on."""
+    """A link that leads to another clip while it is scored, and back before the run continues."""
     wrong = []
     one, other = (bench.bases[name] for name in list(bench.bases)[:2])
     for i in range(n_tries):
@@ -164,7 +164,7 @@ def _point(link: Path, target: str) -> None:
 
 
 def locks(bench: Bench) -> list[Outcome]:
-    """A second run that would write the details of one that is under way."""
+    """A second run that would write the details of a run that has not ended."""
     folder = bench.new_folder("locks")
     (folder / "clips").mkdir()
     expected = bench.intact(folder / "clips", 600 if bench.nets == "fake" else 60)
@@ -185,7 +185,7 @@ NAMES = ("\x1b[2J\x1b[1A.mp4", "a\nkernel: real.mp4  1.0% fake.mp4", "\x9b31m\x0
 
 
 def names(bench: Bench) -> list[Outcome]:
-    """Names of clips that would steer a terminal or forge a line."""
+    """File names that would control a terminal or forge a line."""
     folder = bench.new_folder("names")
     (folder / "clips").mkdir()
     for i, name in enumerate(NAMES):
@@ -204,7 +204,7 @@ def names(bench: Bench) -> list[Outcome]:
 
 
 def environments(bench: Bench) -> list[Outcome]:
-    """Poor surroundings: each run scores everything all the same."""
+    """Poor environments: every run must still score everything."""
     folder = bench.new_folder("environment")
     (folder / "clips").mkdir()
     expected = bench.intact(folder / "clips", 4)
@@ -238,7 +238,7 @@ def _may_unshare() -> bool:
 
 
 def bombs(bench: Bench) -> list[Outcome]:
-    """A file of 100 KB that claims hundreds of millions of pictures, on a machine that says it has 6 GB."""
+    """A file of 100 KB that claims hundreds of millions of frames, on a machine that reports 6 GB."""
     folder = bench.new_folder("bombs")
     (folder / "clips").mkdir()
     expected = bench.intact(folder / "clips", 20)
@@ -250,7 +250,7 @@ def bombs(bench: Bench) -> list[Outcome]:
         code = kernel.wait()
     verdict, known = judge(out, names, expected), kernels.details(out)
     largest_mb = max((sample.largest_mb for sample in samples), default=0.0)
-    # Each worker may have 0.8 / 2 of 6 GB, and what it shares beside it.
+    # Each of the two workers may have 0.8 / 2 of 6 GB, plus shared memory.
     wrong = len(verdict.wrong) + (code != 0) + (largest_mb > 3000)
     details = {
         "largest process, MB": largest_mb,
@@ -260,7 +260,7 @@ def bombs(bench: Bench) -> list[Outcome]:
 
 
 def write_bomb(path: Path, honest: Path, *, n_samples: int = 80_000_000, n_tracks: int = 4) -> None:
-    """An MP4 whose tables claim so many samples of one byte in each track (ISO 14496-12, 8.5 to 8.7)."""
+    """Write an MP4 whose tables claim `n_samples` samples of one byte in each track (ISO 14496-12, 8.5 to 8.7)."""
     data = honest.read_bytes()
     start = data.index(b"stsd") - 4
     description = data[start : start + struct.unpack(">I", data[start : start + 4])[0]]

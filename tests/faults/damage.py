@@ -1,4 +1,4 @@
-"""Small clips of a face in eight containers, and seeded damage to them."""
+"""Write small clips of a face in eight containers, and damage them with a seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import av
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "samples/real.mp4"
 
-# File name -> encoder, container's options: the index behind, in front and in pieces, and what is no MP4.
+# File name -> encoder and container options: MP4s with the index at the end, at the start and in fragments, then other
+# containers.
 BASES: dict[str, tuple[str, dict[str, str]]] = {
     "behind.mp4": ("libx264", {}),
     "front.mp4": ("libx264", {"movflags": "faststart"}),
@@ -33,9 +34,9 @@ class Damage:
     """One damaged clip.
 
     Attributes:
-        kind: what was done, as the table calls it.
-        name: of the file.
-        data: its bytes.
+        kind: kind of damage, as the table names it.
+        name: file name.
+        data: content of the file.
     """
 
     kind: str
@@ -61,7 +62,7 @@ def cut(
     n_frames: int = 12,
     container_options: dict[str, str] | None = None,
 ) -> Path:
-    """Write the first frames of the sample clip in another size and encoding."""
+    """Write the first frames of the sample clip with another size and encoding."""
     with av.open(str(SAMPLE)) as clip, av.open(str(target), "w", options=container_options or {}) as output:
         stream = output.add_stream(codec, rate=25)
         stream.width = stream.height = size
@@ -79,7 +80,7 @@ def cut(
 
 
 def write_bases(folder: Path) -> dict[str, Path]:
-    """The clips to damage, by name; each shows a face."""
+    """Write the clips to damage and return them by name; each shows a face."""
     folder.mkdir(exist_ok=True)
     return {
         name: cut(folder / name, codec=codec, container_options=options) for name, (codec, options) in BASES.items()
@@ -87,7 +88,7 @@ def write_bases(folder: Path) -> dict[str, Path]:
 
 
 def find_boxes(data: bytes) -> list[Box]:
-    """An MP4's boxes, each before those that it holds; none of what is no MP4."""
+    """List the boxes of an MP4, each before the boxes inside it; empty for other containers."""
 
     def walk(start: int, end: int, parent: int) -> Iterator[Box]:
         while start + 8 <= end:
@@ -103,19 +104,19 @@ def find_boxes(data: bytes) -> list[Box]:
 
 
 def header_span(data: bytes) -> tuple[int, int]:
-    """Where a clip's header lies: an MP4's moov, the first kilobyte elsewhere."""
+    """The byte range of a clip's header: the moov box of an MP4, otherwise the first kilobyte."""
     moov = next((box for box in find_boxes(data) if box.kind == b"moov"), None)
     return (moov.start, moov.end) if moov else (0, 1024)
 
 
 def truncate(data: bytes) -> Iterator[bytes]:
-    """A clip cut off at every fiftieth of its length."""
+    """Yield a clip cut off at every fiftieth of its length."""
     for share in range(1, 50):
         yield data[: len(data) * share // 50]
 
 
 def flip_bits(data: bytes, chance: random.Random, span: tuple[int, int]) -> bytes:
-    """One to sixteen bits turned over."""
+    """Flip 1 to 16 bits."""
     flipped = bytearray(data)
     for _ in range(chance.randint(1, 16)):
         flipped[chance.randrange(*span)] ^= 1 << chance.randrange(8)
@@ -123,14 +124,14 @@ def flip_bits(data: bytes, chance: random.Random, span: tuple[int, int]) -> byte
 
 
 def zero_span(data: bytes, chance: random.Random) -> bytes:
-    """Up to a tenth of the bytes made zero."""
+    """Set up to a tenth of the bytes to zero."""
     length = chance.randint(4, len(data) // 10)
     start = chance.randrange(len(data) - length)
     return data[:start] + bytes(length) + data[start + length :]
 
 
 def swap_boxes(data: bytes, chance: random.Random) -> bytes:
-    """Two boxes of one parent change places."""
+    """Swap two boxes of the same parent."""
     boxes = find_boxes(data)
     first = chance.choice([box for box in boxes if sum(other.parent == box.parent for other in boxes) > 1])
     second = chance.choice([box for box in boxes if box.parent == first.parent and box != first])
@@ -146,7 +147,7 @@ def swap_boxes(data: bytes, chance: random.Random) -> bytes:
 
 
 def misstate_size(data: bytes, chance: random.Random) -> bytes:
-    """A box, or any four bytes of another container's header, states a wrong size."""
+    """Write a wrong size into a box, or into any four bytes of another container's header."""
     boxes = find_boxes(data)
     where = chance.choice(boxes).start if boxes else 4 * chance.randrange(256)
     honest = int.from_bytes(data[where : where + 4], "big")
@@ -155,18 +156,18 @@ def misstate_size(data: bytes, chance: random.Random) -> bytes:
 
 
 def join(data: bytes, other: bytes, chance: random.Random) -> bytes:
-    """A clip, whole or in part, followed by another, whole or in part."""
+    """Concatenate two clips, each of them whole or in part."""
     return (
         data[: chance.choice([len(data), chance.randrange(len(data))])] + other[chance.choice([0, len(other) // 2]) :]
     )
 
 
 def damage(bases: dict[str, bytes], *, seed: int = 0) -> Iterator[Damage]:
-    """Every damaged clip: over 500, the same ones for the same seed and bases.
+    """Yield all damaged clips: over 500, and the same ones for the same seed and bases.
 
     Args:
-        bases: file name -> bytes, as `write_bases` writes them.
-        seed: of all chance.
+        bases: file name -> content, as `write_bases` writes them.
+        seed: seed of all random choices.
     """
     for name in ("behind.mp4", "front.mp4", "vp8.webm", "mpeg2.ts"):
         for i, data in enumerate(truncate(bases[name]), start=1):

@@ -1,10 +1,10 @@
-"""Coverage-guided fuzzing of what parses outside data in the project's own code.
+"""Fuzz the project's own parsers of untrusted data, guided by coverage.
 
 python -m tests.faults.fuzz TARGET --seconds 900 --corpus FOLDER      # sample, metadata, weights, table, journal
 
-Needs atheris, which is in no requirements file: pip install atheris. A target feeds bytes to one parser and checks its
-promise: a record that keeps the rules, or the parser's own error. Whatever else comes out ends the run as a finding;
-its input is kept in the corpus folder as crash-DIGEST.
+This needs atheris, which is not in the requirements: pip install atheris. A target feeds bytes to one parser and checks
+that the result is a valid record or the parser's own error. Any other result ends the run as a finding, and its input
+is kept in the corpus folder as crash-DIGEST.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ with atheris.instrument_imports(include=["dfdc"]):
     from dfdc.run import inputs, journal, submission
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
-# Memory, not disk: a target writes its file some thousand times a second.
+# In memory and not on disk, because a target writes its file about a thousand times a second.
 SCRATCH = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
 
 
 def fuzz_sample(data: bytes) -> None:
-    """A sample submission, and what its names become: paths inside the folder, rows that read back as they were."""
+    """Fuzz a sample submission: its names become paths inside the folder, and its rows read back unchanged."""
     sample, clips = SCRATCH / "sample.csv", SCRATCH / "clips"
     clips.mkdir(exist_ok=True)
     sample.write_bytes(data)
@@ -53,7 +53,7 @@ def fuzz_sample(data: bytes) -> None:
     with open(out, newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["filename", "label"] and {row[1] for row in rows[1:]} == {"0.500000"}, rows
-    # As bytes: what no text encoding explains may make sense beside its neighbours.
+    # Compared as bytes, because undecodable characters may form valid text together with their neighbours.
     assert [as_bytes(row[0]) for row in rows[1:]] == [as_bytes(name) for name in job.names], rows
 
 
@@ -62,7 +62,7 @@ def as_bytes(name: str) -> bytes:
 
 
 def fuzz_weights(data: bytes) -> None:
-    """A weights header; the length in front is right unless the first byte is odd."""
+    """Fuzz the header of a weights file; the length in front is right unless the first byte is odd."""
     path = SCRATCH / "weights.safetensors"
     body = data[1:]
     path.write_bytes(body if data[:1] and data[0] & 1 else len(body).to_bytes(8, "little") + body)
@@ -74,7 +74,7 @@ def fuzz_weights(data: bytes) -> None:
 
 
 def fuzz_metadata(data: bytes) -> None:
-    """DFDC's metadata.json; no name leads outside its folder."""
+    """Fuzz DFDC's metadata.json; no name leads outside its folder."""
     (SCRATCH / "metadata.json").write_bytes(data)
     try:
         found = clips.read_metadata(SCRATCH)
@@ -89,7 +89,7 @@ def fuzz_metadata(data: bytes) -> None:
 
 
 def fuzz_table(data: bytes) -> None:
-    """The table of crops, whose images are all absent."""
+    """Fuzz the table of crops, whose images are all absent."""
     path = SCRATCH / "crops.csv"
     path.write_bytes(data)
     try:
@@ -104,7 +104,7 @@ FILES = {"a.mp4": ["/a.mp4", 1, 2, 3], "b.mp4": ["/b.mp4"]}
 
 
 def fuzz_journal(data: bytes) -> None:
-    """A journal: each line is sealed if it is JSON and does not begin with a blank; what is read back is in bounds."""
+    """Fuzz a journal; lines get a checksum if they are JSON and do not begin with a space. Values stay in bounds."""
     path = SCRATCH / "journal"
     path.write_bytes(b"\n".join(map(_seal_if_json, data.split(b"\n"))))
     past = journal.read_journal(path, KEY, FILES)
@@ -133,7 +133,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "table": fuzz_table,
     "journal": fuzz_journal,
 }
-# What mutation alone would take long to find.
+# Words that mutation alone would take long to find.
 WORDS = {
     "sample": [b"filename", b"label", b",", b'"', b"\r", b"\n", b"../", b"\0", b"\xef\xbb\xbf", b".mp4"],
     "metadata": [
@@ -184,7 +184,7 @@ DEEP = b"[" * 3000
 
 
 def seeds(target: str) -> list[bytes]:
-    """Valid inputs to start from."""
+    """The inputs from which fuzzing starts."""
     entry = {"a.mp4": {"label": "FAKE", "original": "b.mp4", "split": "train"}, "b.mp4": {"label": "REAL"}}
     done = {"file": FILES["a.mp4"], **asdict(Prediction("a.mp4", 0.75, frames=4))}
     journals = [json.dumps({"key": KEY}), json.dumps(done), json.dumps({**done, "file": None, "filename": "c.mp4"})]
@@ -210,17 +210,17 @@ def seeds(target: str) -> list[bytes]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", choices=TARGETS, help="what is fuzzed")
-    parser.add_argument("--seconds", type=int, default=900, help="how long (default: %(default)s)")
+    parser.add_argument("target", choices=TARGETS, help="parser to fuzz")
+    parser.add_argument("--seconds", type=int, default=900, help="stop after this many seconds (default: %(default)s)")
     parser.add_argument(
-        "--corpus", type=Path, default=Path("corpus"), help="inputs found so far (default: %(default)s)"
+        "--corpus", type=Path, default=Path("corpus"), help="folder of the inputs found so far (default: %(default)s)"
     )
     args = parser.parse_args(argv)
     if args.target in ("metadata", "table"):
         global clips, dataset
         with atheris.instrument_imports(include=["dfdc"]):
             from dfdc.data import clips, dataset
-    logging.disable()  # what is wrong with a journal is told, thousands of times a second
+    logging.disable()  # the journal would log thousands of warnings a second
     folder = args.corpus / args.target
     folder.mkdir(parents=True, exist_ok=True)
     for i, data in enumerate(seeds(args.target)):

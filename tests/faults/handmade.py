@@ -1,4 +1,4 @@
-"""Files that somebody made to trouble whoever opens them, and some that are merely odd."""
+"""Write malicious files by hand, and some that are merely odd."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from tests.clips import claim_size, draw, rewrite_packets, write_audio, write_clip
 
 BASELINE = {"profile": "baseline", "bf": "0"}
-# What each kind of list is called, and its text; it names the intact clip beside it, and an address.
+# File name and text of each kind of list. The text names the intact clip beside it and an address.
 LISTS = {
     "list-concat.mp4": "ffconcat version 1.0\nfile {file}\nfile {url}\n",
     "list-hls.mp4": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{file}\n#EXTINF:9,\n{url}\n#EXT-X-ENDLIST\n",
@@ -43,7 +43,7 @@ ODD_NAMES = (
 
 
 def claim_in_header(path: Path, size: tuple[int, int]) -> Path:
-    """Let an MP4's only video entry (ISO 14496-12, 12.1.3) and its track state a size in pixels."""
+    """Patch the size in pixels in an MP4's only video sample entry (ISO 14496-12, 12.1.3)."""
     data = bytearray(path.read_bytes())
     entry = data.index(b"avc1") + 4 + 24
     data[entry : entry + 4] = b"".join(side.to_bytes(2, "big") for side in size)
@@ -52,7 +52,7 @@ def claim_in_header(path: Path, size: tuple[int, int]) -> Path:
 
 
 def claim_in_packets(path: Path, source: Path, size: tuple[int, int]) -> Path:
-    """Copy an H.264 clip into another container, its pictures' headers claiming a size."""
+    """Copy an H.264 clip into another container, with headers that claim another size."""
     scratch = path.with_name("packet.tmp")
 
     def lie(packet: bytes) -> bytes:
@@ -65,7 +65,7 @@ def claim_in_packets(path: Path, source: Path, size: tuple[int, int]) -> Path:
 
 
 def drop_tables(path: Path) -> Path:
-    """Take the tables (identifiers 0, 17 and 4096) out of an MPEG transport stream."""
+    """Remove the tables (identifiers 0, 17 and 4096) from an MPEG transport stream."""
     data = path.read_bytes()
     packets = [data[i : i + 188] for i in range(0, len(data), 188)]
     path.write_bytes(b"".join(p for p in packets if (p[1] & 31) << 8 | p[2] not in (0, 17, 4096)))
@@ -73,7 +73,7 @@ def drop_tables(path: Path) -> Path:
 
 
 def write_still(path: Path, *, size: tuple[int, int], n_frames: int) -> Path:
-    """One picture over and over: the cheapest large or long clip there is."""
+    """Write a clip that repeats one picture, which is the cheapest large or long clip."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
@@ -87,7 +87,7 @@ def write_still(path: Path, *, size: tuple[int, int], n_frames: int) -> Path:
 
 
 def write_crowd(path: Path, face: np.ndarray, *, columns: int = 10, rows: int = 6, n_frames: int = 4) -> Path:
-    """A clip of one face many times; face is (S, S, 3) uint8 RGB."""
+    """Write a clip whose frames show one face many times; face is (S, S, 3) uint8 RGB."""
     picture = np.ascontiguousarray(np.tile(face, (rows, columns, 1)))
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", rate=25)
@@ -102,14 +102,14 @@ def write_handmade(folder: Path, intact: Path, *, beside: str, port: int, large:
     """Write every hand-made file into a folder.
 
     Args:
-        folder: where they go.
-        intact: an MP4 with a face, H.264.
-        beside: name of an intact clip in the folder, which lists refer to.
-        port: of this machine, where a listener counts who calls.
-        large: whether clips of 8K, of 100,000 frames and of sixty faces are among them.
+        folder: folder to write into.
+        intact: an H.264 MP4 with a face.
+        beside: name of an intact clip in the folder, to which the lists refer.
+        port: local port on which a listener counts connections.
+        large: whether to write clips in 8K, of 100,000 frames and with sixty faces, too.
 
     Returns:
-        Their names; none of them may count as scored ("ok") but those that start with "face-".
+        The names of the files. Only those that start with "face-" may have the status "ok".
     """
     before = set(os.listdir(folder))
     (folder / "empty.mp4").touch()

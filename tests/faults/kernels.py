@@ -1,4 +1,4 @@
-"""Runs of the real kernel: started, watched, hurt and judged."""
+"""Start, watch, kill and judge runs of the real kernel."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PRIOR = 0.5
-# A run that takes longer than this has lost its way; nothing here comes near it on an idle machine.
+# A run that takes longer than this counts as hung; on an idle machine no run here comes near it.
 PATIENCE_S = 1800.0
 SABOTAGED = "import sys; from tests.faults.sabotage import main; sys.exit(main())"
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process of a run, as /proc tells."""
+    """One process of a run, as /proc describes it."""
 
     pid: int
     parent: int
@@ -33,12 +33,12 @@ class Process:
 
 
 def processes(session: int) -> list[Process]:
-    """The living processes of a session; the dead that nobody has buried are not among them."""
+    """The living processes of a session; zombies are left out."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                # proc(5): number, (name), state, parent, group, session; the name may hold anything.
+                # proc(5): id, (name), state, parent, group, session; the name may hold any character.
                 state, parent, _, its_session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
                 command = (entry / "cmdline").read_text().replace("\0", " ")
                 if int(its_session) == session and state not in "ZX":
@@ -47,25 +47,25 @@ def processes(session: int) -> list[Process]:
 
 
 def offspring(kernel: int) -> list[int]:
-    """The process ids of all that a kernel has started to work for it: workers, and the server that forks them.
+    """The process ids of a kernel's workers.
 
-    Python's own tracker of resources is not among them: nothing here needs it, and nothing replaces it.
+    Python's own resource tracker is left out: nothing here needs it, and nothing replaces it.
     """
     return sorted(p.pid for p in processes(kernel) if p.pid != kernel and "resource_tracker" not in p.command)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a run holds at a moment.
+    """The resources that a run uses at one moment.
 
     Attributes:
-        time_s: since the run's start.
-        n_done: rows of predictions.csv.
-        pss_mb: memory of all its processes, what they share counted once; libraries' pages count less while other
-            programs on the machine use them too, so it moves with what else runs.
-        own_mb: of that, what is no file's: what the run itself has allocated.
-        largest_mb: of the process that holds most.
-        n_processes, n_threads, n_descriptors: of all its processes.
+        time_s: seconds since the start of the run.
+        n_done: number of rows of predictions.csv.
+        pss_mb: memory of all its processes, with shared pages counted once. Pages of libraries count less while other
+            programs use them too, so the value depends on what else runs on the machine.
+        own_mb: the part of it that the run itself has allocated, without pages of files.
+        largest_mb: memory of its largest process.
+        n_processes, n_threads, n_descriptors: totals over all its processes.
     """
 
     time_s: float
@@ -79,7 +79,7 @@ class Sample:
 
 
 def _memory_mb(pid: int) -> tuple[float, float]:
-    """A process's share of memory, in all and without files' pages."""
+    """A process's share of memory in MB, in total and without pages of files."""
     lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     kb = {words[0]: int(words[1]) for words in lines}
     return kb["Pss:"] / 1024, kb["Pss_Anon:"] / 1024
@@ -87,13 +87,13 @@ def _memory_mb(pid: int) -> tuple[float, float]:
 
 @dataclass
 class Kernel:
-    """A kernel in a process group of its own, and what is known of it.
+    """A kernel that runs in its own process group.
 
     Attributes:
         process: its first process.
-        out: its submission.
-        log: what it prints.
-        started_s: on the monotonic clock.
+        out: path of its submission.
+        log: file of its output.
+        started_s: time of its start on the monotonic clock.
     """
 
     process: subprocess.Popen
@@ -112,14 +112,14 @@ class Kernel:
         return self.process.poll() is None
 
     def wait(self) -> int:
-        """Its exit code; it is killed and the fault suite stopped where it never ends."""
+        """Wait for its exit code; after `PATIENCE_S` it is killed and the fault suite ends with an error."""
         try:
             return self.process.wait(timeout=PATIENCE_S)
         finally:
             self.kill()
 
     def wait_until(self, condition: Callable[[], bool], *, patience_s: float = PATIENCE_S) -> bool:
-        """Whether something came true before the run, or patience, ended."""
+        """Wait for a condition; whether it became true before the run or the patience ended."""
         end_s = time.monotonic() + patience_s
         while self.running() and time.monotonic() < end_s:
             if condition():
@@ -128,7 +128,7 @@ class Kernel:
         return False
 
     def kill(self) -> None:
-        """SIGKILL for the whole group."""
+        """Send SIGKILL to the whole group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -137,10 +137,10 @@ class Kernel:
         return len(details(self.out))
 
     def sample(self) -> Sample:
-        """What it holds now."""
+        """Measure the resources that it uses now."""
         memory, threads, descriptors = [], 0, 0
         for process in processes(self.process.pid):
-            with contextlib.suppress(OSError):  # it has just ended
+            with contextlib.suppress(OSError):  # the process has just ended
                 n_open = len(os.listdir(f"/proc/{process.pid}/fd"))
                 n_threads = len(os.listdir(f"/proc/{process.pid}/task"))
                 memory.append(_memory_mb(process.pid))
@@ -163,13 +163,14 @@ def start(
     """Start the kernel on two workers and the CPU.
 
     Args:
-        arguments: of kernel.py, but for --out, --workers and --device.
-        out: the submission to write.
-        nets: "real", or "fake" for workers that read clips and load no nets, see `sabotage`.
-        limit_s: wall seconds per clip; then workers also do what clips' names say. None for the kernel's own.
-        orders: what else `sabotage` is to do, see there.
-        environment: variables to set, or to remove where they are None.
-        prefix: a command that starts it, such as env or sh.
+        arguments: arguments of kernel.py other than --out, --workers and --device.
+        out: path of the submission.
+        nets: "real", or "fake" for workers that read clips and load no models, see `sabotage`.
+        limit_s: wall seconds per clip; with a limit, workers also do what the clips' names order. None for the kernel's
+            own limit.
+        orders: further environment variables for `sabotage`.
+        environment: variables to set, or to remove if their value is None.
+        prefix: command that starts the kernel, such as env or sh.
     """
     honest = nets == "real" and limit_s is None and not orders
     command = [sys.executable, *([str(ROOT / "kernel.py")] if honest else ["-c", SABOTAGED])]
@@ -181,7 +182,7 @@ def start(
         process = subprocess.Popen(
             [*prefix, *command, *map(str, arguments)],
             env={name: value for name, value in variables.items() if value is not None},
-            # A suite run in the background has Ctrl-C switched off, and would hand that on.
+            # A suite that runs in the background ignores Ctrl-C, and the kernel would inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             stdin=subprocess.DEVNULL,
             stdout=file,
@@ -191,13 +192,13 @@ def start(
     return Kernel(process, out, log)
 
 
-# Where a kernel's log goes if not beside its submission, by submission: a full disk is no place for it.
+# Path of a kernel's log by its submission, if it must not lie beside it, as on a full disk.
 LOGS: dict[Path, Path] = {}
 
 
 @contextlib.contextmanager
 def watched(out: Path, names: list[str]) -> Iterator[dict[str, object]]:
-    """Read a submission all the time in a process of its own; what it saw is in the dictionary at the end."""
+    """Read a submission again and again in a separate process; its report is in the dictionary at the end."""
     folder = LOGS.get(out, out).parent
     wanted = folder / f"{out.stem}-names.json"
     wanted.write_text(json.dumps(names))
@@ -213,7 +214,7 @@ def watched(out: Path, names: list[str]) -> Iterator[dict[str, object]]:
 
 @contextlib.contextmanager
 def sampled(kernel: Kernel, *, every_s: float = 1.0) -> Iterator[list[Sample]]:
-    """Sample a run all the time; the list grows meanwhile."""
+    """Sample a run's resources at a regular interval into the list."""
     samples: list[Sample] = []
     stop = threading.Event()
 
@@ -232,7 +233,7 @@ def sampled(kernel: Kernel, *, every_s: float = 1.0) -> Iterator[list[Sample]]:
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    """A CSV file's rows; none where there is no file."""
+    """The rows of a CSV file; empty if there is no file."""
     try:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             return list(csv.DictReader(file))
@@ -241,23 +242,23 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def details(out: Path) -> dict[str, dict[str, str]]:
-    """predictions.csv beside a submission, by name."""
+    """The rows of predictions.csv beside a submission, by file name."""
     return {row["filename"]: row for row in rows(out.with_name("predictions.csv"))}
 
 
 def labels(out: Path) -> dict[str, float]:
-    """A submission, by name."""
+    """The labels of a submission, by file name."""
     return {row["filename"]: float(row["label"]) for row in rows(out)}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run's files say.
+    """The faults in a run's files.
 
     Attributes:
-        lost: names that have no row.
-        wrong: names whose row is not what it should be: not a probability, other than the undisturbed run's, or not the
-            prior where the clip could not be scored.
+        lost: names without a row.
+        wrong: names with a wrong row: its label is not a probability, differs from the undisturbed run's, or is not the
+            prior although the clip could not be scored.
     """
 
     lost: list[str]
@@ -265,11 +266,11 @@ class Verdict:
 
 
 def judge(out: Path, names: list[str], expected: Mapping[str, float], *, may_miss: bool = False) -> Verdict:
-    """Hold a run's files against what they should say.
+    """Compare a run's files with the expected rows.
 
     Args:
-        out: the submission.
-        names: of the rows that it must hold.
+        out: path of the submission.
+        names: names of the rows that it must hold.
         expected: name -> label of the undisturbed run, for the intact clips.
         may_miss: whether an intact clip may have the prior instead, as after a deadline.
     """
@@ -286,5 +287,5 @@ def judge(out: Path, names: list[str], expected: Mapping[str, float], *, may_mis
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Temporary files that lie about."""
+    """Temporary files that were left in a folder."""
     return sorted(path.name for path in folder.iterdir() if ".tmp" in path.suffixes)

@@ -1,4 +1,4 @@
-"""The experiments: each does one kind of harm to the real kernel and says what came of it."""
+"""The experiments: each exposes the real kernel to one kind of fault and returns the outcome."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ import sys
 from pathlib import Path
 from dfdc.errors import VideoError
 from dfdc.video import read_frames
-if os.geteuid() == 0:  # root may read everything; by now all modules are loaded
+if os.geteuid() == 0:  # root may read every file; all modules are loaded by now
     os.setuid(65534)
 try:
     read_frames(Path(sys.argv[1]), 2)
 except VideoError as error:
     print(error)
 """
-# Frames per clip: what is tested here does not depend on how many.
+# Frames per clip; the results of these tests do not depend on the number.
 FRAMES = ("--frames", 4)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one kind of harm.
+    """The outcome of one kind of fault.
 
     Attributes:
-        fault: what was done.
-        tried: how often.
-        lost: rows that were missing at the end, over all tries.
-        wrong: rows that were not what they should be, see `kernels.judge`, and looks at the file that found it broken.
-        delay_s: the longest time that it cost; None where nothing waits.
-        delay_of: what that time is of.
-        details: whatever else was seen, by name.
+        fault: description of the fault.
+        tried: number of tries.
+        lost: number of rows that were missing at the end, over all tries.
+        wrong: number of wrong rows, see `kernels.judge`, and of reads of the file that found it broken.
+        delay_s: longest delay in seconds; None if nothing waits.
+        delay_of: what was delayed.
+        details: further observations by name.
     """
 
     fault: str
@@ -65,14 +65,14 @@ class Outcome:
 
 
 class Bench:
-    """A folder to work in, the clips to work on, and what the kernel says of them when nobody disturbs it."""
+    """A folder to work in, the clips, and their labels in an undisturbed run."""
 
     def __init__(self, folder: Path, *, seed: int = 0, nets: str = "real") -> None:
         """Make the clips and score them.
 
         Args:
-            folder: may be absent.
-            seed: of all chance.
+            folder: folder to work in; it is created if it does not exist.
+            seed: seed of all random choices.
             nets: "real" or "fake", see `kernels.start`.
         """
         self.folder, self.seed, self.nets = folder, seed, nets
@@ -81,7 +81,7 @@ class Bench:
         self.expected = self._undisturbed()
 
     def _undisturbed(self) -> dict[str, float]:
-        """The labels of the intact clips, by file name of the base."""
+        """Score the intact clips; return their labels by file name."""
         out = self.new_folder("undisturbed") / "submission.csv"
         kernel = self.start(self.folder / "bases", out)
         code = kernel.wait()
@@ -100,7 +100,7 @@ class Bench:
         return folder
 
     def intact(self, folder: Path, n: int, *, base: str | None = None) -> dict[str, float]:
-        """Link so many intact clips into a folder; name -> label that each should have."""
+        """Link `n` intact clips into a folder; return the expected label by name."""
         found = {}
         for i in range(n):
             source = base or list(self.bases)[i % len(self.bases)]
@@ -111,17 +111,17 @@ class Bench:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The rows that a folder of clips gives; folders in it are searched, and these here hold none."""
+    """The rows that a folder of clips gives; the sub-folders here hold no clips."""
     return sorted(name for name in os.listdir(folder) if not os.path.isdir(folder / name))
 
 
 def damaged_clips(bench: Bench, *, limit: int | None = None, large: bool = True) -> list[Outcome]:
-    """One run over damaged clips, hand-made ones and intact ones between them.
+    """Score damaged clips, hand-made clips and intact clips between them in one run.
 
     Args:
-        bench: where to work.
-        limit: how many damaged clips, spread over all kinds; None for all.
-        large: whether the hand-made clips that are merely large are among them.
+        bench: the bench to work on.
+        limit: largest number of damaged clips, spread over all kinds; None for all.
+        large: whether to include the hand-made clips that are merely large.
     """
     folder = bench.new_folder("damaged")
     clips = folder / "clips"
@@ -132,7 +132,7 @@ def damaged_clips(bench: Bench, *, limit: int | None = None, large: bool = True)
     for one in harmed:
         (clips / one.name).write_bytes(one.data)
     expected = bench.intact(clips, max(len(harmed) // 10, 4))
-    for i, name in enumerate(list(expected)):  # some sort between the others
+    for i, name in enumerate(list(expected)):  # rename some, so that they lie between the others
         if i % 2:
             kind = harmed[i * len(harmed) // len(expected)].kind.replace(" ", "-")
             (clips / name).rename(clips / f"{kind}-{name}")
@@ -149,7 +149,7 @@ def damaged_clips(bench: Bench, *, limit: int | None = None, large: bool = True)
     verdict = judge(out, names, expected)
     known = kernels.details(out)
     statuses = {name: row["status"] for name, row in known.items()}
-    # Nothing that was made by hand shows a face but where its name says so; fake nets see one everywhere.
+    # Hand-made clips show a face only if their name says so; fake models find one in every clip.
     scored = [name for name in handmade if statuses.get(name) == "ok" and not name.startswith("face-")]
     tricked = scored if bench.nets == "real" else []
     lists = [name for name in handmade if name.startswith("list-") and statuses.get(name) != "unreadable"]
@@ -188,7 +188,7 @@ def damaged_clips(bench: Bench, *, limit: int | None = None, large: bool = True)
 
 @contextlib.contextmanager
 def listening() -> Iterator[tuple[int, list[object]]]:
-    """A port of this machine, and who has called it by the end."""
+    """Listen on a local port; yield the port and the list of callers, which is filled at the end."""
     callers: list[object] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
@@ -201,7 +201,7 @@ def listening() -> Iterator[tuple[int, list[object]]]:
 
 
 def sabotaged_workers(bench: Bench, *, deeds: tuple[str, ...] = tuple(DEEDS), n_each: int = 2) -> list[Outcome]:
-    """One run in which some clips make their worker crash, hang or eat memory."""
+    """Run the kernel on clips of which some make their worker crash, hang or use up memory."""
     folder = bench.new_folder("sabotaged")
     clips = folder / "clips"
     clips.mkdir()
@@ -257,26 +257,26 @@ def sabotaged_workers(bench: Bench, *, deeds: tuple[str, ...] = tuple(DEEDS), n_
 
 
 def tail(kernel: Kernel, n: int = 12) -> list[str]:
-    """The end of what a kernel printed, progress bars left out."""
+    """The last lines that a kernel printed, without progress bars."""
     lines = [line.rpartition("\r")[2] for line in kernel.text.split("\n")]
     return [line for line in lines if line.strip() and "clip/s" not in line][-n:]
 
 
 def killed_workers(bench: Bench, *, n_kills: int = 20, n_clips: int | None = None) -> list[Outcome]:
-    """One run whose processes, but for the first, are killed again and again at random moments."""
+    """Kill the workers of one run again and again at random moments."""
     chance = random.Random(f"{bench.seed} workers")
     folder = bench.new_folder("killed-workers")
     clips = folder / "clips"
     clips.mkdir()
-    # Enough to last until all kills are done; fake nets take no time.
+    # Enough clips to last until all kills are done; fake models take no time.
     expected = bench.intact(clips, n_clips or (800 if bench.nets == "real" else 2000))
     out = folder / "submission.csv"
     journal = out.with_name(".submission.csv.journal")
     kills, delays = [], []
     with watched(out, list(expected)) as seen:
         kernel = bench.start(clips, out)
-        # Workers or servers that die one after another before any clip is done end the run: a machine without room
-        # looks the same. So each kill waits for a row, and falls at a random moment behind it.
+        # Workers that die one after another before any clip is finished end the run, because a machine without memory
+        # looks the same. So the first kill waits for a row, and each kill falls at a random moment after a row.
         kernel.wait_until(lambda: len(lines(journal)) > 1)
         while len(kills) < n_kills and kernel.running():
             time.sleep(chance.uniform(0, 1.5))
@@ -287,7 +287,7 @@ def killed_workers(bench: Bench, *, n_kills: int = 20, n_clips: int | None = Non
                 os.kill(chance.choice(living), signal.SIGKILL)
                 kills.append(kernel.age_s())
             known = len(lines(journal))
-            # What was on its way comes in spite of the kill: three rows are the work of at least one that lives.
+            # Results that were under way still arrive after the kill. Three more rows show that a living worker scores.
             if kernel.wait_until(lambda known=known: len(lines(journal)) > known + 3):
                 delays.append(kernel.age_s() - kills[-1])
         code = kernel.wait()
@@ -303,7 +303,7 @@ def killed_workers(bench: Bench, *, n_kills: int = 20, n_clips: int | None = Non
     wrong = len(verdict.wrong) + len(seen["faults"]) + (code != 0)
     return [
         Outcome(
-            "kill -9 of a worker or of the server that forks them",
+            "kill -9 of a worker",
             len(kills),
             len(verdict.lost),
             wrong,
@@ -315,7 +315,7 @@ def killed_workers(bench: Bench, *, n_kills: int = 20, n_clips: int | None = Non
 
 
 def killed_trees(bench: Bench, *, n_kills: int = 20, n_clips: int = 400) -> list[Outcome]:
-    """A run that is killed with all its processes at random moments, and begun again each time."""
+    """Kill a run with all its processes at random moments, and start it again each time."""
     chance = random.Random(f"{bench.seed} trees")
     folder = bench.new_folder("killed-trees")
     clips = folder / "clips"
@@ -328,7 +328,7 @@ def killed_trees(bench: Bench, *, n_kills: int = 20, n_clips: int = 400) -> list
     with watched(out, names) as seen:
         for _ in range(n_kills):
             kernel, before = bench.start(clips, out), len(lines(journal))
-            # One kill in four falls while it starts, the others while it scores.
+            # One kill in four falls during the start, the others during scoring.
             goal = before + chance.randint(1, n_clips // n_kills)
             if chance.random() < 0.25:
                 time.sleep(chance.uniform(0.05, 5.0))
@@ -358,7 +358,7 @@ def killed_trees(bench: Bench, *, n_kills: int = 20, n_clips: int = 400) -> list
         "log": tail(kernel),
     }
     wrong = len(verdict.wrong) + len(seen["faults"]) + len(broken) + len(again) + len(twice) + (code != 0)
-    resumed = [float(s) for s in re.findall(r"(\d+) of \d+ clips have their score", kernel.text)]
+    resumed = [float(s) for s in re.findall(r"(\d+) of \d+ clips were scored by an earlier run", kernel.text)]
     more["taken up, clips"] = resumed
     return [
         Outcome(
@@ -374,7 +374,7 @@ def killed_trees(bench: Bench, *, n_kills: int = 20, n_clips: int = 400) -> list
 
 
 def lines(path: Path) -> list[str]:
-    """A file's whole lines; none where there is no file."""
+    """The complete lines of a file; empty if there is no file."""
     try:
         return path.read_text(errors="replace").split("\n")[:-1]
     except FileNotFoundError:
@@ -382,7 +382,7 @@ def lines(path: Path) -> list[str]:
 
 
 def is_entry(line: str) -> bool:
-    """Whether a journal's line is of a clip."""
+    """Whether a line of a journal holds a clip."""
     try:
         return "filename" in json.loads(line)
     except ValueError:
@@ -390,12 +390,12 @@ def is_entry(line: str) -> bool:
 
 
 def changed_rows(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]]) -> list[str]:
-    """Clips whose row is gone or another one: a clip scored again would at least have taken another time."""
+    """Clips whose row is missing or changed; a clip that was scored again would at least show another time."""
     return [name for name, row in before.items() if after.get(name) != row]
 
 
 def lone_supervisor(bench: Bench) -> list[Outcome]:
-    """The first process alone is killed: its workers must not stay."""
+    """Kill only the supervisor; its workers must end too."""
     folder = bench.new_folder("lone")
     clips = folder / "clips"
     clips.mkdir()
@@ -435,7 +435,7 @@ def signals(
     numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT),
     repeat: bool = True,
 ) -> list[Outcome]:
-    """SIGTERM and SIGINT, once or twice in a row, to the first process or to all, in each phase of a run."""
+    """Send SIGTERM and SIGINT, once or twice, to the first process or to all, in each phase of a run."""
     chance = random.Random(f"{bench.seed} signals")
     found = []
     for number in numbers:
@@ -448,7 +448,7 @@ def signals(
             with watched(out, list(expected)) as seen:
                 kernel = bench.start(clips, out)
                 reached = await_phase(kernel, phase, len(expected), chance)
-                # Ctrl-C reaches all processes of a terminal, `kill` and a container's end the first one alone.
+                # Ctrl-C reaches all processes of a terminal; `kill` and a container that stops reach only the first.
                 send = os.killpg if number == signal.SIGINT else os.kill
                 began = time.monotonic()
                 with contextlib.suppress(ProcessLookupError):
@@ -490,14 +490,14 @@ def signals(
 
 
 def await_phase(kernel: Kernel, phase: str, n_clips: int, chance: random.Random) -> bool:
-    """Wait until a run is where it should be; whether it came there."""
+    """Wait until a run is in a phase; whether it reached it."""
     if phase == "starting":
         time.sleep(chance.uniform(0.02, 0.3))
         return kernel.running()
     if phase == "loading":
         reached = kernel.wait_until(kernel.out.exists)
         time.sleep(chance.uniform(0.1, 1.5))
-        return reached and "nets run on" not in kernel.text
+        return reached and "models run on" not in kernel.text
     if phase == "scoring":
         return kernel.wait_until(lambda: kernel.n_done() > 4)
     journal = kernel.out.with_name(".submission.csv.journal")
@@ -505,7 +505,7 @@ def await_phase(kernel: Kernel, phase: str, n_clips: int, chance: random.Random)
 
 
 def time_limit(bench: Bench, *, seconds: tuple[float, ...] = (8.0, 14.0, 20.0), n_clips: int = 1500) -> list[Outcome]:
-    """A deadline in the middle of a run."""
+    """Let the deadline pass in the middle of a run."""
     lost = wrong = 0
     delays, more = [], []
     for limit_s in seconds:
@@ -535,7 +535,7 @@ def time_limit(bench: Bench, *, seconds: tuple[float, ...] = (8.0, 14.0, 20.0), 
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size_kb: int) -> Iterator[Path]:
-    """A disk of its own in memory.
+    """Mount a small disk in memory.
 
     Raises:
         PermissionError: the system does not let this process mount one.
@@ -555,7 +555,7 @@ def small_disk(folder: Path, size_kb: int) -> Iterator[Path]:
 def disk_faults(
     bench: Bench, *, n_clips: int = 240, faults: tuple[str, ...] = ("fills", "is full", "turns read-only")
 ) -> list[Outcome]:
-    """A disk that fills by the run's own files, one that somebody else fills, and one that turns read-only."""
+    """Run on a disk that the run itself fills, on one that another program fills, and on one that turns read-only."""
     return [_disk_fault(bench, fault, n_clips) for fault in faults]
 
 
@@ -597,7 +597,7 @@ def _disk_fault(bench: Bench, fault: str, n_clips: int) -> Outcome:
             "reader": seen,
             "reader of the next run": seen_after,
             "temporary files": kernels.leftovers(disk),
-            "taken up": re.findall(r"\d+ of \d+ clips have their score", after.text),
+            "taken up": re.findall(r"\d+ of \d+ clips were scored by an earlier run", after.text),
             "wrong rows": (at_failure.wrong + verdict.wrong)[:10],
         }
     wrong = len(at_failure.wrong) + len(verdict.wrong) + len(seen["faults"]) + len(seen_after["faults"])
@@ -606,7 +606,7 @@ def _disk_fault(bench: Bench, fault: str, n_clips: int) -> Outcome:
 
 
 def _spoil(disk: Path, fault: str) -> str:
-    """Do a disk the harm; in words, how."""
+    """Make a disk fail; describe how."""
     if fault == "fills":
         return "the run's own files"
     if fault == "is full":
@@ -614,7 +614,7 @@ def _spoil(disk: Path, fault: str) -> str:
             while True:
                 filler.write(bytes(4096))
         return "another's file"
-    # A disk on which a file is open for writing cannot be remounted: then its folder is made immutable.
+    # A disk with a file that is open for writing cannot be remounted. In that case its folder is made immutable.
     for command in (["mount", "-o", "remount,ro", str(disk)], ["chattr", "+i", str(disk)]):
         if subprocess.run(command, capture_output=True).returncode == 0:
             return " ".join(command[:-1])
@@ -628,7 +628,7 @@ def _mend(disk: Path, fault: str) -> None:
 
 
 def unreadable_clip(bench: Bench) -> list[Outcome]:
-    """A clip that its reader may not read: root may read everything, so another user reads it."""
+    """Read a clip without permission, as another user, because root may read every file."""
     folder = bench.new_folder("unreadable")
     path = folder / "locked.mp4"
     shutil.copy(bench.bases["behind.mp4"], path)

@@ -1,8 +1,8 @@
-"""Read a submission all the time, as someone would who may come at any moment, until the standard input closes.
+"""Read a submission again and again until the standard input closes, and check that it is always complete.
 
 python -m tests.faults.reader SUBMISSION NAMES.json
 
-Prints one JSON object: reads, versions (different contents seen), faults (what was wrong, at most ten).
+It prints one JSON object: reads, versions (number of different contents) and faults (descriptions, at most ten).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 
 
 def fault_of(data: bytes, names: list[str]) -> str | None:
-    """What is wrong with a submission's bytes; None for a whole one.
+    """Describe what is wrong with a submission's bytes; None if it is complete.
 
     Args:
-        data: of the file.
-        names: of the rows that it must hold, in order.
+        data: content of the file.
+        names: names of the rows that it must hold, in order.
     """
     if not data.endswith(b"\n"):
         return f"ends in the middle of a line, after {len(data)} bytes"
@@ -41,7 +41,7 @@ def fault_of(data: bytes, names: list[str]) -> str | None:
 def main() -> None:
     path, names = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
     reads, last, versions, faults, seen = 0, b"", 0, [], False
-    # Waiting for the input to close is the pause between two looks.
+    # The wait for the input to close is also the pause between two reads.
     while not select.select([sys.stdin], [], [], 0.005)[0]:
         try:
             data = path.read_bytes()

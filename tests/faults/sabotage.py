@@ -1,6 +1,6 @@
-"""The real kernel, whose workers do to themselves what a clip's name says and score all others; or without nets.
+"""Run the real kernel with workers that crash, hang or eat memory when a clip's name orders it, or without models.
 
-A decoder's crash, hang or hunger cannot be ordered from real decoders; what is done here is the same to the supervisor.
+Real decoders do not crash, hang or eat memory on demand. For the supervisor the faults here are the same.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from dfdc.run.summary import Result
 from dfdc.run.worker import WorkerSettings
 from dfdc.video import Reading, read_clip
 
-# A clip's wall limit while sabotaged, and the grace beyond it: enough for an intact clip on a busy machine.
+# Wall limit of a clip in a sabotaged run, and the grace after it; enough for an intact clip on a busy machine.
 LIMIT_S = 20.0
 GRACE_S = 4.0
-# Address space that a hungry worker may take beyond what it has; and where the out-of-memory killer would come.
+# Address space that a worker may take in addition to what it has before its limit, or the out-of-memory killer, acts.
 ROOM_BYTES = 512 * 2**20
 REAL_WORK = pool.score_clips
 
@@ -65,7 +65,7 @@ def _limit_memory() -> None:
 
 
 def eat() -> None:
-    """memory eaten up to a limit (RLIMIT_AS), told as MemoryError"""
+    """memory used up to a limit (RLIMIT_AS), reported as MemoryError"""
     _limit_memory()
     kept = []
     try:
@@ -77,7 +77,7 @@ def eat() -> None:
 
 
 def eat_in_c() -> None:
-    """memory eaten in C up to a limit, malloc's answer not looked at"""
+    """memory used in C up to a limit, without checking the result of malloc"""
     _limit_memory()
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
@@ -86,7 +86,7 @@ def eat_in_c() -> None:
 
 
 def be_killed() -> None:
-    """memory eaten until SIGKILL comes, as from the out-of-memory killer"""
+    """memory used until a SIGKILL, as from the out-of-memory killer"""
     kept = bytearray(ROOM_BYTES // 4)
     kept[::4096] = b"\1" * len(kept[::4096])
     os.kill(os.getpid(), signal.SIGKILL)
@@ -102,12 +102,12 @@ def leave() -> None:
     os._exit(0)
 
 
-# By name; what the table calls each is its docstring.
+# The deeds by name. The docstring of each is its name in the table.
 DEEDS = {deed.__name__: deed for deed in (segfault, hang, spin, sleep, eat, eat_in_c, be_killed, abort, leave)}
 
 
 def read_or_misbehave(path: Path, *args: object, **kwargs: object) -> Reading:
-    """`read_clip`, but for clips whose names (`DEED!...`) order a deed instead."""
+    """Call `read_clip`, or do the deed that a clip's name (`DEED!...`) orders."""
     deed = DEEDS.get(path.name.partition("!")[0])
     if deed:
         deed()
@@ -115,14 +115,14 @@ def read_or_misbehave(path: Path, *args: object, **kwargs: object) -> Reading:
 
 
 class FakeAnalyzer:
-    """The real reader and no nets: a clip's label follows from its pixels' mean."""
+    """Uses the real reader and no models: a clip's label is computed from the mean of its pixels."""
 
     device = "cpu"
 
     def analyze(
         self, path: Path, n_frames: int, *, n_models: int, name: str, deadline: Deadline, thumbnails: bool
     ) -> Analysis:
-        """One clip's analysis, as `dfdc.analyze.Analyzer` would give it."""
+        """Analyse one clip; the result has the form of `dfdc.analyze.Analyzer`'s."""
         started, blank = time.monotonic(), Analysis(name, n_wanted=n_frames)
         try:
             frames = read_or_misbehave(path, n_frames, deadline=deadline).frames
@@ -139,7 +139,7 @@ class FakeAnalyzer:
 
 
 def score_sabotaged(connection: Connection, settings: WorkerSettings) -> None:
-    """A real worker's life, with deeds for the clips that order them."""
+    """Run a real worker that also does what clips' names order."""
     import dfdc.analyze
 
     dfdc.analyze.read_clip = read_or_misbehave
@@ -147,24 +147,24 @@ def score_sabotaged(connection: Connection, settings: WorkerSettings) -> None:
 
 
 def score_faked(connection: Connection, settings: WorkerSettings) -> None:
-    """A worker's life without nets."""
-    worker._load = lambda _: (FakeAnalyzer(), "nothing: nets are fakes")
+    """Run a worker without models."""
+    worker._load = lambda _: (FakeAnalyzer(), "nothing: the models are fakes")
     REAL_WORK(connection, settings)
 
 
 def score_with_limit(
     score_job: Callable, limit_s: float, job: Job, out: Path, settings: WorkerSettings, **how: object
 ) -> Result:
-    """`score_job`, with another limit for each clip."""
+    """Call `score_job` with another time limit per clip."""
     return score_job(job, out, replace(settings, clip_limit_s=limit_s), **how)
 
 
 def main() -> int:
     """The kernel's command line.
 
-    Environment: FAULTS_NETS: which nets. FAULTS_LIMIT_S: a clip's wall limit. FAULTS_FSYNC_S: what each write to the
-    disk takes; "inf" for ever. FAULTS_STAT: "hangs" for a disk that does not say what a clip is. FAULTS_MEMORY: the
-    bytes of memory that the machine says it has.
+    Environment: FAULTS_NETS: "real" or "fake" models. FAULTS_LIMIT_S: wall limit of a clip in seconds. FAULTS_FSYNC_S:
+    duration of each fsync in seconds; "inf" for one that never ends. FAULTS_STAT: any value makes the stat of clips
+    hang. FAULTS_MEMORY: the bytes of memory that the machine reports.
     """
     if delay_s := os.environ.get("FAULTS_FSYNC_S"):
         os.fsync = lambda _: threading.Event().wait(None if delay_s == "inf" else float(delay_s))

@@ -1,4 +1,4 @@
-"""Two thousand short clips through one run, its memory, descriptors, threads and processes looked at all the time."""
+"""Score 2,000 short clips in one run and record its memory, descriptors, threads and processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.faults import kernels
 from tests.faults.damage import cut
 from tests.faults.kernels import Sample, sampled, start
 
-# What is looked at, and its unit in the plot.
+# The recorded quantities, and their titles in the plot.
 QUANTITIES = {
     "own_mb": "memory, MB (allocated by all processes)",
     "pss_mb": "memory, MB (with libraries' pages; PSS)",
@@ -23,22 +23,22 @@ QUANTITIES = {
     "n_threads": "threads",
     "n_processes": "processes",
 }
-# The first clips fill caches.
+# This share of the clips is left out of the trend, because the first clips fill caches.
 WARM_UP = 0.1
-# Of the clips: what is kept for each size must not grow without end.
+# Side lengths of the clips in pixels. They vary, because memory that is kept per size must not grow without end.
 SIZES = range(160, 480, 8)
 
 
 def soak(folder: Path, out: Path, *, n_clips: int = 2000) -> str:
-    """Score a tiny clip in `SIZES`, under many names; writes soak.json and soak.png.
+    """Score a tiny clip in `SIZES` under many names, and write soak.json and soak.png.
 
     Args:
-        folder: to work in.
-        out: for the results.
-        n_clips: how many.
+        folder: folder to work in.
+        out: folder of the results.
+        n_clips: number of clips.
 
     Returns:
-        What was found, in a sentence.
+        The result in one sentence.
     """
     shutil.rmtree(folder, ignore_errors=True)
     clips = folder / "clips"
@@ -72,7 +72,7 @@ def soak(folder: Path, out: Path, *, n_clips: int = 2000) -> str:
 
 
 def trend(samples: list[Sample], name: str) -> dict[str, float]:
-    """How a quantity runs over the clips once caches are full: its bounds, mean and slope (per 1,000 clips)."""
+    """The bounds, mean and slope (per 1,000 clips) of a quantity after the caches are full."""
     n_most = max(sample.n_done for sample in samples)
     some = [sample for sample in samples if WARM_UP * n_most < sample.n_done < n_most]
     values = np.array([getattr(sample, name) for sample in some], float)
@@ -86,7 +86,7 @@ def trend(samples: list[Sample], name: str) -> dict[str, float]:
 
 
 def plot(samples: list[Sample], path: Path) -> None:
-    """Each quantity over the clips that were done."""
+    """Plot each quantity over the number of finished clips."""
     import matplotlib
 
     matplotlib.use("Agg")
