@@ -115,8 +115,7 @@ class MediaFile:
         self._file.close()
 
     def read(self, size: int) -> bytes:
-        """The next bytes; empty at the end, after the deadline or a disk error, and after a long gap without
-        packets."""
+        """The next bytes; empty at the end, after the deadline or a disk error, or after a long gap without packets."""
         if self._fault is not None or self._is_over():
             return b""
         for pause_s in (*PAUSES_S, None):

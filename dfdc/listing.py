@@ -154,8 +154,7 @@ def spread(times: list[float], n_frames: int) -> list[float]:
     n_times = len(times)
     if n_times <= n_frames:
         return times
-    # The last frame is assumed to be shown as long as the others; a frame's time is treated as the middle of its
-    # display.
+    # The last frame is assumed to be shown as long as the others; a frame's time is taken as the middle of its display.
     frame_span = (times[-1] - times[0]) / (n_times - 1)
     middles = [times[0] + frame_span * (n_times * (i + 0.5) / n_frames - 0.5) for i in range(n_frames)]
     if len({_nearest_time(times, middle) for middle in middles}) == n_frames:

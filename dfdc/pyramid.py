@@ -23,8 +23,7 @@ Pyramid = list[np.ndarray]
 
 
 def build_pyramid(frame: np.ndarray) -> Pyramid:
-    """A frame and its successive reductions by two; cutting small patches from a small level takes a tenth of the
-    time."""
+    """A frame and its successive halvings; cutting a small patch from a small level takes a tenth of the time."""
     levels = [frame]
     while min(levels[-1].shape[:2]) >= 4 * ONET_SIDE:
         height, width = levels[-1].shape[:2]
