@@ -1,4 +1,4 @@
-"""The competition's rules for what is submitted, as far as a file can be checked against them."""
+"""The competition's rules for a submission, as far as they can be checked on the file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MAX_BUNDLE_BYTES = 10**9
 
 
 def find_faults(path: Path, names: Sequence[str]) -> list[str]:
-    """What is wrong with a submission.
+    """Check a submission against the rules.
 
     Args:
-        path: of the file.
-        names: the rows that are wanted, each once, in any order.
+        path: the submission.
+        names: the required rows, each exactly once, in any order.
 
     Returns:
-        A sentence per fault; none if the file is as the competition wants it.
+        One sentence per fault; empty if the file follows the rules.
     """
     faults = [] if path.name == FILE_NAME else [f"it is called {path.name}; allowed is {FILE_NAME}"]
     try:
