@@ -69,8 +69,7 @@ def build_network(architecture: str, input_size: int, *, channels: int = 3) -> n
         net._change_in_channels(channels)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # With efficientnet-pytorch's .01, batch-norm statistics lag in short runs: evaluation was two epochs
-            # behind.
+            # With efficientnet-pytorch's .01, batch-norm statistics lag in short runs: evaluation trailed by 2 epochs.
             module.momentum = 0.1
     return net
 

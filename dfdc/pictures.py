@@ -107,7 +107,7 @@ def _blurred(look: Look, person: Look) -> str:
 def _still(look: Look, person: Look) -> str:
     if look.change > MAX_STILL or person.change < MIN_LIVING:
         return ""
-    return f"a still: it changes by {look.change:.2f} of its contrast, the person beside it by {person.change:.2f}"
+    return f"still image: it changes by {look.change:.2f} of its contrast, the person beside it by {person.change:.2f}"
 
 
 def _thumbnail(look: Look, person: Look) -> str:
@@ -119,7 +119,7 @@ def _thumbnail(look: Look, person: Look) -> str:
 def _seen_twice(look: Look, person: Look) -> str:
     if len(person.frames) < MIN_LONGER * len(look.frames) or (hidden := _hidden(look, person)) < MAX_HIDDEN:
         return ""
-    return f"{hidden:.0%} of it lies on a face that is seen longer"
+    return f"{hidden:.0%} of its box overlaps a face that is seen longer"
 
 
 def _hidden(look: Look, other: Look) -> float:

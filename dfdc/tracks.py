@@ -163,7 +163,7 @@ def share_crops(tracks: list[Track], budget: int) -> list[Track]:
     persons = [track for track in tracks if track.kind == "person"]
     kept = persons[: max(budget // MIN_CROPS, 1)]
     left_out = [
-        replace(track, kind="left out", reason=f"one of {len(persons)} persons, of whom {len(kept)} are looked at")
+        replace(track, kind="left out", reason=f"only {len(kept)} of {len(persons)} persons are scored")
         for track in persons[len(kept) :]
     ]
     most = max((len(track) for track in kept), default=0)

@@ -129,7 +129,7 @@ class ModelSpec:
         if not len(self.mean) == len(self.std) == self.channels or not finite or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std}: allowed are {self.channels} numbers each, std > 0")
         if self.sees == "face" and not self.weight > 0:
-            raise ValueError(f"weight is {self.weight}; allowed is a number above 0 for a model that sees faces")
+            raise ValueError(f"weight is {self.weight}; allowed is a number above 0 for a face model")
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight is {self.weight}; allowed are finite numbers from 0 up")
 
@@ -228,7 +228,7 @@ def _read_regular(path: Path) -> bytes:
     with open(opened, "rb") as file:
         status = os.fstat(opened)
         if not stat.S_ISREG(status.st_mode):
-            raise WeightsError(f"{path}: is no regular file; name a .safetensors file")
+            raise WeightsError(f"{path}: is not a regular file; name a .safetensors file")
         if status.st_size > MAX_FILE_BYTES:
             raise WeightsError(f"{path}: has {status.st_size:,} bytes; allowed are {MAX_FILE_BYTES:,}")
         return file.read(MAX_FILE_BYTES)
@@ -290,7 +290,7 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
         raise WeightsError(f"{path}: no such weights file or folder; name one with --weights")
     opened = sorted(map(open_weights, files), key=_stated_log_loss)
     if not that_see("face", opened):
-        raise WeightsError(f"{path}: none of its weights sees faces, but scoring needs a face model; name others")
+        raise WeightsError(f"{path}: holds no face model, which scoring needs; name other weights")
     further = [replace(open_weights(file), further=True) for file in sorted((path / FURTHER).glob("*.safetensors"))]
     opened += sorted(further, key=_stated_log_loss)
     if extras and not path.is_dir():
@@ -299,7 +299,7 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
     for wanted in sorted(set(extras)):  # sorted, so that the order of the flags does not change the run
         fitting = that_see(wanted, optional)
         if not fitting:
-            raise WeightsError(f"{path / OPTIONAL}: no weights see {wanted}; copy some there, or leave out --with")
+            raise WeightsError(f"{path / OPTIONAL}: holds no {wanted} model; copy one there, or leave out --with")
         opened += fitting
     return opened
 
@@ -319,7 +319,7 @@ def find_one(path: Path, what: str) -> WeightsFile:
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     fitting = that_see(what, map(open_weights, files))
     if not fitting:
-        raise WeightsError(f"{path}: holds no weights that see {what}; train some, as README.md says, or name others")
+        raise WeightsError(f"{path}: holds no {what} model; train one, as README.md describes, or name other weights")
     return fitting[0]
 
 

@@ -198,7 +198,7 @@ def test_a_file_renamed_over_a_checked_one_is_not_used(tmp_path: Path) -> None:
 def test_a_pipe_among_the_weights_is_refused_at_once(tmp_path: Path) -> None:
     write_net(tmp_path, ModelSpec("efficientnet-lite0", 32))
     os.mkfifo(tmp_path / "pipe-0123456789ab.safetensors")
-    with pytest.raises(WeightsError, match="is no regular file"):
+    with pytest.raises(WeightsError, match="is not a regular file"):
         find_weights(tmp_path)
 
 

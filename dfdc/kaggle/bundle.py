@@ -80,7 +80,7 @@ class Prepared:
 
     def __str__(self) -> str:
         taken = f"installed from wheels: {', '.join(self.installed)}" if self.installed else "no wheel was needed"
-        lacking = f"; running without {', '.join(self.left_out)}: no intact wheel serves" if self.left_out else ""
+        lacking = f"; running without {', '.join(self.left_out)}: no intact wheel fits" if self.left_out else ""
         return f"the bundle of commit {self.manifest.commit} is intact; {taken}{lacking} ({self.seconds:.1f} s)"
 
 
@@ -106,7 +106,9 @@ def prepare(root: Path) -> Prepared | None:
     manifest = read_manifest(root / MANIFEST)
     for name, allowed in manifest.image.items():
         if not serves(name, allowed) and not _is_there_unversioned(name):
-            raise BundleError(f"{name}: {_found(name)}, needed is {allowed}; choose a newer image in Kaggle's settings")
+            raise BundleError(
+                f"{name}: {_found(name)}, but {allowed} is needed; choose a newer image in Kaggle's settings"
+            )
     check_files(root, manifest, filter(_is_scored_with, manifest.files))
     lacking = [name for name, allowed in manifest.packages.items() if not serves(name, allowed)]
     paths, left_out = [str(root)], []
@@ -275,11 +277,11 @@ def _explain(root: Path, manifest: Manifest, name: str, said: str) -> str:
         return str(error)
     reason = said.splitlines()[-1]
     if "No matching distribution" not in said:
-        return f"{name}: its wheel cannot be unpacked ({reason}); free disk space, or name a folder with some by TMPDIR"
+        return f"{name}: its wheel cannot be unpacked ({reason}); free disk space, or point TMPDIR to another folder"
     there = ", ".join(Path(path).name for path in wheels) or "no wheel at all"
     python = "{}.{}".format(*sys.version_info)
     return (
-        f"{name}: {_found(name)}, and no wheel of the bundle serves Python {python} on {platform.system()} "
+        f"{name}: {_found(name)}, and no wheel of the bundle fits Python {python} on {platform.system()} "
         f"{platform.machine()}: it has {there}; make it again: python tools/make_bundle.py --python {python} ..."
     )
 

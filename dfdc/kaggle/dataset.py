@@ -52,7 +52,7 @@ def make_bundle(
             allows.
     """
     if out.exists() and not (out / "dataset" / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise BundleError(f"{out}: exists and is no bundle; remove it, or name another folder with --out")
+        raise BundleError(f"{out}: exists and is not a bundle; remove it, or name another folder with --out")
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     dataset, kernel = draft / "dataset", draft / "kernel"

@@ -36,7 +36,7 @@ def find_faults(path: Path, names: Sequence[str]) -> list[str]:
     counts = Counter(row[0] for row in rows if row)
     wanted = set(names)
     faults += [f"it has no row for {name}" for name in names if name not in counts]
-    faults += [f"it has a row for {name}, which is no test video" for name in counts if name not in wanted]
+    faults += [f"it has a row for {name}, which is not a test video" for name in counts if name not in wanted]
     faults += [f"it has {count} rows for {name}; allowed is one" for name, count in counts.items() if count > 1]
     faults += [f"its row {row} holds no label from 0 to 1" for row in rows if not _is_label(row)]
     return faults
