@@ -54,7 +54,7 @@ def convolve(
     Returns:
         (N, F, H', W').
     """
-    if groups > 1 or dilation != (1, 1):  # torch's depthwise kernels need contiguous channels
+    if groups > 1 or dilation != (1, 1):  # torch's own kernels read rows of a single channel
         return torch.conv2d(images.contiguous(), filters.contiguous(), bias, stride, padding, dilation, groups)
     n, (height, width) = len(images), filters.shape[2:]
     if any(padding):

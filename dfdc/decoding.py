@@ -82,7 +82,8 @@ def decode(
         Different frames in order of time.
 
     Raises:
-        VideoError: pixels cannot be converted.
+        VideoError: pixels cannot be converted, or a GPU decoded an interlaced frame.
+        av.FFmpegError: a GPU failed to decode a packet.
         MachineError: a read failed, or memory is short.
     """
     n_moments = len(moments or ())

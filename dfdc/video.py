@@ -106,8 +106,8 @@ def read_clip(
             only a conversion.
         deadline: when it passes, the frames that were read so far are returned.
         gpu: number of the CUDA device that decodes H.264 that needs no scaling, to the same pixels as the CPU (see
-            `has_gpu_decoder`). The CPU decodes everything else, and what the GPU failed to decode. None for the CPU
-            alone.
+            `has_gpu_decoder`). The CPU decodes all other clips, and those that the GPU fails to decode. None for no
+            GPU.
 
     Returns:
         1 to n_frames different frames of the main video stream, or of the next stream if no frame of the main one

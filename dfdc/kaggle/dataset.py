@@ -148,8 +148,8 @@ def _describe(wheels: Sequence[Path]) -> str:
     return f"""# The files of a DeepFake Detection Challenge kernel
 
 - dfdc/: the package; kernel.py runs it.
-- weights/: the models, with a README on their training data. Those in further/ join the ensemble where there is a GPU
-  or time for them; those in optional/ are off by default.
+- weights/: the models, with a README on their training data. Those in further/ join the ensemble if there is a GPU
+  or enough time; those in optional/ are off by default.
 - {WHEELS}/: packages that Kaggle's image may lack. The kernel unpacks those that it needs.
 - LICENSE: the licence of the package and its weights. licences/: the licences of the wheels, one folder each.
 - {MANIFEST}: every file with its size and SHA-256. The kernel checks them before it starts.

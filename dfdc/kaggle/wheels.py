@@ -92,7 +92,7 @@ def fetch_wheels(cache: Path, names: Sequence[str], pythons: Sequence[str], *, l
         locked = read_lock(lock, python)
         for name in names:
             if name not in locked:
-                raise BundleError(f"{lock}: holds no {name} for Python {python}; write it anew by `make lock`")
+                raise BundleError(f"{lock}: holds no {name} for Python {python}; write it again by `make lock`")
             find = _build_wheel if name in SOURCE_ONLY else _download_wheel
             wheel = find(cache, name, locked[name], python)
             wheels.setdefault(wheel.name, wheel)

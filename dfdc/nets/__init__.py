@@ -188,4 +188,4 @@ def _one_by_one(net: Net) -> Net:
 def _try(net: Net, example: np.ndarray, path: Path) -> None:
     """Run a model once, so that its first run's cost, and any failure, belong to the start and not to a clip."""
     if not all(np.isfinite(answer).all() for answer in net(np.ascontiguousarray(example))):
-        raise WeightsError(f"{path}: the net answers with numbers that are not finite; train it again or name another")
+        raise WeightsError(f"{path}: the model's outputs are not finite; train it again or name another")

@@ -45,7 +45,7 @@ class Tensors:
         """
         left = sorted(name for name in self._left if not name.endswith("num_batches_tracked"))
         if left:
-            raise ValueError(f"{left[0]} is not part of the net")
+            raise ValueError(f"{left[0]} is not part of the network")
 
 
 def constant(values: np.ndarray | Sequence[float]) -> Node:
