@@ -14,12 +14,12 @@ KAGGLE_INPUT = Path("/kaggle/input")
 
 
 def find_package(kaggle_input: Path = KAGGLE_INPUT) -> Path:
-    """The folder that holds the dfdc package: this file's, else the first of Kaggle's inputs that has one."""
+    """The folder that contains the dfdc package: this file's folder, or else the first of Kaggle's inputs with one."""
     here = Path(globals().get("__file__", "kernel.py")).resolve().parent
     for pattern in ("*/" * depth + "dfdc/__init__.py" for depth in range(6)):
         for init in sorted((kaggle_input if pattern.startswith("*") else here).glob(pattern)):
             return init.parent.parent
-    sys.exit(f"kernel: {here} and {kaggle_input} hold no package dfdc; attach the dataset that holds it")
+    sys.exit(f"kernel: {here} and {kaggle_input} hold no package dfdc; attach the dataset that contains it")
 
 
 ROOT = find_package()
@@ -31,7 +31,7 @@ from dfdc.deadline import process_start_s  # noqa: E402
 from dfdc.errors import BundleError  # noqa: E402
 from dfdc.kaggle.bundle import prepare  # noqa: E402
 
-if __name__ == "__main__":  # not in workers, which import this file too and inherit what is made importable here
+if __name__ == "__main__":  # not in workers, which also import this file and inherit the module path
     try:
         if prepared := prepare(ROOT):
             print(f"kernel: {prepared}", file=sys.stderr)
@@ -50,4 +50,4 @@ def main(argv: list[str] | None = None, *, started_s: float | None = None) -> in
 
 
 if __name__ == "__main__":
-    sys.exit(main(started_s=process_start_s()))  # importing took a while of the time limit already
+    sys.exit(main(started_s=process_start_s()))  # the imports count against the time limit

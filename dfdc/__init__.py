@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dfdc.api import Detector, load_detector
     from dfdc.errors import DataError, DeviceError, DfdcError, InputError, VideoError, WeightsError
 
-# Names are imported when they are first used: `import dfdc` alone loads no library.
+# Names are imported at their first use, so `import dfdc` alone loads no library.
 _HOMES = {
     **dict.fromkeys(("Detector", "load_detector"), "dfdc.api"),
     **dict.fromkeys(("Analysis", "FaceTrack", "Timings"), "dfdc.analysis"),

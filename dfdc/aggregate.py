@@ -1,4 +1,4 @@
-"""Frame logits, and the voice's -> one probability per clip."""
+"""Frame logits and the voice's logit -> one probability per clip."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import numpy as np
 from dfdc.prediction import PRIOR
 from dfdc.weights import sigmoid
 
-# Share of the clips whose voice is made by a machine. Nobody has told it; DFDC's few fakes of sound alone are a guide.
+# Assumed share of clips with a synthetic voice. The true share is not published; DFDC's few sound-only fakes guide it.
 MADE_VOICES = 0.03
 
 
 def clip_probability(tracks: list[np.ndarray], *, low: float, high: float) -> float:
-    """One probability for a clip from its persons' frames.
+    """Combine the frame logits of a clip's persons into one probability.
 
-    A track's logit is the mean of its frames' logits: averaging many frames is what tells a fake from one bad frame.
-    A clip is fake if any of its persons is. Among K persons each is fake with the prior 1 - (1 - PRIOR)^(1/K), so
-    that the clip's prior stays `PRIOR` however many faces are found; then the chances that a person is real are
-    multiplied. A fake at .98 beside a certain real bystander is .95, where a mean would say .5; a certain real beside
-    a face that says nothing is .30, where a maximum would say .5.
+    A track's logit is the mean of its frames' logits, because averaging many frames separates a fake from a single bad
+    frame. A clip is fake if any of its persons is. Each of K persons is fake with the prior 1 - (1 - PRIOR)^(1/K), so
+    the clip's prior stays `PRIOR` however many faces are found; then the probabilities that each person is real are
+    multiplied. For example, a fake at .98 beside a certain real person gives .95, where a mean would give .5; a certain
+    real person beside a face without evidence gives .30, where a maximum would give .5.
 
     Args:
-        tracks: per person the calibrated logits (T,) of the frames, T at least 1 each.
-        low, high: the bounds of the answer.
+        tracks: for each person, the calibrated logits (T,) of the frames, T at least 1.
+        low, high: bounds of the probability.
 
     Returns:
-        P(fake), in [low, high]; `PRIOR` where there is no track.
+        P(fake), in [low, high]; `PRIOR` if there is no track.
     """
     if not tracks:
         return PRIOR
@@ -36,31 +36,32 @@ def clip_probability(tracks: list[np.ndarray], *, low: float, high: float) -> fl
 
 
 def prior_shift(n_parts: int) -> float:
-    """By how much the logit of one of so many parts is moved, so that the prior of any being fake stays `PRIOR`."""
+    """The shift of each part's logit for which the prior that any of n_parts parts is fake stays `PRIOR`."""
     return logit(1 - (1 - PRIOR) ** (1 / n_parts)) - logit(PRIOR)
 
 
 def voice_probability(score: float) -> float:
-    """P(made by a machine), in (0, 1), of a voice's calibrated logit, which takes half of all voices for made."""
+    """P(synthetic voice), in (0, 1), from a calibrated logit that assumes half of all voices to be synthetic."""
     return float(np.clip(sigmoid(np.array(score + logit(MADE_VOICES) - logit(0.5))), 1e-6, 1 - 1e-6))
 
 
 def add_voice(picture: float, voice: float | None, *, high: float) -> float:
-    """A clip is a fake if its picture or its voice is: the one that is more confident of that is taken.
+    """Combine picture and voice: a clip is fake if either is, so the larger probability is used.
 
-    As few clips have a made voice, one that sounds real, or not quite, leaves the picture's probability as it is.
+    Few clips have a synthetic voice, so a voice that sounds real, or nearly so, leaves the picture's probability
+    unchanged.
 
     Args:
-        picture: P(fake) by what is seen, in (0, 1).
-        voice: P(made by a machine); None where nothing was heard.
-        high: the greatest probability that a voice may lead to.
+        picture: P(fake) from the picture, in (0, 1).
+        voice: P(synthetic voice); None if no voice was scored.
+        high: upper bound of the probability that the voice can cause.
 
     Returns:
-        P(fake): never below the picture's, and never lower for a more suspicious voice.
+        P(fake): never below the picture's probability, and never lower for a more suspicious voice.
     """
     return picture if voice is None else max(picture, min(voice, high))
 
 
 def logit(probability: float) -> float:
-    """The inverse of the sigmoid; the probability lies between 0 and 1."""
+    """The log-odds of a probability between 0 and 1, exclusive; the inverse of the sigmoid."""
     return math.log(probability / (1 - probability))

@@ -1,6 +1,7 @@
-"""What an analysis finds in one clip: the record from which the submission's row, the report and all tools are derived.
+"""The analysis of one clip: the record behind the submission's row, the report and all tools.
 
-An `Analysis` is a plain value. It goes to JSON and back without loss, and to a table with one row per frame and face.
+An `Analysis` is a plain value. It converts to JSON and back without loss, and to a table with one row per frame and
+face.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from dfdc.weights import sigmoid
 if TYPE_CHECKING:
     import pandas as pd
 
-# A thumbnail shows more than the models' crops, so that a person sees a person.
+# A thumbnail shows more than the models' crops, so that a reader can recognise the person.
 THUMBNAIL = CropGeometry(side_ratio=1.5, shift_ratio=0.0, size=160)
-# The version of the JSON form; it changes when a field changes its meaning or goes.
+# The version of the JSON form; it changes if a field is removed or changes its meaning.
 SCHEMA = "dfdc.analysis/1"
 
 
 @dataclass(frozen=True)
 class Timings:
-    """What an analysis cost.
+    """The time that an analysis took.
 
     Attributes:
         total_s: wall seconds from the first to the last step.
@@ -45,7 +46,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that answered: its architecture, the SHA-256 of its file (64 hex digits) and its training data."""
+    """A model that was used: its architecture, the SHA-256 of its file (64 hex digits) and its training data."""
 
     name: str
     digest: str
@@ -54,14 +55,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What somebody else needs to reproduce an analysis.
+    """The information that is needed to reproduce an analysis.
 
     Attributes:
         version: of this package.
         created: date and time of the analysis, UTC.
         sha256, n_bytes: digest (64 hex digits) and size of the clip's file.
         device: "cpu" or "cuda".
-        models: the face models that answered.
+        models: the face models that were used.
     """
 
     version: str
@@ -77,17 +78,17 @@ class FaceTrack:
     """One person's face over time.
 
     Attributes:
-        frames: (T,) int64, indices into the analysis' `times_s`, rising.
+        frames: (T,) int64, indices into the analysis' `times_s`, ascending.
         times_s: (T,) float64, seconds from the clip's first frame.
         boxes: (T, 4) float32, x0, y0, x1, y1 in pixels of the frame.
         found: (T,) bool, whether the face was found in that frame; elsewhere its box is interpolated.
-        angles: (T,) float32 degrees clockwise by which the head is rolled, -180 to 180; 0 in ordinary clips.
+        angles: (T,) float32, roll of the head in degrees clockwise, -180 to 180; 0 in ordinary clips.
         logits: (T,) float64, the ensemble's calibrated log-odds that the face is fake; above 0 means fake.
-        detection_score: mean of the face detector's scores where the face was found, 0 to 1.
-        thumbnails: frame's index -> JPEG of the face; empty unless they were asked for.
-        heat: frame's index -> (h, w) float32, the log-odds that each part of the crop contributes by the first model
-            (class activation map); for the frames that have a thumbnail.
-        trust: the factor by which the logits were shrunk, at most 1: small or blurred faces tell little.
+        detection_score: mean score of the face detector in the frames where it found the face, 0 to 1.
+        thumbnails: frame index -> JPEG of the face; empty unless thumbnails were requested.
+        heat: frame index -> (h, w) float32, the log-odds that each part of the crop contributes in the first model
+            (class activation map); for the frames with a thumbnail.
+        trust: factor by which the logits were shrunk, at most 1; small or blurred faces are trusted less.
     """
 
     frames: np.ndarray
@@ -111,37 +112,37 @@ class FaceTrack:
 
     @property
     def probability(self) -> float:
-        """The probability that this person's face is fake: the sigmoid of the mean of the frames' log-odds."""
+        """The probability that this person's face is fake: the sigmoid of the frames' mean log-odds."""
         return float(sigmoid(np.mean(self.logits)))
 
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """What is known of one clip.
+    """The result of analyzing one clip.
 
     Attributes:
         filename: the clip's name, as in the submission.
         probability: P(fake), in (0, 1); 0.5 where nothing is known.
-        status: "ok"; "partial" where only a part of the clip's time could be looked at; "low_quality" where all faces
-            are too small or too blurred to judge; or, without a score, "no_face", "unreadable", "timeout" or "error".
-        reason: why the status is not "ok", or why the clip's faces are hard to judge; else empty.
-        times_s: (F,) float64, the times of the frames that were looked at, in seconds from the clip's first frame.
-        duration_s: of the clip in seconds; None where it is not known.
-        frame_size: width and height of the frames in pixels; None where no frame was read.
-        n_wanted: how many frames were asked for.
-        n_models: how many models of the ensemble were asked.
-        weights: the models that answered, by the first 12 digits of their files' SHA-256.
-        n_persons: how many persons were found; more than there are tracks where some were left out.
-        n_faces: in how many frames a face was found.
-        n_pairs: for how many frames the change to the next frame was looked at; 0 unless motion was asked for.
+        status: "ok"; "partial" if only a part of the clip could be examined; "low_quality" if all faces are too small
+            or too blurred to judge; or, without a score, "no_face", "unreadable", "timeout" or "error".
+        reason: why the status is not "ok", or why the clip's faces are hard to judge; otherwise empty.
+        times_s: (F,) float64, times of the examined frames, in seconds from the clip's first frame.
+        duration_s: duration of the clip in seconds; None if it is not known.
+        frame_size: width and height of the frames in pixels; None if no frame was read.
+        n_wanted: number of requested frames.
+        n_models: number of models of the ensemble that were used.
+        weights: the models that were used, by the first 12 digits of their files' SHA-256.
+        n_persons: number of persons that were found; larger than the number of tracks if some were left out.
+        n_faces: number of frames in which a face was found.
+        n_pairs: number of frames whose change to the next frame was scored; 0 unless the motion model was requested.
         tracks: the persons, the longest track first.
-        notes: sentences on what else is worth knowing, such as pictures in the picture.
-        picture: P(fake) by what is seen alone, where a voice was scored as well; else None.
-        voice: P(synthetic voice), where a voice was scored; else None.
-        cut_s: wall seconds after which reading ended early; 0 where the clip was read as planned.
-        timings: what the analysis cost.
-        scenes: frame's index -> JPEG of the whole frame; empty unless thumbnails were asked for.
-        provenance: what reproduces the analysis; None unless thumbnails were asked for.
+        notes: sentences with other remarks, for example on pictures in the picture.
+        picture: P(fake) from the picture alone, if a voice was scored as well; otherwise None.
+        voice: P(synthetic voice), if a voice was scored; otherwise None.
+        cut_s: wall seconds after which reading ended early; 0 if the clip was read as planned.
+        timings: the time that the analysis took.
+        scenes: frame index -> JPEG of the whole frame; empty unless thumbnails were requested.
+        provenance: information to reproduce the analysis; None unless thumbnails were requested.
     """
 
     filename: str
@@ -174,7 +175,7 @@ class Analysis:
 
     @property
     def scored(self) -> bool:
-        """Whether the probability says more than the prior."""
+        """Whether the probability is more than the prior."""
         return self.status in SCORED or self.voice is not None
 
     @property
@@ -232,7 +233,7 @@ class Analysis:
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
     def to_json(self) -> str:
-        """The analysis as JSON, see docs/analysis_schema.md; `from_json` is its inverse."""
+        """Convert to JSON (see docs/analysis_schema.md); `from_json` is the inverse."""
         record = {"schema": SCHEMA, **{name: _to_plain(value) for name, value in vars(self).items()}}
         record["timings"] = asdict(self.timings)
         record["provenance"] = self.provenance and asdict(self.provenance)
@@ -241,10 +242,10 @@ class Analysis:
 
     @classmethod
     def from_json(cls, text: str) -> Analysis:
-        """An analysis from the text of `to_json`.
+        """Convert the text of `to_json` to an analysis.
 
         Raises:
-            InputError: the text is no analysis, or one of another schema.
+            InputError: the text is not an analysis, or has another schema.
         """
         try:
             record = json.loads(text)
@@ -283,7 +284,7 @@ class Analysis:
 
 
 def _to_plain(value: Any) -> Any:
-    """A value as JSON has it: arrays as lists, pictures as base64."""
+    """Convert a value for JSON: arrays to lists, pictures to base64."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, dict):

@@ -12,12 +12,12 @@ from dfdc.errors import InputError
 from dfdc.files import drafted
 
 SUFFIX = ".analysis.json"
-# Characters of a clip's name that its analysis' file has too; the others are written as %XX.
+# Characters that an analysis file's name takes over from the clip's name; the others are written as %XX.
 SAFE = frozenset(string.ascii_letters + string.digits + " ()+,-=@[]._~")
 
 
 def analysis_path(folder: Path, filename: str) -> Path:
-    """Where a clip's analysis lies in a folder; every name gets a file of its own, whatever characters it has."""
+    """The path of a clip's analysis in a folder; different clip names always get different files."""
     content = filename.encode("utf-8", "surrogateescape")
     safe = "".join(chr(byte) if chr(byte) in SAFE else f"%{byte:02X}" for byte in content)
     if len(safe) > 200:
@@ -26,7 +26,7 @@ def analysis_path(folder: Path, filename: str) -> Path:
 
 
 def write_analysis(folder: Path, analysis: Analysis) -> Path:
-    """Write an analysis into a folder, in place of an earlier one of the same clip, and return its path."""
+    """Write an analysis into a folder, replacing an earlier one of the same clip, and return its path."""
     path = analysis_path(folder, analysis.filename)
     with drafted(path) as draft:
         draft.write_text(analysis.to_json(), encoding="utf-8")
@@ -34,10 +34,10 @@ def write_analysis(folder: Path, analysis: Analysis) -> Path:
 
 
 def read_analyses(folder: Path) -> Iterator[Analysis]:
-    """The analyses in a folder, one after another, sorted by file name.
+    """Yield the analyses in a folder, sorted by file name.
 
     Raises:
-        InputError: a file is no analysis, or the folder holds none.
+        InputError: a file is not an analysis, or the folder contains none.
     """
     paths = sorted(folder.glob(f"*{SUFFIX}"))
     if not paths:
@@ -47,7 +47,7 @@ def read_analyses(folder: Path) -> Iterator[Analysis]:
 
 
 def read_some(folder: Path, filenames: Iterable[str]) -> Iterator[Analysis]:
-    """The analyses of some clips in a folder; a clip that was not reached has none there and gets an empty one."""
+    """Yield the analyses of some clips from a folder; a clip without one was not reached and gets an empty one."""
     for filename in filenames:
         path = analysis_path(folder, filename)
         if path.is_file():
@@ -57,10 +57,10 @@ def read_some(folder: Path, filenames: Iterable[str]) -> Iterator[Analysis]:
 
 
 def read_analysis(path: Path) -> Analysis:
-    """The analysis in a file.
+    """Read an analysis from a file.
 
     Raises:
-        InputError: the file cannot be read or is no analysis.
+        InputError: the file cannot be read or is not an analysis.
     """
     try:
         return Analysis.from_json(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""One clip -> one analysis, whatever the clip is: frames, faces, tracks, crops, scores, a probability."""
+"""One clip -> one analysis, even for a broken clip: frames, faces, tracks, crops, scores, and a probability."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ from dfdc.weights import DIGEST_DIGITS, WeightsFile, that_see
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Of a clip's time so much has to be looked at; where it is less, the clip's status says so.
+# Share of a clip's duration that must be examined; below it, the clip's status is "partial".
 MIN_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """The people in a clip before anything is said about them.
+    """The people found in a clip, before scoring.
 
     Attributes:
-        reading: the frames, in order of time, and what is known of their stream.
-        tracks: the persons, the longest track first; their indices are those of the frames.
-        aside: pictures in the picture and persons too many, which are not scored.
-        n_faces: in how many frames a face was found.
-        cut_s: wall seconds after which the deadline ended reading; 0 where it did not.
+        reading: the frames, in order of time, and facts about their stream.
+        tracks: the persons, the longest track first; they refer to frames by index.
+        aside: tracks that are not scored: pictures in the picture, and persons beyond the budget.
+        n_faces: number of frames in which a face was found.
+        cut_s: wall seconds after which the deadline ended reading; 0 if it did not.
         decode_s, detect_s: core-seconds for reading frames and for finding faces.
     """
 
@@ -73,8 +73,8 @@ class Analyzer:
 
         Args:
             files: checked weights; at least one is of a face model.
-            device: "cpu" or "cuda", where models run and, where it can, clips are decoded.
-            threads: that a model uses on the CPU; None for as many as there are cores.
+            device: "cpu" or "cuda"; models run there, and clips are decoded there if possible.
+            threads: number of threads per model on the CPU; None for one per core.
 
         Raises:
             WeightsError: a file's tensors do not fit its architecture.
@@ -98,15 +98,15 @@ class Analyzer:
         deadline: Deadline = NEVER,
         thumbnails: bool = False,
     ) -> Analysis:
-        """Analyze one clip; one that cannot be scored gets the prior, a status and a reason.
+        """Analyze one clip; a clip that cannot be scored gets the prior, a status and a reason.
 
         Args:
-            path: of the clip, whatever it is.
-            n_frames: how many of its frames are looked at.
-            n_models: how many face models answer, the first ones; None for all.
-            name: of the clip in the submission; None for the file's own.
-            deadline: when it passes, reading ends and what was read is scored.
-            thumbnails: whether pictures of faces and scenes are kept.
+            path: of the clip; any file is allowed.
+            n_frames: number of frames to examine.
+            n_models: use only the first n face models; None for all.
+            name: of the clip in the submission; None for the file name.
+            deadline: when it passes, reading ends, and the frames that were read are scored.
+            thumbnails: whether to keep pictures of faces and scenes.
         """
         started = time.monotonic()
         answering = tuple(digest[:DIGEST_DIGITS] for digest in self.digests[:n_models])
@@ -136,13 +136,13 @@ class Analyzer:
 
         Args:
             path: of the clip.
-            n_frames: how many of its frames are looked at.
-            n_pairs: how many of them come with their neighbour; None for what the motion models want.
+            n_frames: number of frames to examine.
+            n_pairs: how many of them come with their neighbour; None for the number that the motion models need.
             deadline: when it passes, reading ends.
 
         Raises:
             VideoTimeout: the deadline passed before the first frame was read.
-            VideoError: the clip gives no frame.
+            VideoError: no frame of the clip can be read.
         """
         clock, started, began_s = time.process_time, time.process_time(), time.monotonic()
         n_pairs = min(self.motion.n_pairs if n_pairs is None else n_pairs, n_frames)
@@ -206,11 +206,11 @@ class Analyzer:
 
     @cached_property
     def _heat_map(self) -> Net | None:
-        """The first model's class activation maps; opened when they are first wanted, as few runs want any."""
+        """The first model's class activation maps; opened at the first use, because few runs need them."""
         return open_heat_map(self._heat_source, threads=self._threads)
 
     def _add_heat(self, analysis: Analysis, sighting: Sighting) -> Analysis:
-        """The analysis with a heat map for each thumbnail."""
+        """Add a heat map for each thumbnail to the analysis."""
         if self._heat_map is None:
             return analysis
         tracks = []
@@ -230,7 +230,7 @@ class Analyzer:
         return Provenance(__version__, created, entry.sha256, entry.size, self.device, tuple(models))
 
     def _add_voice(self, path: Path, seen: Analysis, deadline: Deadline) -> Analysis:
-        """The analysis of what was seen, with what the clip's voice adds."""
+        """Add the score of the clip's voice to the analysis of its picture."""
         score = None if deadline.expired() else self._beside(path, lambda: self.listener.listen(path))
         if score is None:
             return seen
@@ -239,18 +239,18 @@ class Analyzer:
         return replace(seen, probability=probability, picture=seen.probability, voice=voice)
 
     def _beside(self, path: Path, score: Callable[[], T]) -> T | None:
-        """What an optional model finds; where it fails on the CPU, what the others found stands.
+        """Run an optional model; if it fails on the CPU, the scores of the other models are kept (returns None).
 
-        Beside CUDA it does not: whatever failed may have broken the device, and the clip is tried again on the CPU.
+        On CUDA the error is raised, because it may have broken the device; the clip is tried again on the CPU.
         """
         try:
             return score()
         except VideoError as error:
-            log.warning("%s: %s; the other models' score stands", path, error)
+            log.warning("%s: %s; the score of the other models is kept", path, error)
         except Exception:
             if self.device == "cuda":
                 raise
-            log.exception("%s: an optional model failed; the other models' score stands", path)
+            log.exception("%s: an optional model failed; the score of the other models is kept", path)
         return None
 
 
@@ -263,7 +263,7 @@ def score_tracks(
         ensemble: face models.
         frames: (H, W, 3) uint8 RGB each.
         tracks: people in these frames; there may be none.
-        n_models: how many models answer, the first ones; None for all.
+        n_models: use only the first n models; None for all.
 
     Returns:
         The ensemble's calibrated log-odds (T,) float64 for each track, nearer to 0 where its faces are small or
@@ -285,7 +285,7 @@ def score_tracks(
 
 
 def _judge_reading(sighting: Sighting) -> tuple[str, str]:
-    """Status and reason of a clip with people: whether enough of it was seen, and well enough."""
+    """Status and reason of a clip with people, by how much of it was examined and how well its faces are visible."""
     reading, tracks = sighting.reading, sighting.tracks
     if max(track.trust for track in tracks) < MIN_TRUST:
         side = max(float((track.boxes[:, 2:] - track.boxes[:, :2]).mean()) for track in tracks)
@@ -297,7 +297,7 @@ def _judge_reading(sighting: Sighting) -> tuple[str, str]:
 
 
 def _take_notes(sighting: Sighting) -> tuple[str, ...]:
-    """What else is worth knowing of how a clip was seen."""
+    """Remarks on how a clip was read and which faces were scored."""
     notes, reading = [], sighting.reading
     n_pictures = sum(track.kind == "picture" for track in sighting.aside)
     n_left_out = len(sighting.aside) - n_pictures
@@ -315,5 +315,5 @@ def _take_notes(sighting: Sighting) -> tuple[str, ...]:
 
 
 def _describe(error: Exception) -> str:
-    """An error in one line; torch's run over many."""
+    """Describe an error in one line; torch's messages have many."""
     return " ".join([type(error).__name__, *str(error).splitlines()[:1]])

@@ -37,8 +37,8 @@ def load_detector(
 
     Args:
         weights: a weights file, or a folder whose files form an ensemble; None for the weights that the package ships.
-        device: "cpu", "cuda", or "auto" for CUDA where there is a GPU that works.
-        n_frames: how many frames of a clip are looked at, 1 to 256; None for 32.
+        device: "cpu", "cuda", or "auto" for CUDA if there is a GPU that works.
+        n_frames: number of frames to examine per clip, 1 to 256; None for 32.
         extras: optional models to use as well, "motion" or "sound".
 
     Raises:
@@ -54,12 +54,12 @@ def load_detector(
 
 
 class Detector:
-    """Tells how likely it is that faces in clips were faked; `load_detector` makes one.
+    """Estimates the probability that faces in clips were faked; create one with `load_detector`.
 
     Attributes:
         weights: the files of its models.
-        device: "cpu" or "cuda", where they run.
-        n_frames: how many frames of a clip are looked at.
+        device: "cpu" or "cuda"; the models run there.
+        n_frames: number of frames to examine per clip.
     """
 
     def __init__(self, weights: tuple[WeightsFile, ...], *, device: str = "cpu", n_frames: int = N_FRAMES) -> None:
@@ -73,12 +73,12 @@ class Detector:
 
         Args:
             path: of the clip.
-            n_frames: how many of its frames are looked at; None for the detector's own setting.
-            thumbnails: whether pictures of faces and scenes are kept, as the report needs them.
+            n_frames: number of frames to examine; None for the detector's own setting.
+            thumbnails: whether to keep pictures of faces and scenes, which the report needs.
 
         Returns:
-            What is known of the clip. A clip that cannot be read has the probability 0.5, and its status and reason
-            say why.
+            The analysis of the clip. If the clip cannot be read, its probability is 0.5, and its status and reason say
+            why.
 
         Raises:
             InputError: there is no such file.
@@ -94,15 +94,16 @@ class Detector:
     ) -> Iterator[Analysis]:
         """Analyze clips in worker processes under a supervisor that outlives a worker's crash.
 
-        A script that calls it needs the usual guard `if __name__ == "__main__":`, since workers import the script.
+        A script that calls this method needs the usual guard `if __name__ == "__main__":`, because workers import the
+        script.
 
         Args:
             paths: clips, or folders of clips.
-            n_workers: how many processes run at once; None for one per core.
-            time_limit_s: after which clips that were not reached get the status "timeout"; None for no limit.
+            n_workers: number of processes that run in parallel; None for one per core.
+            time_limit_s: seconds after which the remaining clips get the status "timeout"; None for no limit.
 
         Yields:
-            One analysis per clip, in the order in which they are done.
+            One analysis per clip, in the order in which they are finished.
 
         Raises:
             InputError: a path does not exist, no clip is found, or two clips share a name.
@@ -122,7 +123,7 @@ class Detector:
                     yield Analysis(prediction.filename, status=prediction.status, reason=prediction.reason)
 
     def score_crops(self, crops: ArrayLike) -> NDArray[np.float64]:
-        """Score face crops that are already cut.
+        """Score face crops.
 
         Args:
             crops: (N, H, W, 3) uint8 RGB; H and W are the crop size that the models were trained on (224 for the
@@ -132,8 +133,8 @@ class Detector:
             (N,) float64, the probability that each face is fake, 0 to 1.
 
         Raises:
-            InputError: the array has another shape or type.
-            WeightsError: the crops have another size than the models were trained on.
+            InputError: the array has another shape or dtype.
+            WeightsError: the crop size is not the one that the models were trained on.
         """
         images: Any = np.asarray(crops)
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:

@@ -1,4 +1,4 @@
-"""Media file -> mono waveform -> log-mel spectrogram: the only reader of sound."""
+"""Media file -> mono waveform -> log-mel spectrogram: the only module that reads sound."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from av.container import InputContainer
 
 from dfdc.container import MediaFile, blame_machine
 
-# Speech has little above 8 kHz, and every sound is brought to one rate so that no codec shows by its own.
+# Speech has little energy above 8 kHz. All sound is resampled to one rate, so that the rate does not reveal the codec.
 RATE = 16_000
-# Sound beyond this is not read: ten minutes are 38 MB.
+# Sound after this time is not read; ten minutes take 38 MB.
 MAX_SOUND_S = 600.0
-# Fewer samples than this say nothing: a fiftieth of a second.
+# Fewer samples than this, a fiftieth of a second, are treated as no sound.
 MIN_SAMPLES = RATE // 50
 # Spectrogram: windows of 25 ms every 10 ms, 64 bands from 40 Hz to 7.6 kHz.
 WINDOW, HOP = RATE // 40, RATE // 100
 N_BANDS = 64
 BAND_EDGES_HZ = (40.0, 7600.0)
-# Under what anyone hears in a clip; bounds the logarithm.
+# Below anything audible in a clip; it bounds the logarithm.
 QUIETEST_DB = -80.0
 
 
@@ -35,14 +35,14 @@ def read_sound(path: Path, *, max_s: float = MAX_SOUND_S) -> np.ndarray | None:
 
     Args:
         path: a media file.
-        max_s: read at most so many seconds.
+        max_s: maximum duration to read, in seconds.
 
     Returns:
-        (N,) float32 mono at `RATE`, full scale is 1: an average of the channels, without damaged parts. None where the
-        file has no sound track, or nothing of it decodes.
+        (N,) float32 mono at `RATE`, full scale is 1: the mean of the channels, without damaged parts. None if the file
+        has no sound track, or nothing in it decodes.
 
     Raises:
-        VideoError: the file is empty, unreadable or of no known kind.
+        VideoError: the file is empty, unreadable or not of a known kind.
         MachineError: the disk failed, or memory was short.
     """
     with MediaFile(path) as file, file.container() as container:
@@ -60,32 +60,32 @@ def read_sound(path: Path, *, max_s: float = MAX_SOUND_S) -> np.ndarray | None:
 
 
 def _decoded(file: MediaFile, container: InputContainer, stream: AudioStream) -> Iterator[np.ndarray]:
-    """Mono samples (N,) float32 in order; a damaged packet costs only its own."""
+    """Mono samples (N,) float32 in order; a damaged packet loses only its own samples."""
     stream.codec_context.thread_count = 1
     resampler = AudioResampler(format="flt", layout="mono", rate=RATE)
-    for packet in chain(file.demux(container, stream), [None]):  # None: what the decoder still holds back
+    for packet in chain(file.demux(container, stream), [None]):  # None: flush the samples that the decoder still holds
         try:
             for frame in stream.codec_context.decode(packet):
-                frame.pts = None  # gaps and jumps of the clock are no sound
+                frame.pts = None  # gaps and jumps of the clock do not count as sound
                 yield from (part.to_ndarray()[0] for part in resampler.resample(frame))
-        except (av.FFmpegError, MemoryError, ValueError) as error:  # ValueError: the format changes amid a track
+        except (av.FFmpegError, MemoryError, ValueError) as error:  # ValueError: the format changes within a track
             blame_machine(error)
     with suppress(av.FFmpegError, ValueError):
         yield from (part.to_ndarray()[0] for part in resampler.resample(None))
 
 
 def log_mel(samples: np.ndarray) -> np.ndarray:
-    """How loud a sound is in each band of pitch over time.
+    """Compute the log-mel spectrogram of a sound.
 
     Args:
         samples: (N,) float mono at `RATE`.
 
     Returns:
-        (N_BANDS, T) float32 decibels of full scale, at least `QUIETEST_DB`; T is one for each hundredth of a second,
-        both ends included.
+        (N_BANDS, T) float32 decibels relative to full scale, at least `QUIETEST_DB`; one column for each hundredth of a
+        second, including both ends.
 
     Raises:
-        ValueError: not one-dimensional.
+        ValueError: the samples are not one-dimensional.
     """
     if samples.ndim != 1:
         raise ValueError(f"samples {samples.shape}; allowed: (N,)")
@@ -97,7 +97,8 @@ def log_mel(samples: np.ndarray) -> np.ndarray:
 def _transform(samples: np.ndarray) -> np.ndarray:
     """The short-time Fourier transform (257, T) of samples (N,), scaled so that a sine's peak is half its amplitude.
 
-    As scipy.signal.stft with its defaults: half a window of zeros at both ends, and as many more as fill the last one.
+    It equals scipy.signal.stft with its defaults: half a window of zeros at both ends, and as many more as fill the
+    last window.
     """
     padded = np.pad(samples, (WINDOW // 2, WINDOW // 2 + max(WINDOW - len(samples), 0)))
     padded = np.pad(padded, (0, -(len(padded) - WINDOW) % HOP))
@@ -108,9 +109,9 @@ def _transform(samples: np.ndarray) -> np.ndarray:
 
 @cache
 def mel_filters() -> np.ndarray:
-    """Triangles (N_BANDS, 257) float32 over the frequencies of a 512-point spectrum, evenly spaced in mel.
+    """Triangular mel filters (N_BANDS, 257) float32 over a 512-point spectrum, evenly spaced in mel.
 
-    Mel after O'Shaughnessy (Speech Communication, 1987): 2595 log10(1 + f / 700).
+    The mel scale follows O'Shaughnessy (Speech Communication, 1987): 2595 log10(1 + f / 700).
     """
     low, high = (2595 * np.log10(1 + hz / 700) for hz in BAND_EDGES_HZ)
     corners = 700 * (10 ** (np.linspace(low, high, N_BANDS + 2) / 2595) - 1)

@@ -1,4 +1,4 @@
-"""Rectangles: their overlap, and which of several that lie together are kept."""
+"""Bounding boxes: overlap, non-maximum suppression, and adjustments."""
 
 from __future__ import annotations
 
@@ -24,14 +24,24 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, most: float) -> np.ndarray:
-    """Non-maximum suppression: indices of boxes, best first, without what overlaps a better one of its group more."""
+    """Non-maximum suppression within groups.
+
+    Args:
+        boxes: (N, 4) x0, y0, x1, y1.
+        scores: (N,).
+        groups: (N,) ints; boxes of different groups do not suppress each other.
+        most: the largest allowed overlap (intersection over union) with a better box.
+
+    Returns:
+        Indices of the boxes that are kept, best first.
+    """
     rectangles = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
     picked = cv2.dnn.NMSBoxesBatched(rectangles.tolist(), scores.tolist(), groups.tolist(), 0.0, most)
     return np.asarray(picked, int).reshape(-1)
 
 
 def suppress_contained(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, most: float) -> np.ndarray:
-    """As `suppress`, with the overlap as a share of the smaller box: a part of a face is no second face."""
+    """Like `suppress`, with the overlap as a share of the smaller box, so that part of a face is not a second face."""
     sides = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(boxes[:, None, :2], boxes[None, :, :2]) + 1
     areas = (boxes[:, 2:] - boxes[:, :2] + 1).prod(1)
     shares = np.clip(sides, 0, None).prod(2) / np.minimum(areas[:, None], areas)
@@ -44,7 +54,7 @@ def suppress_contained(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray
 
 
 def make_square(boxes: np.ndarray) -> np.ndarray:
-    """The smallest squares with the same centres that hold boxes (K, 4)."""
+    """The smallest squares (K, 4) that contain the boxes (K, 4) and have the same centres."""
     sides = boxes[:, 2:] - boxes[:, :2]
     side = sides.max(1, keepdims=True)
     low = boxes[:, :2] + sides / 2 - side / 2
@@ -52,5 +62,5 @@ def make_square(boxes: np.ndarray) -> np.ndarray:
 
 
 def move_boxes(boxes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Boxes (K, 4) moved by offsets in shares of their sides, both ends included."""
+    """Boxes (K, 4) moved by offsets, given as shares of their sides; a side counts both end pixels."""
     return boxes + offsets * np.tile(boxes[:, 2:] - boxes[:, :2] + 1, 2)

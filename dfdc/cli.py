@@ -1,4 +1,4 @@
-"""The command line: `dfdc score` scores clips, as kernel.py does, and `dfdc --version` says what is installed.
+"""The command line: `dfdc score` scores clips, as kernel.py does, and `dfdc --version` prints the version.
 
 dfdc score PATH... --out submission.csv --report report.html
 dfdc report submission.analyses --out report.html
@@ -30,7 +30,7 @@ MAX_FRAMES = MAX_WORKERS = 256
 
 
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `dfdc score` and of kernel.py."""
+    """Add the arguments of `dfdc score` and of kernel.py."""
     add = parser.add_argument
     add(
         "paths",
@@ -43,7 +43,7 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         default=Path("submission.csv"),
-        help="file to write; predictions.csv beside it says more, or NAME.predictions.csv beside another NAME.csv "
+        help="file to write; details go to predictions.csv beside it, or to NAME.predictions.csv beside NAME.csv "
         "(default: %(default)s)",
     )
     add(
@@ -115,7 +115,7 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def number(kind: type, most: float) -> Callable[[str], float]:
-    """A converter for argparse: numbers above 0, up to a greatest one."""
+    """A converter for argparse: numbers above 0, up to a maximum."""
 
     def convert(text: str) -> float:
         try:
@@ -132,7 +132,7 @@ def number(kind: type, most: float) -> Callable[[str], float]:
 
 @contextlib.contextmanager
 def ending_once() -> Iterator[None]:
-    """SIGTERM and SIGINT end the run, once: a second one does not cut its last save short."""
+    """End the run at the first SIGTERM or SIGINT; a second one does not interrupt the final save."""
 
     def end(number: int, _: object) -> None:
         for each in (signal.SIGTERM, signal.SIGINT):
@@ -169,7 +169,7 @@ def score(args: argparse.Namespace, *, program: str, started_s: float | None = N
 def _score(args: argparse.Namespace, deadline: Deadline, *, program: str) -> int:
     open_streams()  # before any file is opened
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a notebook's streams take every name
+        with contextlib.suppress(AttributeError):  # a notebook's streams accept all characters
             stream.reconfigure(errors="backslashreplace")
 
     from dfdc.analysis_files import read_some
@@ -219,7 +219,7 @@ def _score(args: argparse.Namespace, deadline: Deadline, *, program: str) -> int
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write the page of the analyses in a folder; returns the exit code."""
+    """Write a page from the analyses in a folder; returns the exit code."""
     from dfdc.analysis_files import SUFFIX, read_analyses
     from dfdc.files import check_out
     from dfdc.report.page import write_report

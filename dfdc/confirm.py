@@ -1,8 +1,8 @@
-"""A second look at a track: is it a face at all, and how far is it rolled?
+"""Second look at a face track: whether it is a face at all, and how far it is rolled.
 
-The detector's cascade sees a candidate once, in the place that suits it best. A face is one in every view: a little
-nearer and farther, mirrored, turned. What only looks like a face is one in some of them, and its landmarks lie
-elsewhere in the mirror.
+The detector's cascade scores a candidate once, in the position that suits it best. A real face keeps a high score in
+every view: slightly closer or farther, mirrored, or rotated. A false detection does so in some views only, and its
+landmarks move when the image is mirrored.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from dfdc.detect import FaceDetector
 from dfdc.faces import roll_angles
 from dfdc.nets import ONET_SIDE
 
-# So many faces of a track are looked at again, each in these views: zoom, and degrees of turn. The first is shown
-# mirrored, too.
+# SECOND_LOOKS faces of a track are examined, each in these views: zoom factor and degrees of rotation. The first view
+# is also shown mirrored.
 SECOND_LOOKS = 4
 VIEWS = ((1.0, 0.0), (0.8, 0.0), (1.25, 0.0), (1.0, 12.0), (1.0, -12.0))
-# The side of the first view over the mean side of the box: the square around it, as O-Net was trained on.
+# Side of the first view over the mean side of the box; O-Net was trained on such squares around a face.
 VIEW_RATIO = 1.1
-# Left and right change sides in the mirror.
+# Order of the landmarks in the mirror image: left and right are swapped.
 MIRRORED = [1, 0, 2, 4, 3]
 
 
 @dataclass(frozen=True)
 class SecondLook:
-    """What the views of a track say together.
+    """The combined result of all views of a track.
 
     Attributes:
         score: mean probability of a face, 0 to 1.
-        mirror_error: mean distance of landmarks to those of the mirror image, in shares of the view's side.
-        roll: degrees clockwise by which the faces are rolled beyond the angles that they were turned back by.
+        mirror_error: mean distance between the landmarks and those of the mirror image, as a share of the view's side.
+        roll: degrees clockwise by which the faces are still rolled after they were turned upright by the given angles.
     """
 
     score: float
@@ -45,13 +45,13 @@ class SecondLook:
 def look_again(
     detector: FaceDetector, frames: Sequence[np.ndarray], boxes: np.ndarray, angles: np.ndarray
 ) -> SecondLook:
-    """Look at faces of one track again.
+    """Take a second look at the faces of one track.
 
     Args:
-        detector: whose O-Net judges the views.
+        detector: its O-Net scores the views.
         frames: (H, W, 3) uint8 RGB each, N of them, N at least 1.
-        boxes: (N, 4) one face in each, in pixels.
-        angles: (N,) degrees clockwise by which they are rolled; the views show them turned back.
+        boxes: (N, 4) one face per frame, x0, y0, x1, y1 in pixels.
+        angles: (N,) degrees clockwise by which the faces are rolled; the views show them upright.
     """
     some = np.unique(np.linspace(0, len(frames) - 1, SECOND_LOOKS).round().astype(int))
     views = [_cut_views(frames[index], boxes[index], angles[index]) for index in some]

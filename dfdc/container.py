@@ -1,8 +1,7 @@
 """Media file -> container, streams and packets: the only place that opens a clip.
 
-FFmpeg reads through `MediaFile`, so that a clip is one open file from its first byte to its last, however often it is
-gone through; so that a fault of the disk is told from damage in the file, which FFmpeg does not; and so that a
-deadline ends a read that finds no packet.
+FFmpeg reads through `MediaFile`, for three reasons: a clip stays one open file however often it is read; a disk error
+can be told from damage in the file, which FFmpeg does not do; and a deadline ends a read that finds no packet.
 """
 
 from __future__ import annotations
@@ -27,61 +26,63 @@ from dfdc.deadline import NEVER, Deadline
 from dfdc.errors import MachineError, VideoError, VideoTimeout
 from dfdc.mp4 import check_tables
 
-# What a stream may claim: 8K film. Decoders allocate by the claim, not by the data: without a limit, a file of 5 kB
-# that claims 16000 x 16000 takes 1.7 GB and 12 s before it is even open.
+# The largest frame that a stream may declare: 8K film. Decoders allocate memory by the declared size, not by the data:
+# without a limit, a file of 5 kB that declares 16000 x 16000 takes 1.7 GB and 12 s before it is even open.
 MAX_PIXELS = 8192 * 4352
 DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 MAX_PACKETS = 1_000_000
-# Bytes in which no packet of the wanted stream lies: what follows is no part of a clip. Zeros are gone through at 140
-# to 240 MB a core-second, and a file may have 50 GB of them. FFmpeg wants 5 MB to know a file, and what is attached to
-# it before the first frame.
+# Reading stops after this many bytes without a packet of the wanted stream, because the rest is not part of the clip.
+# Zeros are skipped at 140 to 240 MB per core-second, and a file may contain 50 GB of them. MAX_OPENING_BYTES covers the
+# 5 MB that FFmpeg reads to recognise a file, and attachments before the first frame.
 MAX_GAP_BYTES = 1 << 26
 MAX_OPENING_BYTES = 1 << 25
-# Errors in a row that a container is read on after; FFmpeg's demuxers find their way again after most of them.
+# Reading continues after up to this many errors in a row; FFmpeg's demuxers recover from most of them.
 MAX_ERRORS = 16
 # FFmpeg's preference for a stream that is marked as default, in pixels (fftools/ffmpeg_mux_init.c, map_auto_video).
 DEFAULT_BONUS_PIXELS = 5_000_000
-# Containers that hold their own data. Playlists and lists of other files (hls, dash, concat, ...) are not among them,
-# nor is "image2", which takes a photograph's name for a pattern.
+# Containers that hold their own data. Playlists and lists of other files (hls, dash, concat, ...) are excluded, and so
+# is "image2", which interprets a photograph's file name as a pattern.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,flv,ogg,asf,wtv,mxf,nut,ivf,obu,h264,hevc,gif,"
     "wav,flac,apng,jpeg_pipe,png_pipe,webp_pipe"
 )
-# What FFmpeg itself reads at a time.
+# FFmpeg's own buffer size.
 BUFFER_BYTES = 1 << 15
-# A GPU decodes in the context that torch has made: FFmpeg refuses one whose way of waiting is not its own.
+# The GPU decodes in the current CUDA context, which torch created: FFmpeg rejects a primary context whose scheduling
+# flags differ from its own.
 GPU_CONTEXT = {"primary_ctx": "0", "current_ctx": "1"}
-# Errors of the machine: those of reading and opening files, and those that FFmpeg reports while it works on a file
-# that it has read (EIO is not among the latter: FFmpeg says so of files that end early).
+# Errors of the machine: FILE_FAULTS while a file is opened or read, WORK_FAULTS while FFmpeg processes what it has read
+# (EIO is not among the latter, because FFmpeg also reports it for files that end early).
 FILE_FAULTS = frozenset(
     {errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
     | {errno.EBUSY, errno.EINTR, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EREMOTEIO, errno.ENOBUFS}
 )
 WORK_FAULTS = frozenset({errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EMFILE, errno.ENFILE})
-# What a decoder takes beside its frames.
+# Memory that a decoder needs in addition to its frames.
 ROOM_BYTES = 1 << 24
-# Pauses in seconds before a read that failed is tried again.
+# Pauses in seconds before a failed read is repeated.
 PAUSES_S = (0.05, 0.2, 0.8)
 
 
 class MediaFile:
     """A media file that is open for reading; a context manager.
 
-    What PyAV asks of a file object are `name`, `read`, `seek` and `tell`.
+    PyAV needs the attribute `name` and the methods `read`, `seek` and `tell` of a file object.
     """
 
     def __init__(self, path: Path, *, deadline: Deadline = NEVER) -> None:
         """Open a file.
 
         Args:
-            path: of the file, whatever its name is.
-            deadline: when it passes, the file ends.
+            path: of the file; any name is allowed.
+            deadline: when it passes, `read` reports the end of the file.
 
         Raises:
-            VideoError: it is missing, empty, no regular file, or may not be read.
-            MachineError: it could not be opened for want of something.
+            VideoError: the file is missing, empty, not a regular file, or not readable.
+            MachineError: it could not be opened because a resource of the machine is short.
         """
-        # The name is not the file's own: FFmpeg goes by content, and a name is a pattern to some of its demuxers.
+        # FFmpeg does not get the file's own name: it should go by content, and some of its demuxers interpret a name as
+        # a pattern.
         self.name = "clip"
         self.deadline = deadline
         self.is_cut = False
@@ -114,7 +115,7 @@ class MediaFile:
         self._file.close()
 
     def read(self, size: int) -> bytes:
-        """The next bytes; none at the end, after the deadline, after a fault, and where a clip has ended long since."""
+        """The next bytes; empty at the end, after the deadline or a disk error, or after a long gap without packets."""
         if self._fault is not None or self._is_over():
             return b""
         for pause_s in (*PAUSES_S, None):
@@ -137,7 +138,7 @@ class MediaFile:
 
     @contextmanager
     def hurried(self, share: float) -> Iterator[None]:
-        """Let the file end, for a while, after a share of the time left; `is_cut` is of that while."""
+        """Inside the block, end the file after a share of the remaining time; `is_cut` then refers to this block."""
         deadline, self.deadline = self.deadline, self.deadline.part(share)
         self.is_cut = False
         try:
@@ -152,28 +153,28 @@ class MediaFile:
         return self._file.tell()
 
     def check(self) -> None:
-        """Tell of a read that failed, whatever has been made of it.
+        """Report a failed read, even if FFmpeg continued after it.
 
         Raises:
-            MachineError: one did.
+            MachineError: a read failed.
         """
         if self._fault is not None:
             raise MachineError(f"could not be read ({self._fault.strerror or self._fault})") from self._fault
 
     def container(self, *, gpu: int | None = None) -> InputContainer:
-        """Open the file from its start as what it contains; it may be anything but a playlist.
+        """Open the file from its start as any kind of media file except a playlist.
 
         Args:
-            gpu: number of the CUDA device that decodes its video where it can; None for none.
+            gpu: number of the CUDA device that decodes the video if it can; None for the CPU.
 
         Raises:
-            VideoError: the file is of no known kind, or claims too many pixels.
+            VideoError: the file is not of a known kind, or declares too many pixels.
             VideoTimeout: the deadline passed.
-            MachineError: reads failed, or memory or threads are short.
+            MachineError: a read failed, or memory or threads are short.
         """
-        # FFmpeg decodes some frames to know a file better. Where a container (MPEG-PS, or MPEG-TS without tables) shows
-        # its streams only as they come, no limit reaches that decoder: 30 kB that claim 16000 x 16000 take 1,180 MB and
-        # 8 s. Opened without decoders first (0.6 ms), they take 4 MB.
+        # FFmpeg decodes some frames to analyse a file. Containers such as MPEG-PS, or MPEG-TS without tables, reveal
+        # their streams only while they are read, and then no limit reaches that decoder: 30 kB that declare 16000 x
+        # 16000 take 1,180 MB and 8 s. Opened without decoders first (0.6 ms), they take 4 MB.
         with self._container(codec_whitelist="none") as glance:
             claims = [stream.width * stream.height for stream in glance.streams.video if stream.codec_context]
         if claims and (max(claims) > MAX_PIXELS or sum(claims) > 2 * MAX_PIXELS):
@@ -183,7 +184,7 @@ class MediaFile:
     def _container(self, *, gpu: int | None = None, **options: str) -> InputContainer:
         limits = {"protocol_whitelist": "none", "format_whitelist": CONTAINERS, **DECODER_OPTIONS}
         problem: Exception | None = None
-        # Where damage at the start hides what a file is, its suffix tells.
+        # If damage at the start hides the kind of the file, its suffix decides.
         for name in ("clip", f"clip{self._suffix}"):
             self.name, self._is_open, self._gap = name, False, 0
             self.seek(0)
@@ -207,12 +208,12 @@ class MediaFile:
         raise VideoError(f"not a video of a known kind ({getattr(problem, 'strerror', None) or problem})") from problem
 
     def demux(self, container: InputContainer, stream: Stream) -> Iterator[av.Packet]:
-        """The packets of one stream; the file's end by its deadline, or damage that lasts, ends them early.
+        """The packets of one stream, up to the end of the file, its deadline, or damage that does not end.
 
-        Other streams are discarded inside FFmpeg: what is cut off or damaged there does not end this one.
+        FFmpeg discards the other streams, so a truncated or damaged one does not end this one.
 
         Raises:
-            MachineError: reads failed, or memory is short.
+            MachineError: a read failed, or memory is short.
         """
         for other in container.streams:
             other.discard = Discard.default if other.index == stream.index else Discard.all
@@ -231,14 +232,14 @@ class MediaFile:
                 break
             except (av.FFmpegError, MemoryError) as error:
                 self.check()
-                if getattr(error, "errno", None) != errno.EAGAIN:  # said by some demuxers of a packet that is no use
+                if getattr(error, "errno", None) != errno.EAGAIN:  # some demuxers report it for a useless packet
                     blame_machine(error)
                 n_errors += 1
         self.check()
 
 
 def _open_file(path: Path) -> int:
-    """A descriptor of a file to read; a pipe that nobody writes to does not block."""
+    """Open a file for reading and return its descriptor; a pipe without a writer does not block."""
     flags = os.O_RDONLY
     for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY"):
         flags |= getattr(os, name, 0)
@@ -257,7 +258,7 @@ def _open_file(path: Path) -> int:
 
 
 def blame_machine(error: Exception) -> None:
-    """Raise anew what is no fault of a clip.
+    """Raise a `MachineError` if an error is the machine's fault and not the clip's.
 
     Raises:
         MachineError: memory, threads or descriptors are short.
@@ -267,10 +268,10 @@ def blame_machine(error: Exception) -> None:
 
 
 def require_memory(n_pixels: int) -> None:
-    """Make sure that there is room for a frame: for want of it some decoders call a packet invalid.
+    """Check that there is memory for a frame, because some decoders report a lack of memory as an invalid packet.
 
     Raises:
-        MachineError: there is none.
+        MachineError: there is not.
     """
     try:
         mmap.mmap(-1, ROOM_BYTES + 8 * n_pixels).close()
@@ -279,10 +280,10 @@ def require_memory(n_pixels: int) -> None:
 
 
 def video_streams(container: InputContainer) -> list[VideoStream]:
-    """A container's video streams, the main one first, as FFmpeg's own program picks it; cover pictures are none.
+    """A container's video streams without cover pictures, the main one first, as the ffmpeg program would choose it.
 
     Raises:
-        VideoError: there is none, or FFmpeg has no decoder for any.
+        VideoError: there is no video stream, or FFmpeg has no decoder for any of them.
     """
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:

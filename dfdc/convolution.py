@@ -1,7 +1,7 @@
-"""Convolutions on CUDA without cuDNN: matrix products, and torch's own kernels where each channel stands alone.
+"""Convolutions on CUDA without cuDNN: matrix products, and torch's own kernels for depthwise convolutions.
 
-cuDNN plans each layer anew for each shape that it has not met: core-seconds for a net, in every worker, before its
-first answer. Matrix products need no plan; then they cost the CPU half a millisecond more a crop (docs/experiments.md).
+cuDNN plans each layer for each new input shape, which costs core-seconds per model in every worker before the first
+result. Matrix products need no plan, but take the CPU half a millisecond more per crop (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def without_cudnn() -> Iterator[None]:
-    """Inside, `convolve` does what torch.conv2d is asked for, and nothing else uses cuDNN either."""
+    """Inside the block, `convolve` replaces torch.conv2d, and no other operation uses cuDNN either."""
     before = torch.backends.cudnn.enabled
     torch.backends.cudnn.enabled = False
     try:
@@ -43,18 +43,18 @@ def convolve(
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
 ) -> Tensor:
-    """As torch.conv2d, where numbers come in pairs: down, across.
+    """A replacement for torch.conv2d; numbers are given as pairs (vertical, horizontal).
 
     Args:
         images: (N, C, H, W) float.
         filters: (F, C / groups, h, w) of the same dtype.
         bias: (F,).
-        stride, padding, dilation, groups: as torch.conv2d's.
+        stride, padding, dilation, groups: as for torch.conv2d.
 
     Returns:
         (N, F, H', W').
     """
-    if groups > 1 or dilation != (1, 1):  # torch's kernels for single channels read rows of one channel
+    if groups > 1 or dilation != (1, 1):  # torch's own kernels read rows of a single channel
         return torch.conv2d(images.contiguous(), filters.contiguous(), bias, stride, padding, dilation, groups)
     n, (height, width) = len(images), filters.shape[2:]
     if any(padding):
@@ -62,7 +62,7 @@ def convolve(
     if height == width == 1 and stride == (1, 1):
         rows, columns = images.shape[2:]
         seen = images.flatten(2)
-    else:  # what each place sees, in a row
+    else:  # the receptive field of each place, as a column
         windows = images.unfold(2, height, stride[0]).unfold(3, width, stride[1])
         rows, columns = windows.shape[2:4]
         seen = windows.permute(0, 1, 4, 5, 2, 3).reshape(n, -1, rows * columns)

@@ -10,14 +10,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class CropGeometry:
-    """How the square follows from a face box. It belongs to the weights and travels with them.
+    """How the square crop is derived from a face box. It belongs to the weights and is stored with them.
 
-    The defaults are the middle of what was measured on the crops that the shipped weights were trained on.
+    The defaults are the middle of the values measured on the crops that the shipped weights were trained on.
 
     Attributes:
-        side_ratio: side of the square over the mean of the box's width and height, > 0.
-        shift_ratio: how far the square's centre lies below the box's centre, as a share of the side.
-        size: side of the finished crop in pixels.
+        side_ratio: side of the square divided by the mean of the box's width and height, 0.1 to 10.
+        shift_ratio: how far the square's centre lies below the box's centre, as a share of the side, -1 to 1.
+        size: side of the finished crop in pixels, 16 to 1024.
     """
 
     side_ratio: float = 0.93
@@ -33,14 +33,14 @@ class CropGeometry:
             raise ValueError(f"crop size is {self.size} px; allowed: 16 to 1024")
 
     def square(self, box: np.ndarray, angle: float = 0.0) -> tuple[int, int, int]:
-        """The square that is cut for a box, before it is turned about its centre.
+        """The square that is cut for a box, before it is rotated about its centre.
 
         Args:
             box: (4,) x0, y0, x1, y1 in pixels of the frame.
-            angle: degrees clockwise by which the face is rolled: its chin lies there.
+            angle: degrees clockwise by which the face is rolled; the shift towards the chin follows it.
 
         Returns:
-            Left, top and side in whole pixels; the side is at least 2. The square may leave the frame.
+            Left, top and side in whole pixels; the side is at least 2. The square may extend beyond the frame.
         """
         x0, y0, x1, y1 = (float(v) for v in box)
         side = max(self.side_ratio * (x1 - x0 + y1 - y0) / 2, 2.0)
@@ -53,14 +53,14 @@ class CropGeometry:
 def crop_face(frame: np.ndarray, box: np.ndarray, geometry: CropGeometry, *, angle: float = 0.0) -> np.ndarray:
     """Cut one face out of a frame, upright.
 
-    Where the square leaves the frame, the frame's edge is repeated. A rolled face is turned at the frame's own
-    resolution by bicubic interpolation, which keeps detail; quarter turns move whole pixels. Enlarging is bilinear,
-    reducing averages areas, so that neither invents detail nor aliases.
+    Where the square extends beyond the frame, the frame's edge is repeated. A rolled face is rotated at the frame's
+    own resolution with bicubic interpolation, which keeps detail; quarter turns move whole pixels. Crops are enlarged
+    with bilinear interpolation and reduced by averaging areas, so resizing neither invents detail nor aliases.
 
     Args:
         frame: (H, W, 3) uint8 RGB.
         box: (4,) x0, y0, x1, y1 in pixels of the frame.
-        geometry: the geometry of the weights that will see the crop.
+        geometry: crop geometry of the model that will see the crop.
         angle: degrees clockwise by which the face is rolled in the frame.
 
     Returns:
@@ -69,7 +69,7 @@ def crop_face(frame: np.ndarray, box: np.ndarray, geometry: CropGeometry, *, ang
     Raises:
         ValueError: the frame is not (H, W, 3) uint8, or the box or the angle holds a value that is not finite.
     """
-    import cv2  # here: the supervisor reads geometries of weights files and cuts nothing
+    import cv2  # here: the supervisor reads geometries from weights files but cuts no crops
 
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
         raise ValueError(f"frame is {frame.dtype} {frame.shape}; allowed: uint8 (H, W, 3)")
@@ -89,7 +89,7 @@ def _cut(frame: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
     import cv2
 
     height, width = frame.shape[:2]
-    # A box far outside keeps at least one row and one column of the frame to repeat.
+    # For a box far outside the frame, at least one row and one column of the frame are kept and repeated.
     x0, x1 = np.clip([left, left + side], [0, 1], [width - 1, width])
     y0, y1 = np.clip([top, top + side], [0, 1], [height - 1, height])
     patch = frame[y0:y1, x0:x1]
@@ -100,12 +100,12 @@ def _cut(frame: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
 
 
 def _cut_turned(frame: np.ndarray, left: int, top: int, side: int, angle: float) -> np.ndarray:
-    """The same square turned clockwise about its centre, and shown upright."""
+    """The same square rotated clockwise about its centre, so that the face is upright in the result."""
     import cv2
 
     down_x, down_y = _axis(angle)
     turn = np.array([[down_y, down_x], [-down_x, down_y]])
-    # The crop's pixel u, v shows what lies at turn @ (u, v) + corner; its middle stays where it was.
+    # The crop's pixel u, v shows the frame at turn @ (u, v) + corner; the middle of the square stays in place.
     middle = (side - 1) / 2
     corner = np.array([left, top]) + middle - turn @ [middle, middle]
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
@@ -114,6 +114,6 @@ def _cut_turned(frame: np.ndarray, left: int, top: int, side: int, angle: float)
 
 
 def _axis(angle: float) -> tuple[float, float]:
-    """The direction x, y from brow to chin of a face that is rolled clockwise by so many degrees."""
+    """The direction x, y from brow to chin of a face that is rolled clockwise by `angle` degrees."""
     radians = math.radians(angle)
     return -math.sin(radians), math.cos(radians)

@@ -1,4 +1,4 @@
-"""Listing of a clip's frames -> pictures of some of them: the only place that decodes."""
+"""Listing of a clip's frames -> pictures of some of them: the only module that decodes video."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Frame:
     Attributes:
         time_s: presentation time in seconds from the clip's first frame.
         pixels: (H, W, 3) uint8 RGB, upright, its longest side at most `dfdc.pixels.MAX_SIDE`.
-        neighbour: the pixels of the frame that was decoded right after it; None where it was not asked for, or there
-            is none.
+        neighbour: pixels of the frame that was decoded right after this one; None if it was not requested or does not
+            exist.
     """
 
     time_s: float
@@ -36,7 +36,7 @@ class Frame:
 
 
 class Window(NamedTuple):
-    """A decoded frame and what its picture needs of the frames beside it."""
+    """A decoded frame, and the neighbouring frames that its picture needs."""
 
     frame: VideoFrame
     before: VideoFrame | None = None
@@ -45,10 +45,10 @@ class Window(NamedTuple):
 
 @dataclass
 class Seen:
-    """What is seen of a stream while it is decoded.
+    """Observations about a stream while it is decoded.
 
     Attributes:
-        times: of the frames that decoded, in seconds, rising.
+        times: times of the frames that could be decoded, in seconds, ascending.
         tone_mapped, deinterlaced: see `Reading`.
     """
 
@@ -67,7 +67,25 @@ def decode(
     gpu: int | None = None,
     seen: Seen | None = None,
 ) -> Iterator[Frame]:
-    """Decode by a plan (FFmpeg's skip_frame) and convert the frame nearest to each moment; None for every frame."""
+    """Decode a stream and convert the frame nearest to each moment.
+
+    Args:
+        file: the open clip.
+        listing: of the stream to decode.
+        moments: times in seconds on the stream's clock, ascending; None for every frame.
+        plan: which frames the decoder skips, a value of FFmpeg's skip_frame.
+        n_pairs: how many frames, evenly spread, come with their neighbour.
+        gpu: number of the CUDA device that decodes; None for the CPU. On a GPU, a damaged packet is an error.
+        seen: filled in while decoding; None if it is not needed.
+
+    Yields:
+        Different frames in order of time.
+
+    Raises:
+        VideoError: pixels cannot be converted, or a GPU decoded an interlaced frame.
+        av.FFmpegError: a GPU failed to decode a packet.
+        MachineError: a read failed, or memory is short.
+    """
     n_moments = len(moments or ())
     paired = {n_moments * (2 * i + 1) // (2 * n_pairs) for i in range(n_pairs)}
     seen = seen or Seen()
@@ -89,11 +107,11 @@ def decode(
             seen.tone_mapped, seen.deinterlaced = maker.tone_mapped, maker.deinterlaced
             yield Frame(time_s - listing.times[0], pixels, neighbour)
         if number + 1 < n_moments:
-            deque(windows, maxlen=0)  # to know which other frames decode
+            deque(windows, maxlen=0)  # to find out which other frames can be decoded
 
 
 def _timed(frames: Iterable[VideoFrame], listing: Listing, stream: VideoStream) -> Iterator[tuple[float, VideoFrame]]:
-    """Frames with the times in seconds that the listing knows them by."""
+    """Frames with their times in seconds, on the clock of the listing."""
     if listing.rate is not None:
         return ((count / listing.rate, frame) for count, frame in enumerate(frames))
     unit = float(stream.time_base)
@@ -103,9 +121,9 @@ def _timed(frames: Iterable[VideoFrame], listing: Listing, stream: VideoStream) 
 def _decoded(
     file: MediaFile, container: InputContainer, stream: VideoStream, *, strict: bool = False
 ) -> Iterator[VideoFrame]:
-    """Every frame that decodes before the deadline; a damaged packet costs its own frames only, or is an error."""
+    """Every frame that decodes before the deadline; a damaged packet loses only its own frames, or raises if strict."""
     packets = takewhile(lambda _: not file.deadline.expired(), file.demux(container, stream))
-    for packet in chain(packets, [None]):  # None: what the decoder still holds back
+    for packet in chain(packets, [None]):  # None: flush the frames that the decoder still holds
         try:
             yield from stream.codec_context.decode(packet)
         except (av.FFmpegError, MemoryError) as error:
@@ -116,9 +134,9 @@ def _decoded(
 
 
 def _windows(frames: Iterable[tuple[float, VideoFrame]], *, ahead: bool) -> Iterator[tuple[float, Window]]:
-    """Frames, each with the next one where that is asked for, and with both beside it where it is interlaced.
+    """Frames, each with its next one if requested, and with both neighbours if it is interlaced.
 
-    Elsewhere no frame is held for another: the decoder then has a buffer more to use again.
+    In all other cases no frame is kept for the sake of another, so the decoder can reuse one more buffer.
     """
     held: tuple[float, VideoFrame, VideoFrame | None] | None = None
     before = None
@@ -136,7 +154,7 @@ def _windows(frames: Iterable[tuple[float, VideoFrame]], *, ahead: bool) -> Iter
 
 
 def _rising(frames: Iterable[tuple[float, VideoFrame]], times: list[float]) -> Iterator[tuple[float, VideoFrame]]:
-    """Frames without those whose time is not above all before them; the times are entered as they come."""
+    """Drop frames whose time is not later than all times before, and record the times of the others in `times`."""
     for time_s, frame in frames:
         if not times or time_s > times[-1]:
             times.append(time_s)
@@ -144,7 +162,7 @@ def _rising(frames: Iterable[tuple[float, VideoFrame]], times: list[float]) -> I
 
 
 def nearest(frames: Iterable[tuple[float, Window]], moments: list[float]) -> Iterator[tuple[float, Window]]:
-    """Of frames with their times, which rise, the nearest to each moment, in order and each once."""
+    """The frames nearest to each moment, in order and each once; the times of the frames are ascending."""
     pending = deque(moments)
     before: tuple[float, Window] | None = None
     chosen = None

@@ -1,8 +1,8 @@
-"""Frames -> face boxes: MTCNN, its three nets over batches, and around known faces only where it can.
+"""Frames -> face boxes: MTCNN run in batches, with a search of only the area around known faces where possible.
 
-The steps between the nets are facenet-pytorch's. Its own `detect_face` resizes whole batches of float frames by torch,
-which takes more than half of its time, and stumbles over candidates that lie outside the frame. Here OpenCV resizes
-the 8-bit frames once to the scale of the smallest face that matters.
+The steps between the three networks follow facenet-pytorch. Its own `detect_face` resizes whole batches of float
+frames with torch, which takes more than half of its time, and it fails on candidates that lie outside the frame. Here
+OpenCV resizes the 8-bit frames once, to the scale of the smallest face that matters.
 """
 
 from __future__ import annotations
@@ -28,32 +28,33 @@ from dfdc.pyramid import (
 )
 from dfdc.runtime import Net, run_batches
 
-# Frames go through the first net in groups of so many, candidates through the others. On the CPU, 256 of these take
-# O-Net 70 MB; on CUDA each call is a wait for the device.
+# Batch sizes: frames for the first network, candidates for the other two. On the CPU, 256 candidates take 70 MB in
+# O-Net; on CUDA, every call waits for the device.
 BATCH_FRAMES = {"cpu": 4, "cuda": 16}
 BATCH_CANDIDATES = {"cpu": 64, "cuda": 1024}
-# Of a clip's frames every fourth is searched whole, and at least so many are.
+# Every fourth frame of a clip is searched in full, and at least MIN_WHOLE frames are.
 WHOLE_STEP, MIN_WHOLE = 4, 4
-# Of windows around boxes that share more than this (intersection over union), one will do.
+# If two boxes overlap by more than this (intersection over union), one search window serves both.
 MAX_SHARED = 0.5
 
 
-# A clip stands upright beyond doubt if in most of its frames with faces one has this score.
+# A clip is certainly upright if most of its frames with faces have a face with this score.
 CERTAIN_SCORE = 0.99
-# Else so many frames are searched the other ways round, and one of these wins by at least so much evidence: the mean
-# over frames of the best face's log odds, at most 7. On its side, a clip's own way reached 3.5, the right way 6 to 7.
+# Otherwise TURN_FRAMES frames are also searched in the three other orientations. Another orientation wins if its
+# evidence is larger by at least MIN_EVIDENCE. Evidence is the mean over the frames of the best face's log-odds, at
+# most MAX_EVIDENCE. For clips on their side, the stored orientation reached 3.5 and the correct one 6 to 7.
 TURN_FRAMES, MIN_EVIDENCE, MAX_EVIDENCE = 3, 1.5, 7.0
 
 
 @dataclass(frozen=True)
 class DetectorSettings:
-    """How hard to look.
+    """How thoroughly the detector searches.
 
     Attributes:
-        min_face_ratio: the smallest face that matters, as a share of the frame's longest side; frames are reduced
-            until it has the first net's 12 px.
-        thresholds: of the three nets, 0 to 1.
-        brighten: whether shadows are lifted first.
+        min_face_ratio: size of the smallest face that matters, as a share of the frame's longest side; frames are
+            reduced until a face of this size has the 12 px that the first network needs.
+        thresholds: score thresholds of the three networks, 0 to 1.
+        brighten: whether dark frames are brightened first.
     """
 
     min_face_ratio: float
@@ -61,11 +62,11 @@ class DetectorSettings:
     brighten: bool = False
 
 
-# The smallest face has 58 px on 1080p: fewer than 1 in 100 of DFDC's faces are smaller.
+# On 1080p the smallest face is 58 px wide; fewer than 1 in 100 of DFDC's faces are smaller.
 QUICK = DetectorSettings(min_face_ratio=0.03, thresholds=(0.6, 0.7, 0.8))
-# For clips in which nothing was found: 20 px on 1080p, lower thresholds, shadows lifted.
+# For clips in which the quick search found nothing: faces from 20 px on 1080p, lower thresholds, brightened frames.
 HARD = DetectorSettings(min_face_ratio=0.0105, thresholds=(0.5, 0.6, 0.7), brighten=True)
-# A hard look costs some ten times as much a frame, so it is a look at so many of them.
+# The thorough search costs about ten times as much per frame, so it examines only this many frames.
 HARD_FRAMES = 8
 
 
@@ -74,15 +75,15 @@ Candidates = tuple[np.ndarray, np.ndarray]
 
 
 class FaceDetector:
-    """MTCNN with facenet-pytorch's weights, which lie in this package."""
+    """MTCNN with the weights of facenet-pytorch, which are part of this package."""
 
     def __init__(self, device: str = "cpu", *, threads: int | None = None, nets: Sequence[Net] | None = None) -> None:
-        """Open nets.
+        """Open the three networks.
 
         Args:
             device: "cpu" or "cuda".
             threads: see `dfdc.nets.open_nets`.
-            nets: those of `dfdc.nets.open_detector` where they are at hand; None opens them.
+            nets: the result of `dfdc.nets.open_detector`, if it is already at hand; None opens the networks.
         """
         device = str(device)
         self.batch_frames, self.batch_candidates = BATCH_FRAMES[device], BATCH_CANDIDATES[device]
@@ -90,16 +91,17 @@ class FaceDetector:
         self.pnet, self.rnet, self.onet = nets
 
     def search(self, frames: list[np.ndarray]) -> tuple[list[int], list[Faces]]:
-        """Find the faces of a clip's frames: a quick look at all; where that finds none, a hard look at some.
+        """Find the faces in a clip: search all frames quickly and, if that finds nothing, some frames thoroughly.
 
-        Where the quick look leaves doubt, the clip may lie on its side: then the frames are searched as they stand
-        upright. Landmarks, in the pixels of the frame as it is, tell how a face lies.
+        If the quick search is not certain, the clip may be stored on its side. Its orientation is then determined, and
+        the frames are searched upright. Boxes and landmarks are returned in the pixels of the frame as it is stored;
+        the landmarks show how a face is rolled.
 
         Args:
             frames: (H, W, 3) uint8 RGB each, in order of time.
 
         Returns:
-            The indices of the frames that were searched, rising, and one `Faces` for each of them.
+            The indices of the frames that were searched, ascending, and one `Faces` for each of them.
         """
         found = self.follow(frames)
         if not _is_certain(found) and (n_quarters := self.find_turn(frames, found)):
@@ -111,17 +113,17 @@ class FaceDetector:
         return some, [self.detect([frames[index]], HARD)[0] for index in some]
 
     def find_turn(self, frames: list[np.ndarray], found: list[Faces]) -> int:
-        """By how many quarters counterclockwise (`np.rot90`) a clip's frames are to be turned to stand upright.
+        """How many quarter turns counterclockwise (`np.rot90`) bring a clip's frames upright.
 
-        Some frames are searched in the three other ways. On ten real clips, faces on their side or upside down were
-        missed or had scores below .97 on average, and above .99 the right way up.
+        Some frames are searched in the three other orientations. On ten real clips, faces on their side or upside down
+        were missed or had a mean score below .97; in the correct orientation the mean score was above .99.
 
         Args:
             frames: (H, W, 3) uint8 RGB each, in order of time.
-            found: the faces of these frames as they are.
+            found: the faces in these frames as they are stored.
 
         Returns:
-            0 to 3; 0 unless another way gives clearly more evidence of faces.
+            0 to 3; 0 unless another orientation gives clearly more evidence of faces.
         """
         some = np.unique(np.linspace(0, len(frames) - 1, TURN_FRAMES + 2).round().astype(int))
         some = (some[1:-1] if len(some) > 2 else some).tolist()
@@ -132,10 +134,11 @@ class FaceDetector:
         return best if evidence[best] > evidence[0] + MIN_EVIDENCE else 0
 
     def follow(self, frames: list[np.ndarray]) -> list[Faces]:
-        """Find the faces of a clip's frames: some frames are searched whole, the others where faces are expected.
+        """Find the faces in a clip's frames: search some frames in full, the others only where faces are expected.
 
-        The gaps between searched frames are halved until none is left: a face is looked for around where it was
-        before and after. Where that gives fewer faces than a neighbour has, or none, the frame is searched whole.
+        The frames between two searched frames are filled in by repeated halving: a face is looked for near its position
+        in the frames before and after. If this finds no face, or fewer faces than a neighbour has, the frame is
+        searched in full.
 
         Args:
             frames: (H, W, 3) uint8 RGB each, in order of time.
@@ -158,7 +161,7 @@ class FaceDetector:
             found[index] = faces
 
     def _search_near(self, frames: list[np.ndarray], found: list[Faces | None], indices: list[int], step: int) -> None:
-        """Fill in frames whose neighbours, so many frames before and after, are done."""
+        """Search the frames whose neighbours, `step` frames before and after, are already searched."""
         neighbours = [[found[near] for near in (index - step, index + step) if near < len(frames)] for index in indices]
         around = [np.concatenate([faces.boxes for faces in known]) for known in neighbours]
         looked = self._look_around([frames[index] for index in indices], around)
@@ -170,11 +173,11 @@ class FaceDetector:
         self._search_whole(frames, found, lost)
 
     def detect(self, frames: list[np.ndarray], settings: DetectorSettings = QUICK) -> list[Faces]:
-        """Find the faces of frames, each searched whole.
+        """Find the faces in frames, each searched in full.
 
         Args:
-            frames: (H, W, 3) uint8 RGB each; neighbours of one size are handled in batches.
-            settings: how hard to look.
+            frames: (H, W, 3) uint8 RGB each; neighbours of the same size are processed in batches.
+            settings: how thoroughly to search.
 
         Returns:
             One `Faces` per frame.
@@ -192,25 +195,25 @@ class FaceDetector:
         return found
 
     def judge_patches(self, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What O-Net says of squares, each around one face.
+        """Run O-Net on square patches, each around one face.
 
         Args:
             patches: (N, 48, 48, 3) uint8 RGB, N at least 1.
 
         Returns:
-            (N,) float32 probabilities of a face, and (N, 5, 2) float32 landmarks in shares of the square's side.
+            (N,) float32 probabilities of a face, and (N, 5, 2) float32 landmarks as shares of the patch's side.
         """
         _, points, probabilities = self._run(self.onet, patches)
         return probabilities[:, 1], points.reshape(-1, 2, 5).transpose(0, 2, 1)
 
     def _look_around(self, frames: list[np.ndarray], around: list[np.ndarray]) -> list[Faces]:
-        """The faces of frames of any size, each near boxes (K, 4)."""
+        """The faces in frames of any size, each searched near its boxes (K, 4)."""
         owners = np.repeat(np.arange(len(frames)), [len(boxes) for boxes in around])
         if not len(owners):
             return [NO_FACES] * len(frames)
         boxes = np.concatenate(around)
         pyramids = [build_pyramid(frame) for frame in frames]
-        # What was found before and after is mostly one face in one place.
+        # The boxes before and after mostly show the same face in the same place, so one window is enough.
         picked = suppress(boxes, np.ones(len(boxes)), owners, MAX_SHARED)
         windows = [cut_window(pyramids[owners[k]], boxes[k]) for k in picked]
         images, corners, sides = (np.stack(parts) for parts in zip(*windows, strict=True))
@@ -221,9 +224,9 @@ class FaceDetector:
         return self._judge(pyramids, _merge(found), QUICK.thresholds)
 
     def _propose(self, pyramids: list[Pyramid], settings: DetectorSettings) -> Candidates:
-        """Candidates of frames of one size, from all scales of the whole of each."""
+        """Candidates in frames of one size, from all scales of each whole frame."""
         height, width = pyramids[0][0].shape[:2]
-        # A frame smaller than the smallest face that matters is still looked at as a whole.
+        # A frame smaller than the smallest face that matters is still searched as a whole.
         smallest = min(max(settings.min_face_ratio * max(height, width), 20.0), float(min(height, width)))
         scale = PNET_SIDE / max(smallest, 1.0)
         images, found = [pyramid[choose_level(pyramid, 1 / scale)] for pyramid in pyramids], []
@@ -239,22 +242,22 @@ class FaceDetector:
     def _scan(
         self, images: np.ndarray, scales: np.ndarray, threshold: float, corners: np.ndarray, owners: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """P-Net at one scale.
+        """Run P-Net at one scale.
 
         Args:
             images: (N, h, w, 3) uint8, parts of frames.
             scales: (N,) pixels of an image per pixel of its frame.
-            threshold: of the net.
-            corners: (N, 2) x, y of the images' corners in their frames.
+            threshold: score threshold of the network.
+            corners: (N, 2) x, y of the images' top-left corners in their frames.
             owners: (N,) indices of their frames.
 
         Returns:
-            Boxes, scores and frames, and where the net would move the boxes (K, 4).
+            Boxes (K, 4), scores (K,), indices of frames (K,), and the boxes as moved by the network's offsets (K, 4).
         """
         offsets, chances = self._run(self.pnet, images)
         which, row, column = np.nonzero(chances[:, 1] >= threshold)
         scores = chances[which, 1, row, column]
-        # Its answers lie two pixels apart.
+        # P-Net has a stride of two pixels.
         place = 2 * np.stack([column, row], 1) + 1
         ends = [np.floor(at / scales[which, None]) + corners[which] for at in (place, place + PNET_SIDE - 1)]
         boxes = np.concatenate(ends, 1)
@@ -263,7 +266,7 @@ class FaceDetector:
         return boxes[picked], scores[picked], owners[which[picked]], moved[picked]
 
     def _judge(self, pyramids: list[Pyramid], candidates: Candidates, thresholds: tuple[float, ...]) -> list[Faces]:
-        """R-Net and O-Net: the faces among candidates."""
+        """Run R-Net and O-Net: the faces among the candidates."""
         boxes, owners = self._refine(pyramids, *candidates, thresholds[1])
         boxes, scores, owners, points = self._finish(pyramids, boxes, owners, thresholds[2])
         mine = [owners == index for index in range(len(pyramids))]
@@ -272,20 +275,21 @@ class FaceDetector:
     def _refine(
         self, pyramids: list[Pyramid], boxes: np.ndarray, owners: np.ndarray, threshold: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """R-Net: of the candidates those that it believes, moved and square again."""
+        """Run R-Net: the candidates that it accepts, moved by its offsets and made square again."""
         boxes, owners, patches = cut_patches(pyramids, boxes, owners, RNET_SIDE)
         if not len(boxes):
             return boxes, owners
         offsets, chances = self._run(self.rnet, patches)
         kept = np.flatnonzero(chances[:, 1] > threshold)
-        # facenet-pytorch keeps boxes that share up to .7: twice as many for O-Net, and faces no nearer to the truth.
+        # facenet-pytorch keeps boxes with an overlap up to .7, which doubles the work of O-Net and does not place faces
+        # more accurately.
         kept = kept[suppress(boxes[kept], chances[kept, 1], owners[kept], 0.5)]
         return make_square(move_boxes(boxes[kept], offsets[kept])), owners[kept]
 
     def _finish(
         self, pyramids: list[Pyramid], boxes: np.ndarray, owners: np.ndarray, threshold: float
     ) -> tuple[np.ndarray, ...]:
-        """O-Net: final boxes (K, 4), scores (K,), frames (K,) and landmarks (K, 5, 2), best first."""
+        """Run O-Net: final boxes (K, 4), scores (K,), indices of frames (K,) and landmarks (K, 5, 2), best first."""
         boxes, owners, patches = cut_patches(pyramids, boxes, owners, ONET_SIDE)
         if not len(boxes):
             return boxes, np.zeros(0), owners, np.zeros((0, 5, 2))
@@ -299,19 +303,19 @@ class FaceDetector:
         return boxes[picked], scores[picked], owners[picked], points[picked]
 
     def _run(self, net: Net, images: np.ndarray) -> list[np.ndarray]:
-        """A net's outputs for uint8 images (N, H, W, 3)."""
+        """A network's outputs for uint8 images (N, H, W, 3)."""
         answers = run_batches(net, images, self.batch_candidates)
         return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
 
 
 def _is_certain(found: list[Faces]) -> bool:
-    """Whether most frames with faces have one beyond doubt; no face is no certainty."""
+    """Whether most frames with faces have a certain one; False if no frame has a face."""
     best = [faces.scores[0] for faces in found if len(faces)]
     return sum(score > CERTAIN_SCORE for score in best) > len(best) / 2
 
 
 def _evidence(faces: Faces) -> float:
-    """Log odds of a frame's best face, 0 to `MAX_EVIDENCE`; 0 where there is none."""
+    """Log-odds of a frame's best face, 0 to `MAX_EVIDENCE`; 0 if there is no face."""
     if not len(faces):
         return 0.0
     score = float(faces.scores[0])
@@ -319,7 +323,7 @@ def _evidence(faces: Faces) -> float:
 
 
 def _merge(found: list[tuple[np.ndarray, ...]]) -> Candidates:
-    """Of the candidates of all scales, the best where several lie together: moved, square boxes and their frames."""
+    """Merge the candidates of all scales by non-maximum suppression: moved, square boxes and their frames."""
     if not found:
         return np.zeros((0, 4)), np.zeros(0, int)
     boxes, scores, owners, moved = (np.concatenate(parts) for parts in zip(*found, strict=True))

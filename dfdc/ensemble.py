@@ -1,4 +1,4 @@
-"""Faces -> calibrated logits of one or several frame models."""
+"""Faces -> calibrated logits of an ensemble of frame models."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dfdc.weights import WeightsFile, that_see
 # A frame, a box and, unless the face is upright, an angle.
 Face = tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, float]
 
-# Crops go through a net in groups of so many; the CPU takes them one by one, whatever the group. One person's 32 faces,
-# which share the two views, make 16.
+# Batch size in pairs of views. On the CPU a model takes them one by one, whatever the batch size. The 32 faces of one
+# person, which share the two views, make 16 pairs.
 BATCH_CROPS = {"cpu": 2, "cuda": 16}
-# Of a person with so many faces each face is seen once, by turns in one of the two views, instead of in both: half the
-# work, and a clip's logit moves by a tenth (docs/experiments.md).
+# For a person with at least this many faces, each face is scored in only one of the two views, alternating between
+# them. This halves the work and changes a clip's logit by about a tenth (docs/experiments.md).
 MIN_SHARED = 8
 
 
 class Ensemble:
-    """Nets that answer together, all or the first so many of them."""
+    """Face models whose calibrated logits are averaged: all of them, or only the first n."""
 
     def __init__(
         self,
@@ -34,13 +34,13 @@ class Ensemble:
         threads: int | None = None,
         nets: Sequence[Net] | None = None,
     ) -> None:
-        """Open every file.
+        """Open the models.
 
         Args:
-            files: checked weights; those that see something else than faces are passed over.
+            files: checked weights; models whose input is not faces are ignored.
             device: "cpu" or "cuda".
             threads: see `dfdc.nets.open_nets`.
-            nets: the files' nets where they are at hand; None opens them.
+            nets: the opened models of these files, if they are at hand; None opens them.
 
         Raises:
             WeightsError: see `dfdc.nets.open_nets`.
@@ -51,7 +51,7 @@ class Ensemble:
         self.nets = open_nets(files, device=device, threads=threads) if nets is None else nets
 
     def bounds(self, n_nets: int | None = None) -> tuple[float, float]:
-        """The least and the greatest probability that so many nets answer with: the weighted means of theirs."""
+        """The lowest and the highest probability of the first n_nets models: the weighted means of their bounds."""
         specs = self.specs[:n_nets]
         bounds = [(spec.calibration.low, spec.calibration.high) for spec in specs]
         low, high = np.average(bounds, 0, [spec.weight for spec in specs])
@@ -64,26 +64,25 @@ class Ensemble:
         lengths: Sequence[int] | None = None,
         n_nets: int | None = None,
     ) -> np.ndarray:
-        """Score faces, each cut as each net wants it.
+        """Score faces; each is cropped with the geometry of each model.
 
         Args:
-            faces: of each its frame (H, W, 3) uint8 RGB, its box (4,) x0, y0, x1, y1 in pixels, and, unless it is
-                upright, by how many degrees clockwise it is rolled.
-            lengths: how many of them belong to the first person, the second and so on; see `share_views`. None where
-                they do not belong together, and each is seen in both views.
-            n_nets: how many nets answer, the first ones; None for all.
+            faces: for each face, its frame (H, W, 3) uint8 RGB, its box (4,) x0, y0, x1, y1 in pixels and, unless it is
+                upright, the degrees clockwise by which it is rolled.
+            lengths: number of faces of the first person, the second and so on; see `share_views`. None if the faces do
+                not belong together; each is then scored in both views.
+            n_nets: use only the first n models; None for all.
 
         Returns:
-            (N,) float64: the mean over the nets of their calibrated logits, each with its specification's weight;
-            above 0 means fake.
+            (N,) float64: the mean of the models' calibrated logits, weighted by `ModelSpec.weight`; above 0 means fake.
 
         Raises:
-            FloatingPointError: a net's answer is not finite, as half precision may overflow.
+            FloatingPointError: a model's output is not finite; half precision may overflow.
         """
         return self.score_cut(self.cut(faces, n_nets=n_nets), lengths=lengths)
 
     def cut(self, faces: list[Face], *, n_nets: int | None = None) -> list[np.ndarray]:
-        """The faces, see `score`, as each net wants them: (N, S, S, 3) uint8 RGB, one array for nets that agree."""
+        """Crop faces (see `score`) for each model: (N, S, S, 3) uint8 RGB; models of equal geometry share an array."""
         crops: dict[CropGeometry, np.ndarray] = {}
         specs = self.specs[:n_nets]
         for spec in specs:
@@ -92,13 +91,13 @@ class Ensemble:
         return [crops[spec.crop] for spec in specs]
 
     def score_crops(self, crops: np.ndarray) -> np.ndarray:
-        """Score crops that have been cut already, the same for every net.
+        """Score crops that are already cut, the same ones for every model.
 
         Args:
-            crops: (N, 3, S, S) uint8 RGB, an array or a tensor on the CPU; S the crop size of every net's geometry.
+            crops: (N, 3, S, S) uint8 RGB, an array or a tensor on the CPU; S is the crop size of every model.
 
         Returns:
-            As `score`.
+            The same as `score`.
 
         Raises:
             WeightsError: the crops have another size.
@@ -113,7 +112,7 @@ class Ensemble:
         return self.score_cut([images] * len(self.nets))
 
     def score_cut(self, crops: list[np.ndarray], *, lengths: Sequence[int] | None = None) -> np.ndarray:
-        """Score the crops that `cut` returned; as `score`."""
+        """Score the crops that `cut` returned; the result is that of `score`."""
         views = share_views([1] * len(crops[0]) if lengths is None else lengths)
         specs = self.specs[: len(crops)]
         runs = zip(specs, self.nets, crops, strict=False)
@@ -121,9 +120,9 @@ class Ensemble:
         return np.average(logits, 0, [spec.weight for spec in specs])
 
     def _run(self, net: Net, crops: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """A net's logits (N,) of crops (N, S, S, 3), each the mean over the views that show it."""
+        """A model's logits (N,) for crops (N, S, S, 3): for each crop, the mean over the views that show it."""
         sums, counts = np.zeros(len(crops)), np.bincount(views.ravel(), minlength=len(crops))
-        for start in range(0, len(views), self.batch_size):  # never two copies of all crops
+        for start in range(0, len(views), self.batch_size):  # memory never holds two copies of all crops
             part = views[start : start + self.batch_size]
             shown = np.concatenate([crops[part[:, 0]], crops[part[:, 1]]], 3)
             np.add.at(sums, part, run_logits(net, shown, self.batch_size))
@@ -131,15 +130,15 @@ class Ensemble:
 
 
 def share_views(lengths: Sequence[int]) -> np.ndarray:
-    """Which crops a net's two views show.
+    """Choose which crop each of a model's two views shows.
 
     Args:
-        lengths: how many crops belong to the first person, to the second and so on.
+        lengths: number of crops of the first person, the second and so on.
 
     Returns:
-        (V, 2) int64 indices of crops, all persons' in a row: of what the first view shows, and the second. Each crop of
-        a person who has fewer than `MIN_SHARED` is shown in both; else neighbours share, one view each, and a last one
-        that has no neighbour is shown in both.
+        (V, 2) int64 indices of crops, counted through all persons: the crops for the first and for the second view. If
+        a person has fewer than `MIN_SHARED` crops, each crop is shown in both views. Otherwise neighbouring crops share
+        a pair of views, one view each, and a last crop without a neighbour is shown in both.
     """
     views, start = [np.zeros((0, 2), np.int64)], 0
     for length in lengths:
@@ -151,11 +150,11 @@ def share_views(lengths: Sequence[int]) -> np.ndarray:
 
 
 def cut_crops(faces: list[Face], geometry: CropGeometry) -> np.ndarray:
-    """Crops of faces as one batch.
+    """Crop faces as one batch.
 
     Args:
-        faces: frames, boxes and angles, see `Ensemble.score`.
-        geometry: how they are cut.
+        faces: frames, boxes and angles; see `Ensemble.score`.
+        geometry: the crop geometry.
 
     Returns:
         (N, size, size, 3) uint8 RGB.

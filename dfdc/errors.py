@@ -1,6 +1,6 @@
-"""The errors that the package raises for what a user or a file did wrong.
+"""The errors that the package raises for mistakes of the user and for unusable files.
 
-Each message is one sentence or two that name the thing, its value, what is allowed and the cure. A program that uses
+Each message is one or two sentences that name the thing, its value, what is allowed and the cure. A program that uses
 the package catches `DfdcError`; every other exception is a bug and keeps its traceback.
 """
 
@@ -28,7 +28,7 @@ class WeightsError(DfdcError):
 
 
 class NonFiniteError(DfdcError, FloatingPointError):
-    """A model that answers with infinity or with something that is no number, as half precision may."""
+    """A model whose output is infinite or not a number, which half precision may cause."""
 
 
 class DeviceError(DfdcError):
@@ -40,7 +40,7 @@ class DataError(DfdcError):
 
 
 class MachineError(DfdcError):
-    """The machine failed, and not the clip or the user: a read error, or too little memory, space or processes."""
+    """A failure of the machine, not of the clip or the user: a read error, or too little memory, space or processes."""
 
 
 class VideoError(DfdcError):
@@ -48,7 +48,7 @@ class VideoError(DfdcError):
 
 
 class VideoTimeout(VideoError):
-    """A clip of which nothing was read before its time limit."""
+    """A clip whose time limit ended before anything was read."""
 
 
 class Misaligned(VideoError):
@@ -56,4 +56,4 @@ class Misaligned(VideoError):
 
 
 class BundleError(DfdcError):
-    """A Kaggle bundle that is damaged, cannot be made or does not serve this machine."""
+    """A Kaggle bundle that is damaged, cannot be made or does not fit this machine."""

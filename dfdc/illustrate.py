@@ -12,17 +12,17 @@ from dfdc.analysis import THUMBNAIL, Analysis
 from dfdc.crop import crop_face
 from dfdc.video import Frame
 
-# Frames of each person, and whole scenes, that are kept as pictures: evenly spread.
+# Number of frames of each person, and of whole frames, that are kept as pictures, evenly spread.
 MAX_THUMBNAILS, MAX_SCENES = 12, 3
 SCENE_SIDE, JPEG_QUALITY = 640, 85
 
 
 def illustrate(analysis: Analysis, frames: Sequence[Frame]) -> Analysis:
-    """The analysis with pictures of its people and of some whole frames.
+    """Add pictures of its people and of some whole frames to an analysis.
 
     Args:
-        analysis: of a clip.
-        frames: the frames that it looked at, in order of time.
+        analysis: of the clip.
+        frames: the frames that it examined, in order of time.
     """
     tracks = []
     for track in analysis.tracks:
@@ -41,11 +41,11 @@ def illustrate(analysis: Analysis, frames: Sequence[Frame]) -> Analysis:
 
 
 def _spread(n: int, most: int) -> np.ndarray:
-    """At most so many of the indices 0 to n - 1, evenly spread."""
+    """At most `most` of the indices 0 to n - 1, evenly spread."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
 
 
 def _encode(picture: np.ndarray) -> bytes:
-    """A picture (H, W, 3) uint8 RGB as JPEG."""
+    """Encode a picture (H, W, 3) uint8 RGB as JPEG."""
     _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return data.tobytes()

@@ -1,4 +1,4 @@
-"""Clip -> times of its frames, without decoding: what there is to choose from."""
+"""Clip -> times of its frames, without decoding."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from dfdc.container import MediaFile, video_streams
 from dfdc.errors import VideoError, VideoTimeout
 from dfdc.pixels import MAX_SIDE
 
-# By so many places the order of showing may differ from that of decoding: codecs hold back 16 frames at most.
+# The presentation order may differ from the decoding order by this many places: codecs delay at most 16 frames.
 MAX_DELAY = 16
-# The share of the time left that listing packets may take. It takes 3 % of decoding's; a file that goes on without a
-# frame leaves the rest to those that it has.
+# Share of the remaining time that listing packets may take. Listing takes 3 % of the time of decoding; if a file goes
+# on without frames, the rest of the time is left for decoding those that it has.
 LISTING_SHARE = 0.4
-# Containers that state no duration; FFmpeg guesses one from the size or from the last bytes.
+# Containers that state no duration; FFmpeg estimates one from the size or from the last bytes.
 WITHOUT_DURATION = {"mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc", "obu", "ivf", "gif", "apng"}
 WITHOUT_DURATION |= {"jpeg_pipe", "png_pipe", "webp_pipe"}
-# What NVIDIA's video decoder (NVDEC) is asked for: what phones and cameras write, and DFDC is.
+# NVIDIA's video decoder (NVDEC) is used for this codec and these pixel formats only: phones and cameras write them, and
+# DFDC uses them.
 GPU_CODEC, GPU_FORMATS = "h264", ("yuv420p", "yuvj420p")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What the first pass finds of a video stream.
+    """The result of the first pass over a video stream.
 
     Attributes:
-        stream: its number in the file.
-        times: when frames are shown, in seconds, sorted, each once.
-        rate: frames a second, where packets state no usable times and frames have to be counted, so that all of them
-            are decoded; None elsewhere.
+        stream: its index in the file.
+        times: presentation times of the frames in seconds, sorted, without duplicates.
+        rate: frames per second, if the packets state no usable times; frames are then counted, and all of them are
+            decoded. None otherwise.
         duration_s: see `Reading`.
-        n_keys: how many packets are key frames.
-        n_pixels: of a frame, as the stream claims.
-        suits_gpu: whether the stream is what a GPU's decoder is asked for.
+        n_keys: number of key frames.
+        n_pixels: pixels per frame, as the stream declares.
+        suits_gpu: whether a GPU may decode the stream.
         is_cut: see `Reading`.
     """
 
@@ -55,10 +56,10 @@ class Listing:
 
 
 def list_frames(file: MediaFile) -> Iterator[Listing]:
-    """What is found of each video stream that holds packets, of the main one first.
+    """Yield the listing of each video stream that holds packets, the main one first.
 
     Raises:
-        VideoError: none does.
+        VideoError: no stream holds packets.
         VideoTimeout: the deadline passed before the first packet.
     """
     rank, n_streams, n_found = 0, 1, 0
@@ -80,18 +81,18 @@ def list_frames(file: MediaFile) -> Iterator[Listing]:
 
 
 def _list(file: MediaFile, container: InputContainer, stream: VideoStream) -> Listing | None:
-    """Go through a stream's packets; None where it has none."""
+    """List a stream's packets; None if it has none."""
     stamps, order, n_keys = [], [], 0
     for packet in file.demux(container, stream):
-        if not packet.is_discard:  # cut off by an edit list: decoded for others' sake, never shown
+        if not packet.is_discard:  # cut by an edit list: decoded because other frames refer to it, never shown
             stamps.append(packet.pts)
             order.append(packet.dts)
             n_keys += packet.is_keyframe
     if not stamps:
         return None
-    kind = stream.codec_context.format  # None where nothing is known of it
+    kind = stream.codec_context.format  # None if it is unknown
     suits_gpu = stream.codec_context.name == GPU_CODEC and kind is not None and kind.name in GPU_FORMATS
-    # What leaves a GPU has lost the place of its chroma, which scaling asks for.
+    # Frames decoded by a GPU do not state their chroma location, which scaling needs.
     suits_gpu &= max(stream.width, stream.height) <= MAX_SIDE and stream.sample_aspect_ratio in (None, 0, 1)
     distinct = set(stamps)
     if None in distinct or len(distinct) <= len(stamps) / 2 or not _agree(stamps, order):
@@ -114,7 +115,7 @@ def _list(file: MediaFile, container: InputContainer, stream: VideoStream) -> Li
 
 
 def _duration_s(container: InputContainer, stream: VideoStream, times: list[float]) -> float:
-    """How long a clip says that its video is, at least what its frames take."""
+    """The duration that a clip states for its video, and not less than the duration of its frames."""
     stated = []
     if set(container.format.name.split(",")).isdisjoint(WITHOUT_DURATION):
         if stream.duration:
@@ -127,17 +128,17 @@ def _duration_s(container: InputContainer, stream: VideoStream, times: list[floa
 
 
 def span_s(times: list[float]) -> float:
-    """How long frames take that are shown at some times, in seconds: the last as long as the others on average."""
+    """The duration in seconds of frames shown at these times; the last is assumed to last as long as the average."""
     return (times[-1] - times[0]) * len(times) / max(len(times) - 1, 1)
 
 
 def _agree(shown: list[int], decoded: list[int | None]) -> bool:
-    """Whether packets' times of showing may be believed: they follow those of decoding, which rise.
+    """Whether the presentation times of packets are plausible: decoding times ascend, and both orders nearly agree.
 
-    Parts that were joined begin anew, and a damaged time lies anywhere; frames behind either would not be looked at.
+    Joined parts restart the clock, and a damaged time can be anywhere; frames after either would never be chosen.
 
     Args:
-        shown, decoded: in order of decoding; of the latter some may be absent.
+        shown, decoded: presentation and decoding times, in decoding order; some decoding times may be missing.
     """
     if any(after < before for before, after in pairwise(dts for dts in decoded if dts is not None)):
         return False
@@ -146,14 +147,14 @@ def _agree(shown: list[int], decoded: list[int | None]) -> bool:
 
 
 def spread(times: list[float], n_frames: int) -> list[float]:
-    """The middles of n equal parts of a clip's time, or the times of all frames where there are no more than n.
+    """The middles of n equal parts of a clip's time, or the times of all frames if there are no more than n.
 
-    Where frames are so unevenly spaced that parts share one, the clip is divided by their count instead.
+    If the frames are so unevenly spaced that two parts would share one, the frames are divided by count instead.
     """
     n_times = len(times)
     if n_times <= n_frames:
         return times
-    # The last frame is shown for about as long as the others; a frame's time is the middle of its showing.
+    # The last frame is assumed to be shown as long as the others; a frame's time is taken as the middle of its display.
     frame_span = (times[-1] - times[0]) / (n_times - 1)
     middles = [times[0] + frame_span * (n_times * (i + 0.5) / n_frames - 0.5) for i in range(n_frames)]
     if len({_nearest_time(times, middle) for middle in middles}) == n_frames:

@@ -1,7 +1,7 @@
-"""What an MP4's tables claim, read before FFmpeg allocates by it.
+"""Check the sample counts that an MP4's tables declare, before FFmpeg allocates memory for them.
 
-FFmpeg keeps an entry for every sample that a track claims, and a claim of 80 million samples takes 12 bytes: a file of
-100 kB with four such tracks takes 10 GB. No option of FFmpeg limits it.
+FFmpeg keeps an entry for every sample that a track declares, and 12 bytes are enough to declare 80 million samples: a
+file of 100 kB with four such tracks takes 10 GB. FFmpeg has no option to limit this.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ import numpy as np
 
 from dfdc.errors import VideoError
 
-# Samples in all tracks: 20 hours of video and sound.
+# Most samples in all tracks together: 20 hours of video and sound.
 MAX_SAMPLES = 4_000_000
-# A clip of ten hours in fragments of a second has 400,000 boxes.
+# A clip of ten hours with fragments of one second has 400,000 boxes.
 MAX_BOXES = 500_000
-# FFmpeg looks no deeper either.
+# FFmpeg does not look deeper either.
 MAX_DEPTH = 10
-# Of a table or a compressed header, no more than this is read.
+# No more than this is read of a table or a compressed header.
 MAX_BYTES = 1 << 24
-# FFmpeg cuts sound without compression into pieces of so many samples, and keeps an entry for each.
+# FFmpeg divides uncompressed sound into pieces of this many samples and keeps an entry for each piece.
 PIECE = 1024
-# Boxes that FFmpeg looks for tables in, which may hide in one that is marked as free.
+# Boxes in which FFmpeg looks for tables; even a box that is marked as free may hold some.
 PARENTS = frozenset(b"moov trak mdia minf stbl moof traf udta edts dinf mvex wide free skip hoov".split())
 SOUND, PICTURE = b"soun", b"vide"
 
 
 @dataclass
 class _Track:
-    """What the tables of one track say.
+    """The counts in the tables of one track.
 
     Attributes:
-        n_samples: how many samples it claims.
-        n_chunks, longest: its chunks, and how many samples the longest of them claims.
-        is_sound: whether it says that it is sound, and nothing else.
-        is_even: whether every sample lasts one tick, as those of uncompressed sound do.
+        n_samples: number of samples that it declares.
+        n_chunks, longest: number of its chunks, and the samples that the longest of them declares.
+        is_sound: whether it declares itself as sound, and as nothing else; None if it declares nothing.
+        is_even: whether every sample lasts one tick, as in uncompressed sound; None if it has no such table.
     """
 
     n_samples: int = 0
@@ -61,11 +61,11 @@ class _Claims:
 
 
 def check_tables(file: BinaryIO, size: int) -> None:
-    """Refuse an MP4 whose tables claim more than a clip has; a file of another kind passes.
+    """Reject an MP4 whose tables declare more than a clip can have; files of other kinds pass.
 
     Args:
         file: open for reading; its position changes.
-        size: of it in bytes.
+        size: of the file in bytes.
 
     Raises:
         VideoError: more samples than `MAX_SAMPLES` or more boxes than `MAX_BOXES`.
@@ -93,19 +93,19 @@ def _walk(file: BinaryIO, start: int, end: int, claims: _Claims, *, depth: int) 
 
 
 def _walk_compressed(file: BinaryIO, start: int, end: int, claims: _Claims, *, depth: int) -> None:
-    """A QuickTime header that is compressed: a box that names the method, then one with its size and the data."""
+    """Read a compressed QuickTime header: one box names the method, the next one holds the size and the data."""
     for kind, first, last in _boxes(file, start, end):
         if kind == b"cmvd":
             file.seek(first + 4)
             try:
                 data = zlib.decompressobj().decompress(file.read(max(min(last - first - 4, MAX_BYTES), 0)), MAX_BYTES)
             except zlib.error:
-                return  # FFmpeg does not read it either
+                return  # FFmpeg cannot read it either
             _walk(io.BytesIO(data), 0, len(data), claims, depth=depth)
 
 
 def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """The boxes that follow one another (ISO 14496-12, 4.2): kind, start and end of the content of each."""
+    """The successive boxes of a range (ISO 14496-12, 4.2): kind, and start and end of the content."""
     while start + 8 <= end:
         file.seek(start)
         head = file.read(16)
@@ -123,7 +123,7 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
 
 
 def _note(track: _Track, kind: bytes, file: BinaryIO, start: int, end: int) -> None:
-    """Enter what one box says of a track; each begins with four bytes of version and flags."""
+    """Record the counts in one box of a track; every box begins with four bytes of version and flags."""
 
     def numbers(first: int, count: int) -> list[int]:
         file.seek(start + 4 * first)

@@ -1,4 +1,4 @@
-"""The three nets of MTCNN in torch, for CUDA; on the CPU `dfdc.nets.graphs` does without torch."""
+"""The three networks of MTCNN in torch, for CUDA; on the CPU, `dfdc.nets.graphs` builds them without torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 def load_mtcnn(data: bytes) -> list[nn.Module]:
-    """P-Net, R-Net and O-Net in evaluation mode.
+    """Load P-Net, R-Net and O-Net in evaluation mode.
 
-    Each takes (N, H, W, 3) uint8 RGB and answers with offsets of boxes (in shares of their sides), with landmarks
-    (O-Net only) and with the chances of no face and of a face, in this order.
+    Each network takes (N, H, W, 3) uint8 RGB. It returns box offsets (as shares of the box's sides), landmarks (O-Net
+    only), and the probabilities of no face and of a face, in this order.
 
     Args:
         data: the content of `dfdc.nets.MTCNN`.
@@ -24,7 +24,7 @@ def load_mtcnn(data: bytes) -> list[nn.Module]:
 
 
 class CascadeNet(nn.Module):
-    """Layers in a row, and heads that all see what comes out of them."""
+    """A sequence of layers, and several heads on top of it."""
 
     def __init__(self, layers: dict[str, nn.Module], heads: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class CascadeNet(nn.Module):
         self.layers, self.heads = tuple(layers), tuple(heads)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The heads' answers for images (N, H, W, 3) uint8 RGB."""
+        """The outputs of the heads for images (N, H, W, 3) uint8 RGB."""
         x = (images.permute(0, 3, 1, 2).to(self.conv1.weight.dtype) - 127.5) / 128
         for name in self.layers:
             x = getattr(self, name)(x)
@@ -42,7 +42,7 @@ class CascadeNet(nn.Module):
 
 
 class _Flatten(nn.Module):
-    """Features in a row, columns before rows, as the weights were converted from Caffe."""
+    """Flatten the features with columns before rows, because the weights were converted from Caffe."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(0, 3, 2, 1).flatten(1)

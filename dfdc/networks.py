@@ -1,4 +1,4 @@
-"""Crops or spectrograms -> logits: the frame model and the voice model, their normalization, and their file."""
+"""Crops or spectrograms -> logits: the frame model and the voice model in torch, and their weights files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.nn import functional
 from dfdc.errors import WeightsError
 from dfdc.weights import CHANGE_GAIN, DIGEST_DIGITS, GREY, VIEW_MARGIN, ModelSpec, WeightsFile, file_digest
 
-# EfficientNet-Lite0: B0 without squeeze-excitation, with ReLU6 for swish.
+# EfficientNet-Lite0: B0 without squeeze-and-excitation, and with ReLU6 instead of swish.
 LITE0_BLOCKS = (
     "r1_k3_s11_e1_i32_o16",
     "r2_k3_s22_e6_i16_o24",
@@ -28,14 +28,14 @@ LITE0_BLOCKS = (
     "r1_k3_s11_e6_i192_o320",
 )
 
-# Before its sigmoid, .98 after it.
+# Initial bias of a squeeze-and-excitation gate: a gate of .98 after the sigmoid.
 OPEN_GATE = 4.0
 
 
 def resize_crops(crops: Tensor, size: int) -> Tensor:
-    """Resize crops to what a net sees: bilinear with antialiasing, rounded to whole levels.
+    """Resize crops to a model's input: bilinear with antialiasing, rounded to whole levels.
 
-    Training and the kernel both call it, so that a crop is the same tensor in both.
+    Training and inference both call it, so a crop becomes the same tensor in both.
 
     Args:
         crops: (N, C, H, W) float, 0..255.
@@ -50,12 +50,12 @@ def resize_crops(crops: Tensor, size: int) -> Tensor:
 
 
 def build_network(architecture: str, input_size: int, *, channels: int = 3) -> nn.Module:
-    """A net with one output and fresh weights; nothing is ever downloaded.
+    """Build a network with one output and random weights; nothing is ever downloaded.
 
     Args:
         architecture: one of `dfdc.weights.ARCHITECTURES`.
-        input_size: side in pixels that its padding is laid out for.
-        channels: of its input; 3 for MobileNetV2.
+        input_size: side in pixels for which its padding is computed.
+        channels: number of input channels; 3 for MobileNetV2.
     """
     if architecture == "mobilenet-v2":
         from torchvision.models import mobilenet_v2
@@ -69,7 +69,7 @@ def build_network(architecture: str, input_size: int, *, channels: int = 3) -> n
         net._change_in_channels(channels)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # efficientnet-pytorch's .01 lags behind on runs as short as ours: evaluation trailed by two epochs.
+            # With efficientnet-pytorch's .01, batch-norm statistics lag in short runs: evaluation trailed by 2 epochs.
             module.momentum = 0.1
     return net
 
@@ -97,20 +97,21 @@ def _build_lite0(input_size: int) -> nn.Module:
 
 
 def load_initial(model: FrameModel | VoiceModel, path: Path) -> tuple[int, int]:
-    """Start from a weights file: every tensor whose name and shape agree is taken over.
+    """Initialise a model from a weights file: every tensor with a matching name and shape is loaded.
 
-    From one of ours that sees the same, mean and std come with them. A net that sees sound takes a spectrogram for a
-    grey picture. Squeeze-excitation that the file lacks, as Lite0's does, lets nearly everything through at first.
+    If the file is one of this package's, for the same kind of input, its mean and std are used too. A sound model
+    treats a spectrogram as a grey picture, so colour filters are summed. If the file lacks squeeze-and-excitation
+    layers, as Lite0 does, these start as pass-through (gate about .98).
 
     Args:
         model: changed in place.
-        path: safetensors; the net's own keys, or ours (with the prefix "net.").
+        path: a safetensors file with the network's own keys, or with this package's prefix "net.".
 
     Returns:
-        How many of the model's tensors were taken over, and how many it has.
+        The number of the model's tensors that were loaded, and the number that it has.
 
     Raises:
-        WeightsError: not a safetensors file, or nothing in it fits.
+        WeightsError: the file is not a safetensors file, or no tensor in it fits.
     """
     try:
         tensors = {key.removeprefix("net."): value for key, value in load_file(path).items()}
@@ -136,14 +137,14 @@ def load_initial(model: FrameModel | VoiceModel, path: Path) -> tuple[int, int]:
 
 
 def _adapt(value: Tensor, wanted: Tensor) -> Tensor:
-    """Filters (F, 3, h, w) that look at colours, added up where one channel (F, 1, h, w) is wanted."""
+    """Sum colour filters (F, 3, h, w) over the channels if a single channel (F, 1, h, w) is wanted."""
     if value.ndim == 4 and value.shape[1] == 3 and wanted.shape == (value.shape[0], 1, *value.shape[2:]):
         return value.sum(1, keepdim=True)
     return value
 
 
 class _NormalizedNet(nn.Module):
-    """The net of a specification; normalization lives here and nowhere else."""
+    """The network of a specification with its input normalization, which is applied nowhere else in torch."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -153,25 +154,25 @@ class _NormalizedNet(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 
     def normalize(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """See values by another mean and standard deviation, as many as the net has channels."""
+        """Use another mean and standard deviation, one value per channel."""
         self.spec = replace(self.spec, mean=mean, std=std)
         for buffer, values in ((self.mean, mean), (self.std, std)):
             buffer.copy_(torch.tensor(values).view_as(buffer))
 
     def _answer(self, values: Tensor) -> Tensor:
-        """Logits (N,) of values (N, C, H, W) as they were measured, float."""
+        """Logits (N,) of unnormalized float values (N, C, H, W)."""
         normalized = (values - self.mean.float()) / self.std.float()
         return self.net(normalized.to(self.mean.dtype)).squeeze(1)
 
 
 class FrameModel(_NormalizedNet):
-    """A net that takes crops as they are cut and answers with logits."""
+    """A model that scores face crops."""
 
     def forward(self, crops: Tensor) -> Tensor:
         """Score crops.
 
         Args:
-            crops: (N, 3, H, W) RGB, 0..255, uint8 or float; H = W, any size; for motion, see `see_change`.
+            crops: (N, 3, H, W) RGB, 0..255, uint8 or float; H = W, any size; for motion, the output of `see_change`.
 
         Returns:
             (N,) float logits before calibration; above 0 means fake.
@@ -180,29 +181,29 @@ class FrameModel(_NormalizedNet):
 
 
 class TwoViewModel(nn.Module):
-    """A frame model with test-time augmentation: it looks at each crop twice and answers with the mean of both logits.
+    """A frame model with test-time augmentation: the mean of the logits of two views of each crop.
 
-    The second view is the mirror image; with a margin it is smaller, too, and the crop's edge is repeated around it. It
-    is what is evaluated, calibrated and shipped; training sees one view at a time.
+    The second view is the mirror image. With a margin it is also smaller, and the crop's edge is repeated around it.
+    Evaluation, calibration and inference use this model; training uses one view at a time.
     """
 
     def __init__(self, model: FrameModel, *, margin: float = VIEW_MARGIN) -> None:
         """Wrap a model.
 
         Args:
-            model: stays as it is.
-            margin: around the mirror image on each side, as a share of what the net sees; from 0 to under a half.
+            model: not changed.
+            margin: on each side of the mirror image, as a share of the model's input; at least 0, below 0.5.
         """
         super().__init__()
         self.model = model
         self.margin = margin
 
     def forward(self, crops: Tensor) -> Tensor:
-        """As `FrameModel.forward`."""
+        """The same as `FrameModel.forward`."""
         return torch.stack(self.answer(crops, crops)).mean(0)
 
     def answer(self, crops: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N,) of crops (N, 3, H, W) in the first view, and of others, as many, in the second."""
+        """Logits (N,) of crops (N, 3, H, W) in the first view, and of as many others in the second view."""
         size = self.model.spec.input_size
         margin = round(self.margin * size)
         mirrored = resize_crops(others.float().flip(3), size - 2 * margin)
@@ -212,24 +213,24 @@ class TwoViewModel(nn.Module):
 
 
 class CropNet(nn.Module):
-    """A model with two views that takes crops as arrays hold them: what the kernel runs."""
+    """The two-view model for crops in array layout (N, H, W, C), as used at inference."""
 
     def __init__(self, model: FrameModel) -> None:
         super().__init__()
         self.model = TwoViewModel(model)
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N,) of each view of crops (N, H, W, 6) uint8: RGB of what the first shows, then the second."""
+        """Logits (N,) of each view of crops (N, H, W, 6) uint8: RGB of the first view's crop, then the second's."""
         return self.model.answer(*crops.permute(0, 3, 1, 2).chunk(2, 1))
 
 
 def see_change(pairs: Tensor, size: int) -> Tensor:
-    """What a net for motion sees of pairs: how the second crop differs from the first, and of these nothing else.
+    """The input of a motion model: only the difference between the second and the first crop of each pair.
 
-    Training and the kernel both call it.
+    Training and inference both call it.
 
     Args:
-        pairs: (N, 6, H, W) float, 0..255: RGB of a crop, then of the next frame's, aligned to it.
+        pairs: (N, 6, H, W) float, 0..255: RGB of a crop, then RGB of the next frame's crop, aligned to the first.
         size: wanted side in pixels.
 
     Returns:
@@ -240,7 +241,7 @@ def see_change(pairs: Tensor, size: int) -> Tensor:
 
 
 class PairNet(nn.Module):
-    """A model with two views that takes pairs as arrays hold them: what the kernel runs to see motion."""
+    """The two-view motion model for pairs in array layout (N, H, W, C), as used at inference."""
 
     def __init__(self, model: FrameModel) -> None:
         super().__init__()
@@ -248,38 +249,39 @@ class PairNet(nn.Module):
         self.input_size = model.spec.input_size
 
     def forward(self, pairs: Tensor) -> Tensor:
-        """Logits (N,) of pairs (N, H, W, 6) uint8: RGB of a crop, then of the next frame's, aligned to it."""
+        """Logits (N,) of pairs (N, H, W, 6) uint8: RGB of a crop, then of the next frame's crop, aligned to it."""
         return self.model(see_change(pairs.permute(0, 3, 1, 2).float(), self.input_size))
 
 
 class VoiceModel(_NormalizedNet):
-    """A net that takes spectrograms and answers with logits."""
+    """A model that scores spectrograms."""
 
     def forward(self, spectra: Tensor) -> Tensor:
         """Score windows of sound.
 
         Args:
-            spectra: (N, bands, columns) float decibels, as `dfdc.audio.log_mel` makes them; both sides multiples of 32.
+            spectra: (N, bands, columns) float decibels, as `dfdc.audio.log_mel` returns; both sides are multiples of
+                32.
 
         Returns:
-            (N,) float logits before calibration; above 0 means a made voice.
+            (N,) float logits before calibration; above 0 means a synthetic voice.
         """
         return self._answer(spectra.unsqueeze(1).float())
 
 
 def build_model(spec: ModelSpec) -> FrameModel | VoiceModel:
-    """The model of a specification, with fresh weights."""
+    """The model of a specification, with random weights."""
     return VoiceModel(spec) if spec.sees == "sound" else FrameModel(spec)
 
 
 def save_model(model: FrameModel | VoiceModel, folder: Path, *, name: str, spec: ModelSpec | None = None) -> Path:
-    """Write a model in half precision, its specification in the header and its digest in the name.
+    """Write a model in half precision, with its specification in the header and its digest in the file name.
 
     Args:
         model: on any device, any float type.
-        folder: exists.
+        folder: an existing folder.
         name: the part of the file's name before the digest.
-        spec: replaces the model's own, after calibration for instance.
+        spec: replaces the model's own specification, for example after calibration; None keeps it.
 
     Returns:
         The path of the new file.
@@ -288,10 +290,10 @@ def save_model(model: FrameModel | VoiceModel, folder: Path, *, name: str, spec:
         key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
         for key, value in model.state_dict().items()
     }
-    draft = folder / f".{name}.{secrets.token_hex(4)}.tmp"  # a name that nobody can have prepared
+    draft = folder / f".{name}.{secrets.token_hex(4)}.tmp"  # a random name that nobody can have prepared
     try:
         save_file(tensors, draft, metadata={"spec": (spec or model.spec).to_json()})
-        draft.chmod(0o644)  # safetensors keeps it from other users
+        draft.chmod(0o644)  # safetensors makes it unreadable for other users
         path = folder / f"{name}-{file_digest(draft)[:DIGEST_DIGITS]}.safetensors"
         draft.replace(path)
     finally:
@@ -300,12 +302,12 @@ def save_model(model: FrameModel | VoiceModel, folder: Path, *, name: str, spec:
 
 
 def load_model(file: WeightsFile, *, device: torch.device | str = "cpu", half: bool = False) -> FrameModel | VoiceModel:
-    """Rebuild a model from a checked file, in evaluation mode, strictly.
+    """Rebuild a model from a checked file, in evaluation mode; all tensors must fit.
 
     Args:
         file: from `dfdc.weights.open_weights`.
-        device: where the model goes.
-        half: whether its weights and sums are float16 (CUDA) instead of float32.
+        device: device of the model.
+        half: whether it computes in float16 (CUDA) instead of float32.
 
     Raises:
         WeightsError: the file has changed since it was checked, or its tensors do not fit the architecture.

@@ -1,6 +1,7 @@
-"""Pictures in the picture: blurred copies, posters and thumbnails beside a person do not decide a clip.
+"""Pictures in the picture: blurred copies, posters and thumbnails beside a person, which must not decide a clip.
 
-Each rule compares two tracks, so that a clip of one face is never touched: somebody films a screen, and asks about it.
+Each rule compares two tracks, so a clip with a single face is never affected: somebody may film a screen and ask
+whether the face on it is real.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ import numpy as np
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.quality import MEASURED_SIDE, measure_detail
 
-# So many faces of a track are looked at, evenly over time.
+# Number of faces of a track that are examined, evenly spread over time.
 SAMPLED = 6
-# A face with half the detail of a smaller one beside it is a blurred enlargement: a face that fills more pixels shows
-# more. In two_faces.mp4 the larger is the sharper by .3, blurs of 5 to 15 px on 1080 px cost 1 to 2.
+# A larger face shows more detail than a smaller one beside it. If its detail (log2) is lower by this much, it is a
+# blurred enlargement. In two_faces.mp4 the larger face has .3 more detail; blurs of 5 to 15 px on 1080 px cost 1 to 2.
 MIN_BLUR = 0.8
-# A face that changes less than this from one sampled frame to the next, as a share of its contrast, is a still.
-# Living faces change by .09 to .9, two seconds of a quiet listener among them.
+# A face that changes by less than MAX_STILL from one sampled frame to the next, as a share of its contrast, is a still
+# image. Living faces change by .09 to .9; these include two seconds of a quiet listener.
 MAX_STILL, MIN_LIVING = 0.04, 0.16
-# A thumbnail has few pixels, and few beside the person's.
+# A thumbnail is at most this many pixels wide, and at most this share of the person's width.
 MAX_THUMBNAIL, MAX_THUMBNAIL_RATIO = 48, 0.25
-# Two persons' boxes hardly share more than this of the smaller one, on average over the frames that show both.
+# The boxes of two persons rarely share more than this part of the smaller box, averaged over the frames with both.
 MAX_HIDDEN = 0.35
-# Of two that do, the one that is seen in so many times as many frames is the person.
+# If they do, the track that is seen in at least this many times as many frames is the person.
 MIN_LONGER = 1.25
 
 VIEW = CropGeometry(size=MEASURED_SIDE)
@@ -35,14 +36,14 @@ STILL_SIDE = 48
 
 @dataclass(frozen=True)
 class Look:
-    """What one track shows.
+    """Measurements of one track.
 
     Attributes:
         frames: (T,) indices of frames.
         boxes: (T, 4) in pixels.
         side: median of the boxes' mean sides, in pixels.
         detail: median of `measure_detail`.
-        change: median from sampled frame to sampled frame, as a share of the contrast; 1 if there is one frame only.
+        change: median change between sampled frames, as a share of the contrast; 1 if there is only one frame.
     """
 
     frames: np.ndarray
@@ -53,7 +54,7 @@ class Look:
 
 
 def look_at(images: Sequence[np.ndarray], frames: np.ndarray, boxes: np.ndarray, angles: np.ndarray) -> Look:
-    """Look at some faces of a track.
+    """Measure some faces of a track.
 
     Args:
         images: (H, W, 3) uint8 RGB, the clip's frames.
@@ -63,16 +64,16 @@ def look_at(images: Sequence[np.ndarray], frames: np.ndarray, boxes: np.ndarray,
     """
     some = np.unique(np.linspace(0, len(frames) - 1, SAMPLED).round().astype(int))
     crops = np.stack([crop_face(images[frames[i]], boxes[i], VIEW, angle=float(angles[i])) for i in some])
-    # A camera that stands still shows a still in one place, where boxes tremble.
+    # With a fixed camera, a still image stays in one place while its detected boxes jitter.
     steady = np.stack([crop_face(images[frames[i]], np.median(boxes, 0), VIEW) for i in some])
-    # Of an enlarged copy behind the clip the lower half may be covered by the sharp one: brow and eyes tell.
+    # The sharp clip may cover the lower half of an enlarged copy behind it, so only brow and eyes are measured.
     details = measure_detail(crops[:, : VIEW.size // 2])
     side = float(np.median((boxes[:, 2:] - boxes[:, :2]).mean(1)))
     return Look(frames, boxes, side, float(np.median(details)), min(_measure_change(crops), _measure_change(steady)))
 
 
 def _measure_change(crops: np.ndarray) -> float:
-    """The median change from one crop to the next, as a share of their contrast; 1 where there is one only."""
+    """The median change from one crop to the next, as a share of their contrast; 1 if there is only one crop."""
     size = (STILL_SIDE, STILL_SIDE)
     small = np.stack([cv2.resize(crop, size, interpolation=cv2.INTER_AREA) for crop in crops]).astype(np.float32)
     changes = np.abs(np.diff(small, axis=0)).mean((1, 2, 3)) / max(float(small.std()), 1.0)
@@ -80,10 +81,10 @@ def _measure_change(crops: np.ndarray) -> float:
 
 
 def find_pictures(looks: Sequence[Look]) -> list[str]:
-    """Which tracks are pictures beside a person, and why.
+    """Find the tracks that are pictures beside a person.
 
     Args:
-        looks: of each track.
+        looks: measurements of each track.
 
     Returns:
         A reason for each track; empty for persons. At least one track is a person.
@@ -106,7 +107,7 @@ def _blurred(look: Look, person: Look) -> str:
 def _still(look: Look, person: Look) -> str:
     if look.change > MAX_STILL or person.change < MIN_LIVING:
         return ""
-    return f"a still: it changes by {look.change:.2f} of its contrast, the person beside it by {person.change:.2f}"
+    return f"still image: it changes by {look.change:.2f} of its contrast, the person beside it by {person.change:.2f}"
 
 
 def _thumbnail(look: Look, person: Look) -> str:
@@ -118,11 +119,11 @@ def _thumbnail(look: Look, person: Look) -> str:
 def _seen_twice(look: Look, person: Look) -> str:
     if len(person.frames) < MIN_LONGER * len(look.frames) or (hidden := _hidden(look, person)) < MAX_HIDDEN:
         return ""
-    return f"{hidden:.0%} of it lies on a face that is seen longer"
+    return f"{hidden:.0%} of its box overlaps a face that is seen longer"
 
 
 def _hidden(look: Look, other: Look) -> float:
-    """The overlap of two tracks as a share of the smaller box, the mean over the frames that show both."""
+    """The overlap of two tracks as a share of the smaller box, averaged over the frames that show both."""
     _, mine, others = np.intersect1d(look.frames, other.frames, return_indices=True)
     if not len(mine):
         return 0.0

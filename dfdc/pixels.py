@@ -1,4 +1,4 @@
-"""Decoded frame -> picture as a viewer sees it: RGB, square pixels, upright, in standard range, without combs."""
+"""Decoded frame -> picture as a viewer sees it: RGB, square pixels, upright, SDR, deinterlaced."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from av.video.stream import VideoStream
 from dfdc.container import blame_machine
 from dfdc.errors import VideoError
 
-# Frames are reduced to this longest side while they are converted: an 8K clip costs no more memory than a 1080p one.
+# Frames are reduced to this longest side during conversion, so an 8K clip takes no more memory than a 1080p one.
 MAX_SIDE = 1920
-# A picture is at most so many times as wide as high, or high as wide, by what is said of its pixels; where the picture
-# would be longer still, its pixels are believed up to `MAX_ASPECT` only.
+# The stated pixel aspect ratio is believed if the resulting picture is at most MAX_SHAPE times as wide as high, or as
+# high as wide. If the picture would be longer still, a pixel aspect ratio of up to MAX_ASPECT is believed.
 MAX_SHAPE = 4.0
 MAX_ASPECT = 2.0
-# SMPTE ST 2084, the curve of HDR10, in nits; ITU-R BT.2408 shows white at 203 nits.
+# SMPTE ST 2084 (PQ), the transfer curve of HDR10, in nits; ITU-R BT.2408 puts reference white at 203 nits.
 PQ_M1, PQ_M2, PQ_C1, PQ_C2, PQ_C3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
 PQ_PEAK_NITS, WHITE_NITS = 10_000, 203
-# From ITU-R BT.2020's primaries to BT.709's, for light (ITU-R BT.2407).
+# From the primaries of ITU-R BT.2020 to those of BT.709, for linear light (ITU-R BT.2407).
 TO_BT709 = np.array(
     [
         [1.660491, -0.587641, -0.072850],
@@ -34,20 +34,20 @@ TO_BT709 = np.array(
     ],
     np.float32,
 )
-# ITU-R BT.1886: how bright a standard display shows a value.
+# ITU-R BT.1886: the gamma of a standard display.
 DISPLAY_GAMMA = 2.4
-# Light above this share of white is compressed, so that highlights of any brightness stay below white.
+# Light above this share of white is compressed, so that all highlights stay below white.
 KNEE = 0.75
-# Rows that are tone-mapped at a time: what is in between fits the processor's cache.
+# Rows that are tone-mapped at a time, so that intermediate results fit into the processor's cache.
 STRIP = 32
 
 
 class PictureMaker:
-    """Makes pictures of one stream's frames.
+    """Converts the frames of one stream to pictures.
 
     Attributes:
-        tone_mapped: whether some came in HDR10's range.
-        deinterlaced: whether some were interlaced.
+        tone_mapped: whether some frames were HDR10.
+        deinterlaced: whether some frames were interlaced.
     """
 
     def __init__(self, stream: VideoStream) -> None:
@@ -60,11 +60,11 @@ class PictureMaker:
     def picture(
         self, frame: VideoFrame, *, before: VideoFrame | None = None, after: VideoFrame | None = None
     ) -> np.ndarray:
-        """Convert a frame: square pixels, reduced to `MAX_SIDE`, then turned and mirrored as the container asks.
+        """Convert a frame: square pixels, reduced to `MAX_SIDE`, then rotated and mirrored as the container states.
 
         Args:
             frame: decoded.
-            before, after: its neighbours in time, where it is interlaced and they are at hand.
+            before, after: its neighbours in time, if it is interlaced and they are at hand.
 
         Returns:
             (H, W, 3) uint8 RGB.
@@ -73,7 +73,7 @@ class PictureMaker:
             VideoError: its pixels cannot be converted.
             MachineError: memory is short.
         """
-        # Asked of one frame for all: PyAV keeps those whose side data are looked at until garbage is collected, 50 MB.
+        # Read from one frame only: PyAV keeps frames whose side data were read until garbage collection, up to 50 MB.
         self._matrix = self._matrix or _display_matrix(frame)
         frame = _fetch(frame)
         if frame.interlaced_frame:
@@ -93,8 +93,8 @@ class PictureMaker:
         scale = min(1.0, MAX_SIDE / max(width, height))
         size = [max(round(side * scale), 1) for side in (width, height)]
         is_pq = frame.color_trc == ColorTrc.SMPTE2084
-        # A frame may state a colour space that swscale does not know: it is taken for the commonest one, a tint at
-        # worst.
+        # A frame may state a colour space that swscale does not know. It is then treated as the most common one,
+        # BT.709, which causes a tint at worst.
         for space in (None, Colorspace.ITU709):
             try:
                 rgb = self._reformatter.reformat(
@@ -118,11 +118,11 @@ class PictureMaker:
 
 
 def believable_aspect(aspect: float, shape: float) -> float:
-    """The width by height of a pixel that a stream states, or 1 where no camera and no disc would make such a picture.
+    """The stated aspect ratio (width / height) of a pixel, or 1 if no camera and no disc would produce such a picture.
 
     Args:
-        aspect: of a pixel, as stated.
-        shape: width by height of the picture in pixels.
+        aspect: width / height of a pixel, as stated.
+        shape: width / height of the picture, in pixels.
     """
     stretched = shape * aspect
     if 1 / MAX_ASPECT <= aspect <= MAX_ASPECT or 1 / MAX_SHAPE <= stretched <= MAX_SHAPE:
@@ -131,13 +131,13 @@ def believable_aspect(aspect: float, shape: float) -> float:
 
 
 def tone_map(pixels: np.ndarray, *, wide: bool = True) -> np.ndarray:
-    """Bring a picture from HDR10's range to a standard display's.
+    """Tone-map an HDR10 picture to SDR.
 
-    Up to `KNEE` of white light stays what it is, so that faces look as they do in a standard recording.
+    Light up to `KNEE` of white is unchanged, so that faces look as they do in an SDR recording.
 
     Args:
-        pixels: (H, W, 3) uint16 RGB of 16 bits on the curve of SMPTE ST 2084.
-        wide: whether its primaries are those of BT.2020; else those of BT.709.
+        pixels: (H, W, 3) uint16 RGB, full 16-bit range, on the curve of SMPTE ST 2084.
+        wide: whether its primaries are those of BT.2020; otherwise they are those of BT.709.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -157,19 +157,19 @@ def tone_map(pixels: np.ndarray, *, wide: bool = True) -> np.ndarray:
 
 
 def _pq_light() -> np.ndarray:
-    """Light as a share of white, (4096,) float32, by the upper 12 of 16 bits of a value."""
+    """Lookup table (4096,) float32: linear light as a share of white, by the upper 12 of the 16 bits of a value."""
     value = np.linspace(0, 1, 4096) ** (1 / PQ_M2)
     light = (np.maximum(value - PQ_C1, 0) / (PQ_C2 - PQ_C3 * value)) ** (1 / PQ_M1)
     return (light * PQ_PEAK_NITS / WHITE_NITS).astype(np.float32)
 
 
 def _shades() -> np.ndarray:
-    """Values (4096,) uint8 by the square root of light."""
+    """Lookup table (4096,) uint8: display values by the square root of linear light."""
     return np.round(255 * np.linspace(0, 1, 4096) ** (2 / DISPLAY_GAMMA)).astype(np.uint8)
 
 
 class _Deinterlacer:
-    """FFmpeg's deinterlacer for single frames between their neighbours."""
+    """FFmpeg's deinterlacer, applied to single frames between their neighbours."""
 
     def __init__(self) -> None:
         self._graph: Graph | None = None
@@ -180,8 +180,8 @@ class _Deinterlacer:
         try:
             if kind != self._kind:
                 self._graph, self._kind = _graph(*kind), kind
-                self._graph.push(frame)  # the first frame only fills the filter
-            # Every further frame brings out the one before it.
+                self._graph.push(frame)  # the filter returns nothing for the first frame
+            # For every further frame, it returns the one before.
             result = frame
             for other in (before, frame, after):
                 fits = other is not None and (other.width, other.height, other.format.name) == kind
@@ -202,26 +202,26 @@ def _graph(width: int, height: int, pixel_format: str) -> Graph:
 
 
 def _fetch(frame: VideoFrame) -> VideoFrame:
-    """A frame that a GPU decoded, as the CPU's decoder would have given it; another frame as it is.
+    """Copy a frame that a GPU decoded to the form that the CPU's decoder gives; return other frames unchanged.
 
     Raises:
-        VideoError: it is interlaced, which its copy would not say.
+        VideoError: the frame is interlaced, which its copy would not state.
     """
     if frame.format.name != "cuda":
         return frame
     if frame.interlaced_frame:
         raise VideoError("interlaced")
     fetched = frame.reformat(format="yuv420p")
-    fetched.colorspace, fetched.color_range = frame.colorspace, frame.color_range  # the copy has none of these
+    fetched.colorspace, fetched.color_range = frame.colorspace, frame.color_range  # not copied by reformat
     fetched.color_trc, fetched.color_primaries = frame.color_trc, frame.color_primaries
     return fetched
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
-    """The part a, b, c, d of a frame's display matrix that turns and mirrors."""
+    """The elements a, b, c, d of a frame's display matrix, which rotate and mirror."""
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV up to 18 does not know every kind of side data; this way it tells turns only, no mirrors
+    except ValueError:  # PyAV up to 18 does not know every kind of side data; `rotation` states no mirroring
         turn = math.radians(frame.rotation)
         return math.cos(turn), -math.sin(turn), math.sin(turn), math.cos(turn)
     if data is None:

@@ -1,42 +1,42 @@
-"""What is known of one clip: the record that every later station reads."""
+"""The result for one clip as a row of predictions.csv."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# P(fake) of a clip that nothing is known of. The competition's test sets hold as many fakes as reals, unlike its
-# training set (83 % fakes); 0.5 costs 0.693 whatever the truth, a wrong guess at 0.83 costs 1.77.
+# P(fake) of a clip about which nothing is known. The competition's test sets contain as many fakes as reals, unlike its
+# training set (83 % fakes). 0.5 costs a log loss of 0.693 whatever the truth is; a wrong guess at 0.83 costs 1.77.
 PRIOR = 0.5
-# The first three carry a score: as planned; from a part of the clip only; of faces that are too poor to judge.
+# Statuses with a score: as planned; from only a part of the clip; from faces too small or too blurred to judge.
 SCORED = ("ok", "partial", "low_quality")
 STATUSES = (*SCORED, "no_face", "unreadable", "timeout", "error")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is known of one clip.
+    """The result for one clip.
 
     Attributes:
-        filename: its row's name.
+        filename: the clip's name in the submission.
         label: P(fake), in (0, 1).
-        status: one of `STATUSES`; all but `SCORED` carry the prior, but for what the voice adds to it.
-        picture: P(fake) by what is seen alone, where a voice was heard, too; None elsewhere.
-        voice: P(made by a machine) of the voice; None where none was heard or nothing listens.
-        reason: why it is not "ok"; empty if it is.
-        wanted: how many frames were asked for; 0 if the clip was not looked at.
-        nets: how many nets that see faces were asked; 0 if the clip was not looked at.
-        frames: how many frames were read.
-        faces: in how many of them a face was found.
-        tracks: how many persons were scored.
-        persons: how many persons were found.
-        pairs: in how many frames the change to the next one was looked for; 0 if nothing looks for it.
-        from_s, to_s: times of the first and the last frame that was looked at, in seconds from the clip's first frame.
-        duration_s: of the clip; 0 where it is not known.
-        notes: what else is worth knowing, such as pictures in the picture; sentences joined by "; ".
-        cut_s: wall seconds after which reading was ended, with fewer frames than wanted; 0 if it was not.
-        seconds: wall time of one worker.
-        decode_s, detect_s, crop_s, score_s: core-seconds spent on reading frames, on finding faces, on cutting these,
-            and on what nets say of them and of the voice.
+        status: one of `STATUSES`; for those that are not in `SCORED`, the label is the prior, unless a voice raises it.
+        picture: P(fake) from the picture alone, if a voice was scored as well; None otherwise.
+        voice: P(synthetic voice); None if no voice was scored.
+        reason: why the status is not "ok"; empty if it is.
+        wanted: number of requested frames; 0 if the clip was not processed.
+        nets: number of face models that were used; 0 if the clip was not processed.
+        frames: number of frames that were read.
+        faces: number of frames in which a face was found.
+        tracks: number of persons that were scored.
+        persons: number of persons that were found.
+        pairs: number of frames whose change to the next frame was scored; 0 without a motion model.
+        from_s, to_s: times of the first and the last frame that were read, in seconds from the clip's first frame.
+        duration_s: duration of the clip in seconds; 0 if it is not known.
+        notes: other remarks, for example on pictures in the picture; sentences joined by "; ".
+        cut_s: wall seconds after which the deadline ended reading with fewer frames than wanted; 0 if it did not.
+        seconds: wall time in one worker.
+        decode_s, detect_s, crop_s, score_s: core-seconds for reading frames, detecting faces, cutting crops, and
+            running the models on faces and voice.
     """
 
     filename: str
@@ -65,12 +65,12 @@ class Prediction:
 
     @property
     def core_s(self) -> float:
-        """Core-seconds in all."""
+        """Total core-seconds."""
         return self.decode_s + self.detect_s + self.crop_s + self.score_s
 
     @property
     def scored(self) -> bool:
-        """Whether the label says more than the prior."""
+        """Whether the label is more than the prior."""
         return self.status in SCORED or self.voice is not None
 
     def __post_init__(self) -> None:

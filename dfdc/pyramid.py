@@ -1,4 +1,4 @@
-"""Frame -> its halves, and what the face detector's nets see of it: windows and patches cut from the right half."""
+"""Frame -> image pyramid, and the windows and patches that the face detector's networks see."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.nets import ONET_SIDE, PNET_SIDE
 
-# Step of the scale pyramid, facenet-pytorch's own.
+# Step of the scale pyramid, as in facenet-pytorch.
 PYRAMID_FACTOR = 0.709
-# A face that was found in another frame is looked for in a square of so many times its side around where it was.
+# A face that was found in another frame is searched for in a square of this many times its side around that position.
 WINDOW_RATIO = 2.5
-# There the pyramid has three steps: faces of .6 to 1.7 times the size are found.
+# The pyramid of a window has three steps, which find faces of .6 to 1.7 times the size.
 WINDOW_SIZES = tuple(round(WINDOW_RATIO * PNET_SIDE * factor) for factor in (1 / PYRAMID_FACTOR, 1, PYRAMID_FACTOR))
 WINDOW = CropGeometry(side_ratio=WINDOW_RATIO, shift_ratio=0.0, size=WINDOW_SIZES[0])
 
-# A frame (H, W, 3) and its halves, the largest first.
+# A frame (H, W, 3) and its successive reductions by two, the largest first.
 Pyramid = list[np.ndarray]
 
 
 def build_pyramid(frame: np.ndarray) -> Pyramid:
-    """A frame and its successive halves: what is looked at small is cut out of a small one, for a tenth of the time."""
+    """A frame and its successive halvings; cutting a small patch from a small level takes a tenth of the time."""
     levels = [frame]
     while min(levels[-1].shape[:2]) >= 4 * ONET_SIDE:
         height, width = levels[-1].shape[:2]
@@ -32,12 +32,12 @@ def build_pyramid(frame: np.ndarray) -> Pyramid:
 
 
 def choose_level(pyramid: Pyramid, reduction: float) -> int:
-    """Which is the smallest level that is reduced no more than so many times."""
+    """The index of the smallest level that is reduced by no more than `reduction`."""
     return min(int(math.log2(max(reduction, 1))), len(pyramid) - 1)
 
 
 def cut_window(pyramid: Pyramid, box: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """The surroundings of a box, where they begin and how many pixels of the frame they are wide."""
+    """The window around a box, its top-left corner x, y and its width, both in pixels of the frame."""
     level = pyramid[choose_level(pyramid, WINDOW.square(box)[2] / WINDOW.size)]
     scale = level.shape[1] / pyramid[0].shape[1]
     left, top, side = WINDOW.square(box * scale)
@@ -47,7 +47,17 @@ def cut_window(pyramid: Pyramid, box: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def cut_patches(
     pyramids: list[Pyramid], boxes: np.ndarray, owners: np.ndarray, side: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a net sees of its candidates, (K, side, side, 3) uint8, without those that lie outside their frame."""
+    """Cut the candidates that a network scores, without those that lie outside their frame.
+
+    Args:
+        pyramids: of the frames.
+        boxes: (N, 4) x0, y0, x1, y1 in pixels of the frame.
+        owners: (N,) indices of the boxes' frames.
+        side: of a patch in pixels.
+
+    Returns:
+        The remaining boxes (K, 4) and owners (K,), and their patches (K, side, side, 3) uint8.
+    """
     limits = np.array([pyramid[0].shape[1::-1] for pyramid in pyramids])[owners]
     low = np.maximum(boxes[:, :2].astype(int), 1) - 1
     high = np.minimum(boxes[:, 2:].astype(int), limits)
@@ -62,7 +72,7 @@ def cut_patches(
 
 
 def brighten(frame: np.ndarray) -> np.ndarray:
-    """Lift shadows by a gamma that brings a dark frame's mean to a third of the range; bright frames stay."""
+    """Brighten a dark frame by a gamma that brings its mean to a third of the range; bright frames are unchanged."""
     mean = float(frame.mean()) / 255
     if mean >= 1 / 3:
         return frame

@@ -1,8 +1,8 @@
-"""How far a face's score can be trusted: faces of few pixels, or blurred by compression, tell little.
+"""How far a face's score can be trusted: small faces, or faces blurred by compression, carry little evidence.
 
-Nets answer as firmly for a face of 25 pixels as for one of 250, and are wrong more often. Their calibrated logits are
-shrunk towards no answer by a factor that was fitted on DFDC's validation crops, degraded on purpose: see
-tools/research/fit_quality.py.
+Models give equally confident scores to a face of 25 pixels and to one of 250, but are wrong more often on the small
+one. Therefore calibrated logits are shrunk towards 0 (no evidence) by a factor that was fitted on DFDC's validation
+crops, degraded on purpose: see tools/research/fit_quality.py.
 """
 
 from __future__ import annotations
@@ -15,23 +15,27 @@ import numpy as np
 
 from dfdc.crop import CropGeometry, crop_face
 
-# Detail is measured on crops of this side: what the frame held of a face of 224 px and less is still there.
+# Side of the crops on which detail is measured; the scale still holds the detail of a face of 224 px or less.
 MEASURED_SIDE = 112
-# So many faces of a track are measured, evenly over time, on crops as the nets see them.
+# Number of faces of a track that are measured, evenly spread over time, on crops as the models see them.
 SAMPLED, VIEW = 6, CropGeometry()
-# Below this factor a face says next to nothing, and a clip of such faces is too poor to judge.
+# Below this factor a face carries almost no evidence, and a clip with only such faces gets the status "low_quality".
 MIN_TRUST = 0.5
 
 
 @dataclass(frozen=True)
 class Trust:
-    """From a face's side and detail to a factor for its logit, at most 1: e^(bias + side x log2(side/64) + ...).
+    """From a face's side and detail to a factor for its logit.
+
+    The factor is e^(bias + side x log2(face side / 64) + detail x (face detail + 4)), at most 1.
 
     Attributes:
         bias: the exponent of a face 64 px wide whose detail is -4.
-        side: what is added to it for every doubling of the side.
-        detail: for every doubling of the detail.
-        lean: what is taken off the logit of a face that is not trusted at all: poor faces look fake, or real.
+        side: increase of the exponent for every doubling of the side.
+        detail: increase of the exponent for every doubling of the detail.
+        lean: offset that is subtracted from the logit of a face that is not trusted at all, because poor faces look
+            more
+            fake (or, if negative, more real) than they are.
     """
 
     bias: float
@@ -43,15 +47,15 @@ class Trust:
         """Factors (N,) float64 above 0, at most 1.
 
         Args:
-            sides: (N,) pixels of the frame that the squares around the faces are wide.
-            details: (N,) as `measure_detail` gives them.
+            sides: (N,) widths of the squares around the faces, in pixels of the frame.
+            details: (N,) as `measure_detail` returns them.
         """
         sides, details = np.asarray(sides, float), np.asarray(details, float)
         exponents = self.bias + self.side * np.log2(sides / 64) + self.detail * (details + 4)
         return np.exp(np.clip(exponents, -20, 0))
 
     def temper(self, logits: np.ndarray, factors: np.ndarray) -> np.ndarray:
-        """Calibrated logits (N,) float64, moved towards 0 where faces are not trusted."""
+        """Calibrated logits (N,) float64, moved towards 0 for faces that are not trusted."""
         return factors * (logits - self.lean * (1 - factors))
 
 
@@ -62,7 +66,7 @@ TRUST = Trust(bias=-0.461, side=0.677, detail=0.581, lean=0.891)
 def measure_trust(
     images: Sequence[np.ndarray], frames: np.ndarray, boxes: np.ndarray, angles: np.ndarray, trust: Trust = TRUST
 ) -> float:
-    """How far the score of a track can be trusted: a factor for its logits, above 0, at most 1.
+    """Measure how far the score of a track can be trusted: a factor for its logits, above 0, at most 1.
 
     Args:
         images: (H, W, 3) uint8 RGB, the clip's frames.
@@ -78,14 +82,14 @@ def measure_trust(
 
 
 def measure_detail(crops: np.ndarray) -> np.ndarray:
-    """How much fine detail crops hold.
+    """Measure how much fine detail crops contain.
 
     Args:
-        crops: (N, H, W, 3) uint8 RGB, upright faces that fill them, or the same part of each.
+        crops: (N, H, W, 3) uint8 RGB, upright faces that fill the crop, or the same part of each face.
 
     Returns:
-        (N,) float64: log2 of the mean size of what a Gaussian of 1.5 px takes away at this width, over the
-        contrast; about -3 where it is sharp, -6 where it is enlarged from 30 px.
+        (N,) float64: log2 of the mean absolute difference between the crop at this width and its Gaussian blur of
+        1.5 px, divided by the contrast; about -3 for a sharp face, -6 for one enlarged from 30 px.
     """
     size = (MEASURED_SIDE, round(MEASURED_SIDE * crops.shape[1] / crops.shape[2]))
     details = np.empty(len(crops))

@@ -1,7 +1,7 @@
-"""Nets as functions from arrays to arrays, and the device that they run on.
+"""Models as functions from arrays to arrays, and the device on which they run.
 
-Whoever uses a net need not know what runs it: OpenVINO on the CPU, torch on CUDA (see `dfdc.nets`). Beside OpenVINO
-torch is never imported on the CPU: it takes four seconds and 350 MB.
+The caller of a model need not know what runs it: OpenVINO on the CPU, torch on CUDA (see `dfdc.nets`). If OpenVINO is
+installed, torch is never imported on the CPU, because the import takes four seconds and 350 MB.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import numpy as np
 
 from dfdc.errors import DeviceError, NonFiniteError
 
-# OpenVINO reports its import over the network, from a thread, unless this package is absent.
+# OpenVINO reports its import over the network, from a thread, unless this package is missing.
 sys.modules.setdefault("openvino_telemetry", None)
 
 log = logging.getLogger(__name__)
 
-# From arrays (N, ...) to the net's answers, float32 each.
+# A model: from an array (N, ...) to its outputs, each float32.
 Net = Callable[[np.ndarray], tuple[np.ndarray, ...]]
-# What NVIDIA's driver makes: a device for each GPU, or one for all where Linux runs inside Windows.
+# Device files of NVIDIA's driver: one for each GPU, or one for all if Linux runs inside Windows (WSL).
 GPU_DEVICES = ("nvidia[0-9]*", "dxg")
 
 
 def may_have_cuda(devices: Path = Path("/dev")) -> bool:
-    """Whether it is worth importing torch to look for a GPU: torch is installed, and a driver shows one.
+    """Whether a GPU is likely, so that importing torch is worthwhile: torch is installed, and a driver shows a device.
 
     Args:
         devices: the system's folder of devices.
@@ -41,28 +41,28 @@ def may_have_cuda(devices: Path = Path("/dev")) -> bool:
 
 @cache
 def has_openvino() -> bool:
-    """Whether OpenVINO runs nets on the CPU here; where it does not, torch does, in about twice the time."""
+    """Whether OpenVINO can run models on this CPU; otherwise torch runs them, in about twice the time."""
     try:
         import openvino  # noqa: F401
-    except Exception as error:  # absent, or installed for another machine
-        log.warning("OpenVINO cannot be imported (%s); torch runs the nets", error)
+    except Exception as error:  # missing, or installed for another machine
+        log.warning("OpenVINO cannot be imported (%s); torch runs the models instead, at about half the speed", error)
         return False
     return True
 
 
 def choose_device(wanted: str, *, place: int = 0, cudnn: bool = False) -> str:
-    """The device to run on; where that is CUDA, this process's GPU is chosen, too.
+    """Choose the device to run on and, if it is CUDA, this process's GPU.
 
     Args:
-        wanted: "cpu", "cuda", or "auto" for CUDA where there is one that works.
-        place: of this process among those that run side by side, from 0; where there are several GPUs, they take turns.
-        cudnn: whether cuDNN is needed, too, as it is for training; nets of `dfdc.nets` do without.
+        wanted: "cpu", "cuda", or "auto" for CUDA if there is a GPU that works.
+        place: index of this process among those that run in parallel, from 0; processes are distributed over the GPUs.
+        cudnn: whether cuDNN is needed too, as in training; the models of `dfdc.nets` do not use it.
 
     Returns:
         "cpu" or "cuda".
 
     Raises:
-        DeviceError: CUDA is wanted and does not serve.
+        DeviceError: CUDA is wanted and cannot be used.
     """
     if wanted == "cpu" or (wanted == "auto" and not may_have_cuda()):
         return "cpu"
@@ -82,30 +82,30 @@ def choose_device(wanted: str, *, place: int = 0, cudnn: bool = False) -> str:
         try:
             torch.cuda.set_device(place % torch.cuda.device_count())
             name = torch.cuda.get_device_name()
-            # A visible device may be too old for this torch, as a P100 is for those built with CUDA 12.8 and later, or
-            # for its cuDNN.
+            # A visible device may be too old for this torch, as a P100 is for builds with CUDA 12.8 and later, or too
+            # old for its cuDNN.
             ones = torch.ones((1, 1, 3, 3), device="cuda", dtype=torch.float16)
             with contextlib.nullcontext() if cudnn else without_cudnn():
                 torch.nn.functional.conv2d(ones, ones).item()
             return "cuda"
-        except Exception as error:  # CUDA's own, of several kinds: each means that it does not serve
+        except Exception as error:  # CUDA raises several kinds, and each means that the device cannot be used
             cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
             reason = f"{name} does not run this torch ({cause})"
             log.warning("%s", reason)
     if wanted == "cuda":
-        raise DeviceError(f"--device cuda: {reason}; use --device cpu or auto, or turn on a GPU that serves")
+        raise DeviceError(f"--device cuda: {reason}; use --device cpu or auto, or turn on a GPU that works")
     return "cpu"
 
 
 def current_gpu() -> int:
-    """The number of this process's GPU among those that it sees."""
+    """The index of this process's GPU among those that are visible to it."""
     import torch
 
     return torch.cuda.current_device()
 
 
 def describe_runtime(device: str) -> str:
-    """What runs the nets, in words."""
+    """The device and library that run the models, in words."""
     if device == "cpu" and has_openvino():
         import openvino
 
@@ -118,15 +118,15 @@ def describe_runtime(device: str) -> str:
 
 
 def run_batches(net: Net, items: np.ndarray, size: int) -> list[tuple[np.ndarray, ...]]:
-    """Run what a net takes through it in batches; where the device runs out of memory, in ever smaller ones.
+    """Run a model in batches, and halve the batch size whenever the device runs out of memory.
 
     Args:
-        net: from items to answers.
-        items: (N, ...) images or whatever else the net takes, N may be 0.
-        size: of a batch at first.
+        net: the model.
+        items: (N, ...) the model's inputs; N may be 0.
+        size: initial batch size.
 
     Returns:
-        The answers of each batch, in order.
+        The outputs of each batch, in order.
 
     Raises:
         MemoryError: even a batch of one does not fit.
@@ -140,18 +140,18 @@ def run_batches(net: Net, items: np.ndarray, size: int) -> list[tuple[np.ndarray
             if size == 1:
                 raise
             size //= 2
-            log.warning("the nets' device is out of memory; batches of %d go on", size)
+            log.warning("the models' device is out of memory; continuing with batches of %d", size)
     return answers
 
 
 def run_logits(net: Net, items: np.ndarray, size: int) -> np.ndarray:
-    """The answers of a net that gives one number an item (N,), or several (N, K), in batches as `run_batches` makes.
+    """Run a model with one output per item and return (N,), or one with K outputs and return (N, K); in batches.
 
     Raises:
-        FloatingPointError: one of them is not finite, as half precision may overflow.
+        FloatingPointError: an output is not finite; half precision may overflow.
     """
     parts = [part[0] if len(part) == 1 else np.stack(part, 1) for part in run_batches(net, items, size)]
     logits = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if not np.isfinite(logits).all():
-        raise NonFiniteError("a model answers with numbers that are not finite; use other weights, or --device cpu")
+        raise NonFiniteError("a model's outputs are not finite; use other weights, or --device cpu")
     return logits

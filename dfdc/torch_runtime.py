@@ -1,4 +1,4 @@
-"""torch's nets as functions from arrays to arrays: on CUDA, and on a CPU that OpenVINO does not serve."""
+"""torch models as functions from arrays to arrays: on CUDA, and on a CPU without OpenVINO."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dfdc.runtime import Net
 
 
 def run_in_torch(net: nn.Module, device: str) -> Net:
-    """A net that torch runs; on this process's GPU without cuDNN.
+    """Wrap a torch module as a model; on CUDA it runs on this process's GPU without cuDNN.
 
     Args:
-        net: in evaluation mode, on any device; answers with one tensor or several.
+        net: in evaluation mode, on any device; returns one tensor or several.
         device: "cpu" or "cuda".
 
     Returns:
-        The net. It raises MemoryError where CUDA has too little memory for so large a batch.
+        The model. It raises MemoryError if a batch is too large for CUDA's memory.
     """
     net = net.to(device)
 
@@ -35,7 +35,7 @@ def run_in_torch(net: nn.Module, device: str) -> Net:
             return tuple(output.cpu().numpy() for output in outputs)
         except torch.cuda.OutOfMemoryError as error:
             reason = str(error)
-        # Outside the except clause: the error there keeps the batch's tensors alive.
+        # Outside the except clause, because the error keeps the batch's tensors alive there.
         torch.cuda.empty_cache()
         raise MemoryError(reason)
 
@@ -43,7 +43,7 @@ def run_in_torch(net: nn.Module, device: str) -> Net:
 
 
 def wait_for_device() -> None:
-    """Sleep until CUDA has done what it was given; waiting by a copy of its answers would keep this core busy."""
+    """Sleep until CUDA has finished its queue; waiting by copying the outputs would keep this core busy."""
     done = torch.cuda.Event(blocking=True)
     done.record()
     done.synchronize()

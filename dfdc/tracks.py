@@ -1,4 +1,4 @@
-"""Face boxes -> tracks: one per person, linked over time by overlap, confirmed, and upright."""
+"""Face boxes -> face tracks: one per person, linked over time by overlap, confirmed, with the roll of the head."""
 
 from __future__ import annotations
 
@@ -16,30 +16,33 @@ from dfdc.faces import Faces, roll_angles
 from dfdc.pictures import find_pictures, look_at
 from dfdc.quality import measure_trust
 
-# Sampled frames lie about half a second apart: a head that turns or nods keeps this much overlap with itself.
+# Sampled frames are about half a second apart; the box of a head that turns or nods keeps at least this overlap.
 MIN_OVERLAP = 0.15
-# A person who was not found for more than so many frames in a row starts a new track on return.
+# A person who is missing for more than this many frames in a row starts a new track.
 MAX_GAP = 4
-# A track that is found in less than this share of the longest track's frames, or only once, is taken for a false hit,
-# and so is one whose hits the detector doubts on average: on ten clips, patterned cloth scored .89, persons .97 up.
+# A track is taken for a false detection if it was found in less than MIN_SHARE of the frames of the longest track, or
+# only once, or if its mean detector score is below MIN_SCORE: on ten clips, patterned cloth scored .89 and persons .97
+# or more.
 MIN_SHARE = 0.25
 MIN_SCORE = 0.92
-# A track of at least so many hits with this mean score is a person. Of 68 clips without people none has more than .94.
+# A track with at least this many hits and this mean score is a person. In 68 clips without people, no track has more
+# than .94.
 CERTAIN_HITS, CERTAIN_SCORE = 3, 0.98
-# Any other is looked at again. The 30 tracks of the 28 labelled clips scored .90 and more in the second look, their
-# landmarks .019 and less apart in the mirror; 27 false ones on 16 of 68 clips without people never passed both limits
-# and the next one. Of 19 further clips with people, a far figure seen in 2 of 16 frames was lost.
+# Every other track gets a second look. The 30 tracks of the 28 labelled clips scored .90 or more there, and their
+# landmarks differed by .019 or less from those of the mirror image. The 27 false tracks in 16 of the 68 clips without
+# people never passed both of these limits and the next one. In 19 further clips with people, one track was lost: a
+# distant person seen in 2 of 16 frames.
 MIN_SECOND_SCORE, MAX_MIRROR_ERROR = 0.8, 0.04
-# What was found once has nothing but its looks to speak for it.
+# A face that was found only once needs a higher score, because nothing else confirms it.
 MIN_LONE_SCORE = 0.95
-# Heads rolled by less than the first are cut as they are, as those were that the nets were trained on; from the second
-# on they are turned back wholly, and between the two in part, so that a crop never jumps from frame to frame.
+# Heads rolled by less than UPRIGHT_DEGREES are cropped without rotation, like the training crops. From ROLLED_DEGREES
+# on they are turned upright fully, and in between partly, so that a crop never jumps from frame to frame.
 UPRIGHT_DEGREES, ROLLED_DEGREES = 8.0, 16.0
-# An angle is the median of so many frames': landmarks tremble, heads do not.
+# The roll angle is a median over this many frames, because landmarks jitter more than heads move.
 SMOOTHED_FRAMES = 5
-# A second look at rolled heads corrects their angle, which landmarks underrate; what it adds beyond this is no roll.
+# A second look at rolled heads corrects their angle, which landmarks underestimate; a larger correction is not a roll.
 MAX_CORRECTION = 30.0
-# So many crops for each frame that is looked at are shared out among all persons, but each gets some.
+# The crops of a clip are shared among all persons: CROPS_PER_FRAME for each sampled frame, at least MIN_CROPS each.
 CROPS_PER_FRAME, MIN_CROPS = 8, 2
 
 Kind = Literal["person", "picture", "left out"]
@@ -50,16 +53,16 @@ class Track:
     """One person over time.
 
     Attributes:
-        frames: (T,) int64 indices of frames, rising; where there are many persons, not all that show this one.
-        boxes: (T, 4) float32 x0, y0, x1, y1; interpolated where the face was not found.
+        frames: (T,) int64 indices of frames, ascending; if there are many persons, not every frame that shows this one.
+        boxes: (T, 4) float32 x0, y0, x1, y1 in pixels; interpolated where the face was not found.
         found: (T,) bool, whether the box was found rather than interpolated.
-        score: mean of the detector's scores where it was found, 0 to 1.
-        angles: (T,) float32 degrees clockwise by which the head is rolled, -180 to 180; whole quarters where it is
-            rolled little more or less than these, 0 in ordinary clips.
-        kind: "person" decides the clip; "picture" is a picture in the picture beside a person, and "left out" a person
-            too many: neither is to be scored.
-        reason: why it is no person's to be scored; empty if it is.
-        trust: the factor for its logits, above 0, at most 1: small or blurred faces tell little.
+        score: mean detector score of the found boxes, 0 to 1.
+        angles: (T,) float32 roll of the head in degrees clockwise, -180 to 180. Angles close to a multiple of 90 are
+            set to it, so they are 0 in ordinary clips.
+        kind: "person" for a face that is scored; "picture" for a picture beside a person (a poster, a thumbnail, a
+            blurred copy); "left out" for a person beyond the budget. The last two are not scored.
+        reason: why the track is not scored; empty if it is.
+        trust: factor for its logits, above 0, at most 1; small or blurred faces are trusted less.
     """
 
     frames: np.ndarray
@@ -75,21 +78,21 @@ class Track:
         return len(self.frames)
 
     def at(self, places: np.ndarray) -> Track:
-        """The track at some of its places, by index or mask."""
+        """The track at some of its T places, given by index or mask."""
         parts = {name: getattr(self, name)[places] for name in ("frames", "boxes", "found", "angles")}
         return replace(self, **parts)
 
 
 def find_tracks(frames: Sequence[np.ndarray], detector: FaceDetector) -> tuple[list[Track], dict[int, Faces]]:
-    """Find the persons of a clip.
+    """Find the persons in a clip.
 
     Args:
         frames: (H, W, 3) uint8 RGB each, in order of time; there may be none.
-        detector: finds faces.
+        detector: the face detector.
 
     Returns:
-        Tracks, persons first and of these the longest first, and the faces of every frame that was searched, in order
-        of time; both by index into the frames.
+        The tracks, persons first and the longest of them first, and the faces of every frame that was searched, in
+        order of time. Both refer to frames by their index in `frames`.
     """
     if not frames:
         return [], {}
@@ -111,16 +114,16 @@ def find_tracks(frames: Sequence[np.ndarray], detector: FaceDetector) -> tuple[l
 
 
 def link_tracks(faces: list[Faces]) -> list[Track]:
-    """Link the faces of successive frames.
+    """Link the faces of successive frames to tracks.
 
-    Each frame's boxes are matched to the tracks' last boxes so that the sum of overlaps is greatest. What is found
-    rarely or doubtfully beside others is dropped; where nothing else is found, it is kept.
+    Each frame's boxes are matched to the last boxes of the tracks so that the sum of the overlaps is largest. Short or
+    doubtful tracks are dropped if there are better ones, and kept if there are not.
 
     Args:
         faces: one entry per frame, in order of time.
 
     Returns:
-        Tracks by number of found boxes, most first.
+        The tracks, sorted by number of found boxes, largest first.
     """
     linked: list[list[_Hit]] = []
     for index, found in enumerate(faces):
@@ -145,22 +148,22 @@ def link_tracks(faces: list[Faces]) -> list[Track]:
 
 
 def share_crops(tracks: list[Track], budget: int) -> list[Track]:
-    """Share out how many faces may be looked at.
+    """Share the budget of face crops among the persons.
 
-    Each person is looked at, the same number of times where frames abound. Where even `MIN_CROPS` of each are too
-    many, the last tracks are left out, and say so.
+    Every person gets the same number of crops, or all of their frames if they have fewer. If the budget does not allow
+    `MIN_CROPS` for each person, the last tracks become "left out", with a reason.
 
     Args:
-        tracks: the most important first.
-        budget: number of faces in all, at least `MIN_CROPS`.
+        tracks: the most important ones first.
+        budget: total number of face crops, at least `MIN_CROPS`.
 
     Returns:
-        As many tracks in the same order, thinned evenly over time where need be.
+        The same number of tracks: persons in the given order, thinned evenly over time if necessary, then the others.
     """
     persons = [track for track in tracks if track.kind == "person"]
     kept = persons[: max(budget // MIN_CROPS, 1)]
     left_out = [
-        replace(track, kind="left out", reason=f"one of {len(persons)} persons, of whom {len(kept)} are looked at")
+        replace(track, kind="left out", reason=f"only {len(kept)} of {len(persons)} persons are scored")
         for track in persons[len(kept) :]
     ]
     most = max((len(track) for track in kept), default=0)
@@ -175,7 +178,7 @@ def share_crops(tracks: list[Track], budget: int) -> list[Track]:
 
 @dataclass(frozen=True)
 class _Hit:
-    """A box (4,) that was found in a frame, and the roll of its landmarks in degrees."""
+    """A detected box (4,) in a frame, and the roll of its landmarks in degrees."""
 
     frame: int
     box: np.ndarray
@@ -184,7 +187,7 @@ class _Hit:
 
 
 def _fill(hits: list[_Hit]) -> Track:
-    """A track without gaps: boxes and angles between hits lie on a straight line in time."""
+    """A track without gaps: boxes and angles are interpolated linearly in time between the hits."""
     seen = np.array([hit.frame for hit in hits])
     boxes = np.stack([hit.box for hit in hits])
     rolls = np.unwrap([hit.roll for hit in hits], period=360)
@@ -197,13 +200,13 @@ def _fill(hits: list[_Hit]) -> Track:
 
 
 def settle_angles(angles: np.ndarray) -> np.ndarray:
-    """By how many degrees heads are turned back whose rolls are given: those near whole quarters by these.
+    """The angles by which heads are turned upright, from their measured rolls; rolls near a multiple of 90 snap to it.
 
     Args:
-        angles: (T,) degrees clockwise.
+        angles: (T,) measured rolls, degrees clockwise.
 
     Returns:
-        (T,) float32, above -180 to 180.
+        (T,) float32 degrees clockwise, above -180 and up to 180.
     """
     quarters = np.round(np.asarray(angles) / 90) * 90
     beyond = angles - quarters
@@ -212,8 +215,8 @@ def settle_angles(angles: np.ndarray) -> np.ndarray:
 
 
 def _confirm(track: Track, frames: Sequence[np.ndarray], detector: FaceDetector) -> Track | None:
-    """The track with its angles corrected; None where it is no face."""
-    # An angle of a few degrees is right within one or two, and not worth another look.
+    """The track with its angles corrected; None if it is not a face."""
+    # An angle of a few degrees is accurate within one or two and does not need a second look.
     rolled = (np.abs(track.angles - np.round(track.angles / 90) * 90) > UPRIGHT_DEGREES) & track.found
     n_hits = int(track.found.sum())
     certain = n_hits >= CERTAIN_HITS and track.score >= CERTAIN_SCORE

@@ -1,4 +1,4 @@
-"""The version of the package, and which commit of the code is at work."""
+"""The version of the package, and the commit of the running code."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __version__ = "1.0.0"
 
 
 def read_commit(folder: Path = Path(__file__).parent) -> str:
-    """The commit that a checkout is at, with -dirty where files differ from it.
+    """The commit of a checkout, with the suffix -dirty if files differ from it.
 
     Args:
-        folder: the top of a checkout, or a folder directly in it.
+        folder: the top folder of a checkout, or a folder directly in it.
 
     Returns:
-        12 hex digits or more; empty without git, or where the folder is no checkout, as in an installed package: one
-        that is installed below a checkout is not told that checkout's commit.
+        12 hex digits or more. Empty without git, or if the folder is not part of a checkout, as in an installed
+        package; a package that is installed somewhere below a checkout does not report that checkout's commit.
     """
     if not any((top / ".git").exists() for top in (folder, folder.parent)):
         return ""

@@ -1,10 +1,9 @@
-"""Clip -> frames with times: which frames are read, and how far.
+"""Clip -> frames with times: choose which frames are read.
 
-A clip is read twice from start to end and never sought in. The first pass only lists the packets' times (20 ms for
-ten seconds of 1080p), so that frame counts and durations that containers omit or misstate do not matter. The
-second decodes and converts the frames that are nearest to evenly spread moments. DFDC's clips have two key frames
-each: seeking would decode half a clip for every frame, and skipping the frames that no other frame refers to halves
-the work.
+A clip is read twice from start to end, without seeking. The first pass only lists the times of the packets (20 ms for
+ten seconds of 1080p), so missing or wrong frame counts and durations in the container do no harm. The second pass
+decodes, and converts the frames that are nearest to evenly spread moments. DFDC's clips have two key frames each, so
+seeking would decode half a clip for every frame; skipping the frames to which no other frame refers halves the work.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ from dfdc.webp import read_animation
 
 log = logging.getLogger(__name__)
 
-# Clips of more pixels than five minutes of 1080p at 30 frames a second, which are 75 seconds of 4K: decoding them takes
-# most of a clip's limit, and key frames alone will do where there are enough of them.
+# Clips with more pixels than five minutes of 1080p at 30 frames per second (75 seconds of 4K). Decoding all of it would
+# take most of a clip's time limit, so only key frames are decoded if there are enough of them.
 LONG_CLIP_PIXELS = 9_000 * 1920 * 1080
-# Pause in seconds before a clip is read once more where the machine failed.
+# Pause in seconds before a clip is read once more after an error of the machine.
 RETRY_PAUSE_S = 0.5
 # NVIDIA's video decoder (NVDEC).
 NVDEC_LIBRARY = "libnvcuvid.so.1"
@@ -41,16 +40,17 @@ NVDEC_LIBRARY = "libnvcuvid.so.1"
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read of a clip.
+    """The frames that were read from a clip.
 
     Attributes:
         frames: at least one, in order of time.
-        duration_s: of the clip in seconds: what its container states of the video, at least what its frames take.
-        stream: number of the video stream in the file.
-        is_cut: whether listing the clip's frames ended before the file did: at the deadline, or where `MAX_GAP_BYTES`
-            held no frame.
-        tone_mapped: whether frames came in HDR10's range and were brought to a standard display's.
-        deinterlaced: whether frames were interlaced.
+        duration_s: duration of the clip in seconds: the duration that its container states for the video, and not less
+            than the duration of its frames.
+        stream: index of the video stream in the file.
+        is_cut: whether listing the clip's frames ended before the end of the file, at the deadline or after
+            `MAX_GAP_BYTES` without a frame.
+        tone_mapped: whether frames were HDR10 and were tone-mapped to SDR.
+        deinterlaced: whether frames were interlaced and were deinterlaced.
     """
 
     frames: list[Frame]
@@ -72,9 +72,10 @@ class Reading:
 
     @property
     def share(self) -> float:
-        """The share of the clip's time that its frames stand for: about 1 where they are spread over all of it.
+        """The share of the clip's duration that its frames cover: about 1 if they are spread over all of it.
 
-        Frames lie in the middles of equal parts of time, so that n of them stand for n / (n - 1) of their span.
+        Frames lie in the middle of equal parts of the time, so n frames cover n / (n - 1) of the time between the first
+        and the last one.
         """
         n_frames = len(self.frames)
         if n_frames == 1 or self.duration_s <= 0:
@@ -84,7 +85,7 @@ class Reading:
 
 @cache
 def has_gpu_decoder() -> bool:
-    """Whether CUDA devices may decode: PyAV can use their decoder, and NVIDIA's library is there."""
+    """Whether CUDA devices can decode: PyAV supports it, and NVIDIA's library is installed."""
     try:
         ctypes.CDLL(NVDEC_LIBRARY)
     except OSError:
@@ -95,25 +96,27 @@ def has_gpu_decoder() -> bool:
 def read_clip(
     path: Path, n_frames: int, *, n_pairs: int = 0, deadline: Deadline = NEVER, gpu: int | None = None
 ) -> Reading:
-    """Read frames that are spread evenly over a clip's whole time.
+    """Read frames that are spread evenly over the whole clip.
 
     Args:
         path: a video file or a photograph.
-        n_frames: how many are wanted, at least 1.
-        n_pairs: how many of them, spread evenly too, come with their neighbour. Where frames that no other refers to
-            are skipped, it is the next one of the others: mostly two frames later, at no more than a conversion's cost.
-        deadline: when it passes, what has been read so far is returned.
-        gpu: number of the CUDA device that decodes, to the same pixels, what it can (see `has_gpu_decoder`): H.264 that
-            is not to be scaled. None for the CPU, which also decodes what the GPU could not.
+        n_frames: how many frames to read, at least 1.
+        n_pairs: how many of them, also evenly spread, come with their neighbour. If frames to which no other frame
+            refers are skipped, the neighbour is the next frame that is not skipped, usually two frames later; it costs
+            only a conversion.
+        deadline: when it passes, the frames that were read so far are returned.
+        gpu: number of the CUDA device that decodes H.264 that needs no scaling, to the same pixels as the CPU (see
+            `has_gpu_decoder`). The CPU decodes all other clips, and those that the GPU fails to decode. None for no
+            GPU.
 
     Returns:
-        1 to n_frames different frames of the main video stream, or of the next one where none of its frames decodes;
-        fewer than asked for where the clip has fewer or is damaged.
+        1 to n_frames different frames of the main video stream, or of the next stream if no frame of the main one
+        decodes. There are fewer than n_frames if the clip has fewer or is damaged.
 
     Raises:
         VideoError: the file is unreadable, not a video, too large, or no frame of it decodes.
         VideoTimeout: the deadline passed before the first frame.
-        MachineError: the disk failed, or memory or threads were short, twice.
+        MachineError: the disk failed, or memory or threads were short, in two attempts.
     """
     if n_frames < 1:
         raise ValueError(f"n_frames is {n_frames}; allowed: 1 and up")
@@ -133,22 +136,22 @@ def read_clip(
 def read_frames(
     path: Path, n_frames: int, *, n_pairs: int = 0, deadline: Deadline = NEVER, gpu: int | None = None
 ) -> list[Frame]:
-    """The frames alone of what `read_clip` reads, in order of time."""
+    """Like `read_clip`, but return only the frames, in order of time."""
     return read_clip(path, n_frames, n_pairs=n_pairs, deadline=deadline, gpu=gpu).frames
 
 
 def read_frames_at(path: Path, times_s: list[float]) -> list[Frame]:
-    """Read the frames nearest to some moments, whatever the encoding: everything is decoded.
+    """Read the frames nearest to some moments, independently of the encoding, by decoding every frame.
 
-    `read_frames` skips frames that no other refers to, which are others in every encoding: on FaceForensics++ a third
-    of a fake's frames were one off its original's.
+    `read_frames` skips frames to which no other frame refers, and these differ between encodings: on FaceForensics++, a
+    third of a fake's frames were off by one from those of its original.
 
     Args:
         path: a video file.
-        times_s: in seconds from the first frame, rising.
+        times_s: in seconds from the first frame, ascending.
 
     Returns:
-        Different frames in order of time; one for several moments that it is nearest to.
+        Different frames in order of time; a frame that is nearest to several moments is returned once.
 
     Raises:
         VideoError: the file is unreadable, not a video, or too large.
@@ -160,7 +163,7 @@ def read_frames_at(path: Path, times_s: list[float]) -> list[Frame]:
 
 
 def stream_frames(path: Path) -> Iterator[Frame]:
-    """Every frame of a clip, one after another, so that memory holds only one.
+    """Yield every frame of a clip; only one is in memory at a time.
 
     Args:
         path: a video file.
@@ -189,7 +192,7 @@ def _read(path: Path, n_frames: int, *, n_pairs: int, deadline: Deadline, gpu: i
 
 
 def _pick(pictures: list[tuple[float, np.ndarray]], n_frames: int) -> Reading:
-    """Of an animation's pictures those that are spread evenly over its time."""
+    """The pictures of an animation that are spread evenly over its time."""
     times = [time_s for time_s, _ in pictures]
     windows = ((time_s, Window(picture)) for time_s, picture in pictures)
     chosen = nearest(windows, spread(times, n_frames))
@@ -216,8 +219,8 @@ def _read_stream(file: MediaFile, listing: Listing, n_frames: int, *, n_pairs: i
         if len(frames) == len(moments) or file.deadline.expired():
             break
     else:
-        # Some packets do not decode: a stream without its first key frame, or a damaged one. The frames are spread
-        # anew, over the times of those that do.
+        # Some packets do not decode, because the stream lacks its first key frame or is damaged. The frames are then
+        # spread anew over the times of those that do decode.
         if len(shown.times) > len(frames):
             moments, shown = spread(shown.times, n_frames), Seen()
             found = list(decode(file, listing, moments, n_pairs=n_pairs, seen=shown))
@@ -231,7 +234,7 @@ def _read_stream(file: MediaFile, listing: Listing, n_frames: int, *, n_pairs: i
 
 
 def _plans(listing: Listing, n_frames: int) -> list[str]:
-    """Which frames to decode, in FFmpeg's words for skip_frame, the cheapest plan first; each may give too few."""
+    """The values of FFmpeg's skip_frame to try, the cheapest first; each may yield too few frames."""
     plans = ["DEFAULT"]
     if listing.rate is None and len(listing.times) >= 3 * n_frames:
         plans.insert(0, "NONREF")

@@ -1,4 +1,4 @@
-"""Animated WebP -> pictures with times: FFmpeg shows none of it."""
+"""Animated WebP -> pictures with times, because FFmpeg cannot decode it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dfdc.container import MAX_PIXELS, MediaFile
 from dfdc.errors import VideoError
 from dfdc.pixels import MAX_SIDE
 
-# All pictures together, at four bytes a pixel while they are decoded: 32 of 1080p.
+# Pixels of all pictures together: 32 pictures of 1080p. They take four bytes per pixel while they are decoded.
 MAX_ANIMATION_PIXELS = 32 * 1920 * 1080
 MAX_BYTES = 1 << 26
-# WebP container specification: the header of a file is of 12 bytes, then come chunks; this bit says that it moves.
+# WebP container specification: the file header has 12 bytes, chunks follow; this flag marks an animation.
 HEADER_BYTES = 12
 ANIMATION_FLAG = 2
 
@@ -26,11 +26,11 @@ def read_animation(file: MediaFile) -> Iterator[tuple[float, np.ndarray]] | None
         file: open for reading; its position changes.
 
     Returns:
-        Time in seconds and (H, W, 3) uint8 RGB, reduced to `MAX_SIDE`, of each picture, as many as
-        `MAX_ANIMATION_PIXELS` allow; None where the file is no animated WebP.
+        For each picture its time in seconds and its pixels, (H, W, 3) uint8 RGB, reduced to `MAX_SIDE`; at most as many
+        pictures as `MAX_ANIMATION_PIXELS` allows. None if the file is not an animated WebP.
 
     Raises:
-        VideoError: it is damaged or too large, or OpenCV is too old to read it.
+        VideoError: the file is damaged or too large, or OpenCV is too old to read it.
     """
     file.seek(0)
     head = file.read(HEADER_BYTES + 18)

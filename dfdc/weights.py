@@ -1,7 +1,7 @@
-"""Weights folder -> verified specifications: what a checkpoint says of itself, read without loading a net.
+"""Weights folder -> verified model specifications, read from the checkpoints without loading a network.
 
 A weights file is a safetensors file named ``<name>-<first 12 hex digits of its SHA-256>.safetensors``. Its header
-holds a `ModelSpec` as JSON, so that nothing about the net, its input or its calibration is a flag at inference.
+holds a `ModelSpec` as JSON, so no property of the model, its input or its calibration is a flag at inference.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from dfdc.files import describe_file
 
 DIGEST_DIGITS = 12
 MAX_HEADER_BYTES = 16 * 2**20
-# EfficientNet-B7 in single precision has a quarter of this.
+# EfficientNet-B7 in single precision takes a quarter of this.
 MAX_FILE_BYTES = 2**30
 ARCHITECTURES = (
     "efficientnet-lite0",
     *(f"efficientnet-b{i}" for i in range(8)),
     "mobilenet-v2",
 )
-# What nets look at, and the channels of it: a face crop; how a face crop changes to the next frame; a spectrogram.
+# Kinds of model input and their channels: a face crop; the change of a face crop to the next frame; a spectrogram.
 CHANNELS = {"face": 3, "motion": 3, "sound": 1}
-# Two views of different sizes differ more than mirror images do, and their mean is better (docs/experiments.md): so
-# much of what a net sees is repeated edge on each side of the mirror image.
+# Margin of the second view: this share of the model's input is repeated edge on each side of the mirror image. Two
+# views of different sizes differ more than mirror images alone, and their mean is better (docs/experiments.md).
 VIEW_MARGIN = 0.05
-# How a change of so many levels looks to a net for motion: grey where there is none; 43 levels fill the scale.
+# Input of a motion model: GREY plus CHANGE_GAIN times the change in levels, so a change of 43 levels fills the scale.
 GREY, CHANGE_GAIN = 127.0, 3.0
-# Below a folder of weights, those that the kernel uses only when told, and what they may see.
+# Sub-folder with models that are used only on request, and the kinds of input that they may have.
 OPTIONAL = "optional"
 EXTRAS = ("motion", "sound")
-# And those that answer beside the others unless only the first are asked for; see `WorkerSettings.models`.
+# Sub-folder with models that join the ensemble unless only the first ones are requested; see `WorkerSettings.models`.
 FURTHER = "further"
-# Where an installed package holds the shipped weights; pyproject.toml puts them there.
+# Folder of the shipped weights inside an installed package; pyproject.toml puts them there.
 PACKAGED = "_weights"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """From a net's logit to a probability that can be bet on.
+    """Converts a model's logit to a calibrated probability.
 
     Attributes:
-        temperature: the logit is divided by it, > 0.
-        bias: added after that.
-        low: the least probability ever answered, in (0, 0.5].
-        high: the greatest, in [0.5, 1).
+        temperature: divisor of the logit, > 0.
+        bias: added to the quotient.
+        low: lower bound of the probability, in (0, 0.5].
+        high: upper bound, in [0.5, 1).
     """
 
     temperature: float = 1.0
@@ -70,37 +70,37 @@ class Calibration:
             raise ValueError(f"bounds {self.low}, {self.high}: allowed are 0 < low <= 0.5 <= high < 1")
 
     def logits(self, raw: np.ndarray) -> np.ndarray:
-        """Calibrated logits (any shape, float64) of a net's."""
+        """Calibrated logits, float64, from a model's logits of any shape."""
         return np.asarray(raw, np.float64) / self.temperature + self.bias
 
     def probabilities(self, raw: np.ndarray) -> np.ndarray:
-        """P(fake), float64 in [low, high], of a net's logits of any shape."""
+        """P(fake), float64 in [low, high], from a model's logits of any shape."""
         return np.clip(sigmoid(self.logits(raw)), self.low, self.high)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Probabilities, float64 in 0..1, of logits of any shape."""
+    """Probabilities, float64 in 0..1, from logits of any shape."""
     return 1 / (1 + np.exp(-np.clip(np.asarray(logits, np.float64), -700, 700)))
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything that rebuilds a net and feeds it; it travels in the header of the weights file.
+    """Everything that is needed to rebuild a model and prepare its input; stored in the header of the weights file.
 
     Attributes:
         architecture: one of `ARCHITECTURES`.
-        input_size: side in pixels of the square that the net sees; crops of another size are resized inside it. Of a
-            net for sound, the columns of the spectrogram that it sees, each a hundredth of a second.
-        sees: one of `CHANNELS`.
-        mean, std: per channel (RGB for faces), of the values that reach the net: it sees (value - mean) / std.
-        crop: how a crop is cut for this net.
-        calibration: from its logit to P(fake).
-        weight: how much its calibrated logit counts: of a net that sees faces, in the mean of the ensemble, > 0; of one
-            for motion, as what is added to that mean, >= 0.
-        trained_on: data, in words.
+        input_size: side in pixels of the model's square input, 32 to 1024; crops of another size are resized inside the
+            model. For a sound model, the number of spectrogram columns, each a hundredth of a second.
+        sees: kind of input, one of `CHANNELS`.
+        mean, std: normalization per channel (RGB for faces), in the units of the input: (value - mean) / std.
+        crop: how crops are cut for this model.
+        calibration: converts its logit to P(fake).
+        weight: weight of its calibrated logit: for a face model, in the weighted mean of the ensemble, > 0; for a
+            motion model, in the sum that is added to that mean, >= 0.
+        trained_on: description of the training data.
         command: the command that made the file.
-        validation: what it scores there, by name ("auc", "log_loss", ...).
-        commit: of the code that trained it.
+        validation: scores on the validation data, by name ("auc", "log_loss", ...).
+        commit: commit of the code that trained it.
     """
 
     architecture: str
@@ -129,13 +129,13 @@ class ModelSpec:
         if not len(self.mean) == len(self.std) == self.channels or not finite or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std}: allowed are {self.channels} numbers each, std > 0")
         if self.sees == "face" and not self.weight > 0:
-            raise ValueError(f"weight is {self.weight}; allowed above 0 for a net that sees faces")
+            raise ValueError(f"weight is {self.weight}; allowed is a number above 0 for a face model")
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight is {self.weight}; allowed are finite numbers from 0 up")
 
     @property
     def channels(self) -> int:
-        """Of the net's input."""
+        """Number of channels of the model's input."""
         return CHANNELS[self.sees]
 
     def to_json(self) -> str:
@@ -143,7 +143,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
-        """The inverse of `to_json`.
+        """A specification from JSON; the inverse of `to_json`.
 
         Raises:
             ValueError, TypeError, KeyError: the text is not a specification.
@@ -163,11 +163,13 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A weights file whose digest fits its name.
+    """A weights file whose digest matches its name.
 
     Attributes:
-        path, digest, spec: where it lies, its SHA-256 as 64 hex digits, and what its header says.
-        further: whether it is one of a folder's `FURTHER`.
+        path: of the file.
+        digest: its SHA-256 as 64 hex digits.
+        spec: the specification in its header.
+        further: whether it comes from a folder's sub-folder `FURTHER`.
     """
 
     path: Path
@@ -176,7 +178,7 @@ class WeightsFile:
     further: bool = False
 
     def read(self) -> bytes:
-        """The bytes whose digest was checked.
+        """Read the bytes whose digest was checked.
 
         Raises:
             WeightsError: the file cannot be read, or has changed since.
@@ -193,13 +195,13 @@ def file_digest(path: Path) -> str:
 
 
 def read_weights(path: Path) -> tuple[bytes, str]:
-    """Read a weights file once, and check its digest on what was read.
+    """Read a weights file once and check the digest of the bytes that were read.
 
     Returns:
-        Its bytes, and their SHA-256 as 64 hex digits.
+        The bytes, and their SHA-256 as 64 hex digits.
 
     Raises:
-        WeightsError: the name carries no digest, the digest does not fit, or it is no regular file that can be read.
+        WeightsError: the name carries no digest, the digest does not match, or it is not a readable regular file.
     """
     named = re.fullmatch(rf".+-([0-9a-f]{{{DIGEST_DIGITS}}})\.safetensors", path.name)
     if named is None:
@@ -221,12 +223,12 @@ def read_weights(path: Path) -> tuple[bytes, str]:
 
 
 def _read_regular(path: Path) -> bytes:
-    """The bytes of a regular file; a pipe or a device is not waited for."""
+    """Read a regular file, without waiting for a pipe or a device."""
     opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(opened, "rb") as file:
         status = os.fstat(opened)
         if not stat.S_ISREG(status.st_mode):
-            raise WeightsError(f"{path}: is no regular file; name a .safetensors file")
+            raise WeightsError(f"{path}: is not a regular file; name a .safetensors file")
         if status.st_size > MAX_FILE_BYTES:
             raise WeightsError(f"{path}: has {status.st_size:,} bytes; allowed are {MAX_FILE_BYTES:,}")
         return file.read(MAX_FILE_BYTES)
@@ -236,14 +238,14 @@ def open_weights(path: Path) -> WeightsFile:
     """Check one weights file and read its specification.
 
     Raises:
-        WeightsError: the name carries no digest, the digest does not fit, or the header is not ours.
+        WeightsError: the name carries no digest, the digest does not match, or the header holds no specification.
     """
     data, digest = read_weights(path)
     return WeightsFile(path, digest, _read_spec(path, data))
 
 
 def _read_spec(path: Path, data: bytes) -> ModelSpec:
-    """The specification in a safetensors header: 8 bytes of length (little endian), then JSON."""
+    """Read the specification in a safetensors header: 8 bytes of length (little endian), then JSON."""
     try:
         length = int.from_bytes(data[:8], "little")
         if length > MAX_HEADER_BYTES:
@@ -257,25 +259,26 @@ def _read_spec(path: Path, data: bytes) -> ModelSpec:
 
 
 def shipped_weights() -> Path:
-    """The folder of the weights that come with the package: its own data once installed, weights/ in a checkout."""
+    """The folder of the shipped weights: package data in an installed package, weights/ in a checkout."""
     package = Path(__file__).resolve().parent
     packaged = package / PACKAGED
     return packaged if packaged.is_dir() else package.parent / "weights"
 
 
 def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]:
-    """Open a weights file, or every weights file of a folder and those of its `FURTHER`; several form an ensemble.
+    """Open a weights file, or all weights files of a folder and its sub-folder `FURTHER`, which form an ensemble.
 
     Args:
-        path: a .safetensors file or a folder that holds some.
-        extras: what nets of the folder's `OPTIONAL` are opened too, by what they see.
+        path: a .safetensors file, or a folder that contains some.
+        extras: kinds of input ("motion", "sound") whose models in the sub-folder `OPTIONAL` are opened too.
 
     Returns:
-        At least one, the best first by log loss on validation, which answers alone where time is short; by name where
-        none is stated. Then the further ones, in the same order, and the optional ones.
+        At least one file. The models of the folder itself come first, sorted by validation log loss with the lowest
+        first, because the first model is used alone when time is short; models without a stated log loss follow, sorted
+        by name. Then come the further ones, sorted likewise, and the optional ones.
 
     Raises:
-        WeightsError: nothing there, or a file that does not check.
+        WeightsError: there are no weights, no face model is among them, or a file is not valid.
     """
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
@@ -287,42 +290,46 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
         raise WeightsError(f"{path}: no such weights file or folder; name one with --weights")
     opened = sorted(map(open_weights, files), key=_stated_log_loss)
     if not that_see("face", opened):
-        raise WeightsError(f"{path}: none of its weights sees faces, and without these no clip is scored; name others")
+        raise WeightsError(f"{path}: holds no face model, which scoring needs; name other weights")
     further = [replace(open_weights(file), further=True) for file in sorted((path / FURTHER).glob("*.safetensors"))]
     opened += sorted(further, key=_stated_log_loss)
     if extras and not path.is_dir():
         raise WeightsError(f"{path}: is one file, and --with looks into a folder's {OPTIONAL}/; name the folder")
     optional = [open_weights(file) for file in sorted((path / OPTIONAL).glob("*.safetensors"))] if extras else []
-    for wanted in sorted(set(extras)):  # in whichever order they are asked for, a run is the same run
+    for wanted in sorted(set(extras)):  # sorted, so that the order of the flags does not change the run
         fitting = that_see(wanted, optional)
         if not fitting:
-            raise WeightsError(f"{path / OPTIONAL}: no weights see {wanted}; copy some there, or leave out --with")
+            raise WeightsError(f"{path / OPTIONAL}: holds no {wanted} model; copy one there, or leave out --with")
         opened += fitting
     return opened
 
 
 def find_one(path: Path, what: str) -> WeightsFile:
-    """The weights that see one of `CHANNELS`: a file, or the first such of a folder.
+    """Open the weights of a model with a given kind of input: the file, or the first such file of a folder.
+
+    Args:
+        path: a .safetensors file, or a folder that contains some.
+        what: one of `CHANNELS`.
 
     Raises:
-        WeightsError: none there, or a file that does not check.
+        WeightsError: there is no such model, or a file is not valid.
     """
     if not path.exists():
         raise WeightsError(f"{path}: no such weights file or folder; name one with --weights")
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     fitting = that_see(what, map(open_weights, files))
     if not fitting:
-        raise WeightsError(f"{path}: holds no weights that see {what}; train some, as README.md says, or name others")
+        raise WeightsError(f"{path}: holds no {what} model; train one, as README.md describes, or name other weights")
     return fitting[0]
 
 
 def _stated_log_loss(file: WeightsFile) -> float:
-    """On validation, both classes counted alike where that is stated; infinite where nothing or no number is."""
+    """The validation log loss, balanced by class if stated; infinite if no number is stated."""
     validation = file.spec.validation
     loss = validation.get("balanced_log_loss", validation.get("log_loss"))
     return loss if isinstance(loss, int | float) and not math.isnan(loss) else math.inf
 
 
 def that_see(what: str, files: Iterable[WeightsFile]) -> list[WeightsFile]:
-    """Of weights files those whose nets see one of `CHANNELS`, in their order."""
+    """The weights files of models with a given kind of input (one of `CHANNELS`), in the given order."""
     return [file for file in files if file.spec.sees == what]

@@ -174,9 +174,7 @@ def test_wheel_of_another_python_is_named(project: Path, wheels: list[Path], tmp
     wheels[0].unlink()
     other = make_wheel(wheels[0].parent, "av", "900.1", tag="cp36-cp36m-manylinux_2_28_x86_64")
     bundle = make_bundle(tmp_path / "bundle", NAMES, wheels=[other, *wheels[1:]], root=project, commit="abc")
-    with pytest.raises(
-        BundleError, match=rf"av: .*no wheel of the bundle serves Python .*it has {other.name}.*--python"
-    ):
+    with pytest.raises(BundleError, match=rf"av: .*no wheel of the bundle fits Python .*it has {other.name}.*--python"):
         prepare(bundle / "dataset")
 
 
@@ -236,7 +234,7 @@ def test_image_that_is_too_old_is_named(project: Path, wheels: list[Path], tmp_p
     requirements.write_text(requirements.read_text().replace("numpy>=0\n", "numpy>=900\n"))
     bundle = make_bundle(tmp_path / "bundle", NAMES, wheels=wheels, root=project, commit="abc")
     with pytest.raises(
-        BundleError, match=r"numpy: version [\d.]+\S* is installed, needed is >=900; choose a newer image"
+        BundleError, match=r"numpy: version [\d.]+\S* is installed, but >=900 is needed; choose a newer image"
     ):
         prepare(bundle / "dataset")
 
@@ -259,7 +257,7 @@ def test_opencv_counts_under_each_of_its_names_and_without_metadata(
     known.clear()
     assert prepare(tmp_path), "cv2 can be imported"
     known["opencv-python"] = "4.5.5.64"
-    with pytest.raises(BundleError, match=r"version 4\.5\.5\.64 is installed, needed is >=4\.8"):
+    with pytest.raises(BundleError, match=r"version 4\.5\.5\.64 is installed, but >=4\.8 is needed"):
         prepare(tmp_path)
 
 
@@ -376,7 +374,7 @@ def test_folder_that_is_no_bundle_is_left_alone(project: Path, tmp_path: Path) -
     precious = tmp_path / "precious" / "file"
     precious.parent.mkdir()
     precious.touch()
-    with pytest.raises(BundleError, match="exists and is no bundle"):
+    with pytest.raises(BundleError, match="exists and is not a bundle"):
         make_bundle(precious.parent, NAMES, wheels=[], root=project, commit="abc")
     assert precious.exists()
 
@@ -471,7 +469,7 @@ def test_faults_of_a_submission_are_named(tmp_path: Path) -> None:
     path.write_text("filename,label\na.mp4,0.5\na.mp4,1.5\nc.mp4,nan\n")
     assert find_faults(path, ["a.mp4", "b.mp4"]) == [
         "it has no row for b.mp4",
-        "it has a row for c.mp4, which is no test video",
+        "it has a row for c.mp4, which is not a test video",
         "it has 2 rows for a.mp4; allowed is one",
         "its row ['a.mp4', '1.5'] holds no label from 0 to 1",
         "its row ['c.mp4', 'nan'] holds no label from 0 to 1",

@@ -151,7 +151,7 @@ FC = "net._fc.weight"
     [
         ({FC: None}, "_fc.weight is missing"),
         ({FC: np.zeros((2, 1280), np.float16)}, r"_fc.weight has the shape \[2, 1280\]"),
-        ({"net._fc.surplus": np.zeros(1, np.float16)}, "_fc.surplus is not part of the net"),
+        ({"net._fc.surplus": np.zeros(1, np.float16)}, "_fc.surplus is not part of the network"),
         ({FC: np.full((1, 1280), np.nan, np.float16)}, "_fc.weight holds numbers that are not finite"),
         ({"net._bn1.running_var": np.full(1280, -1, np.float16)}, "_bn1.running_var holds negative numbers"),
     ],
@@ -166,7 +166,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(change: dict, reason: str, 
 def test_a_net_whose_answers_are_not_finite_is_refused(tmp_path: Path) -> None:
     file = write_net(tmp_path, ModelSpec("efficientnet-lite0", 32))
     file = rewrite(file, {FC: np.full((1, 1280), 3e38, np.float32), "net._fc.bias": np.full(1, 3e38, np.float32)})
-    with pytest.raises(WeightsError, match=r"changed-.*answers with numbers that are not finite"):
+    with pytest.raises(WeightsError, match=r"changed-.*outputs are not finite"):
         open_nets([file])
 
 
@@ -198,7 +198,7 @@ def test_a_file_renamed_over_a_checked_one_is_not_used(tmp_path: Path) -> None:
 def test_a_pipe_among_the_weights_is_refused_at_once(tmp_path: Path) -> None:
     write_net(tmp_path, ModelSpec("efficientnet-lite0", 32))
     os.mkfifo(tmp_path / "pipe-0123456789ab.safetensors")
-    with pytest.raises(WeightsError, match="is no regular file"):
+    with pytest.raises(WeightsError, match="is not a regular file"):
         find_weights(tmp_path)
 
 

@@ -141,4 +141,4 @@ def test_those_who_are_seen_briefly_keep_all_their_frames() -> None:
 def test_persons_too_many_for_any_look_are_named() -> None:
     shared = share_crops([person(8)] * 40, 64)
     assert [track.kind for track in shared] == ["person"] * 32 + ["left out"] * 8
-    assert {len(track) for track in shared[:32]} == {2} and "40 persons, of whom 32" in shared[-1].reason
+    assert {len(track) for track in shared[:32]} == {2} and "only 32 of 40 persons are scored" in shared[-1].reason

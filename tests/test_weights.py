@@ -132,7 +132,7 @@ def test_optional_nets_come_when_asked_for(model: FrameModel, tmp_path: Path) ->
     save_model(FrameModel(motion), tmp_path / "optional", name="motion")
     assert [file.spec.sees for file in find_weights(tmp_path)] == ["face"]
     assert [file.spec.sees for file in find_weights(tmp_path, extras=["motion", "motion"])] == ["face", "motion"]
-    with pytest.raises(WeightsError, match="optional: no weights see sound; copy some there, or leave out --with"):
+    with pytest.raises(WeightsError, match="optional: holds no sound model; copy one there, or leave out --with"):
         find_weights(tmp_path, extras=["sound"])
     with pytest.raises(WeightsError, match=r"is one file, and --with looks into a folder's optional/"):
         find_weights(next(tmp_path.glob("faces*")), extras=["motion"])
@@ -162,7 +162,7 @@ def test_one_that_sees_what_is_asked_for_is_found_in_a_file_or_a_folder(model: F
     motion = save_model(model, tmp_path, name="b", spec=replace(SPEC, sees="motion"))
     assert [find_one(path, "motion").path for path in (tmp_path, motion)] == [motion, motion]
     for path, what in ((face, "motion"), (tmp_path, "sound")):
-        with pytest.raises(WeightsError, match=f"holds no weights that see {what}; train some"):
+        with pytest.raises(WeightsError, match=f"holds no {what} model; train one"):
             find_one(path, what)
     with pytest.raises(WeightsError, match="gone: no such weights file or folder; name one with --weights"):
         find_one(tmp_path / "gone", "face")
@@ -171,7 +171,7 @@ def test_one_that_sees_what_is_asked_for_is_found_in_a_file_or_a_folder(model: F
 def test_weights_without_a_net_for_faces_are_refused(tmp_path: Path) -> None:
     spec = ModelSpec("efficientnet-lite0", 32, sees="sound", mean=(0.0,), std=(1.0,))
     save_model(FrameModel(spec), tmp_path, name="voice")
-    with pytest.raises(WeightsError, match="none of its weights sees faces"):
+    with pytest.raises(WeightsError, match="holds no face model"):
         find_weights(tmp_path)
 
 

@@ -1,8 +1,8 @@
-"""A bundle on Kaggle: check that its files are whole, and make the packages that the image lacks importable.
+"""A bundle on Kaggle: check that its files are intact, and make packages importable that the image lacks.
 
 `tools/make_bundle.py` writes manifest.json beside the package. It lists every file with its size and SHA-256, and the
-packages that scoring needs. This module is imported before all others, so it uses the standard library only, and pip,
-as a program, to unpack wheels.
+packages that scoring needs. This module is imported before all others, so it uses only the standard library, and runs
+pip to unpack wheels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dfdc.files import Entry, describe_file
 MANIFEST = "manifest.json"
 WHEELS = "wheels"
 UPLOAD = "kaggle datasets version -p bundle/dataset --dir-mode zip -m again; then kaggle kernels push -p bundle/kernel"
-# Other names under which the same package is published, and the module that it is imported as.
+# Other names under which the same package is published, and the module name for importing it.
 OTHER_NAMES = {"opencv-python-headless": ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")}
 MODULES = {"opencv-python-headless": "cv2"}
 PIP_TIMEOUT_S = 600
@@ -45,9 +45,9 @@ class Manifest:
         commit: the commit of the code in the bundle.
         files: path below the bundle's folder, with slashes -> its entry. The manifest itself and
             dataset-metadata.json, which is not uploaded, are not among them.
-        image: package that Kaggle's image provides -> versions that serve, such as ">=2.1,<3".
-        packages: package of which the bundle holds wheels -> versions that serve.
-        optional: those of `packages` without which scoring works too, though more slowly.
+        image: package that Kaggle's image provides -> suitable versions, such as ">=2.1,<3".
+        packages: package whose wheels are in the bundle -> suitable versions.
+        optional: those of `packages` without which scoring still works, only more slowly.
     """
 
     commit: str
@@ -70,7 +70,7 @@ class Prepared:
         manifest: the bundle's manifest.
         installed: packages taken from wheels, each with its version.
         seconds: wall time of checking and unpacking.
-        left_out: optional packages of which no intact wheel serves this machine.
+        left_out: optional packages without an intact wheel for this machine.
     """
 
     manifest: Manifest
@@ -80,25 +80,25 @@ class Prepared:
 
     def __str__(self) -> str:
         taken = f"installed from wheels: {', '.join(self.installed)}" if self.installed else "no wheel was needed"
-        lacking = f"; running without {', '.join(self.left_out)}: no intact wheel serves" if self.left_out else ""
+        lacking = f"; running without {', '.join(self.left_out)}: no intact wheel fits" if self.left_out else ""
         return f"the bundle of commit {self.manifest.commit} is intact; {taken}{lacking} ({self.seconds:.1f} s)"
 
 
 def prepare(root: Path) -> Prepared | None:
     """Check a bundle and make every package that scoring needs importable, here and in processes started later.
 
-    A package of the image is used where its version serves. Otherwise pip unpacks the bundle's wheel into a temporary
+    A package of the image is used if its version is suitable. Otherwise pip unpacks the bundle's wheel into a temporary
     folder, which is deleted when this process ends; the image is not changed and no network is needed.
 
     Args:
         root: the folder that holds the package dfdc.
 
     Returns:
-        What was done; None where there is no manifest, as in a checkout.
+        What was done; None if there is no manifest, as in a checkout.
 
     Raises:
         BundleError: a file that scoring reads is missing or changed, or a package that it needs is neither installed
-            nor in a wheel that serves.
+            nor in a suitable wheel.
     """
     if not (root / MANIFEST).is_file():
         return None
@@ -106,7 +106,9 @@ def prepare(root: Path) -> Prepared | None:
     manifest = read_manifest(root / MANIFEST)
     for name, allowed in manifest.image.items():
         if not serves(name, allowed) and not _is_there_unversioned(name):
-            raise BundleError(f"{name}: {_found(name)}, needed is {allowed}; choose a newer image in Kaggle's settings")
+            raise BundleError(
+                f"{name}: {_found(name)}, but {allowed} is needed; choose a newer image in Kaggle's settings"
+            )
     check_files(root, manifest, filter(_is_scored_with, manifest.files))
     lacking = [name for name, allowed in manifest.packages.items() if not serves(name, allowed)]
     paths, left_out = [str(root)], []
@@ -128,7 +130,7 @@ def read_manifest(path: Path) -> Manifest:
     """Read a bundle's manifest.
 
     Raises:
-        BundleError: the file is no readable manifest.
+        BundleError: the file is not a readable manifest.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -167,7 +169,7 @@ def check_files(root: Path, manifest: Manifest, names: Iterable[str]) -> None:
 
 
 def serves(name: str, allowed: str) -> bool:
-    """Whether a package is installed, under whichever of its names, in a version that serves."""
+    """Whether a suitable version of a package is installed, under any of its names."""
     return any(version_in(version, allowed) for version in _versions(name))
 
 
@@ -176,11 +178,11 @@ def _versions(name: str) -> list[str]:
     for candidate in (name, *OTHER_NAMES.get(name, ())):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(importlib.metadata.version(candidate))
-    return [version for version in versions if version]  # what an uninstallation left behind states none
+    return [version for version in versions if version]  # the remains of an uninstalled package state no version
 
 
 def _is_there_unversioned(name: str) -> bool:
-    """Whether a package is there without metadata, as conda's OpenCV is: its version cannot be judged."""
+    """Whether a package is installed without metadata, as conda's OpenCV is, so that its version is unknown."""
     return not _versions(name) and importlib.util.find_spec(MODULES.get(name, name)) is not None
 
 
@@ -206,7 +208,7 @@ def version_in(version: str, allowed: str) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """(2, 6) of "2.6.0+cu124", without the zeros at its end."""
+    """The numbers of a version without trailing zeros: (2, 6) for "2.6.0+cu124"."""
     numbers = [int(part) for part in re.match(r"\d*(?:\.\d+)*", version)[0].split(".") if part]
     while numbers and not numbers[-1]:
         numbers.pop()
@@ -216,23 +218,23 @@ def _numbers(version: str) -> tuple[int, ...]:
 def install_wheels(root: Path, manifest: Manifest, names: list[str], folder: Path) -> list[str]:
     """Unpack the bundle's wheels of some packages into a folder.
 
-    pip chooses the wheels that serve this interpreter, compares each with the manifest's SHA-256 and unpacks it.
+    pip chooses the wheels that fit this interpreter, compares each with the manifest's SHA-256 and unpacks it.
 
     Args:
         root: the bundle's folder.
         manifest: the bundle's manifest.
         names: packages of `manifest.packages`.
-        folder: where they go.
+        folder: target folder.
 
     Returns:
-        Those of `manifest.optional` of which no intact wheel serves.
+        Those of `manifest.optional` without an intact, suitable wheel.
 
     Raises:
-        BundleError: no intact wheel of another package serves, or there is no room.
+        BundleError: another package has no intact, suitable wheel, or the disk is full.
     """
     if not _run_pip(root, manifest, names, folder):
         return []
-    left_out = []  # in one go it failed, so one by one it shows which
+    left_out = []  # installing all at once failed, so install one by one to find out which
     for name in names:
         if said := _run_pip(root, manifest, [name], folder):
             if name not in manifest.optional:
@@ -242,7 +244,7 @@ def install_wheels(root: Path, manifest: Manifest, names: list[str], folder: Pat
 
 
 def _run_pip(root: Path, manifest: Manifest, names: list[str], folder: Path) -> str:
-    """Install packages from the bundle's wheels alone; empty if that worked, else what pip said."""
+    """Install packages from the bundle's wheels only; returns pip's error message, or "" if it succeeded."""
     with tempfile.TemporaryDirectory(prefix="dfdc-index-") as scratch:
         index = Path(scratch, "index.html")
         links = (
@@ -266,7 +268,7 @@ def _run_pip(root: Path, manifest: Manifest, names: list[str], folder: Path) -> 
 
 
 def _explain(root: Path, manifest: Manifest, name: str, said: str) -> str:
-    """Why no wheel of a package could be unpacked, and what to do."""
+    """The message for a package whose wheels could not be unpacked: the reason, and what to do."""
     stem = f"{WHEELS}/{name.replace('-', '_')}-"
     wheels = [path for path in manifest.files if path.lower().startswith(stem)]
     try:
@@ -275,27 +277,27 @@ def _explain(root: Path, manifest: Manifest, name: str, said: str) -> str:
         return str(error)
     reason = said.splitlines()[-1]
     if "No matching distribution" not in said:
-        return f"{name}: its wheel cannot be unpacked ({reason}); make room, or name a folder that has some by TMPDIR"
+        return f"{name}: its wheel cannot be unpacked ({reason}); free disk space, or point TMPDIR to another folder"
     there = ", ".join(Path(path).name for path in wheels) or "no wheel at all"
     python = "{}.{}".format(*sys.version_info)
     return (
-        f"{name}: {_found(name)}, and no wheel of the bundle serves Python {python} on {platform.system()} "
+        f"{name}: {_found(name)}, and no wheel of the bundle fits Python {python} on {platform.system()} "
         f"{platform.machine()}: it has {there}; make it again: python tools/make_bundle.py --python {python} ..."
     )
 
 
 def _is_scored_with(path: str) -> bool:
-    """Whether scoring reads a file: a missing licence is no reason to refuse to score.
+    """Whether scoring reads a file, so that for example a missing licence does not prevent scoring.
 
-    pip checks the wheels that it unpacks, the notebook holds a kernel.py of its own, and networks that are off by
-    default are checked where they are used.
+    pip checks the wheels that it unpacks, the notebook contains its own copy of kernel.py, and optional models are
+    checked when they are opened.
     """
     unread = path.startswith((f"{WHEELS}/", "licences/", "weights/optional/")) or path in ("LICENSE", "kernel.py")
     return not unread and not path.endswith(".md")
 
 
 def make_importable(paths: list[str]) -> None:
-    """Put folders first on the module path, in this process and in every Python that it starts."""
+    """Put folders first on the module path of this process and of every Python process that it starts."""
     sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]
     inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in paths]
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *inherited])
@@ -303,5 +305,5 @@ def make_importable(paths: list[str]) -> None:
 
 
 def _discard(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # a forked child must not take it away
+    if os.getpid() == owner:  # a forked child must not delete it
         shutil.rmtree(folder, ignore_errors=True)

@@ -18,11 +18,11 @@ from dfdc.kaggle.wheels import copy_licences
 from dfdc.version import read_commit
 from dfdc.weights import FURTHER, OPTIONAL, PACKAGED
 
-# What scoring on the CPU imports: Kaggle's image provides the first packages, wheels of the second are bundled.
+# Packages that scoring on the CPU imports: those in IMAGE come from Kaggle's image, those in BUNDLED from wheels.
 # openvino-telemetry, which openvino lists as a dependency, is left out: it reports openvino's import over the network.
 IMAGE = ("numpy", "opencv-python-headless", "tqdm")
 BUNDLED = ("av", "openvino", "safetensors")
-# The same for scoring on a GPU, which then does without openvino where no wheel of it serves.
+# The same for scoring on a GPU, where openvino is optional.
 IMAGE_GPU = (*IMAGE, "torch")
 BUNDLED_GPU = (*BUNDLED, "efficientnet-pytorch", "facenet-pytorch")
 OPTIONAL_GPU = ("openvino",)
@@ -33,24 +33,26 @@ LEFT_OUT = ("comparison", "data", "evaluation", "training")
 def make_bundle(
     out: Path, names: Names, *, wheels: Sequence[Path], root: Path, gpu: bool = False, commit: str | None = None
 ) -> Path:
-    """Make the bundle anew.
+    """Make the bundle from scratch.
 
     Args:
-        out: the folder to make; it holds dataset/ and kernel/ then. A folder that is no bundle is left alone.
-        names: on Kaggle.
-        wheels: the files to bundle, as `fetch_wheels` returns them.
+        out: the folder to create, with the sub-folders dataset/ and kernel/. An existing folder is replaced only if it
+            is a bundle or empty.
+        names: addresses on Kaggle.
+        wheels: the wheel files to include, as `fetch_wheels` returns them.
         root: the project's folder.
-        gpu: whether the notebook asks for a GPU; its packages are needed then, too.
-        commit: for the manifest; None for the commit that git states.
+        gpu: whether the notebook requests a GPU; the packages for it are then needed too.
+        commit: commit for the manifest; None for the one that git reports.
 
     Returns:
         out.
 
     Raises:
-        BundleError: out is something else, a part is missing, or the bundle is larger than the competition allows.
+        BundleError: out exists and is not a bundle, a part is missing, or the bundle is larger than the competition
+            allows.
     """
     if out.exists() and not (out / "dataset" / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise BundleError(f"{out}: exists and is no bundle; remove it, or name another folder with --out")
+        raise BundleError(f"{out}: exists and is not a bundle; remove it, or name another folder with --out")
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     dataset, kernel = draft / "dataset", draft / "kernel"
@@ -110,9 +112,9 @@ def make_manifest(dataset: Path, requirements: Path, commit: str, *, gpu: bool) 
 
     Args:
         dataset: the folder.
-        requirements: the project's requirements.txt, which states the versions that serve.
-        commit: of the code.
-        gpu: whether scoring on a GPU is wanted.
+        requirements: the project's requirements.txt, which states suitable versions.
+        commit: commit of the code.
+        gpu: whether to include the packages for scoring on a GPU.
 
     Raises:
         BundleError: a package has no line of its own in the requirements, or one that the kernel cannot check.
@@ -135,7 +137,7 @@ def make_manifest(dataset: Path, requirements: Path, commit: str, *, gpu: bool) 
 
 
 def read_ranges(requirements: Path) -> dict[str, str]:
-    """Read a requirements file: package -> versions that serve, such as ">=2.1,<3"."""
+    """Read a requirements file: package -> suitable versions, such as ">=2.1,<3"."""
     lines = (line.partition("#")[0].strip() for line in requirements.read_text(encoding="utf-8").splitlines())
     parsed = [Requirement(line) for line in lines if line]
     return {each.name: ",".join(sorted(map(str, each.specifier))) for each in parsed}
@@ -146,8 +148,8 @@ def _describe(wheels: Sequence[Path]) -> str:
     return f"""# The files of a DeepFake Detection Challenge kernel
 
 - dfdc/: the package; kernel.py runs it.
-- weights/: the models, with a README on their training data. Those in further/ join the ensemble where there is a GPU
-  or time for them; those in optional/ are off by default.
+- weights/: the models, with a README on their training data. Those in further/ join the ensemble if there is a GPU
+  or enough time; those in optional/ are off by default.
 - {WHEELS}/: packages that Kaggle's image may lack. The kernel unpacks those that it needs.
 - LICENSE: the licence of the package and its weights. licences/: the licences of the wheels, one folder each.
 - {MANIFEST}: every file with its size and SHA-256. The kernel checks them before it starts.

@@ -15,20 +15,20 @@ from dfdc.kaggle.wheels import read_lock
 
 log = logging.getLogger(__name__)
 
-# What runs a notebook, which Kaggle's image has too.
+# Packages that run a notebook; Kaggle's image has them too.
 NOTEBOOK_PACKAGES = ("ipykernel", "nbclient", "nbformat")
 OTHERS = ("requests", "pillow", "tqdm", "matplotlib", "scikit-learn", "scikit-image", "pandas", "scipy")
 
 
 @dataclass(frozen=True)
 class Image:
-    """What one of Kaggle's images holds, as far as it matters here.
+    """The parts of one of Kaggle's images that matter for scoring.
 
     Attributes:
         python: its version of Python, such as "3.12".
-        packages: its packages, as pip takes them.
-        locked: whether packages without a stated version get that of the lock.
-        inputs: where it mounts datasets and competitions below /kaggle/input; {user} and {slug} stand for names.
+        packages: its packages, as requirements for pip.
+        locked: whether packages without a stated version are installed in the locked version.
+        inputs: mount points of datasets and of competitions below /kaggle/input; {user} and {slug} are placeholders.
     """
 
     python: str
@@ -38,7 +38,7 @@ class Image:
 
 
 IMAGES = {
-    # The oldest torch that the package is meant for, and NumPy 1.
+    # The oldest torch that the package supports, and NumPy 1.
     "2024": Image(
         "3.10",
         (
@@ -59,13 +59,13 @@ IMAGES = {
 
 
 def find_python(version: str) -> str:
-    """Find an interpreter of a version such as "3.10": on the path, from uv, or from pyenv.
+    """Find an interpreter of a Python version such as "3.10": on the path, from uv, or from pyenv.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such interpreter.
     """
     if found := shutil.which(f"python{version}"):
-        with suppress(OSError, subprocess.CalledProcessError):  # pyenv's stand-in may know no such version
+        with suppress(OSError, subprocess.CalledProcessError):  # pyenv's shim may lack this version
             subprocess.run([found, "--version"], check=True, capture_output=True)
             return found
     with suppress(OSError, subprocess.CalledProcessError):
@@ -77,15 +77,15 @@ def find_python(version: str) -> str:
 
 
 def make_image(image: Image, folder: Path, *, lock: Path) -> Path:
-    """Make a virtual environment like an image, or use the one that is there.
+    """Create a virtual environment that resembles an image, or reuse an existing one.
 
     Args:
-        image: what it holds.
-        folder: of the environment.
+        image: the image to imitate.
+        folder: folder of the environment.
         lock: the project's locked requirements.
 
     Returns:
-        Its interpreter.
+        The path of its interpreter.
 
     Raises:
         InputError: there is no such Python, or pip cannot install a package.
@@ -108,6 +108,6 @@ def make_image(image: Image, folder: Path, *, lock: Path) -> Path:
         pip += ["--constraint", str(folder / "constraints.txt")]
         subprocess.run([*pip, *image.packages, *NOTEBOOK_PACKAGES], check=True)
     except subprocess.CalledProcessError as error:
-        raise InputError(f"{folder}: cannot be made ({error}); what pip said stands above") from error
+        raise InputError(f"{folder}: cannot be made ({error}); see pip's output above") from error
     stamp.write_text(wanted)
     return interpreter

@@ -33,7 +33,7 @@ try:
 except Exception:
     traceback.print_exc()
     failed = True
-# Kaggle takes nothing from a notebook that failed, so one that scored some clips does not fail.
+# Kaggle discards the output of a failed notebook, so a notebook that scored some clips must not fail.
 predictions = Path("predictions.csv")
 if failed and not (predictions.exists() and len(predictions.read_bytes().splitlines()) > 1):
     raise RuntimeError("no submission was made; the reason stands above")"""
@@ -45,7 +45,7 @@ from IPython.display import Image, display
 
 from dfdc.kaggle.paths import find_below
 
-# A process of its own: if it fails, the submission is there all the same.
+# In a separate process: if it fails, the submission is not affected.
 with contextlib.suppress(Exception):
     clips = find_below(KAGGLE_INPUT, "test_videos")
     command = [sys.executable, "-m", "dfdc.report.gallery", "predictions.csv", "--clips", str(clips)]
@@ -81,17 +81,18 @@ class Names:
 
 
 def make_notebook(source: str, names: Names) -> str:
-    """Turn kernel.py into a notebook: its settings, its code, a cell that runs it, and one that shows pictures.
+    """Convert kernel.py to a notebook: settings, code, a cell that runs it, and one that shows pictures.
 
     Args:
-        source: of kernel.py; it ends with `if __name__ == "__main__":`, which the notebook replaces.
-        names: on Kaggle.
+        source: source code of kernel.py; its last statement is `if __name__ == "__main__":`, which the notebook
+            replaces.
+        names: addresses on Kaggle.
 
     Returns:
         The notebook as JSON.
 
     Raises:
-        BundleError: the source ends otherwise.
+        BundleError: the source does not end in this way.
     """
     last = ast.parse(source).body[-1]
     if not (isinstance(last, ast.If) and ast.unparse(last.test) == "__name__ == '__main__'"):
@@ -156,5 +157,5 @@ def kernel_metadata(names: Names, *, gpu: bool) -> dict[str, object]:
 
 
 def _title(slug: str) -> str:
-    """A title from which Kaggle makes this slug: it lowers the case and puts hyphens for spaces."""
+    """A title from which Kaggle derives this slug, by lowering the case and replacing spaces by hyphens."""
     return slug.replace("-", " ").capitalize()

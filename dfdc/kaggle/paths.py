@@ -13,23 +13,23 @@ from dfdc.run.inputs import Job, collect
 
 log = logging.getLogger(__name__)
 
-# Folders that hold clips by the thousand: never walked through in search of something else.
+# Folders with thousands of clips, which are never searched for other files.
 CLIP_FOLDERS = ("test_videos", "train_sample_videos")
 SEARCH_DEPTH = 5
-# Where Kaggle mounts a competition's data: below competitions/ today, at the top in older sessions.
+# Mount points of a competition's data: below competitions/ today, at the top level in older sessions.
 MOUNTS = (f"competitions/{COMPETITION}", COMPETITION)
 
 
 def find_competition(kaggle_input: Path) -> Job:
-    """The competition's clips and rows among Kaggle's mounted inputs.
+    """Find the competition's clips and rows among Kaggle's mounted inputs.
 
-    The competition's own data wins over any other data set that has a folder test_videos.
+    The competition's own data takes precedence over any other data set with a folder test_videos.
 
     Args:
         kaggle_input: usually /kaggle/input.
 
     Raises:
-        InputError: no folder test_videos below it.
+        InputError: there is no folder test_videos below it.
     """
     videos = find_test_videos(kaggle_input)
     if videos is None:
@@ -37,12 +37,12 @@ def find_competition(kaggle_input: Path) -> Job:
             f"{kaggle_input}: holds no folder test_videos; attach the competition's data, or name clips: "
             "python kernel.py PATH... --out submission.csv"
         )
-    # Only beside the clips: other competitions' data may be attached too, each with its own.
+    # Only beside the clips, because data of other competitions may be attached too, each with its own file.
     return collect([videos], find_below(videos.parent, "sample_submission.csv"))
 
 
 def find_test_videos(kaggle_input: Path) -> Path | None:
-    """The competition's folder of test videos, else another data set's; None if there is none."""
+    """The competition's folder of test videos, or else that of another data set; None if there is none."""
     for mount in MOUNTS:
         if (videos := find_below(kaggle_input / mount, "test_videos")) is not None:
             return videos
@@ -53,10 +53,10 @@ def find_test_videos(kaggle_input: Path) -> Path | None:
 
 
 def find_weights_folder(own: Path, kaggle_input: Path) -> Path:
-    """The folder of weights: the package's own if it holds any, else the first one among Kaggle's inputs.
+    """The folder of weights: the package's own if it contains any, or else the first one among Kaggle's inputs.
 
     Args:
-        own: the folder of the weights that the package ships.
+        own: the folder of the package's shipped weights.
         kaggle_input: usually /kaggle/input.
     """
     if any(own.glob("*.safetensors")):
@@ -65,11 +65,11 @@ def find_weights_folder(own: Path, kaggle_input: Path) -> Path:
 
 
 def find_below(root: Path, name: str) -> Path | None:
-    """The shallowest file or folder of a name below a folder, in alphabetical order; None if there is none.
+    """The first file or folder with a given name below a folder, by depth and then alphabetically; None if none exists.
 
     Args:
-        root: where to look, `SEARCH_DEPTH` levels deep; it may be absent.
-        name: of one file or folder.
+        root: folder to search, `SEARCH_DEPTH` levels deep; it may be missing.
+        name: of the file or folder.
     """
     level = [root] if root.is_dir() else []
     for _ in range(SEARCH_DEPTH + 1):
@@ -78,7 +78,7 @@ def find_below(root: Path, name: str) -> Path | None:
             if os.path.exists(folder / name):
                 return folder / name
             if folder.name not in CLIP_FOLDERS:
-                with suppress(OSError), os.scandir(folder) as entries:  # what may not be listed is passed over
+                with suppress(OSError), os.scandir(folder) as entries:  # skip folders that cannot be listed
                     deeper += [Path(entry.path) for entry in entries if entry.is_dir()]
         level = sorted(deeper)
     return None

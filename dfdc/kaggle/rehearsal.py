@@ -1,4 +1,4 @@
-"""A rehearsal: run a bundle's kernel as Kaggle would, check what it wrote, and project its time to 4,000 clips."""
+"""Rehearsal: run a bundle's kernel as Kaggle would, check its output, and project its time to 4,000 clips."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Projection:
     """The projected time of a run over 4,000 clips.
 
     Attributes:
-        wall_s: on this machine, as busy as it was.
-        idle_s: on two cores that have nothing else to do.
+        wall_s: on this machine, under the load it had.
+        idle_s: on two otherwise idle cores.
     """
 
     wall_s: float
@@ -39,10 +39,10 @@ class Rehearsal:
     """The result of one run of the kernel.
 
     Attributes:
-        faults: a sentence for each thing that is wrong; empty if nothing is.
+        faults: one sentence per fault; empty if there is none.
         wall_s: wall time from start to end.
         peak_bytes: peak memory of all its processes together.
-        projection: to 4,000 clips; None where nothing was scored.
+        projection: to 4,000 clips; None if nothing was scored.
     """
 
     faults: tuple[str, ...]
@@ -66,10 +66,10 @@ def rehearse(
     Args:
         bundle: the folder that tools/make_bundle.py made.
         clips: the test videos.
-        image: it states where inputs are mounted.
+        image: states where inputs are mounted.
         python: the image's interpreter.
         form: "notebook" or "script".
-        keep: the folder to which everything that the kernel wrote is copied.
+        keep: folder to which all output of the kernel is copied.
         memory_bytes: the limit for all processes together.
     """
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as scratch:
@@ -97,11 +97,11 @@ def rehearse(
 
 
 def find_failures(details: Path, clips: list[str]) -> list[str]:
-    """Find what a run failed to score; a submission of 0.5 everywhere breaks no rule of the competition.
+    """Find clips that a run failed to score; a submission with 0.5 in all rows would break no rule.
 
     Args:
         details: the run's predictions.csv.
-        clips: names of the clips that are not damaged.
+        clips: names of the undamaged clips.
     """
     try:
         found = {prediction.filename: prediction for prediction in read_predictions(details)}
@@ -118,7 +118,7 @@ def find_failures(details: Path, clips: list[str]) -> list[str]:
 def project(details: Path, wall_s: float) -> Projection | None:
     """Project the time of 4,000 clips from the predictions.csv of a run.
 
-    Time that is not spent on clips, such as the start, counts once. Damaged clips take no time and are left out,
+    Time that is not spent on clips, such as the start, counts once. Damaged clips take no time and are excluded,
     because the competition's clips are not damaged.
 
     Args:
@@ -126,7 +126,7 @@ def project(details: Path, wall_s: float) -> Projection | None:
         wall_s: wall time of the whole run.
 
     Returns:
-        The projection; None where every clip was damaged or there is no file.
+        The projection; None if every clip was damaged or the file is missing.
     """
     with suppress(OSError):
         predictions = read_predictions(details)

@@ -1,4 +1,4 @@
-"""The competition's rules for what is submitted, as far as a file can be checked against them."""
+"""The competition's rules for a submission, as far as they can be checked on the file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MAX_BUNDLE_BYTES = 10**9
 
 
 def find_faults(path: Path, names: Sequence[str]) -> list[str]:
-    """What is wrong with a submission.
+    """Check a submission against the rules.
 
     Args:
-        path: of the file.
-        names: the rows that are wanted, each once, in any order.
+        path: the submission.
+        names: the required rows, each exactly once, in any order.
 
     Returns:
-        A sentence per fault; none if the file is as the competition wants it.
+        One sentence per fault; empty if the file follows the rules.
     """
     faults = [] if path.name == FILE_NAME else [f"it is called {path.name}; allowed is {FILE_NAME}"]
     try:
@@ -36,7 +36,7 @@ def find_faults(path: Path, names: Sequence[str]) -> list[str]:
     counts = Counter(row[0] for row in rows if row)
     wanted = set(names)
     faults += [f"it has no row for {name}" for name in names if name not in counts]
-    faults += [f"it has a row for {name}, which is no test video" for name in counts if name not in wanted]
+    faults += [f"it has a row for {name}, which is not a test video" for name in counts if name not in wanted]
     faults += [f"it has {count} rows for {name}; allowed is one" for name, count in counts.items() if count > 1]
     faults += [f"its row {row} holds no label from 0 to 1" for row in rows if not _is_label(row)]
     return faults

@@ -1,4 +1,4 @@
-"""Kaggle's file system and limits on this machine: its folders, two cores, its memory, no network."""
+"""Kaggle's environment on this machine: its folders, two cores, its memory limit, no network."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dfdc.kaggle.rules import COMPETITION
 from dfdc.run.processes import find_tree, measure_tree
 
 N_CORES = 2
-# Damaged clips that are made of the first clip, beside the given ones.
+# Damaged clips that are made from the first clip and added to the given ones.
 DAMAGED = ("truncated.mp4", "empty.mp4", "noise.mp4", "text.mp4")
 SAMPLE_S = 0.5
 
-# A file system of its own, in which /kaggle exists and its inputs are read-only; the machine's own is not changed.
+# A separate mount namespace in which /kaggle exists with read-only inputs; the machine's file system is not changed.
 SANDBOX = """\
 set -e
 mount -t tmpfs tmpfs "$NEW_ROOT"
@@ -73,13 +73,13 @@ sys.exit(code)
 
 
 def lay_out(kaggle: Path, bundle: Path, clips: list[Path], image: Image) -> tuple[str, ...]:
-    """Make what Kaggle shows a kernel: inputs, a working folder, and the kernel's source.
+    """Create the folders that a kernel sees on Kaggle: inputs, a working folder, and the kernel's source.
 
     Args:
-        kaggle: the folder to make, which the kernel sees as /kaggle.
+        kaggle: the folder to create, which the kernel sees as /kaggle.
         bundle: the folder that tools/make_bundle.py made.
-        clips: the test videos; damaged ones are made of the first one.
-        image: it states where inputs are mounted.
+        clips: the test videos; damaged ones are made from the first one.
+        image: states where inputs are mounted.
 
     Returns:
         The names of the test videos.
@@ -93,7 +93,7 @@ def lay_out(kaggle: Path, bundle: Path, clips: list[Path], image: Image) -> tupl
     videos = competition / "test_videos"
     videos.mkdir(parents=True)
     for clip in clips:
-        # A link to it would be written to, and with it the clip.
+        # Writing the damaged clip would overwrite this one through the hard link.
         if clip.name in DAMAGED:
             raise InputError(f"{clip}: the rehearsal makes a damaged clip of this name; rename it, or name others")
         _link(clip.resolve(), videos / clip.name)
@@ -115,7 +115,7 @@ def lay_out(kaggle: Path, bundle: Path, clips: list[Path], image: Image) -> tupl
 def _link(source: Path | str, target: Path | str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # on another disk
+    except OSError:  # on another file system
         shutil.copyfile(source, target)
 
 
@@ -127,7 +127,7 @@ def can_isolate() -> bool:
 
 
 def kernel_command(python: Path, kaggle: Path, form: str, *, isolated: bool) -> tuple[list[str], dict[str, str]]:
-    """The command that runs the kernel, and its whole environment.
+    """The command that runs the kernel, and its complete environment variables.
 
     Args:
         python: the image's interpreter.
@@ -164,13 +164,13 @@ def kernel_command(python: Path, kaggle: Path, form: str, *, isolated: bool) -> 
 
 
 def run_limited(command: list[str], environment: dict[str, str], *, memory_bytes: int) -> tuple[int, int]:
-    """Run a command on two cores, and kill it when its processes together take too much memory.
+    """Run a command on two cores, and kill it if its processes together take too much memory.
 
-    A limit per process would count memory that is only reserved, of which torch reserves a lot, and not their sum.
+    A limit per process would count reserved memory, of which torch has a lot, and would not limit the sum.
 
     Args:
         command: the program and its arguments.
-        environment: its whole environment.
+        environment: its complete environment variables.
         memory_bytes: the limit for all its processes together.
 
     Returns:

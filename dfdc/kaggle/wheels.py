@@ -1,4 +1,4 @@
-"""The bundle's wheels: fetched once in their locked versions, checked against the lock's hashes, with licences."""
+"""The bundle's wheels: fetch them once in their locked versions, check their hashes, and copy their licences."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from dfdc.files import describe_file
 
 log = logging.getLogger(__name__)
 
-# Published as source only: the source is checked, and a wheel is built from it.
+# Published only as source: the source is checked, and a wheel is built from it.
 SOURCE_ONLY = ("efficientnet-pytorch",)
 # Kaggle's images have had glibc 2.31 or newer since 2022.
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-# Wheels are zip files, whose times begin in 1980: this is the first day of 2000.
+# Zip files cannot store times before 1980, so wheels are built with the first day of 2000.
 BUILD_TIME = "946684800"
 LICENCE_TEXTS = Path(__file__).parent / "licences"
-# Licences of libraries inside a wheel, which the wheel itself does not carry.
+# Licences of libraries inside a wheel that the wheel itself does not contain.
 INNER_LICENCES = {"av": ("PYAV-LIBRARIES.txt", "GPL-2.0.txt", "GPL-3.0.txt", "LGPL-2.1.txt", "LGPL-3.0.txt")}
 
 
 @dataclass(frozen=True)
 class Locked:
-    """A package in the lock: its version, and the SHA-256 of every file of it that may be installed."""
+    """A package in the lock: its version, and the SHA-256 of each of its files that may be installed."""
 
     version: str
     hashes: frozenset[str]
 
 
 def read_lock(path: Path, python: str) -> dict[str, Locked]:
-    """What a lock file says of Linux on x86-64.
+    """Read the locked packages for Linux on x86-64.
 
     Args:
-        path: of the lock, as `make lock` writes it.
+        path: the lock file, as `make lock` writes it.
         python: version of Python, such as "3.12".
 
     Returns:
-        Name of a package -> its version and hashes.
+        Package name -> its version and hashes.
 
     Raises:
         BundleError: a line has no exact version or no hash.
@@ -71,19 +71,19 @@ def read_lock(path: Path, python: str) -> dict[str, Locked]:
 
 
 def fetch_wheels(cache: Path, names: Sequence[str], pythons: Sequence[str], *, lock: Path) -> list[Path]:
-    """The wheels of some packages for Linux on x86-64, in the locked versions.
+    """Fetch the wheels of some packages for Linux on x86-64, in the locked versions.
 
     Args:
-        cache: folder that keeps what was fetched; a file there is used only if the lock holds its hash.
+        cache: folder that keeps fetched files; a file there is used only if its hash is in the lock.
         names: of the packages.
         pythons: versions of Python, such as "3.12".
-        lock: requirements with hashes.
+        lock: the lock file.
 
     Returns:
         The files sorted by name, each once.
 
     Raises:
-        BundleError: a package is not locked, there is no wheel of it, or a file is not the one that the lock names.
+        BundleError: a package is not locked or has no wheel, or a file's hash is not in the lock.
     """
     wheels: dict[str, Path] = {}
     for python in pythons:
@@ -92,7 +92,7 @@ def fetch_wheels(cache: Path, names: Sequence[str], pythons: Sequence[str], *, l
         locked = read_lock(lock, python)
         for name in names:
             if name not in locked:
-                raise BundleError(f"{lock}: holds no {name} for Python {python}; write it anew by `make lock`")
+                raise BundleError(f"{lock}: holds no {name} for Python {python}; write it again by `make lock`")
             find = _build_wheel if name in SOURCE_ONLY else _download_wheel
             wheel = find(cache, name, locked[name], python)
             wheels.setdefault(wheel.name, wheel)
@@ -107,7 +107,7 @@ def _download_wheel(cache: Path, name: str, locked: Locked, python: str) -> Path
 
 
 def _build_wheel(cache: Path, name: str, locked: Locked, python: str) -> Path:
-    """A wheel made of the locked source, by this environment's setuptools: another one writes other bytes."""
+    """Build a wheel from the locked source with this environment's setuptools; another version writes other bytes."""
     folder = cache / f"{name}-{locked.version}"
     source = _fetch(folder / "source", name, locked, [f"--no-binary={name}", "--no-build-isolation"], "any Python")
     built = folder / "built"
@@ -118,10 +118,10 @@ def _build_wheel(cache: Path, name: str, locked: Locked, python: str) -> Path:
 
 
 def _fetch(folder: Path, name: str, locked: Locked, options: Sequence[str], what_for: str) -> Path:
-    """The one file in a folder, which is filled by `pip download` if it is absent; its hash is in the lock.
+    """The only file in a folder, fetched by `pip download` if the folder is missing; its hash must be in the lock.
 
     Raises:
-        BundleError: there is no such file, or it is another one.
+        BundleError: there is no such file, or its hash is not in the lock.
     """
     if not folder.is_dir():
         draft = folder.with_name(f".{folder.name}.tmp")
@@ -151,10 +151,10 @@ def _run_pip(command: Sequence[str], failure: str) -> None:
 
 
 def copy_licences(wheel: Path, folder: Path) -> None:
-    """Copy what a wheel says of its licence into a folder of the package's name and version.
+    """Copy a wheel's licence information into a folder named after the package and its version.
 
-    That is its licence files, its lists of parts (SBOM), the licence fields of its metadata, and the texts that
-    `INNER_LICENCES` adds for libraries inside it.
+    It consists of the wheel's licence files, its software bills of materials (SBOM), the licence fields of its
+    metadata, and the texts in `INNER_LICENCES` for libraries inside it.
     """
     with zipfile.ZipFile(wheel) as archive:
         info = next(name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))

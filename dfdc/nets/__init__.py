@@ -1,6 +1,7 @@
-"""Weights files -> nets that run: on the CPU by OpenVINO, without torch; on CUDA, or without OpenVINO, by torch.
+"""Weights files -> models that run: by OpenVINO on the CPU, without torch; by torch on CUDA or without OpenVINO.
 
-The one place where nets are opened. A file's digest is checked on the very bytes that its tensors are read from.
+This is the only place where models are opened. A file's digest is checked on the same bytes from which its tensors are
+read.
 """
 
 from __future__ import annotations
@@ -19,34 +20,34 @@ from dfdc.weights import WeightsFile, read_weights
 if TYPE_CHECKING:
     from openvino import Model
 
-# Weights of MTCNN, which travel with the code: facenet-pytorch's (MIT, see LICENSE.mtcnn).
+# MTCNN's weights are part of the package; they come from facenet-pytorch (MIT, see LICENSE.mtcnn).
 MTCNN = Path(__file__).with_name("mtcnn-e14bc793e700.safetensors")
-# Side in pixels of what each of its nets sees; P-Net takes any larger image too and answers for each place in it.
+# Input side in pixels of each of its networks. P-Net also takes larger images and gives an output for each place.
 PNET_SIDE, RNET_SIDE, ONET_SIDE = 12, 24, 48
-# OpenVINO keeps what it prepared for so many shapes of images. By default they are 5,000, and a worker that sees clips
-# of 171 sizes grows by 680 MB; clips of one size need fewer than these.
+# Number of input shapes for which OpenVINO keeps prepared kernels. With its default of 5,000, a worker that processes
+# clips of 171 sizes grows by 680 MB; clips of one size need fewer than 256.
 CACHED_SHAPES = 256
 
 
 def open_nets(files: Sequence[WeightsFile], *, device: str = "cpu", threads: int | None = None) -> list[Net]:
-    """Open the nets of weights files.
+    """Open the models of weights files.
 
     Args:
         files: checked weights.
-        device: "cpu" or "cuda"; half precision on CUDA, single on the CPU.
-        threads: that a net uses on the CPU; None for as many as there are cores.
+        device: "cpu" (single precision) or "cuda" (half precision).
+        threads: number of threads per model on the CPU; None for one per core.
 
     Returns:
-        A net for each file. One that sees faces takes (N, S, S, 6) uint8 RGB, S the size of its crops: what the first
-        of its views shows, then the second; it answers with both views' logits, (N,) each. One that sees motion takes
-        such pairs of a crop and the next frame's, and answers with logits (N,); one that sees sound takes
-        (N, N_BANDS, columns) float32 decibels and answers likewise. On CUDA they raise MemoryError where a batch is
-        too large for it.
+        One model per file. A face model takes (N, S, S, 6) uint8 RGB, where S is its crop size: the crop for its first
+        view, then the crop for its second view; it returns the logits of both views, (N,) each. A motion model takes
+        pairs of a crop and the next frame's crop in the same form, and returns logits (N,). A sound model takes
+        (N, N_BANDS, columns) float32 decibels and returns logits (N,). On CUDA a model raises MemoryError if a batch is
+        too large.
 
     Raises:
-        WeightsError: a file has changed since it was checked, its tensors do not fit its architecture, or the net
-            answers with numbers that are not finite.
-        ImportError: neither OpenVINO nor torch is installed, or torch is not and CUDA is wanted.
+        WeightsError: a file has changed since it was checked, its tensors do not fit its architecture, or the model's
+            outputs are not finite.
+        ImportError: neither OpenVINO nor torch is installed, or CUDA is wanted and torch is not installed.
     """
     return [_open_file(file, device, threads) for file in files]
 
@@ -59,11 +60,11 @@ def open_heat_map(file: WeightsFile, *, threads: int | None = None) -> Net | Non
         threads: see `open_nets`.
 
     Returns:
-        A net that takes crops (N, S, S, 3) uint8 RGB and answers with maps (N, h, w) float32, whose means are the
-        model's logits in its first view. None where OpenVINO is not installed.
+        A model that takes crops (N, S, S, 3) uint8 RGB and returns maps (N, h, w) float32; the mean of a map is the
+        face model's logit in its first view. None if OpenVINO is not installed.
 
     Raises:
-        WeightsError: as `open_nets`.
+        WeightsError: as for `open_nets`.
     """
     if not has_openvino():
         return None
@@ -80,12 +81,12 @@ def open_detector(*, device: str = "cpu", threads: int | None = None) -> list[Ne
         device, threads: see `open_nets`.
 
     Returns:
-        Nets that take (N, H, W, 3) uint8 RGB, of `RNET_SIDE` and `ONET_SIDE` for the second and third, and answer with
-        offsets of boxes (in shares of their sides), with landmarks (O-Net only) and with the probabilities of no face
+        Networks that take (N, H, W, 3) uint8 RGB, with the sides `RNET_SIDE` and `ONET_SIDE` for the second and third.
+        They return box offsets (as shares of the box's sides), landmarks (O-Net only), and the probabilities of no face
         and of a face, in this order: (N, K, H', W') for P-Net, (N, K) for the others.
 
     Raises:
-        WeightsError, ImportError: as `open_nets`.
+        WeightsError, ImportError: as for `open_nets`.
     """
     example = np.random.default_rng(0).integers(0, 256, (1, ONET_SIDE, ONET_SIDE, 3), dtype=np.uint8)
     examples = [example, example[:, :RNET_SIDE, :RNET_SIDE], example]
@@ -141,7 +142,7 @@ def _read_tensors(path: Path, data: bytes) -> dict[str, np.ndarray]:
 
 
 def _compile(path: Path, build: Callable[[], Model], threads: int | None) -> Net:
-    """A net on the CPU from the graph of a file."""
+    """Compile the graph of a file for the CPU."""
     import openvino
 
     try:
@@ -150,8 +151,8 @@ def _compile(path: Path, build: Callable[[], Model], threads: int | None) -> Net
         raise WeightsError(
             f"{path}: its tensors do not fit its architecture ({error}); train it again or name another"
         ) from error
-    # Pinned, the nets of two workers share one core and leave the other idle. Unless told otherwise, OpenVINO computes
-    # in bfloat16, with 8 bits, where the CPU can: scores would depend on the machine.
+    # With CPU pinning, the models of two workers share one core and leave the other idle. By default, OpenVINO computes
+    # in bfloat16 (8 bits of precision) if the CPU supports it, so scores would depend on the machine.
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,
@@ -170,10 +171,11 @@ def _compile(path: Path, build: Callable[[], Model], threads: int | None) -> Net
 
 
 def _one_by_one(net: Net) -> Net:
-    """A net of any number of items from one that takes a single one.
+    """Wrap a model that takes a single item as a model that takes any number.
 
-    On the CPU a graph of one item is a seventh faster than one of any number, given two at a time, and batches of four
-    and eight are slower still: what lies between two layers outgrows the core's cache (docs/performance.md).
+    On the CPU, a graph for one item is a seventh faster than a graph for any number that is given two at a time, and
+    batches of four and eight are slower still, because intermediate results outgrow the core's cache
+    (docs/performance.md).
     """
 
     def run(items: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -184,6 +186,6 @@ def _one_by_one(net: Net) -> Net:
 
 
 def _try(net: Net, example: np.ndarray, path: Path) -> None:
-    """Run a net once: whether it fails, and what its first run takes, belongs to the start and not to a clip."""
+    """Run a model once, so that its first run's cost, and any failure, belong to the start and not to a clip."""
     if not all(np.isfinite(answer).all() for answer in net(np.ascontiguousarray(example))):
-        raise WeightsError(f"{path}: the net answers with numbers that are not finite; train it again or name another")
+        raise WeightsError(f"{path}: the model's outputs are not finite; train it again or name another")

@@ -1,6 +1,7 @@
-"""Normalized pictures or spectrograms -> a logit: efficientnet-pytorch's and torchvision's nets as OpenVINO graphs.
+"""Normalized pictures or spectrograms -> logits: the backbones as OpenVINO graphs.
 
-The nets are those of `dfdc.networks.build_network`, by the same names of tensors.
+They are the networks of efficientnet-pytorch and torchvision that `dfdc.networks.build_network` builds, with the same
+tensor names.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from openvino import opset13 as ops
 
 from dfdc.nets.layers import Tensors, average_places, connect, convolve, convolve_and_normalize, pad_same, whole
 
-# EfficientNet's stages: blocks, kernel, stride of the first, expansion, filters; B0's, before they are scaled.
+# EfficientNet-B0's stages, before scaling: blocks, kernel, stride of the first block, expansion, filters.
 EFFICIENTNET_STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -23,7 +24,7 @@ EFFICIENTNET_STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-# Width and depth as multiples of B0's.
+# Width and depth as multiples of those of B0.
 EFFICIENTNET_SCALES = {
     "efficientnet-lite0": (1.0, 1.0),
     "efficientnet-b0": (1.0, 1.0),
@@ -36,9 +37,9 @@ EFFICIENTNET_SCALES = {
     "efficientnet-b7": (2.0, 3.1),
 }
 EFFICIENTNET_EPSILON = 1e-3
-# Filters of squeeze-and-excitation, as a share of those that a block takes.
+# Filters of squeeze-and-excitation, as a share of a block's input filters.
 SQUEEZE_RATIO = 0.25
-# MobileNetV2's stages: blocks, stride of the first, expansion, filters.
+# MobileNetV2's stages: blocks, stride of the first block, expansion, filters.
 MOBILENET_STAGES = (
     (1, 1, 1, 16),
     (2, 2, 6, 24),
@@ -52,17 +53,17 @@ MOBILENET_EPSILON = 1e-5
 
 
 def build_backbone(x: Node, architecture: str, input_size: int, tensors: Tensors, *, pooled: bool = True) -> Node:
-    """The logits of a net, or the map whose mean they are.
+    """Build a backbone with its classifier: the logits, or the map whose mean is the logit.
 
     Args:
-        x: (N, C, H, W) float32, normalized; C is fixed.
+        x: (N, C, H, W) float32, normalized; C is static.
         architecture: one of `dfdc.weights.ARCHITECTURES`.
-        input_size: side in pixels that the padding is laid out for.
-        tensors: the net's, all of them and no others.
-        pooled: whether the mean over all places is taken.
+        input_size: side in pixels for which the padding is computed.
+        tensors: exactly the tensors of the network.
+        pooled: whether to take the mean over all places.
 
     Returns:
-        (N,) float32; (N, h, w) unless pooled.
+        (N,) float32; (N, h, w) if not pooled.
 
     Raises:
         ValueError: the tensors are not those of the architecture.
@@ -91,7 +92,7 @@ def swish(x: Node) -> Node:
 
 @dataclass(frozen=True)
 class _Block:
-    """A mobile inverted bottleneck: the prefix of its tensors' names, filters in and out, and its depthwise layer."""
+    """A mobile inverted bottleneck: prefix of its tensor names, input and output filters, and its depthwise layer."""
 
     name: str
     n_in: int
@@ -107,7 +108,7 @@ class _Block:
 
 
 class _EfficientNet:
-    """efficientnet-pytorch's net; Lite0 has neither squeeze-and-excitation nor swish."""
+    """The network of efficientnet-pytorch; Lite0 has neither squeeze-and-excitation nor swish."""
 
     def __init__(self, architecture: str, tensors: Tensors) -> None:
         self.width, self.depth = EFFICIENTNET_SCALES[architecture]
@@ -136,7 +137,7 @@ class _EfficientNet:
         return self._scale(1280)
 
     def _scale(self, n_filters: int) -> int:
-        """So many filters times the width, rounded to a multiple of 8, and never down by more than a tenth."""
+        """The number of filters times the width, rounded to a multiple of 8, and rounded down by at most a tenth."""
         scaled = n_filters * self.width
         rounded = max(8, int(scaled + 4) // 8 * 8)
         return rounded + 8 if rounded < 0.9 * scaled else rounded
@@ -158,7 +159,7 @@ class _EfficientNet:
         return self._convolve(x, f"{name}_project_conv", f"{name}_bn2", (block.n_out, n_inner, 1, 1))
 
     def _excite(self, x: Node, block: _Block) -> Node:
-        """Squeeze-and-excitation: each filter's answers times what the means of all say of it."""
+        """Squeeze-and-excitation: scale each channel by a gate computed from the means of all channels."""
         take, name, n_inner = self.tensors.take, block.name, block.n_inner
         n_squeezed = max(1, int(block.n_in * SQUEEZE_RATIO))
         filters, bias = take(f"{name}_se_reduce.weight", n_squeezed, n_inner, 1, 1), f"{name}_se_reduce.bias"

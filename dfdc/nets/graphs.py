@@ -1,7 +1,7 @@
-"""Arrays -> logits or faces: the whole of what a net does on the CPU, from uint8 to its answers, as an OpenVINO graph.
+"""Arrays -> logits or faces: complete models for the CPU, from uint8 to outputs, as OpenVINO graphs.
 
-Each graph answers as its torch module does: `CropNet`, `PairNet` and `VoiceModel` of `dfdc.networks`, and `CascadeNet`
-of `dfdc.mtcnn`.
+Each graph gives the same outputs as its torch module: `CropNet`, `PairNet` and `VoiceModel` of `dfdc.networks`, and
+`CascadeNet` of `dfdc.mtcnn`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from dfdc.weights import CHANGE_GAIN, GREY, VIEW_MARGIN, ModelSpec
 
 
 def build_graph(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Model:
-    """The graph of a weights file.
+    """Build the graph of a weights file.
 
     Args:
-        spec: what its header says.
-        tensors: what it holds, by name.
+        spec: the specification in its header.
+        tensors: its tensors, by name.
 
     Returns:
-        From (1, S, S, 6) uint8, S the size of a crop, to the logits (1,) of each of two views, for a net that sees
-        faces; to (1,) for one that sees motion; from (1, bands, columns) float32 to (1,) for one that sees sound.
+        For a face model, from (1, S, S, 6) uint8, S the crop size, to the logits (1,) of each of two views. For a
+        motion model, from the same shape to (1,). For a sound model, from (1, bands, columns) float32 to (1,).
 
     Raises:
         ValueError: the tensors do not fit the specification.
@@ -48,22 +48,22 @@ def build_graph(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Model:
         return Model([ops.multiply(ops.add(*logits), constant(0.5))], [pairs])
     margin = round(VIEW_MARGIN * size)
     views = view(first, crop_size, size), view(second, crop_size, size, margin=margin, mirrored=True)
-    # Both in one batch: two calls would double the net's weights.
+    # Both views in one batch, because two calls would double the model's weights.
     return Model(split(_answer(ops.concat(list(views), 0), spec, net), 2, axis=0), [pairs])
 
 
 def build_heat_graph(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Model:
-    """The graph of what each part of a crop says: class activation maps of a face model.
+    """Build the graph of a face model's class activation maps: the contribution of each part of a crop.
 
     The logit is the mean of the map (Zhou et al., CVPR 2016): with global average pooling, the classifier's weights can
-    be applied at each place of the last feature map before the mean is taken.
+    be applied at each place of the last feature map before averaging.
 
     Args:
-        spec: what the weights file's header says.
-        tensors: what it holds, by name.
+        spec: the specification in the header of the weights file.
+        tensors: its tensors, by name.
 
     Returns:
-        From (N, S, S, 3) uint8, S the size of a crop, to (N, h, w) float32, the log-odds that each place contributes.
+        From (N, S, S, 3) uint8, S the crop size, to (N, h, w) float32, the log-odds contributed by each place.
 
     Raises:
         ValueError: the tensors do not fit the specification.
@@ -75,17 +75,18 @@ def build_heat_graph(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Mode
 
 
 def view(x: Node, size: int, wanted: int, *, margin: int = 0, mirrored: bool = False) -> Node:
-    """Square pictures (N, C, size, size) float32, 0..255, resized as `dfdc.networks.resize_crops` does.
+    """Resize square pictures (N, C, size, size) float32, 0..255, as `dfdc.networks.resize_crops` does.
 
-    A resize and the repeated edge around it are one product of matrices across and one down. If these mirrored the
-    pictures, too, sums would be rounded in another order, and one pixel in 4,000 to another level than torch's.
+    Resizing and repeating the edge are one matrix product across and one down. If these products also mirrored the
+    pictures, sums would be rounded in another order, and one pixel in 4,000 would be rounded to another level than in
+    torch.
 
     Args:
         x: the pictures.
         size: their side in pixels.
-        wanted: side of what comes out.
-        margin: pixels on each side of it that repeat the edge; the picture is so much smaller.
-        mirrored: whether left and right change places.
+        wanted: side of the result in pixels.
+        margin: pixels on each side of the result that repeat the edge; the picture itself is smaller by twice as much.
+        mirrored: whether to mirror left and right.
     """
     inner = wanted - 2 * margin
     if mirrored:
@@ -98,17 +99,17 @@ def view(x: Node, size: int, wanted: int, *, margin: int = 0, mirrored: bool = F
 
 
 def weigh_pixels(size: int, wanted: int) -> np.ndarray:
-    """How much each pixel of a row counts in those of the resized row.
+    """The weight of each pixel of a row in each pixel of the resized row.
 
-    torch's bilinear interpolation with antialiasing (ATen, UpSampleKernel.cpp): a triangle as wide as the pixels that
-    are reduced to one. Every step is rounded to single precision as there, and the weights are torch's to the last bit:
-    what lies in the middle between two levels is rounded to the same one.
+    This is torch's bilinear interpolation with antialiasing (ATen, UpSampleKernel.cpp): a triangle filter as wide as
+    the pixels that are reduced to one. As in torch, every step is rounded to single precision, so the weights equal
+    torch's to the last bit, and values halfway between two levels are rounded to the same level.
 
     Args:
-        size, wanted: pixels of the row before and after.
+        size, wanted: length of the row in pixels before and after.
 
     Returns:
-        (wanted, size) float32; rows add up to 1.
+        (wanted, size) float32; each row sums to 1.
     """
     one, half = np.float32(1), np.float32(0.5)
     scale = np.float32(size) / np.float32(wanted)
@@ -119,7 +120,7 @@ def weigh_pixels(size: int, wanted: int) -> np.ndarray:
     places = np.arange(size, dtype=np.float32)
     weights = np.clip(one - np.abs((places - middles + half) * (one / reach)), 0, None)
     weights = np.where((places >= first) & (places < end), weights, np.float32(0))
-    return weights / weights.cumsum(1)[:, -1:]  # one after the other; sum() adds in pairs
+    return weights / weights.cumsum(1)[:, -1:]  # sequential sums, as in torch; sum() adds pairwise
 
 
 def _to_planes(images: Node) -> Node:
@@ -128,25 +129,25 @@ def _to_planes(images: Node) -> Node:
 
 
 def _answer(values: Node, spec: ModelSpec, net: Tensors, *, pooled: bool = True) -> Node:
-    """Logits (N,) of values (N, C, H, W) as they were measured; unless pooled, the map whose mean they are."""
+    """Logits (N,) of unnormalized values (N, C, H, W); if not pooled, the map whose mean is the logit."""
     mean, std = (constant(np.reshape(part, (1, -1, 1, 1))) for part in (spec.mean, spec.std))
     normalized = ops.divide(ops.subtract(values, mean), std)
     return build_backbone(normalized, spec.architecture, spec.input_size, net, pooled=pooled)
 
 
 def build_cascade(name: str, side: int | None, tensors: Mapping[str, np.ndarray]) -> Model:
-    """The graph of one of MTCNN's nets.
+    """Build the graph of one of MTCNN's networks.
 
     Args:
         name: "pnet", "rnet" or "onet".
-        side: of its images in pixels; None for images of any size.
-        tensors: of all three, by the net's name and their own.
+        side: input side in pixels; None for images of any size.
+        tensors: of all three networks, named "<network>.<tensor>".
 
     Returns:
-        From (N, H, W, 3) uint8 RGB to what `dfdc.mtcnn.CascadeNet` answers.
+        From (N, H, W, 3) uint8 RGB to the outputs of `dfdc.mtcnn.CascadeNet`.
 
     Raises:
-        ValueError: the tensors are not the net's.
+        ValueError: the tensors are not those of the network.
     """
     images = ops.parameter(PartialShape([-1, side or -1, side or -1, 3]), Type.u8)
     x = ops.multiply(ops.subtract(_to_planes(images), constant(127.5)), constant(1 / 128))
@@ -195,8 +196,8 @@ def _pool(x: Node, size: int) -> Node:
 def _build_heads(
     x: Node, net: Tensors, number: int, shape: tuple[int, int], heads: tuple[tuple[str, int], ...]
 ) -> list[Node]:
-    """A fully connected layer, and the heads over it."""
-    # Columns before rows, as the weights were converted from Caffe.
+    """A fully connected layer, and the heads on top of it."""
+    # Columns before rows, because the weights were converted from Caffe.
     x = ops.reshape(ops.transpose(x, whole([0, 3, 2, 1])), whole([0, -1]), True)
     x = connect(x, net.take(f"dense{number}.weight", *shape), net.take(f"dense{number}.bias", shape[0]))
     x = _rectify(x, net, number, shape[0])
@@ -204,7 +205,7 @@ def _build_heads(
     return [connect(x, *head) for head in taken]
 
 
-# Names and outputs of the heads: offsets of the box, landmarks, scores of no face and of a face.
+# Names and numbers of outputs of the heads: box offsets, landmarks, scores of no face and of a face.
 _PNET_HEADS = (("conv4_2", 4), ("conv4_1", 2))
 _RNET_HEADS = (("dense5_2", 4), ("dense5_1", 2))
 _ONET_HEADS = (("dense6_2", 4), ("dense6_3", 10), ("dense6_1", 2))

@@ -1,4 +1,4 @@
-"""Tensors of a weights file -> layers of an OpenVINO graph, by OpenVINO's own operators: no torch, no export."""
+"""Tensors of a weights file -> layers of an OpenVINO graph, built from OpenVINO's operators without torch."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from openvino import opset13 as ops
 
 
 class Tensors:
-    """The tensors of a file, each of which is to be used once."""
+    """The tensors of a file; each must be used exactly once."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray], *, prefix: str = "") -> None:
-        """Take over tensors.
+        """Select the tensors of one network.
 
         Args:
             tensors: by name, of any float type.
-            prefix: of the names that count, left out of them; others are passed over.
+            prefix: of the names to select; it is removed from them, and other tensors are ignored.
         """
         self._left = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
     def take(self, name: str, *shape: int) -> np.ndarray:
-        """A tensor as float32.
+        """Take a tensor, as float32.
 
         Raises:
             ValueError: it is missing, has another shape, or holds numbers that are not finite.
@@ -38,23 +38,23 @@ class Tensors:
         return value.astype(np.float32)
 
     def check_used(self) -> None:
-        """Check that all were used but counters of training steps.
+        """Check that all tensors were used, except the counters of training steps.
 
         Raises:
-            ValueError: a tensor was not.
+            ValueError: a tensor was not used.
         """
         left = sorted(name for name in self._left if not name.endswith("num_batches_tracked"))
         if left:
-            raise ValueError(f"{left[0]} is not part of the net")
+            raise ValueError(f"{left[0]} is not part of the network")
 
 
 def constant(values: np.ndarray | Sequence[float]) -> Node:
-    """Values as float32."""
+    """A constant of float32 values."""
     return ops.constant(np.array(values, np.float32, order="C"))
 
 
 def whole(values: int | Sequence[int]) -> Node:
-    """Axes or sizes: whole numbers as int64."""
+    """A constant of whole numbers as int64, for axes or sizes."""
     return ops.constant(np.array(values, np.int64))
 
 
@@ -71,9 +71,9 @@ def convolve(
 
     Args:
         x: the input.
-        filters: (F, C, h, w); (C, 1, h, w) where each channel has a filter of its own.
+        filters: (F, C, h, w); (C, 1, h, w) if depthwise.
         bias: (F,).
-        stride, pads: the same down and across; pads are the zeros before and after.
+        stride, pads: the same vertically and horizontally; pads are the numbers of zeros before and after.
         depthwise: whether each channel has a filter of its own.
     """
     strides, before, after, dilations = [stride] * 2, [pads[0]] * 2, [pads[1]] * 2, [1, 1]
@@ -95,14 +95,14 @@ def convolve_and_normalize(
     depthwise: bool = False,
     **options,
 ) -> Node:
-    """A convolution without bias, and the batch norm behind it folded into it.
+    """A convolution without bias, with the batch norm that follows it folded in.
 
     Args:
         x: (N, C, H, W).
-        tensors: hold both layers.
-        convolution, norm: their names.
+        tensors: contain both layers.
+        convolution, norm: names of the two layers.
         shape: of the filters.
-        epsilon: is added to the norm's variance.
+        epsilon: added to the variance of the batch norm.
         depthwise: see `convolve`.
         options: see `convolve`.
 
@@ -126,12 +126,12 @@ def connect(x: Node, weight: np.ndarray, bias: np.ndarray) -> Node:
 
 
 def average_places(x: Node, *, keep: bool = False) -> Node:
-    """The mean over all places of (N, C, H, W): (N, C), or (N, C, 1, 1) where both sides are kept."""
+    """The mean over all places of (N, C, H, W): (N, C), or (N, C, 1, 1) with keep."""
     return ops.reduce_mean(x, whole([2, 3]), keep)
 
 
 def split(x: Node, n_parts: int, *, axis: int) -> list[Node]:
-    """Equal parts along an axis."""
+    """Split into equal parts along an axis."""
     return list(ops.split(x, whole(axis), n_parts).outputs())
 
 
@@ -143,7 +143,7 @@ def pad_same(size: int, kernel: int, stride: int) -> tuple[tuple[int, int], int]
         kernel, stride: of the convolution.
 
     Returns:
-        Zeros before and after it, and the side that comes out, in pixels.
+        The numbers of zeros before and after, and the side of the output in pixels.
     """
     n_out = math.ceil(size / stride)
     n_zeros = max((n_out - 1) * stride + kernel - size, 0)

@@ -1,8 +1,8 @@
-"""Predictions -> a picture: how the scores are spread, and the faces of the least and the most likely fakes.
+"""Predictions -> a picture: histogram of the scores, and the faces of the least and the most likely fakes.
 
 python -m dfdc.report.gallery predictions.csv --clips FOLDER --out report.png
 
-The kernel's notebook runs it as a process of its own, so that nothing a clip does to it touches the submission.
+The kernel's notebook runs it in a separate process, so that a clip that crashes it does not affect the submission.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from dfdc.run.submission import read_predictions
 from dfdc.tracks import find_tracks
 from dfdc.video import read_frames
 
-# Wider than the nets' crops, so that a person sees a person.
+# Wider than the models' crops, so that a reader can recognise the person.
 PORTRAIT = CropGeometry(side_ratio=1.5, shift_ratio=0.0, size=160)
-# Frames in which a portrait is looked for, and the seconds that reading them may take.
+# Number of frames that are searched for a portrait, and the time limit for reading them in seconds.
 PORTRAIT_FRAMES = 3
 PORTRAIT_LIMIT_S = 20.0
 COLUMNS = 6
 
 
 def find_portrait(path: Path, detector: FaceDetector) -> np.ndarray | None:
-    """The face that is seen most in a clip, (160, 160, 3) uint8 RGB; None where there is none or no frame decodes."""
+    """The face seen most often in a clip, (160, 160, 3) uint8 RGB; None if there is no face or no frame decodes."""
     try:
         frames = read_frames(path, PORTRAIT_FRAMES, deadline=Deadline.after(PORTRAIT_LIMIT_S))
     except VideoError:
@@ -50,8 +50,8 @@ def draw_report(predictions: list[Prediction], clips: Path, out: Path) -> Path:
     """Draw the picture of a run.
 
     Args:
-        predictions: of its clips.
-        clips: the folder that holds their clips; those that are gone are drawn without a face.
+        predictions: one per clip of the run.
+        clips: folder of the clips; missing clips are drawn without a face.
         out: PNG file to write.
 
     Returns:
@@ -59,7 +59,7 @@ def draw_report(predictions: list[Prediction], clips: Path, out: Path) -> Path:
     """
     scored = sorted((p for p in predictions if p.scored), key=lambda p: p.label)
     detector = FaceDetector("cpu")
-    n_least = min(COLUMNS, len(scored) // 2)  # of few clips each is shown once
+    n_least = min(COLUMNS, len(scored) // 2)  # if there are few clips, each is shown only once
     chosen = {"most likely fakes": scored[n_least:][::-1][:COLUMNS], "least likely fakes": scored[:n_least]}
     figure = Figure(figsize=(2 * COLUMNS, 8.2), layout="constrained")
     grid = figure.add_gridspec(3, COLUMNS, height_ratios=(1.1, 1, 1))
@@ -78,7 +78,7 @@ def draw_report(predictions: list[Prediction], clips: Path, out: Path) -> Path:
 
 
 def _draw_scores(axes: Axes, predictions: list[Prediction]) -> None:
-    """How many clips got which probability."""
+    """Draw the histogram of the scores."""
     counts = Counter(p.status for p in predictions)
     scored = [p.label for p in predictions if p.scored]
     axes.hist(scored, bins=np.linspace(0, 1, 21), color="#4c72b0", edgecolor="white")
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     try:
         print(draw_report(predictions, args.clips, args.out))
-    except (OSError, ValueError) as error:  # matplotlib's, where it knows no such kind of picture
+    except (OSError, ValueError) as error:  # matplotlib raises ValueError for an unknown image format
         print(f"report: --out {args.out}: cannot be written ({error}); name a PNG in a folder", file=sys.stderr)
         return 1
     return 0

@@ -1,4 +1,4 @@
-"""Analyses -> one self-contained page: a list of clips, their people, scores over time and facts."""
+"""Analyses -> one self-contained HTML page: the clips with their people, scores over time and facts."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from dfdc.errors import InputError
 from dfdc.files import drafted
 from dfdc.version import __version__
 
-# The clips share this many bytes for their pictures (as base64): a page of 4,000 clips stays under 50 MB.
+# Bytes for the pictures of all clips together (as base64): a page of 4,000 clips stays under 50 MB.
 MAX_PICTURE_BYTES = 40_000_000
-# Where a clip's share is smaller than this, its pictures are made smaller before any is left out.
+# If a clip's share is smaller than this many bytes, its pictures are reduced before any is left out.
 SMALL_SHARE = 100_000
 SMALL_SIDE, SMALL_QUALITY = 96, 70
 DIGITS = 4
 
 
 def write_report(analyses: Iterable[Analysis], out: Path, *, n_clips: int, title: str = "Deepfake analysis") -> Path:
-    """Write the page, one clip after another, so that memory holds one analysis at a time.
+    """Write the page, one clip after another; only one analysis is in memory at a time.
 
     Args:
-        analyses: of the clips.
+        analyses: one per clip.
         out: HTML file to write.
-        n_clips: how many analyses there are, to share out the pictures' bytes.
+        n_clips: number of analyses, which share the bytes for pictures equally.
         title: of the page.
 
     Returns:
@@ -79,7 +79,7 @@ def _write_data(analyses: Iterable[Analysis], share: int) -> Iterator[str]:
 
 
 def describe_clip(analysis: Analysis) -> dict[str, Any]:
-    """What the page shows of a clip, as JSON has it."""
+    """The data of a clip that the page shows, as a JSON-compatible dict."""
     record = json.loads(analysis.to_json())
     record["scored"] = analysis.scored
     for track, found in zip(record["tracks"], analysis.tracks, strict=True):
@@ -100,7 +100,7 @@ def crop_in_thumbnail(crop: CropGeometry) -> tuple[float, float, float]:
 
 
 def _fit(analysis: Analysis, share: int) -> tuple[Analysis, bool]:
-    """An analysis whose pictures take at most so many bytes, and whether all are there."""
+    """The analysis with at most `share` bytes of pictures, and whether all of its pictures were kept."""
     tracks, scenes = list(analysis.tracks), dict(analysis.scenes)
     if share < SMALL_SHARE:
         tracks = [replace(t, thumbnails={f: _reduce(p) for f, p in t.thumbnails.items()}) for t in tracks]
@@ -135,5 +135,5 @@ def _reduce(picture: bytes) -> bytes:
 
 
 def _escape(text: str) -> str:
-    """JSON that can stand inside a script element, whatever names it holds."""
+    """Escape JSON so that it is safe inside a script element, whatever names it contains."""
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
