@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +17,7 @@ from dfdc.errors import DataError
 from dfdc.training.augment import compress, match_pairs, reduce_to
 from dfdc.training.sampling import draw_pairs, thin_rows
 from dfdc.training.shortcuts import describe_files, probe, probe_files
+from tools.research.probe_shortcuts import main
 
 
 def make_crops(rows: list[tuple[str, str, int, int]]) -> CropSet:
@@ -108,6 +112,28 @@ def test_reducing_keeps_what_is_small_already() -> None:
     reduced = reduce_to(images, torch.tensor([64.0, 24.0, float("nan")]))
     assert torch.equal(reduced[0], images[0]) and torch.equal(reduced[2], images[2])
     assert describe_files(reduced)["sharpness"][1, 1] < describe_files(images)["sharpness"][1, 1] - 1
+
+
+def test_probe_tool_tells_plain_strangers_apart_and_matched_ones_less(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A family whose fakes are redder and softer than its reals."""
+    rows = []
+    for index, (label, softness, tint) in enumerate([("REAL", 3, 0.0), ("FAKE", 5, 40.0)] * 30):
+        (face,) = make_faces(1, softness=softness, tint=tint, seed=index)
+        pixels = face.permute(1, 2, 0).flip(2).to(torch.uint8).numpy()
+        cv2.imwrite(str(tmp_path / f"{index}.png"), pixels)
+        rows.append(f"{index}.png,{index},{label},,train,64")
+    table = tmp_path / "crops.csv"
+    table.write_text("\n".join(["path,video,label,original,split,source_size", *rows]))
+    found = {}
+    for flag in ("--plain", "--unmatched", "--seed=0"):
+        out = tmp_path / "found.json"
+        assert main(["--crops", str(table), "--pairs", "30", "--json", str(out), flag]) == 0
+        (found[flag],) = json.loads(out.read_text()).values()
+    assert "| family | sharpness | blocks | colour | all |" in capsys.readouterr().out
+    assert found["--plain"]["colour"] > 0.95 and found["--plain"]["sharpness"] > 0.95
+    assert found["--seed=0"]["all"] < found["--unmatched"]["all"]
 
 
 def test_the_probe_finds_compression_and_nothing_in_nothing() -> None:

@@ -9,21 +9,18 @@ and their colour should then reach an AUC of at most 0.6.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from dfdc.data.dataset import CropSet, load_rows, read_split
 from dfdc.data.protocol import find_identities
-from dfdc.errors import DataError
-from dfdc.files import check_out, write_json
-from dfdc.flags import natural, positive, run_tool
+from dfdc.files import write_json
+from dfdc.flags import check_outputs, make_parser, natural, positive, run_tool, tool
 from dfdc.networks import FrameModel
 from dfdc.training.loop import TrainSettings, make_batch
 from dfdc.training.sampling import draw_pairs, thin_rows
@@ -87,31 +84,24 @@ def format_table(found: dict[str, dict[str, float]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@tool
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--crops", nargs="+", type=Path, required=True, metavar="CSV", help="crop tables, as for tools/train.py")
     add("--pairs", type=positive, default=800, help="pairs drawn of each family (default: %(default)s)")
     add("--plain", action="store_true", help="leave out all augmentation")
     add("--unmatched", action="store_true", help="leave out the matching of colour and sharpness")
-    add("--json", type=Path, metavar="FILE", help="write the AUCs to it")
-    add("--seed", type=natural, default=0, help="of everything random (default: %(default)s)")
+    add("--json", type=Path, metavar="FILE", help="write the AUCs to this file")
+    add("--seed", type=natural, default=0, help="seed of everything random (default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        if args.json:
-            check_out(args.json)
-        found = probe_shortcuts(
-            args.crops, n_pairs=args.pairs, match_strangers=not args.unmatched, plain=args.plain, seed=args.seed
-        )
-        print(format_table(found))
-        if args.json:
-            write_json(
-                args.json, {family: {k: float(np.round(v, 4)) for k, v in s.items()} for family, s in found.items()}
-            )
-    except (DataError, MemoryError, OSError) as error:
-        print(f"probe_shortcuts: {error}", file=sys.stderr)
-        return 1
-    return 0
+    check_outputs([args.json])
+    found = probe_shortcuts(
+        args.crops, n_pairs=args.pairs, match_strangers=not args.unmatched, plain=args.plain, seed=args.seed
+    )
+    print(format_table(found))
+    if args.json:
+        write_json(args.json, found)
 
 
 if __name__ == "__main__":
