@@ -29,7 +29,7 @@ from dfdc.runtime import Net, current_gpu
 from dfdc.tracks import Track, find_tracks
 from dfdc.version import __version__
 from dfdc.video import Frame, Reading, has_gpu_decoder, read_clip
-from dfdc.weights import DIGEST_DIGITS, WeightsFile, that_see
+from dfdc.weights import DIGEST_DIGITS, WeightsFile, select
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -81,12 +81,12 @@ class Analyzer:
         """
         self.device = device
         self.gpu = current_gpu() if device == "cuda" and has_gpu_decoder() else None
-        self.digests = [file.digest for file in that_see("face", files)]
+        self.digests = [file.digest for file in select("face", files)]
         self.detector = FaceDetector(device, threads=threads)
-        self._heat_source, self._threads = that_see("face", files)[0], threads
-        self.ensemble = Ensemble(that_see("face", files), device, threads=threads)
-        self.motion = Motion(that_see("motion", files), device, threads=threads)
-        self.listener = VoiceModels(that_see("sound", files), device, threads=threads)
+        self._heat_source, self._threads = select("face", files)[0], threads
+        self.ensemble = Ensemble(select("face", files), device, threads=threads)
+        self.motion = Motion(select("motion", files), device, threads=threads)
+        self.listener = VoiceModels(select("sound", files), device, threads=threads)
 
     def analyze(
         self,

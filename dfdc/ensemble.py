@@ -10,7 +10,7 @@ from dfdc.crop import CropGeometry, crop_face
 from dfdc.errors import WeightsError
 from dfdc.nets import open_nets
 from dfdc.runtime import Net, run_logits
-from dfdc.weights import WeightsFile, that_see
+from dfdc.weights import WeightsFile, select
 
 # A frame, a box and, unless the face is upright, an angle.
 Face = tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, float]
@@ -45,7 +45,7 @@ class Ensemble:
         Raises:
             WeightsError: see `dfdc.nets.open_nets`.
         """
-        device, files = str(device), that_see("face", files)
+        device, files = str(device), select("face", files)
         self.specs = [file.spec for file in files]
         self.batch_size = BATCH_CROPS[device]
         self.nets = open_nets(files, device=device, threads=threads) if nets is None else nets

@@ -289,7 +289,7 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
     else:
         raise WeightsError(f"{path}: no such weights file or folder; name one with --weights")
     opened = sorted(map(open_weights, files), key=_stated_log_loss)
-    if not that_see("face", opened):
+    if not select("face", opened):
         raise WeightsError(f"{path}: holds no face model, which scoring needs; name other weights")
     further = [replace(open_weights(file), further=True) for file in sorted((path / FURTHER).glob("*.safetensors"))]
     opened += sorted(further, key=_stated_log_loss)
@@ -297,7 +297,7 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
         raise WeightsError(f"{path}: is one file, and --with looks into a folder's {OPTIONAL}/; name the folder")
     optional = [open_weights(file) for file in sorted((path / OPTIONAL).glob("*.safetensors"))] if extras else []
     for wanted in sorted(set(extras)):  # sorted, so that the order of the flags does not change the run
-        fitting = that_see(wanted, optional)
+        fitting = select(wanted, optional)
         if not fitting:
             raise WeightsError(f"{path / OPTIONAL}: holds no {wanted} model; copy one there, or leave out --with")
         opened += fitting
@@ -317,7 +317,7 @@ def find_one(path: Path, what: str) -> WeightsFile:
     if not path.exists():
         raise WeightsError(f"{path}: no such weights file or folder; name one with --weights")
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    fitting = that_see(what, map(open_weights, files))
+    fitting = select(what, map(open_weights, files))
     if not fitting:
         raise WeightsError(f"{path}: holds no {what} model; train one, as README.md describes, or name other weights")
     return fitting[0]
@@ -330,6 +330,6 @@ def _stated_log_loss(file: WeightsFile) -> float:
     return loss if isinstance(loss, int | float) and not math.isnan(loss) else math.inf
 
 
-def that_see(what: str, files: Iterable[WeightsFile]) -> list[WeightsFile]:
+def select(what: str, files: Iterable[WeightsFile]) -> list[WeightsFile]:
     """The weights files of models with a given kind of input (one of `CHANNELS`), in the given order."""
     return [file for file in files if file.spec.sees == what]

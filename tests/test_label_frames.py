@@ -19,7 +19,7 @@ import torch
 from flask.testing import FlaskClient
 
 from dfdc.crop import CropGeometry
-from dfdc.data.crops import CROP_COLUMNS, CutSettings
+from dfdc.data.crop_folder import CROP_COLUMNS, CutSettings
 from dfdc.data.dataset import CropSet, pair_epoch, read_split
 from dfdc.data.label_server import Desk, make_app
 from dfdc.data.labels import (

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dfdc.data.crops import CROP_COLUMNS
+from dfdc.data.crop_folder import CROP_COLUMNS
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.common.by import By  # noqa: E402

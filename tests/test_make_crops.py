@@ -16,7 +16,7 @@ from skimage.metrics import structural_similarity
 
 from dfdc.crop import CropGeometry
 from dfdc.data.clips import LabelledClip, group_families, is_held_out, read_metadata
-from dfdc.data.crops import CutSettings
+from dfdc.data.crop_folder import CutSettings
 from dfdc.data.dataset import load_crops
 from dfdc.ensemble import cut_crops
 from dfdc.errors import DataError

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.app.local import serve as serve_pages
 from dfdc.crop import CropGeometry
-from dfdc.data.crops import CutSettings
+from dfdc.data.crop_folder import CutSettings
 from dfdc.data.label_server import Desk, make_app
 from dfdc.data.labels import LabelFile
 from dfdc.data.sheets import ClipFakes, Scorer, TableFakes

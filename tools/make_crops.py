@@ -24,16 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.crop import CropGeometry
 from dfdc.data.clips import METADATA, LabelledClip, group_families, is_held_out, read_metadata
-from dfdc.data.crops import (
-    STATUSES,
-    CutSettings,
-    Report,
-    cut_families,
-    find_done,
-    find_record,
-    prepare_folder,
-    read_records,
-)
+from dfdc.data.crop_folder import STATUSES, CutSettings, Report, find_done, find_record, prepare_folder, read_records
+from dfdc.data.crops import cut_families
 from dfdc.data.dataset import read_table
 from dfdc.data.photographs import COLUMNS as PHOTOGRAPH_COLUMNS
 from dfdc.data.photographs import cut_photographs, read_photographs

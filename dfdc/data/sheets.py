@@ -19,13 +19,14 @@ import torch
 
 from dfdc.data.clips import METADATA, LabelledClip, read_metadata
 from dfdc.data.containment import resolve_inside
-from dfdc.data.crops import CROP_COLUMNS, CutSettings, Report, cut_family, find_done, prepare_folder
+from dfdc.data.crop_folder import CROP_COLUMNS, CutSettings, Report, find_done, prepare_folder
+from dfdc.data.crops import cut_family
 from dfdc.data.dataset import read_table
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
 from dfdc.errors import DataError
 from dfdc.networks import resize_crops
-from dfdc.weights import WeightsFile, sigmoid, that_see
+from dfdc.weights import WeightsFile, select, sigmoid
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +218,7 @@ class Scorer:
         Raises:
             DataError: an image is missing or does not decode.
         """
-        self._nets = self._nets or [Ensemble([file]) for file in that_see("face", self._files)]
+        self._nets = self._nets or [Ensemble([file]) for file in select("face", self._files)]
         crops = torch.from_numpy(np.stack([_read_crop(path) for path in paths])).permute(0, 3, 1, 2)
         logits = []
         for net in self._nets:

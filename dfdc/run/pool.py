@@ -23,7 +23,7 @@ from dfdc.run.limits import count_cores, share_memory
 from dfdc.run.plan import Plan
 from dfdc.run.spawn import START_LIMIT_S, Work, Worker, end_workers, start_worker
 from dfdc.run.worker import Answer, Ready, Refusal, WorkerSettings, score_clips
-from dfdc.weights import that_see
+from dfdc.weights import select
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def answer_clips(
         n_workers=n_started,
         clip_limit_s=settings.clip_limit_s,
         deadline=deadline,
-        n_nets=max(len(that_see("face", settings.weights)), 1),
+        n_nets=max(len(select("face", settings.weights)), 1),
         known=known,
     )
     settings = replace(settings, threads=max(count_cores() // n_started, 1), memory_bytes=share_memory(n_started))

@@ -1,0 +1,183 @@
+"""A folder of crops on disk: how its clips were cut, and a record of each finished clip.
+
+A clip's images and its record, clip.json, are written to a draft folder that moves to its place when it is complete: a
+clip whose folder is there is done, until its file changes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dfdc.crop import CropGeometry
+from dfdc.data.clips import LabelledClip, digest_clip, is_same
+from dfdc.errors import DataError
+from dfdc.files import write_text
+
+CROP_COLUMNS = (
+    *("path", "video", "label", "original", "manipulation", "split", "frame", "time", "track"),
+    *("box", "landmarks", "source_size", "difference", "ssim"),
+)
+FRAME_COLUMNS = ("name", "label")
+# Finished clips, and those in the making, below the output folder.
+IMAGES, DRAFTS, RECORD = "images", "drafts", "clip.json"
+STATUSES = ("ok", "equal", "misaligned", "no_face", "unreadable", "error")
+
+
+@dataclass(frozen=True)
+class CutSettings:
+    """How clips are cut.
+
+    Attributes:
+        n_frames: looked at per clip, spread evenly over its time; None for all, of whole frames only.
+        geometry: of the crops.
+        jpeg_quality: of the crops, 1 to 100; None writes PNG, which loses nothing.
+        skip_equal: whether a fake's tracks that are its original's, encoded anew or not, are left out.
+        plain_frames: write whole frames as JPEG instead of crops.
+    """
+
+    n_frames: int | None = 16
+    geometry: CropGeometry = field(default_factory=CropGeometry)
+    jpeg_quality: int | None = None
+    skip_equal: bool = False
+    plain_frames: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_frames is None and not self.plain_frames:
+            raise ValueError("n_frames is None; allowed: 1 and up, and None for plain frames")
+        if self.n_frames is not None and self.n_frames < 1:
+            raise ValueError(f"n_frames is {self.n_frames}; allowed: 1 and up")
+        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality is {self.jpeg_quality}; allowed: 1 to 100, or None for PNG")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return FRAME_COLUMNS if self.plain_frames else CROP_COLUMNS
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of one clip.
+
+    Attributes:
+        video: its name.
+        status: one of `STATUSES`.
+        reason: why it is not "ok".
+        rows: of the table, one for each image, in the order of the settings' columns.
+        label, original: what the metadata said of it when it was cut; None in records of older versions.
+        path, digest: of the file that was cut, see `dfdc.data.clips.is_same`.
+        original_digest: of the clip that a fake was laid over; empty where it was cut alone. None for reals, and in
+            records of older versions.
+    """
+
+    video: str
+    status: str = "ok"
+    reason: str = ""
+    rows: tuple[tuple[object, ...], ...] = ()
+    label: str | None = None
+    original: str | None = None
+    path: str = ""
+    digest: str = ""
+    original_digest: str | None = None
+
+    def is_of(self, clip: LabelledClip) -> bool:
+        """Whether this file was cut, and as what the metadata say that it is.
+
+        Raises:
+            DataError: as `dfdc.data.clips.is_same`.
+        """
+        told = self.label is None or (self.label, self.original) == (clip.label, clip.original)
+        return is_same(clip.path, self.path, self.digest) and told
+
+
+def prepare_folder(out: Path, settings: CutSettings, *, overwrite: bool = False) -> None:
+    """Make an output folder ready, and see that what lies there was cut alike.
+
+    Raises:
+        DataError: it holds crops that were cut with other settings.
+        OSError: it cannot be written.
+    """
+    if overwrite:
+        for name in (IMAGES, DRAFTS):
+            shutil.rmtree(out / name, ignore_errors=True)
+        (out / "settings.json").unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    path, text = out / "settings.json", json.dumps(asdict(settings), indent=1) + "\n"
+    if not path.exists():
+        write_text(path, text)
+    elif path.read_text(encoding="utf-8") != text:
+        raise DataError(f"{path}: cut with other settings; use the same, delete the folder, or name another")
+
+
+def read_records(out: Path) -> Iterator[Report]:
+    """The reports of the clips that are done, by name."""
+    for path in sorted(out.glob(f"{IMAGES}/*/{RECORD}")):
+        yield _read_record(path)
+
+
+def find_done(out: Path, clips: Mapping[str, LabelledClip]) -> dict[str, Report]:
+    """The reports of those clips that are done and need not be cut again, by name.
+
+    One whose file or metadata changed is to be cut again, and so is a fake whose original changed, or was absent then
+    and is there now.
+
+    Args:
+        out: folder of the crops.
+        clips: by name.
+
+    Raises:
+        DataError: another clip of one's name was cut into this folder, and is still there.
+    """
+    reports = {name: report for name in clips if (report := find_record(out, name))}
+    valid = {name: report for name, report in reports.items() if report.is_of(clips[name])}
+
+    def lies_right(report: Report) -> bool:
+        """Whether a fake was cut where its original is, as far as that can be told, or has to stand alone."""
+        lead = clips.get(clips[report.video].original)
+        if lead is None or report.original_digest is None or (lead.name in valid and valid[lead.name].status != "ok"):
+            return True
+        return digest_clip(lead.path) in ("", report.original_digest)
+
+    return {name: report for name, report in valid.items() if lies_right(report)}
+
+
+def find_record(out: Path, video: str) -> Report | None:
+    """The report of one clip; None where it is not done."""
+    path = out / IMAGES / video / RECORD
+    return _read_record(path) if path.exists() else None
+
+
+def _read_record(path: Path) -> Report:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return Report(**{**record, "rows": tuple(tuple(row) for row in record["rows"])})
+
+
+def write_image(path: Path, pixels: np.ndarray, jpeg_quality: int | None) -> None:
+    """Write a picture (H, W, 3) uint8 RGB as JPEG of a quality, or as PNG for None.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = [] if jpeg_quality is None else [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
+    if not cv2.imwrite(str(path), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options):
+        raise OSError(f"{path}: cannot be written; is the disk full?")
+
+
+def store(draft: Path, report: Report, images: dict[str, np.ndarray], settings: CutSettings) -> None:
+    """Complete a clip's draft and move it to its place."""
+    draft.mkdir(parents=True, exist_ok=True)
+    for name, pixels in images.items():
+        write_image(draft / name, pixels, settings.jpeg_quality)
+    (draft / RECORD).write_text(json.dumps(asdict(report)), encoding="utf-8")
+    folder = draft.parent.parent / IMAGES / report.video
+    folder.parent.mkdir(exist_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    draft.rename(folder)
