@@ -252,7 +252,7 @@ def test_other_clip_of_a_name_is_refused_while_the_first_is_there(material: Path
     metadata = {"fake.mp4": {**FAKE, "manipulation": "second"}, "real.mp4": REAL}
     (second / "metadata.json").write_text(json.dumps(metadata))
     with pytest.raises(
-        DataError, match=r"second/fake[.]mp4: shares its name with .*first/fake[.]mp4, .*: name another"
+        DataError, match=r"second/fake[.]mp4: shares its name with .*first/fake[.]mp4, .*: choose another"
     ):
         cut(second, tmp_path / "out")
     assert read_rows(tmp_path / "out" / "crops.csv") == rows

@@ -209,7 +209,7 @@ def test_clips_are_decoded_where_nets_run_if_that_can(
         monkeypatch.setattr(analyze, part, lambda *_, **__: SimpleNamespace(n_pairs=0, nets=[]))
     monkeypatch.setattr(analyze, "has_gpu_decoder", lambda: decodes)
     monkeypatch.setattr(analyze, "current_gpu", lambda: 1)
-    monkeypatch.setattr(analyze, "read_frames", refuse_to_read)
+    monkeypatch.setattr(analyze, "read_clip", refuse_to_read)
     monkeypatch.setattr("dfdc.runtime.choose_device", lambda wanted, place: device)
     monkeypatch.setattr("dfdc.runtime.describe_runtime", lambda device: "a net")
     monkeypatch.setattr("cv2.setNumThreads", lambda _: None)  # which later tests would keep
