@@ -83,7 +83,7 @@ class Analyzer:
         self.gpu = current_gpu() if device == "cuda" and has_gpu_decoder() else None
         self.digests = [file.digest for file in select("face", files)]
         self.detector = FaceDetector(device, threads=threads)
-        self._heat_source, self._threads = select("face", files)[0], threads
+        self._files, self._threads = select("face", files), threads
         self.ensemble = Ensemble(select("face", files), device, threads=threads)
         self.motion = Motion(select("motion", files), device, threads=threads)
         self.listener = VoiceModels(select("sound", files), device, threads=threads)
@@ -207,7 +207,7 @@ class Analyzer:
     @cached_property
     def _heat_map(self) -> Net | None:
         """The first model's class activation maps; opened at the first use, because few runs need them."""
-        return open_heat_map(self._heat_source, threads=self._threads)
+        return open_heat_map(self._files[0], threads=self._threads)
 
     def _add_heat(self, analysis: Analysis, sighting: Sighting) -> Analysis:
         """Add a heat map for each thumbnail to the analysis."""
@@ -217,7 +217,7 @@ class Analyzer:
         for track in analysis.tracks:
             rows = np.flatnonzero(np.isin(track.frames, list(track.thumbnails)))
             faces = [(sighting.frames[track.frames[i]].pixels, track.boxes[i], float(track.angles[i])) for i in rows]
-            (maps,) = self._heat_map(cut_crops(faces, self._heat_source.spec.crop))
+            (maps,) = self._heat_map(cut_crops(faces, self._files[0].spec.crop))
             heat = {int(track.frames[i]): each for i, each in zip(rows, maps, strict=True)}
             tracks.append(replace(track, heat=heat))
         return replace(analysis, tracks=tuple(tracks))

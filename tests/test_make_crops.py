@@ -296,8 +296,8 @@ def test_clip_that_cannot_be_read_for_a_moment_keeps_its_crops(
 ) -> None:
     clips = lay_out(tmp_path / "clips", material, {"fake.mp4": FAKE, "real.mp4": REAL})
     assert cut(clips, tmp_path / "out") == pair[1]
-    for module in ("clips", "crops"):
-        monkeypatch.setattr(f"dfdc.training.{module}.digest_clip", lambda path: "")
+    for module in ("clips", "crop_folder", "crops"):
+        monkeypatch.setattr(f"dfdc.data.{module}.digest_clip", lambda path: "")
     monkeypatch.setattr("tools.make_crops.cut_families", lambda families, *_, **__: iter(families and [1 / 0]))
     assert cut(clips, tmp_path / "out") == pair[1]
 

@@ -99,7 +99,7 @@ def thin_rows(rows: pd.DataFrame, per_class: int, *, seed: int = 0) -> pd.DataFr
     """At most so many rows of each family and class, as many of each group as can be; the same ones every time.
 
     Args:
-        rows: from `dfdc.training.dataset.read_split`.
+        rows: from `dfdc.data.dataset.read_split`.
         per_class: reals, and fakes, of a family.
         seed: of the choice.
     """
