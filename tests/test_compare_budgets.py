@@ -29,7 +29,18 @@ def test_more_frames_are_scored_and_told_with_their_cost(tmp_path: Path, capsys:
     assert n_all > 1
     assert (one["n_nets"], four["n_nets"], all_four["n_nets"]) == (1, 1, n_all)
     assert one["core_seconds"] > 0 and four["core_seconds"] > 0
-    command = [sys.executable, ROOT / "kernel.py", SAMPLES, "--frames", "4", "--device", "cpu", "--out"]
+    command = [
+        sys.executable,
+        ROOT / "kernel.py",
+        SAMPLES,
+        "--frames",
+        "4",
+        "--models",
+        "first",
+        "--device",
+        "cpu",
+        "--out",
+    ]
     subprocess.run([*command, tmp_path / "four.csv"], check=True, capture_output=True)
     with open(tmp_path / "four.csv", newline="") as file:
         labels = {row["filename"]: float(row["label"]) for row in csv.DictReader(file)}

@@ -54,6 +54,8 @@ CHANGES: dict[str, dict[str, object]] = {
     "no shift, scale and turn": {"chances": {"shift_scale_rotate": 0.0}},
     "no colour": {"chances": {"colour": 0.0, "to_grey": 0.0}},
     "no lost detail": {"chances": {"rescale": 0.0}},
+    "no blur": {"chances": {"blur": 0.0}},
+    "no sharpening": {"chances": {"sharpen": 0.0}},
     "no noise": {"chances": {"noise": 0.0}},
     "no JPEG": {"chances": {"jpeg": 0.0}},
     "a pair augmented apart": {"alike": False},
