@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 # Share of a clip's duration that must be examined; below it, the clip's status is "partial".
 MIN_SHARE = 0.5
+# Heads that are rolled by more than this are said to have been turned upright; lesser rolls are ordinary.
+NOTED_DEGREES = 20.0
 
 
 @dataclass(frozen=True)
@@ -305,7 +307,7 @@ def _take_notes(sighting: Sighting) -> tuple[str, ...]:
         notes.append(f"{n_pictures} face{'s' * (n_pictures > 1)} in a picture within the picture did not count")
     if n_left_out:
         notes.append(f"{n_left_out} of {n_left_out + len(sighting.tracks)} persons were left out")
-    if any(np.abs(track.angles).max() > 0 for track in sighting.tracks):
+    if any(np.abs(track.angles).max() > NOTED_DEGREES for track in sighting.tracks):
         notes.append("rolled heads were turned upright")
     if reading.tone_mapped:
         notes.append("HDR was tone-mapped to SDR")
