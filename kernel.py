@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None, *, started_s: float | None = None) -> in
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_score_arguments(parser)
     try:
-        return score(parser.parse_args(argv), program="kernel", started_s=started_s)
+        return score(parser.parse_args(argv), program="kernel", started_s=started_s, kaggle_input=KAGGLE_INPUT)
     except ModuleNotFoundError as error:
         sys.exit(f"kernel: {error}; run .venv/bin/python, which make submission sets up, or install requirements.txt")
 

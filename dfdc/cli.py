@@ -150,23 +150,26 @@ def ending_once() -> Iterator[None]:
 
 
 @ending_once()
-def score(args: argparse.Namespace, *, program: str, started_s: float | None = None) -> int:
+def score(
+    args: argparse.Namespace, *, program: str, started_s: float | None = None, kaggle_input: Path = KAGGLE_INPUT
+) -> int:
     """Score clips and write the submission.
 
     Args:
         args: as `add_score_arguments` declares them.
         program: name that begins each line of the log.
         started_s: on the monotonic clock, when the time limit began to count; None for now.
+        kaggle_input: the folder of Kaggle's inputs, searched where no clip or no weights are named.
 
     Returns:
         The exit code: 0 if a clip was scored or found to hold no face, 1 if none was, 130 after Ctrl-C.
     """
     deadline = Deadline((time.monotonic() if started_s is None else started_s) + args.time_limit)
     with ending_in_time(deadline):
-        return _score(args, deadline, program=program)
+        return _score(args, deadline, program=program, kaggle_input=kaggle_input)
 
 
-def _score(args: argparse.Namespace, deadline: Deadline, *, program: str) -> int:
+def _score(args: argparse.Namespace, deadline: Deadline, *, program: str, kaggle_input: Path) -> int:
     open_streams()  # before any file is opened
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a notebook's streams accept all characters
@@ -188,8 +191,8 @@ def _score(args: argparse.Namespace, deadline: Deadline, *, program: str) -> int
                 "--sample-submission: lists the rows that are wanted, but no PATH says where their clips lie; name one"
             )
         analyses = args.analyses or (args.out.with_suffix(".analyses") if args.report else None)
-        job = collect(args.paths, args.sample_submission) if args.paths else find_competition(KAGGLE_INPUT)
-        weights = args.weights or find_weights_folder(shipped_weights(), KAGGLE_INPUT)
+        job = collect(args.paths, args.sample_submission) if args.paths else find_competition(kaggle_input)
+        weights = args.weights or find_weights_folder(shipped_weights(), kaggle_input)
         settings = WorkerSettings(
             weights=tuple(find_weights(weights, extras=args.extras)),
             device=args.device,

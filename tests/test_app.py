@@ -121,7 +121,7 @@ class TestInABrowser:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
         address = re.search(r"http://\S+", process.stdout.readline())[0]
         yield process, address
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(timeout=30)
 
     @pytest.fixture

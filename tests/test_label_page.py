@@ -99,7 +99,7 @@ def labels(table: Path) -> list[tuple[int, int, str]]:
 
 def wait_for(browser: webdriver.Chrome, condition: str) -> None:
     """Until a condition in JavaScript holds and nothing is under way."""
-    script = f"return !busy && Boolean({condition})"
+    script = f"return typeof busy !== 'undefined' && !busy && Boolean({condition})"
     WebDriverWait(browser, PATIENCE_S, 0.05).until(lambda _: browser.execute_script(script))
 
 

@@ -150,7 +150,7 @@ def test_noisy_or_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("weights", "bias", "said"),
-    [((1.0,), 0.0, "allowed are 5"), ((1, 1, 1, 1, -0.1), 0.0, "0 or more"), (Pooling().weights, np.nan, "bias nan")],
+    [((1.0,), 0.0, "allowed are 5"), ((1, 1, 1, 1, -0.1), 0.0, "from 0 up"), (Pooling().weights, np.nan, "bias nan")],
 )
 def test_parameters_that_break_the_promise_are_refused(weights: tuple, bias: float, said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -334,6 +334,7 @@ def test_comparison_writes_table_json_and_picture(
     planted: Scores, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out, picture = tmp_path / "new/pooling.json", tmp_path / "new/pooling.png"
+    out.parent.mkdir()
     rules = compare_pooling(planted, json_path=out, picture=picture, samples=50)
     said = capsys.readouterr().out
     assert format_table(rules) in said and "clearly better than the kernel's mean: " in said

@@ -48,7 +48,7 @@ def test_twins_below_are_the_pairs_made_to_flicker(
     command = [str(ROOT / "samples/real.mp4"), "--weights", str(weights), "--pairs", "3", "--flicker"]
     assert show_motion.main([*command, "--out", str(tmp_path / "out.png")]) == 0
     plain, made = drawn
-    assert (plain.name, made.name) == ("real.mp4", "real.mp4, made to flicker")
+    assert (plain.name, made.name) == ("real.mp4", "real.mp4, with simulated flicker")
     changes = [(row.pairs[:, 3:].float() - row.pairs[:, :3]).abs().mean() for row in drawn]
     assert changes[1] > changes[0] + 0.5
     # Outside the face the frames are the same ones.
@@ -69,7 +69,7 @@ def test_mistakes_are_told_in_one_line(
         (tmp_path / "file").write_text("")
         arguments[0], arguments[4] = str(ROOT / "samples/real.mp4"), str(tmp_path / "file" / "out.png")
     assert main(arguments) == 1 and not out.exists()
-    said = {"no face": "shows no face", "no clip": "absent.mp4", "no weights": "hold", "no folder": "File exists"}
+    said = {"no face": "shows no face", "no clip": "absent.mp4", "no weights": "hold", "no folder": "cannot be written"}
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("show_motion: ") and said[case] in line
 

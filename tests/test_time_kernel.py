@@ -272,5 +272,5 @@ def test_real_kernel_is_timed_and_judged(tmp_path: Path, capsys: pytest.CaptureF
     assert min(value for key, value in figures.items() if key != "fits") >= 0
     assert figures["peak_rss_mb"] > 50
     assert "2 no_face failed" in table
-    assert main([str(tmp_path), *flags, "--memory-gb", "0.2"]) == 1
-    assert "the kernel does not fit in 0.2 GB of memory" in capsys.readouterr().err
+    assert main([str(tmp_path), *flags, "--memory-gb", "0.02"]) == 1
+    assert "the kernel does not fit in 0.02 GB of memory" in capsys.readouterr().err
