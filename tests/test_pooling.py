@@ -337,7 +337,7 @@ def test_comparison_writes_table_json_and_picture(
     out.parent.mkdir()
     rules = compare_pooling(planted, json_path=out, picture=picture, samples=50)
     said = capsys.readouterr().out
-    assert format_table(rules) in said and "clearly better than the kernel's mean: " in said
+    assert format_table(rules) in said and "kernel's mean" in said
     written = json.loads(out.read_text())
     assert written["rules"] == rules and written["n_sources"] == 10
     assert written["learned"]["edges"] == list(EDGES)
