@@ -186,8 +186,8 @@ def check_out(out: Path, inputs: Iterable[Path] = ()) -> None:
     refuse_inputs(out, inputs)
 
 
-def make_folder(path: Path) -> None:
-    """Create a folder for output if it does not exist.
+def make_folder(path: Path) -> Path:
+    """Create a folder for outputs, before any work, if it does not exist, and return it.
 
     Raises:
         InputError: the folder cannot be created or written.
@@ -197,7 +197,8 @@ def make_folder(path: Path) -> None:
         if not os.access(path, os.W_OK):
             raise PermissionError(13, "no permission to write")
     except OSError as error:
-        raise InputError(f"{path}: cannot be used as output folder ({error.strerror}); name another") from error
+        raise InputError(f"{path}: cannot be made a folder ({error.strerror}); name another one") from error
+    return path
 
 
 def refuse_inputs(out: Path, inputs: Iterable[Path]) -> None:

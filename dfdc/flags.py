@@ -117,19 +117,6 @@ def check_outputs(outputs: Iterable[Path | None], *, inputs: Iterable[Path] = ()
                 raise InputError(str(error)) from error
 
 
-def make_folder(folder: Path) -> Path:
-    """Create a folder for outputs, before any work, if it does not exist.
-
-    Raises:
-        InputError: the folder cannot be created, or is a file.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made a folder ({error.strerror}); name another one") from error
-    return folder
-
-
 def tool(main: Callable[..., int | None]) -> Callable[..., int]:
     """Decorate a tool's `main` so that a user's mistake prints `tool: message` to stderr and returns exit status 1.
 

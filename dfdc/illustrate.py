@@ -26,21 +26,21 @@ def illustrate(analysis: Analysis, frames: Sequence[Frame]) -> Analysis:
     """
     tracks = []
     for track in analysis.tracks:
-        chosen = _spread(len(track), MAX_THUMBNAILS)
+        chosen = spread(len(track), MAX_THUMBNAILS)
         pictures = {
             int(index): _encode(crop_face(frames[index].pixels, box, THUMBNAIL, angle=float(angle)))
             for index, box, angle in zip(track.frames[chosen], track.boxes[chosen], track.angles[chosen], strict=True)
         }
         tracks.append(replace(track, thumbnails=pictures))
     scenes = {}
-    for index in _spread(len(frames), MAX_SCENES):
+    for index in spread(len(frames), MAX_SCENES):
         pixels = frames[index].pixels
         scale = min(SCENE_SIDE / max(pixels.shape[:2]), 1.0)
         scenes[int(index)] = _encode(cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
     return replace(analysis, tracks=tuple(tracks), scenes=scenes)
 
 
-def _spread(n: int, most: int) -> np.ndarray:
+def spread(n: int, most: int) -> np.ndarray:
     """At most `most` of the indices 0 to n - 1, evenly spread."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from dfdc.errors import DataError, InputError
+from dfdc.files import make_folder
 from dfdc.flags import (
     above_zero,
     check_outputs,
     crop_side,
     even,
     input_side,
-    make_folder,
     natural,
     png,
     positive,

@@ -24,7 +24,8 @@ from dfdc.data.label_server import Desk, make_app
 from dfdc.data.labels import LabelFile
 from dfdc.data.sheets import ClipFakes, Scorer, TableFakes
 from dfdc.errors import DataError
-from dfdc.flags import check_outputs, crop_side, make_folder, make_parser, natural, positive, run_tool, tool
+from dfdc.files import make_folder
+from dfdc.flags import check_outputs, crop_side, make_parser, natural, positive, run_tool, tool
 from dfdc.run.limits import limit_tool
 from dfdc.weights import find_weights
 

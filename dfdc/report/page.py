@@ -17,6 +17,7 @@ from dfdc.analysis import THUMBNAIL, Analysis, FaceTrack
 from dfdc.crop import CropGeometry
 from dfdc.errors import InputError
 from dfdc.files import drafted
+from dfdc.illustrate import spread
 from dfdc.version import __version__
 
 # Bytes for the pictures of all clips together (as base64): a page of 4,000 clips stays under 50 MB.
@@ -109,7 +110,7 @@ def _fit(analysis: Analysis, share: int) -> tuple[Analysis, bool]:
     middle = sorted(scenes)[len(scenes) // 2 : len(scenes) // 2 + 1]
     scenes = {frame: scenes[frame] for frame in middle}
     for most in (6, 3, 1):
-        tracks = [replace(t, thumbnails=_spread(t.thumbnails, most)) for t in tracks]
+        tracks = [replace(t, thumbnails=_keep(t.thumbnails, most)) for t in tracks]
         if _n_bytes(tracks, scenes) <= share:
             return replace(analysis, tracks=tuple(tracks), scenes=scenes), False
     if _n_bytes(tracks, {}) > share:
@@ -122,10 +123,9 @@ def _n_bytes(tracks: list[FaceTrack], scenes: dict[int, bytes]) -> int:
     return sum(map(len, pictures)) * 4 // 3
 
 
-def _spread(pictures: dict[int, bytes], most: int) -> dict[int, bytes]:
+def _keep(pictures: dict[int, bytes], most: int) -> dict[int, bytes]:
     frames = sorted(pictures)
-    kept = np.unique(np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int))
-    return {frames[i]: pictures[frames[i]] for i in kept}
+    return {frames[i]: pictures[frames[i]] for i in spread(len(frames), most)}
 
 
 def _reduce(picture: bytes) -> bytes:

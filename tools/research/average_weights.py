@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dfdc.data.dataset import find_families, load_rows, read_split
 from dfdc.errors import WeightsError
-from dfdc.flags import make_folder, make_parser, positive, run_tool, tool
+from dfdc.files import make_folder
+from dfdc.flags import make_parser, positive, run_tool, tool
 from dfdc.networks import FrameModel, load_model
 from dfdc.training.loop import evaluate
 from dfdc.training.runlog import save_trained

@@ -219,7 +219,9 @@ def compare_pooling(
 
     Raises:
         DataError: the clips cannot be compared.
+        InputError: an output cannot be written.
     """
+    check_outputs([json_path, picture])
     clips = scores.clips if fake_share == 1 else splice_fakes(scores.clips, fake_share)
     rules = compare_rules(
         clips,

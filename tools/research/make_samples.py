@@ -21,7 +21,8 @@ from skimage.data import astronaut
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dfdc.flags import make_folder, make_parser, run_tool, tool
+from dfdc.files import make_folder
+from dfdc.flags import make_parser, run_tool, tool
 
 SIDE = 384
 FRAMES = 75

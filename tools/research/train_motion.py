@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from dfdc.analyze import Analyzer, score_tracks
 from dfdc.data.clips import LabelledClip, read_present
 from dfdc.errors import VideoError
-from dfdc.files import write_json
-from dfdc.flags import input_side, make_folder, make_parser, natural, positive, run_tool, several, tool
+from dfdc.files import make_folder, write_json
+from dfdc.flags import input_side, make_parser, natural, positive, run_tool, several, tool
 from dfdc.networks import FrameModel, load_initial, save_model
 from dfdc.research.fusion import SeenClip, calibrate, choose_weight, measure_motion
 from dfdc.research.motion import N_PAIRS, cut_track

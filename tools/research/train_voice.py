@@ -17,7 +17,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dfdc.flags import above_zero, make_folder, make_parser, natural, positive, run_tool, tool
+from dfdc.files import make_folder
+from dfdc.flags import above_zero, make_parser, natural, positive, run_tool, tool
 from dfdc.research.recordings import load_recordings
 from dfdc.research.vocoders import VOCODERS
 from dfdc.research.voice_training import VoiceSettings, make_batch, make_trials, train_voice
