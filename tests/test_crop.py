@@ -116,3 +116,15 @@ def test_square_of_a_rolled_face_moves_towards_its_chin() -> None:
 def test_angle_that_is_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match="finite"):
         crop_face(gradient(), np.array([0, 0, 5, 5]), GEOMETRY, angle=float("nan"))
+
+
+def test_every_pixel_counts_where_a_crop_is_reduced() -> None:
+    """Stripes finer than the crop's pixels become grey; sampling them would leave stripes or moire."""
+    stripes = np.zeros((896, 896, 3), np.uint8)
+    stripes[:, ::2] = 200
+    crop = crop_face(stripes, np.array([0.0, 0.0, 896.0, 896.0]), CropGeometry(side_ratio=1.0, shift_ratio=0.0))
+    assert np.all(crop == 100)
+    sampled = np.zeros((672, 672, 3), np.uint8)
+    sampled[:, ::3] = 150  # one column in three: the mean is 50, a sample is 0 or 150
+    crop = crop_face(sampled, np.array([0.0, 0.0, 672.0, 672.0]), CropGeometry(side_ratio=1.0, shift_ratio=0.0))
+    assert np.all(crop == 50)

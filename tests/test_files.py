@@ -131,3 +131,14 @@ def test_identity_is_the_files_and_not_the_names(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("SAME")
     os.utime(tmp_path / "a", ns=(times.st_atime_ns, times.st_mtime_ns))
     assert identify(tmp_path / "a") != before
+
+
+def test_a_link_planted_under_the_drafts_name_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even for somebody who guesses the random name."""
+    monkeypatch.setattr("dfdc.files.secrets.token_hex", lambda _: "guessed")
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / ".out.guessed.tmp.csv").symlink_to(victim)
+    with pytest.raises(OSError), drafted(tmp_path / "out.csv") as draft:
+        draft.write_text("overwritten")
+    assert victim.read_text() == "precious" and not (tmp_path / "out.csv").exists()
