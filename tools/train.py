@@ -23,6 +23,7 @@ from dfdc.data.labels import describe_counts, read_labels, weigh_crops
 from dfdc.errors import DataError, DfdcError
 from dfdc.evaluation.metrics import tells_nothing
 from dfdc.flags import COMPILE_HELP, natural, positive, run_tool
+from dfdc.training.distillation import Teacher
 from dfdc.training.distributed import Rank, join_ranks
 from dfdc.training.init import revive_if_folded, start_model
 from dfdc.training.loop import TrainSettings, train
@@ -41,6 +42,7 @@ def train_weights(
     init: Path | None = None,
     imagenet: bool = False,
     settings: TrainSettings | None = None,
+    teacher: Teacher | None = None,
     rank: Rank | None = None,
     limit: int | None = None,
     val_limit: int | None = None,
@@ -61,6 +63,7 @@ def train_weights(
         init: safetensors file to start from; None starts from scratch.
         imagenet: start from ImageNet weights, fetched over the network.
         settings: of the loop; None for the defaults.
+        teacher: whose probabilities are part of the targets; None for labels alone.
         rank: which of several processes this is, and its device; None for one alone on the CPU.
         limit: use only so many crops of each table and split.
         val_limit: validate on at most so many reals, and fakes, of each family; None for all.
@@ -81,9 +84,9 @@ def train_weights(
     model, start = start_model(ModelSpec(architecture, input_size), init=init, imagenet=imagenet, progress=progress)
     rows = read_split(*crops, split="train", limit=limit)
     families = set(find_families(rows))
-    if unknown := set(leave_out) - families:
-        there = ", ".join(sorted(families))
-        raise DataError(f"--leave-out {sorted(unknown)[0]}: no such family; there are {there}")
+    for flag, named in (("--leave-out", leave_out), ("--taught", teacher.families if teacher else ())):
+        if unknown := sorted(set(named) - families):
+            raise DataError(f"{flag} {unknown[0]}: no such family; there are {', '.join(sorted(families))}")
     rows = rows[~find_families(rows).isin(leave_out)].reset_index(drop=True)
     weights = None
     if frame_labels is not None:
@@ -100,7 +103,16 @@ def train_weights(
     if init is not None and (n_crops := revive_if_folded(model, training.images)) and progress:
         print(f"batch norms revived on {n_crops} crops")
     trained = train(
-        model, training, validation, run, settings, start=start, rank=rank, finish=finish, progress=progress
+        model,
+        training,
+        validation,
+        run,
+        settings,
+        start=start,
+        teacher=teacher,
+        rank=rank,
+        finish=finish,
+        progress=progress,
     )
     if trained is None:
         return None
@@ -178,6 +190,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--fixed-norms", action="store_true", help=norms_help)
     match_help = "give a fake without an original, and the real beside it, one colour and one sharpness"
     add("--match-strangers", action="store_true", help=match_help)
+    teacher_help = "learn these models' probabilities, too, as calibrated and weighted in their files"
+    add("--teacher", nargs="+", type=Path, default=[], metavar="WEIGHTS", help=teacher_help)
+    taught_help = "family that the teachers answer for; can be given again (default: all)"
+    add("--taught", action="append", default=[], metavar="FAMILY", help=taught_help)
+    distillation_help = "share of the teachers' probability in a target, 0 to 1 (default: %(default)s)"
+    add("--distillation", type=float, default=defaults.distillation, metavar="SHARE", help=distillation_help)
     add("--compile", action="store_true", help=COMPILE_HELP)
     add("--seed", type=natural, default=defaults.seed, help="of everything random (default: %(default)s)")
     add("--frame-labels", type=Path, metavar="FILE", help="labels of frames: not visible is left out")
@@ -187,6 +205,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.labelled_only and args.frame_labels is None:
         parser.error("--labelled-only: says what to do with --frame-labels; name its file")
+    if args.taught and not args.teacher:
+        parser.error("--taught: says what --teacher answers for; name its weights")
     try:
         settings = TrainSettings(
             epochs=args.epochs,
@@ -201,9 +221,11 @@ def main(argv: list[str] | None = None) -> int:
             epoch_pairs=args.epoch_pairs,
             fixed_norms=args.fixed_norms,
             match_strangers=args.match_strangers,
+            distillation=args.distillation,
             seed=args.seed,
         )
         with join_ranks(args.device) as rank:
+            teacher = Teacher(args.teacher, families=args.taught, device=rank.device) if args.teacher else None
             train_weights(
                 args.crops,
                 args.run,
@@ -213,6 +235,7 @@ def main(argv: list[str] | None = None) -> int:
                 init=args.init,
                 imagenet=args.imagenet,
                 settings=settings,
+                teacher=teacher,
                 rank=rank,
                 limit=args.limit,
                 val_limit=args.val_limit,

@@ -23,6 +23,7 @@ from dfdc.networks import FrameModel, TwoViewModel, resize_crops
 from dfdc.training.augment import RECIPE, augment, augment_pairs, match_pairs, mix_pairs, pick, reduce_to
 from dfdc.training.blend import self_blend
 from dfdc.training.checkpoint import describe_origin
+from dfdc.training.distillation import Teacher
 from dfdc.training.distributed import Rank
 from dfdc.training.folding import FoldedModel
 from dfdc.training.sampling import draw_pairs
@@ -54,6 +55,7 @@ class TrainSettings:
             `dfdc.training.folding`. For starts that are trained already.
         match_strangers: whether a fake without an original and the real beside it get one colour and one sharpness.
         group: crops that go through the net at once where norms are fixed.
+        distillation: share of a teacher's probability in the target of a crop that the teacher answers for.
         seed: of everything.
     """
 
@@ -72,6 +74,7 @@ class TrainSettings:
     fixed_norms: bool = False
     match_strangers: bool = False
     group: int = 4
+    distillation: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -81,7 +84,7 @@ class TrainSettings:
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; allowed are 0, which averages nothing, to below 1")
-        for name in ("label_smoothing", "mixup", "self_blend"):
+        for name in ("label_smoothing", "mixup", "self_blend", "distillation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed are probabilities, 0 to 1")
         for name, share in self.shares.items():
@@ -133,6 +136,7 @@ def train(
     settings: TrainSettings,
     *,
     start: str | None = None,
+    teacher: Teacher | None = None,
     rank: Rank | None = None,
     finish: bool = False,
     progress: bool = True,
@@ -148,6 +152,7 @@ def train(
         folder: see `run_epochs`.
         settings: how.
         start: which weights the model has; see `describe_origin`.
+        teacher: whose probabilities are part of the targets, on the rank's device; None for labels alone.
         rank: which of the processes that train together this is, and its device; None for one alone on the CPU.
         finish: see `run_epochs`.
         progress: draw progress bars.
@@ -203,7 +208,7 @@ def train(
         bar = tqdm(batches, desc=f"epoch {epoch + 1}/{settings.epochs}", disable=not (progress and rank.first))
         for batch in bar:
             own = rank.share(batch)
-            pixels, targets = make_batch(images, training, own, model, settings, chances)
+            pixels, targets = make_batch(images, training, own, model, settings, chances, teacher)
             # A pair counts as its fake does, so that reals and fakes keep the same weight.
             weights = None
             if training.weights is not None:
@@ -224,6 +229,7 @@ def train(
             **asdict(settings),
             "chances": {step.__name__: chance for step, chance in RECIPE} | dict(settings.chances),
             **describe_origin(training, validation, model.spec, start),
+            "teacher": None if teacher is None else [list(teacher.digests), list(teacher.families)],
         },
         settings.epochs,
         train_epoch=train_epoch,
@@ -284,8 +290,13 @@ def make_batch(
     model: FrameModel,
     settings: TrainSettings,
     generator: torch.Generator,
+    teacher: Teacher | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Resized, mixed and augmented pixels (2 P, 3, S, S), and smoothed targets (2 P,), reals first."""
+    """Resized, mixed and augmented pixels (2 P, 3, S, S), and smoothed targets (2 P,), reals first.
+
+    A teacher's probability is part of the target where it knows the crop's family; self-blended fakes, which it may
+    not know, and the reals that they are made of keep their labels.
+    """
     device = model.mean.device
     both = images[batch.T.flatten().to(images.device, non_blocking=True)].to(device, torch.float32)
     reals, fakes = resize_crops(both, model.spec.input_size).chunk(2)
@@ -313,4 +324,12 @@ def make_batch(
         pixels = augment(torch.cat([reals, fakes]), generator, chances=settings.chances)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     targets = torch.cat([torch.zeros_like(share), share])
-    return pixels, targets * (1 - settings.label_smoothing) + settings.label_smoothing / 2
+    targets = targets * (1 - settings.label_smoothing) + settings.label_smoothing / 2
+    if teacher is not None:
+        known = teacher.knows(None if crops.families is None else crops.families[batch.T.flatten()], len(targets))
+        known[torch.cat([blended, blended + len(batch)]).cpu()] = False
+        taught = torch.nonzero(known).flatten().to(device)
+        if len(taught):
+            told = teacher.answer(pixels[taught])
+            targets[taught] = torch.lerp(targets[taught], told, settings.distillation)
+    return pixels, targets
