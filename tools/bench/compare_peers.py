@@ -1,0 +1,119 @@
+"""Measure, in one run on the same clips and cores, what reading alone, this kernel and a published recipe cost.
+
+python tools/bench/compare_peers.py clips --repeat 24
+
+It prints a table in Markdown: seconds and core-seconds of a clip (the kernel's mean over the run, in which two workers
+score at once; the other recipe's median over the clips, which it scores one after another on both cores), times reading
+alone, memory and start-up. The other recipe is tools/bench/peer_mtcnn_b4.py. Measure on an idle machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from dfdc.errors import InputError
+from dfdc.flags import make_parser, positive, run_tool, tool
+from dfdc.run.inputs import collect
+from tools.bench.time_kernel import KERNEL, time_kernel
+
+PEER = Path(__file__).with_name("peer_mtcnn_b4.py")
+# Settings of the kernel, from the fastest to the best.
+SETTINGS = {
+    "this kernel, 16 frames, first model": ["--frames=16", "--models=first"],
+    "this kernel, default": [],
+    "this kernel, 64 frames, all models": ["--frames=64", "--models=all"],
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one way of scoring costs.
+
+    Attributes:
+        name: of the way.
+        seconds: wall time of a clip.
+        core_seconds: CPU time of a clip.
+        reading_s: wall time of a clip for reading alone, in the same minutes; None where it was not measured.
+        peak_mb: resident memory (10^6 bytes) of all processes together.
+        startup_s: before the first clip.
+    """
+
+    name: str
+    seconds: float
+    core_seconds: float
+    reading_s: float | None
+    peak_mb: float
+    startup_s: float
+
+
+def measure_kernel(name: str, clips: list[Path], flags: Sequence[str], *, n_clips: int, cores: int) -> Cost:
+    """The cost of the kernel with some flags, on the CPU."""
+    command = [sys.executable, KERNEL, "--fresh", "--device=cpu", *flags]
+    timing = time_kernel(clips, command, n_clips=n_clips, cores=cores)
+    return Cost(
+        name, timing.seconds_per_clip, sum(timing.core_seconds), timing.floor_s, timing.peak_mb, timing.startup_s
+    )
+
+
+def measure_peer(name: str, clips: list[Path], *, n_frames: int, cores: int) -> Cost:
+    """The cost of the published recipe: the median over the clips, each of which is scored once.
+
+    Raises:
+        InputError: it failed.
+    """
+    allowed = sorted(os.sched_getaffinity(0))[:cores]
+    command = [sys.executable, str(PEER), "--frames", str(n_frames), "--threads", str(cores), *map(str, clips)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=False, preexec_fn=lambda: os.sched_setaffinity(0, allowed)
+    )
+    if done.returncode != 0:
+        raise InputError(f"{PEER.name} ended with code {done.returncode}; its messages are above")
+    found = json.loads(done.stdout.splitlines()[-1])
+    seconds, core_seconds = (float(np.median(found[key])) for key in ("seconds", "core_seconds"))
+    return Cost(name, seconds, core_seconds, None, found["peak_mb"], found["startup_s"])
+
+
+def format_table(costs: Sequence[Cost]) -> str:
+    """A table in Markdown; ratios are to the reading measured beside a row, else to the mean of all readings."""
+    mean_s = float(np.mean([cost.reading_s for cost in costs if cost.reading_s is not None]))
+    lines = ["| | s a clip | times reading | core-seconds | memory | start-up |", "|---|---|---|---|---|---|"]
+    lines.append(f"| reading alone | {mean_s:.2f} | 1 | | | |")
+    for cost in costs:
+        ratio = cost.seconds / (mean_s if cost.reading_s is None else cost.reading_s)
+        cells = (cost.name, f"{cost.seconds:.2f}", f"{ratio:.2f}", f"{cost.core_seconds:.2f}")
+        lines.append(f"| {' | '.join(cells)} | {cost.peak_mb / 1000:.1f} GB | {cost.startup_s:.1f} s |")
+    return "\n".join(lines)
+
+
+@tool
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("paths", nargs="+", type=Path, metavar="PATH", help="clips, or folders of clips")
+    add("--repeat", type=positive, default=24, metavar="N", help="clips of a kernel's run (default: %(default)s)")
+    add("--cores", type=positive, default=2, help="number of cores to use (default: %(default)s)")
+    add("--peer-frames", type=positive, default=32, help="frames of the other recipe (default: %(default)s)")
+    args = parser.parse_args(argv)
+    job = collect(args.paths)
+    clips = [job.paths[name] for name in job.names]
+    costs = [
+        measure_kernel(name, clips, flags, n_clips=args.repeat, cores=args.cores) for name, flags in SETTINGS.items()
+    ]
+    peer = f"facenet-pytorch's MTCNN and EfficientNet-B4 in PyTorch, {args.peer_frames} frames"
+    costs.append(measure_peer(peer, clips, n_frames=args.peer_frames, cores=args.cores))
+    print(format_table(costs))
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
