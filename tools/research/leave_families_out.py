@@ -1,0 +1,131 @@
+"""Ask what each family of training data is worth: leave it out, and measure on all families.
+
+python tools/research/leave_families_out.py --crops dfdc.csv ffpp.csv generated.csv --weights FILE --json families.json
+
+Training a net for each family takes hours, so a small network is fitted to frozen features instead: the pooled last
+feature map of one weights file for every crop. It tells what the data hold, not what a net that was trained on them
+would reach. Choose weights that know few of the families, or their features have seen what is left out.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import roc_auc_score
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from dfdc.data.dataset import CropSet, load_rows, read_split
+from dfdc.errors import DataError
+from dfdc.files import write_json
+from dfdc.flags import check_outputs, make_parser, positive, run_tool, tool
+from dfdc.networks import FrameModel, load_model, resize_crops
+from dfdc.training.sampling import thin_rows
+from dfdc.weights import find_one
+
+HIDDEN, EPOCHS, BATCH = 64, 30, 16
+NOTHING = "nothing"
+
+# Left-out family -> family that is measured -> AUC by each seed.
+Found = dict[str, dict[str, list[float]]]
+
+
+@torch.inference_mode()
+def find_features(model: FrameModel, crops: CropSet, *, progress: bool = True) -> np.ndarray:
+    """The pooled last feature map of crops, (N, C) float32.
+
+    Raises:
+        DataError: the model is no EfficientNet.
+    """
+    if not hasattr(model.net, "extract_features"):
+        raise DataError(f"{model.spec.architecture}: its features cannot be had; name an EfficientNet's weights")
+    found = []
+    for images in tqdm(crops.images.split(BATCH), desc="features", disable=not progress):
+        pixels = (resize_crops(images.float(), model.spec.input_size) - model.mean) / model.std
+        found.append(model.net.extract_features(pixels).mean((2, 3)).numpy())
+    return np.concatenate(found)
+
+
+def leave_families_out(
+    training: tuple[np.ndarray, CropSet], validation: tuple[np.ndarray, CropSet], *, seeds: Sequence[int]
+) -> Found:
+    """Fit without each family in turn, and with all.
+
+    Args:
+        training, validation: features (N, C) and their crops, with families.
+        seeds: of the small network; one fit each.
+
+    Raises:
+        DataError: there are fewer than two families.
+    """
+    features, crops = training
+    names = sorted(set(crops.families))
+    if len(names) < 2:
+        raise DataError(f"the crops are all of the family {names[0]}; give tables of at least two")
+    found: Found = {}
+    for left_out in [NOTHING, *names]:
+        kept = crops.families != left_out
+        for seed in seeds:
+            network = MLPClassifier((HIDDEN,), alpha=1.0, max_iter=EPOCHS, random_state=seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # it is stopped early on purpose
+                fitted = make_pipeline(StandardScaler(), network).fit(features[kept], crops.labels.numpy()[kept])
+            probabilities = fitted.predict_proba(validation[0])[:, 1]
+            for name in sorted(set(validation[1].families)):
+                own = validation[1].families == name
+                auc = float(roc_auc_score(validation[1].labels.numpy()[own], probabilities[own]))
+                found.setdefault(left_out, {}).setdefault(name, []).append(auc)
+    return found
+
+
+def format_table(found: Found) -> str:
+    """A table in Markdown: mean AUC over the seeds, and how far these lie apart; a family left out is in brackets."""
+    names = list(found[NOTHING])
+    lines = [f"| left out | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for left_out, aucs in found.items():
+        cells = []
+        for name in names:
+            text = f"{np.mean(aucs[name]):.3f} ± {np.ptp(aucs[name]) / 2:.3f}"
+            cells.append(f"({text})" if name == left_out else text)
+        lines.append(f"| {left_out} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@tool
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--crops", nargs="+", type=Path, required=True, metavar="CSV", help="crop tables with splits train and val")
+    add("--weights", type=Path, required=True, help="weights file of an EfficientNet, whose features are used")
+    limit_help = (
+        "reals, and fakes, of each family in training, and a quarter of it in validation (default: %(default)s)"
+    )
+    add("--per-class", type=positive, default=1200, metavar="N", help=limit_help)
+    add("--seeds", type=positive, default=3, metavar="N", help="number of fits (default: %(default)s)")
+    add("--json", type=Path, metavar="FILE", help="file that gets the AUC of each fit")
+    args = parser.parse_args(argv)
+    check_outputs([args.json], inputs=[*args.crops, args.weights])
+    model = load_model(find_one(args.weights, "face"))
+    parts = []
+    for split, per_class in (("train", args.per_class), ("val", max(args.per_class // 4, 1))):
+        crops = load_rows(thin_rows(read_split(*args.crops, split=split), per_class))
+        parts.append((find_features(model, crops), crops))
+    found = leave_families_out(*parts, seeds=range(args.seeds))
+    print(format_table(found))
+    if args.json:
+        write_json(args.json, found)
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
