@@ -150,7 +150,7 @@ def cut_photographs(
             continue
         path = out / IMAGES / f"{picture.name}.{'png' if jpeg_quality is None else 'jpg'}"
         if not path.exists():
-            _write(path, crop_face(image, box, geometry), jpeg_quality)
+            write_crop(path, crop_face(image, box, geometry), jpeg_quality)
         yield picture, _describe(picture, path.relative_to(out), box, geometry)
 
 
@@ -171,7 +171,17 @@ def _describe(picture: Photograph, path: Path, box: np.ndarray, geometry: CropGe
     }
 
 
-def _write(path: Path, crop: np.ndarray, jpeg_quality: int | None) -> None:
+def write_crop(path: Path, crop: np.ndarray, jpeg_quality: int | None) -> None:
+    """Write a crop (S, S, 3) uint8 RGB so that a file of this name is complete.
+
+    Args:
+        path: of the file, .jpg or .png; its folder is made.
+        crop: the pixels.
+        jpeg_quality: 1 to 100; None where the file is a PNG.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     options = [] if jpeg_quality is None else [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
     draft = path.with_name(f".{path.name}{path.suffix}")

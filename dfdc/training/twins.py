@@ -1,0 +1,180 @@
+"""Real crops -> autoencoder twins: the same faces after a tiny autoencoder of latent diffusion, whole or blended in.
+
+What a latent-diffusion model paints has passed its decoder, so the trace of the decoder is what all its pictures share.
+A real and its twin are reduced, compressed and enlarged alike: nothing else may tell them apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from dfdc.data.dataset import CropSet
+from dfdc.data.photographs import write_crop
+from dfdc.files import make_folder
+from dfdc.training.autoencoder import SCALE, TinyAutoencoder
+from dfdc.training.blend import blend, draw_masks
+
+IMAGES = "twins"
+COLUMNS = (
+    *("path", "video", "label", "original", "manipulation", "split"),
+    *("dataset", "identity", "source", "format", "source_size"),
+)
+WHOLE, BLENDED = "autoencoder", "autoencoder_blend"
+# Pixels of the side at which a face passes the autoencoder: what its source had, within these.
+MIN_SIDE, MAX_SIDE = 112, 256
+# Chances: of a twin that is blended in, of a first JPEG before the enlargement, and of each treatment of the latents.
+BLEND_CHANCE, FIRST_JPEG_CHANCE = 0.5, 0.5
+TREATMENTS = ("plain", "plain", "noise", "coarse")
+# Noise of the latents as a share of their spread, and levels for each unit of a coarse latent.
+NOISE, LEVELS = 0.12, 6
+
+
+@dataclass(frozen=True)
+class TwinPlan:
+    """How one twin is made.
+
+    Attributes:
+        side: pixels at which the face passes the autoencoder.
+        treatment: of its latents; one of `TREATMENTS`.
+        blended: whether only a part of the face is replaced.
+        first_quality: of a JPEG before the crop is enlarged, 1 to 100; None for none.
+        last_quality: of the crop's own JPEG.
+        enlarged: OpenCV's interpolation where the crop is enlarged.
+        seed: of the noise and of the blended part.
+    """
+
+    side: int
+    treatment: str
+    blended: bool
+    first_quality: int | None
+    last_quality: int
+    enlarged: int
+    seed: int
+
+    @property
+    def manipulation(self) -> str:
+        return BLENDED if self.blended else WHOLE
+
+
+def plan_twin(source_side: float, size: int, *, seed: int) -> TwinPlan:
+    """Draw how a twin is made; the same seed draws the same.
+
+    Args:
+        source_side: pixels of the face's square in its source; NaN where that is not told, for the crop's own.
+        size: side of the crop in pixels.
+        seed: of everything.
+    """
+    chance = np.random.default_rng(seed)
+    side = (size if np.isnan(source_side) else min(source_side, size)) * chance.uniform(0.85, 1.15)
+    return TwinPlan(
+        side=int(np.clip(side, MIN_SIDE, MAX_SIDE)) // SCALE * SCALE,
+        treatment=TREATMENTS[chance.integers(len(TREATMENTS))],
+        blended=bool(chance.random() < BLEND_CHANCE),
+        first_quality=int(chance.integers(55, 96)) if chance.random() < FIRST_JPEG_CHANCE else None,
+        last_quality=int(chance.integers(80, 98)),
+        enlarged=(cv2.INTER_LINEAR, cv2.INTER_CUBIC)[chance.integers(2)],
+        seed=seed,
+    )
+
+
+def make_twin(crop: np.ndarray, autoencoder: TinyAutoencoder, plan: TwinPlan) -> tuple[np.ndarray, np.ndarray]:
+    """A real crop and its twin after the same treatment.
+
+    Args:
+        crop: (S, S, 3) uint8 RGB.
+        autoencoder: see `TinyAutoencoder`.
+        plan: from `plan_twin`.
+
+    Returns:
+        Both (S, S, 3) uint8 RGB, the real first.
+    """
+    generator = torch.Generator().manual_seed(plan.seed)
+    real = _resize(crop, plan.side)
+    pixels = torch.from_numpy(real).permute(2, 0, 1)[None].float()
+    latents = autoencoder.encode(pixels / 255)
+    if plan.treatment == "noise":
+        latents = latents + torch.randn(latents.shape, generator=generator) * latents.std() * NOISE
+    elif plan.treatment == "coarse":
+        latents = (latents * LEVELS).round() / LEVELS
+    decoded = autoencoder.decode(latents).clamp(0, 1) * 255
+    if plan.blended:
+        decoded = blend(decoded, pixels, draw_masks(pixels, generator))
+    fake = decoded[0].permute(1, 2, 0).round().byte().numpy()
+    both = []
+    for picture in (real, fake):
+        picture = picture if plan.first_quality is None else _compress(picture, plan.first_quality)
+        both.append(_compress(_resize(picture, len(crop), enlarged=plan.enlarged), plan.last_quality))
+    return both[0], both[1]
+
+
+def write_twins(
+    rows: pd.DataFrame, crops: CropSet, out: Path, autoencoder: TinyAutoencoder, *, seed: int, progress: bool = True
+) -> pd.DataFrame:
+    """Make the twins of real crops and write both crops of each.
+
+    Twins whose files are there already, made by the same seed, are not made again.
+
+    Args:
+        rows: of real crops, from `dfdc.data.dataset.read_split`, with the column split.
+        crops: of these rows.
+        out: folder; the crops go to its folder `IMAGES`.
+        autoencoder: see `TinyAutoencoder`.
+        seed: of the draws, with a crop's name.
+        progress: draw a progress bar.
+
+    Returns:
+        Two rows with `COLUMNS` for each, the real first.
+    """
+    make_folder(out / IMAGES)
+    sides = np.full(len(crops), np.nan) if crops.sides is None else crops.sides.numpy()
+    found = []
+    for place, row in enumerate(tqdm(rows.to_dict("records"), desc="twins", disable=not progress)):
+        told = f"{row['folder']}/{row['video']}/{row['path']}"
+        name = f"{Path(row['path']).stem}-{hashlib.sha256(f'{seed} {told}'.encode()).hexdigest()[:8]}"
+        plan = plan_twin(float(sides[place]), crops.images.shape[-1], seed=int(name[-8:], 16))
+        # The pictures are JPEG's already; PNG keeps them as they are.
+        paths = [out / IMAGES / f"{name}-{label}.png" for label in ("real", "fake")]
+        if not all(path.exists() for path in paths):
+            crop = crops.images[place].permute(1, 2, 0).numpy()
+            for path, picture in zip(paths, make_twin(crop, autoencoder, plan), strict=True):
+                write_crop(path, picture, None)
+        found += [_describe(row, path, plan, told) for path in paths]
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def _describe(row: Mapping[str, str], path: Path, plan: TwinPlan, told: str) -> dict[str, str]:
+    fake = path.stem.endswith("-fake")
+    return {
+        "path": f"{IMAGES}/{path.name}",
+        "video": path.stem,
+        "label": "FAKE" if fake else "REAL",
+        "original": path.stem.removesuffix("-fake") + "-real" if fake else "",
+        "manipulation": plan.manipulation if fake else "",
+        "split": row["split"],
+        "dataset": IMAGES,
+        "identity": row.get("identity") or row["video"],
+        "source": told,
+        "format": "jpeg",
+        "source_size": str(plan.side),
+    }
+
+
+def _resize(picture: np.ndarray, side: int, *, enlarged: int = cv2.INTER_LINEAR) -> np.ndarray:
+    if len(picture) == side:
+        return picture
+    return cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA if side < len(picture) else enlarged)
+
+
+def _compress(picture: np.ndarray, quality: int) -> np.ndarray:
+    """A picture after JPEG of a quality (1 to 100)."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, quality))
+    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
