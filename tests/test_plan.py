@@ -44,8 +44,8 @@ class Simulation:
 
     @property
     def effort(self) -> dict[str, tuple[int, int]]:
-        """Frames and nets of each clip."""
-        return {name: (p.frames, p.nets) for name, p in self.predictions.items()}
+        """Frames and models of each clip."""
+        return {name: (p.frames, p.n_models) for name, p in self.predictions.items()}
 
 
 @cache
@@ -61,7 +61,7 @@ def simulate(
     *,
     n_workers: int = 2,
     n_frames: int | None = None,
-    n_nets: int = 1,
+    n_models: int = 1,
     answer: Callable[[Task], Prediction] | None = None,
     known: Mapping[str, Prediction] | None = None,
 ) -> Simulation:
@@ -74,7 +74,7 @@ def simulate(
         n_workers=n_workers,
         clip_limit_s=CLIP_LIMIT_S,
         deadline=deadline,
-        n_nets=n_nets,
+        n_models=n_models,
         known=known,
     )
     answer = answer or (lambda task: Prediction(task.name, label_of(task.name), frames=task.n_frames))
@@ -106,14 +106,14 @@ def numbered(n_clips: int) -> list[str]:
 
 def steady(seconds: float = 2.0) -> Cost:
     """Every clip costs the same: so much at QUICK frames."""
-    return lambda task: seconds * relative_cost(task.n_frames, task.n_nets)
+    return lambda task: seconds * relative_cost(task.n_frames, task.n_models)
 
 
 def uneven(seconds: float = 2.0, *, sigma: float, seed: int = 0) -> Cost:
     """Clips differ by factors with a heavy tail (log-normal); a clip's own is the same at every look."""
 
     factors = np.random.default_rng(seed).lognormal(-(sigma**2) / 2, sigma, 4000).tolist()
-    return lambda task: seconds * factors[int(task.name)] * relative_cost(task.n_frames, task.n_nets)
+    return lambda task: seconds * factors[int(task.name)] * relative_cost(task.n_frames, task.n_models)
 
 
 def recorded(seed: int = 0) -> Cost:
@@ -127,8 +127,8 @@ def recorded(seed: int = 0) -> Cost:
     return lambda task: seconds[task.n_frames][which[int(task.name)]]
 
 
-def pass_s(n_clips: int, n_frames: int, *, n_workers: int = 2, seconds: float = 2.0, n_nets: int = 1) -> float:
-    return n_clips / n_workers * seconds * relative_cost(n_frames, n_nets)
+def pass_s(n_clips: int, n_frames: int, *, n_workers: int = 2, seconds: float = 2.0, n_models: int = 1) -> float:
+    return n_clips / n_workers * seconds * relative_cost(n_frames, n_models)
 
 
 def test_few_clips_are_looked_at_once_and_the_run_ends() -> None:
@@ -171,31 +171,33 @@ def test_too_little_for_thorough_looks_goes_to_quick_ones_and_then_to_the_most_u
 
 
 def test_all_nets_answer_in_the_only_look_where_time_allows_it_comfortably() -> None:
-    run = simulate(numbered(28), steady(), 8.5 * 3600, n_nets=3)
+    run = simulate(numbered(28), steady(), 8.5 * 3600, n_models=3)
     assert set(run.effort.values()) == {(TOP, 3)} and len(run.looks) == 28
-    assert run.end_s == pytest.approx(pass_s(28, TOP, n_nets=3))
+    assert run.end_s == pytest.approx(pass_s(28, TOP, n_models=3))
 
 
 def test_further_nets_come_after_the_frames_and_for_the_most_uncertain_first() -> None:
     names = numbered(400)
-    # Enough for 32 frames of all with one net, not for the second nets of all beside it.
-    run = simulate(names, steady(), pass_s(400, QUICK) + pass_s(400, TOP) + pass_s(40, TOP, n_nets=2), n_nets=2)
+    # Enough for 32 frames of all with one model, not for the second models of all beside it.
+    run = simulate(names, steady(), pass_s(400, QUICK) + pass_s(400, TOP) + pass_s(40, TOP, n_models=2), n_models=2)
     firsts = run.looks[:400]
-    assert {(task.n_frames, task.n_nets) for task in firsts[PROBES + 4 :]} == {(TOP, 1)}
-    further = [task.name for task in run.looks[400:] if task.n_nets == 2]
+    assert {(task.n_frames, task.n_models) for task in firsts[PROBES + 4 :]} == {(TOP, 1)}
+    further = [task.name for task in run.looks[400:] if task.n_models == 2]
     assert 40 <= len(further) < 300
     assert further == sorted(further, key=lambda name: abs(label_of(name) - 0.5))
 
 
 def test_further_nets_are_saved_before_frames_are() -> None:
     plan = Plan(
-        numbered(100), n_frames=None, n_workers=1, clip_limit_s=60.0, deadline=Deadline(1e4, lambda: now[0]), n_nets=3
+        numbered(100), n_frames=None, n_workers=1, clip_limit_s=60.0, deadline=Deadline(1e4, lambda: now[0]), n_models=3
     )
     now, looks = [0.0], []
     while task := plan.next():
         # After 40 clips the machine becomes ever slower.
-        now[0] += (1 if len(looks) < 40 else 1.1 ** (len(looks) - 40)) * 10 * relative_cost(task.n_frames, task.n_nets)
-        looks.append((task.n_frames, task.n_nets))
+        now[0] += (
+            (1 if len(looks) < 40 else 1.1 ** (len(looks) - 40)) * 10 * relative_cost(task.n_frames, task.n_models)
+        )
+        looks.append((task.n_frames, task.n_models))
         plan.record(Prediction(task.name, 0.5, frames=task.n_frames))
     firsts = looks[PROBES + 2 : 100]
     assert firsts == sorted(firsts, reverse=True)
@@ -204,8 +206,8 @@ def test_further_nets_are_saved_before_frames_are() -> None:
 
 def test_more_time_never_lowers_frames_or_nets_of_a_clip() -> None:
     names, cost, before = numbered(120), uneven(sigma=0.5), {}
-    for limit_s in np.geomspace(20, 3 * pass_s(120, TOP, n_workers=1, n_nets=2), 60):
-        effort = simulate(names, cost, limit_s, n_nets=2).effort
+    for limit_s in np.geomspace(20, 3 * pass_s(120, TOP, n_workers=1, n_models=2), 60):
+        effort = simulate(names, cost, limit_s, n_models=2).effort
         lowered = {name: (n, effort.get(name)) for name, n in before.items() if effort.get(name, (0, 0)) < n}
         assert not lowered, f"{limit_s:.0f} s"
         before = effort
@@ -364,24 +366,24 @@ def test_clip_that_has_no_more_frames_is_not_looked_at_again(frames: int) -> Non
 
 
 def test_clip_that_has_no_more_frames_gets_further_nets() -> None:
-    run = simulate(numbered(20), steady(4.0), 300.0, n_nets=2, answer=lambda t: Prediction(t.name, frames=5, faces=5))
-    assert run.looks[0].n_nets == 1
-    assert {p.nets for p in run.predictions.values()} == {2}
+    run = simulate(numbered(20), steady(4.0), 300.0, n_models=2, answer=lambda t: Prediction(t.name, frames=5, faces=5))
+    assert run.looks[0].n_models == 1
+    assert {p.n_models for p in run.predictions.values()} == {2}
 
 
 def test_clip_that_has_neither_more_frames_nor_a_face_is_left_alone() -> None:
-    run = simulate(numbered(20), steady(4.0), 300.0, n_nets=2, answer=lambda t: Prediction(t.name, frames=5))
+    run = simulate(numbered(20), steady(4.0), 300.0, n_models=2, answer=lambda t: Prediction(t.name, frames=5))
     assert len(run.looks) == 20
 
 
 def test_known_clips_go_on_from_where_they_were() -> None:
     known = {
-        "0": Prediction("0", 0.4, wanted=QUICK, nets=1, frames=QUICK),
-        "1": Prediction("1", 0.5, wanted=TOP, nets=1, frames=TOP),
-        "2": Prediction("2", 0.99, wanted=QUICK, nets=1, frames=QUICK),
-        "3": Prediction("3", status="unreadable", wanted=QUICK, nets=1),
-        "4": Prediction("4", 0.97, wanted=LOW, nets=1, frames=LOW),
-        "5": Prediction("5", status="no_face", wanted=QUICK, nets=1, frames=QUICK),
+        "0": Prediction("0", 0.4, wanted=QUICK, n_models=1, frames=QUICK),
+        "1": Prediction("1", 0.5, wanted=TOP, n_models=1, frames=TOP),
+        "2": Prediction("2", 0.99, wanted=QUICK, n_models=1, frames=QUICK),
+        "3": Prediction("3", status="unreadable", wanted=QUICK, n_models=1),
+        "4": Prediction("4", 0.97, wanted=LOW, n_models=1, frames=LOW),
+        "5": Prediction("5", status="no_face", wanted=QUICK, n_models=1, frames=QUICK),
     }
     run = simulate([*known, "6"], steady(), 3600.0, known=known)
     looks = [(task.name, task.n_frames) for task in run.looks]

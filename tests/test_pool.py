@@ -206,7 +206,7 @@ def test_clips_are_decoded_where_nets_run_if_that_can(
         raise VideoError("no frames here")
 
     for part in ("FaceDetector", "Ensemble", "Motion", "VoiceModels"):
-        monkeypatch.setattr(analyze, part, lambda *_, **__: SimpleNamespace(n_pairs=0, nets=[]))
+        monkeypatch.setattr(analyze, part, lambda *_, **__: SimpleNamespace(n_pairs=0, models=[]))
     monkeypatch.setattr(analyze, "has_gpu_decoder", lambda: decodes)
     monkeypatch.setattr(analyze, "current_gpu", lambda: 1)
     monkeypatch.setattr(analyze, "read_clip", refuse_to_read)
@@ -255,7 +255,7 @@ def test_clip_that_cuda_failed_is_scored_on_the_cpu(name: str, n_workers: int, m
 
 
 def test_further_looks_stay_on_cuda_beside_a_clip_that_it_failed(tmp_path: Path) -> None:
-    known = {f"{i}.mp4": Prediction(f"{i}.mp4", 0.4, wanted=8, nets=1, frames=8) for i in range(40)}
+    known = {f"{i}.mp4": Prediction(f"{i}.mp4", 0.4, wanted=8, n_models=1, frames=8) for i in range(40)}
     clips = {name: tmp_path / name for name in ("fault.mp4", *known)}
     looks = predict_clips(clips, SETTINGS, n_workers=2, deadline=NEVER, work=fail_one_clip, known=known)
     found = {p.filename: p for p in looks}
@@ -288,15 +288,15 @@ def test_fixed_frames_reach_the_worker_and_the_record() -> None:
 
 
 def test_known_clips_are_not_looked_at_again() -> None:
-    known = {"a.mp4": Prediction("a.mp4", 0.5, wanted=32, nets=1, frames=32)}
+    known = {"a.mp4": Prediction("a.mp4", 0.5, wanted=32, n_models=1, frames=32)}
     assert list(run(["a.mp4", "b.mp4"], work=echo_frames, known=known)) == ["b.mp4"]
     assert run(["a.mp4"], work=die_at_once, known=known) == {}
 
 
 def test_worker_that_dies_in_a_further_look_costs_no_score() -> None:
-    known = {"lethal.mp4": Prediction("lethal.mp4", 0.4, wanted=8, nets=1, frames=8)}
+    known = {"lethal.mp4": Prediction("lethal.mp4", 0.4, wanted=8, n_models=1, frames=8)}
     found = run(["lethal.mp4", "a.mp4"], work=echo_frames, known=known)
-    assert found["lethal.mp4"] == Prediction("lethal.mp4", 0.4, wanted=32, nets=1, frames=8)
+    assert found["lethal.mp4"] == Prediction("lethal.mp4", 0.4, wanted=32, n_models=1, frames=8)
     assert found["a.mp4"].frames == 32
 
 
@@ -388,13 +388,13 @@ for found in predict_clips({{n: Path(n) for n in ("a", "hang")}}, WorkerSettings
     pytest.fail("the worker outlives its supervisor")
 
 
-@pytest.mark.parametrize(("models", "n_nets"), [("all", 2), ("first", 1)])
+@pytest.mark.parametrize(("models", "n_models"), [("all", 2), ("first", 1)])
 @pytest.mark.parametrize("n_frames", [16, None])
 def test_models_that_are_asked_for_answer_whatever_the_number_of_frames(
-    models: str, n_nets: int, n_frames: int | None
+    models: str, n_models: int, n_frames: int | None
 ) -> None:
     face = ModelSpec("efficientnet-lite0", 32)
     weights = (WeightsFile(Path("a"), "a", face), WeightsFile(Path("b"), "b", face, further=True))
     settings = WorkerSettings(weights=weights, n_frames=n_frames, models=models)
-    assert [file.digest for file in settings.weights] == ["a", "b"][:n_nets]
-    assert run(["a.mp4"], settings=settings)["a.mp4"].nets == n_nets
+    assert [file.digest for file in settings.weights] == ["a", "b"][:n_models]
+    assert run(["a.mp4"], settings=settings)["a.mp4"].n_models == n_models

@@ -131,7 +131,9 @@ def wait_for_the_cpu(connection: Connection, settings: WorkerSettings, fails: Ca
             return
         wait_for(flag)
         label = {"cuda": 0.25, "cpu": 0.75}[device]
-        answer(connection, Prediction(task.name, label, wanted=task.n_frames, nets=task.n_nets, frames=task.n_frames))
+        answer(
+            connection, Prediction(task.name, label, wanted=task.n_frames, n_models=task.n_models, frames=task.n_frames)
+        )
 
 
 def load_alone(connection: Connection, settings: WorkerSettings) -> None:

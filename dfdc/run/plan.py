@@ -59,28 +59,28 @@ MIN_LIMIT_S = 5.0
 READING = 0.8
 
 
-def relative_cost(n_frames: int, n_nets: int = 1) -> float:
+def relative_cost(n_frames: int, n_models: int = 1) -> float:
     """The cost of a pass over a clip, relative to a pass with `QUICK` frames and one model.
 
     Core-seconds on DFDC's clips (docs/experiments.md): 1.41 to decode the whole clip, of which n evenly spread frames
     need the share 1 - 1/2n, because the last frame is in the middle of the last n-th; .022 per frame for face
     detection, and .036 per frame and model for crops and scores.
     """
-    return _core_s(n_frames, n_nets) / _core_s(QUICK, 1)
+    return _core_s(n_frames, n_models) / _core_s(QUICK, 1)
 
 
-def _core_s(n_frames: int, n_nets: int) -> float:
-    return 1.41 * (1 - 0.5 / n_frames) + (0.022 + 0.036 * n_nets) * n_frames
+def _core_s(n_frames: int, n_models: int) -> float:
+    return 1.41 * (1 - 0.5 / n_frames) + (0.022 + 0.036 * n_models) * n_frames
 
 
 class Look(NamedTuple):
     """The frames and models of one pass over a clip; a smaller pass sorts first."""
 
     n_frames: int
-    n_nets: int
+    n_models: int
 
     def __str__(self) -> str:
-        return f"{self.n_frames} frames" + (f" and {self.n_nets} models" if self.n_nets > 1 else "")
+        return f"{self.n_frames} frames" + (f" and {self.n_models} models" if self.n_models > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Task:
     name: str
     n_frames: int
     limit_s: float
-    n_nets: int = 1
+    n_models: int = 1
 
     @property
     def most_s(self) -> float:
@@ -113,7 +113,7 @@ class Plan:
         n_workers: int,
         clip_limit_s: float,
         deadline: Deadline,
-        n_nets: int = 1,
+        n_models: int = 1,
         known: Mapping[str, Prediction] | None = None,
     ) -> None:
         """Plan a run.
@@ -124,7 +124,7 @@ class Plan:
             n_workers: number of passes that run at the same time.
             clip_limit_s: largest number of wall seconds that a pass may take to read its frames.
             deadline: deadline of the run; the plan uses no other clock.
-            n_nets: number of models.
+            n_models: number of models.
             known: results of an earlier run, by row name.
         """
         self._n_frames, self._n_workers, self._clip_limit_s = n_frames, n_workers, clip_limit_s
@@ -136,8 +136,8 @@ class Plan:
         self._further: list[tuple[Look, float, int, str]] = []
         self._costs_s: deque[float] = deque(maxlen=WINDOW)
         self._n_measured = 0
-        self._rungs = sorted({Look(LOW, 1), Look(QUICK, 1), Look(TOP, 1), Look(TOP, n_nets)})
-        self._rung = None if n_frames is None else Look(n_frames, n_nets)
+        self._rungs = sorted({Look(LOW, 1), Look(QUICK, 1), Look(TOP, 1), Look(TOP, n_models)})
+        self._rung = None if n_frames is None else Look(n_frames, n_models)
         self._lowest = self._rungs[-1]
         self._begun = self._climbing = False
         for prediction in self.known.values():
@@ -149,11 +149,11 @@ class Plan:
             if self._rung is None and not self._begun:
                 self._begin()
             look, limit_s = self._first_look(), self._first_limit_s()
-            task = Task(self._first.popleft(), look.n_frames, limit_s, look.n_nets)
+            task = Task(self._first.popleft(), look.n_frames, limit_s, look.n_models)
         elif self._further_fits():
             tried, _, _, name = heapq.heappop(self._further)
             look = self._rung_above(tried)
-            task = Task(name, look.n_frames, self._longest_s(), look.n_nets)
+            task = Task(name, look.n_frames, self._longest_s(), look.n_models)
             self._tell_climb()
         else:
             return None
@@ -167,8 +167,8 @@ class Plan:
             The prediction that counts from now on: a later pass replaces an earlier one only if it succeeded.
         """
         task, began_s = self.underway.pop(prediction.filename)
-        self._measure((self._deadline.clock() - began_s) / relative_cost(task.n_frames, task.n_nets))
-        prediction = replace(prediction, wanted=task.n_frames, nets=task.n_nets)
+        self._measure((self._deadline.clock() - began_s) / relative_cost(task.n_frames, task.n_models))
+        prediction = replace(prediction, wanted=task.n_frames, n_models=task.n_models)
         earlier = self.known.get(prediction.filename)
         if earlier and not (prediction.status in SCORED and prediction.frames >= earlier.frames):
             prediction = replace(earlier, wanted=task.n_frames)  # its models stay those that answered
@@ -213,9 +213,9 @@ class Plan:
 
     def _consider(self, prediction: Prediction) -> None:
         """Queue a clip for another pass if that is worth it: fewest frames first, then the most uncertain."""
-        taken = Look(prediction.wanted, prediction.nets)
+        taken = Look(prediction.wanted, prediction.n_models)
         if prediction.frames < prediction.wanted:  # it has no more frames, but further models may score its faces
-            taken = Look(TOP, prediction.nets if prediction.faces else self._rungs[-1].n_nets)
+            taken = Look(TOP, prediction.n_models if prediction.faces else self._rungs[-1].n_models)
         if self._n_frames is not None or taken >= self._rungs[-1]:
             return
         certain = prediction.wanted >= QUICK and not CERTAIN[0] <= prediction.label <= CERTAIN[1]
@@ -268,7 +268,7 @@ class Plan:
         chosen = self._rung or Look(QUICK, 1)
         look, full_s = chosen, FULL * self._deadline.remaining_s()
         while look > (LOW, 1) and self._rounds() * self.cost_s(look) > full_s:
-            look = Look(look.n_frames, 1) if look.n_nets > 1 else Look(look.n_frames // 2, 1)
+            look = Look(look.n_frames, 1) if look.n_models > 1 else Look(look.n_frames // 2, 1)
         if look < min(self._lowest, chosen):
             self._lowest = look
             left = in_words(self._deadline.remaining_s())
