@@ -71,7 +71,7 @@ def test_clip_that_kills_again_is_its_own_fault_and_the_others_go_on_as_before(t
     found = {p.filename: p for p in predict_clips(clips, SETTINGS, n_workers=2, deadline=NEVER, work=bomb_or_count)}
     assert [name for name, p in found.items() if p.status != "ok"] == ["bomb.mp4"]
     assert found["bomb.mp4"].status == "error" and found["bomb.mp4"].label == 0.5
-    assert (tmp_path / "bomb.looks").read_text() == "xx"
+    assert (tmp_path / "bomb.passes").read_text() == "xx"
     assert max(p.label for p in found.values() if p.status == "ok") == 0.02  # two at once
 
 
@@ -107,7 +107,7 @@ def test_clip_that_cannot_be_read_is_tried_once_more_behind_the_others(tmp_path:
     found = list(predict_clips(clips, SETTINGS, n_workers=1, deadline=NEVER, work=misbehave))
     assert [p.filename for p in found] == ["a.mp4", "unreadable.mp4", "better.mp4"]
     assert [p.status for p in found] == ["ok", "unreadable", "ok"] and found[1].reason == "cannot be opened"
-    assert (tmp_path / "unreadable.looks").read_text() == "xx"
+    assert (tmp_path / "unreadable.passes").read_text() == "xx"
 
 
 def test_hanging_worker_is_ended_and_its_clip_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,11 +257,11 @@ def test_clip_that_cuda_failed_is_scored_on_the_cpu(name: str, n_workers: int, m
 def test_further_looks_stay_on_cuda_beside_a_clip_that_it_failed(tmp_path: Path) -> None:
     known = {f"{i}.mp4": Prediction(f"{i}.mp4", 0.4, wanted=8, n_models=1, frames=8) for i in range(40)}
     clips = {name: tmp_path / name for name in ("fault.mp4", *known)}
-    looks = predict_clips(clips, SETTINGS, n_workers=2, deadline=NEVER, work=fail_one_clip, known=known)
-    found = {p.filename: p for p in looks}
+    results = predict_clips(clips, SETTINGS, n_workers=2, deadline=NEVER, work=fail_one_clip, known=known)
+    found = {p.filename: p for p in results}
     assert found["fault.mp4"].label == 0.75
     labels = [found[name].label for name in known]
-    # Were CUDA left altogether, it would answer at most for the one look that it was at.
+    # Were CUDA left altogether, it would answer at most for the one pass that it was at.
     assert len(found) == 41 and labels.count(0.25) > 10 and set(labels) <= {0.25, 0.75}
 
 
