@@ -189,7 +189,7 @@ class Analysis:
             voice=self.voice,
             reason=self.reason,
             wanted=self.n_wanted,
-            nets=self.n_models,
+            n_models=self.n_models,
             frames=len(self.times_s),
             faces=self.n_faces,
             tracks=len(self.tracks),

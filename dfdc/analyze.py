@@ -21,11 +21,11 @@ from dfdc.ensemble import Ensemble, cut_crops
 from dfdc.errors import MachineError, VideoError, VideoTimeout
 from dfdc.files import describe_file
 from dfdc.illustrate import illustrate
-from dfdc.nets import open_heat_map
+from dfdc.models import open_heat_map
 from dfdc.quality import MIN_TRUST, TRUST
 from dfdc.research.motion import Motion
 from dfdc.research.voice import VoiceModels
-from dfdc.runtime import Net, current_gpu
+from dfdc.runtime import Network, current_gpu
 from dfdc.tracks import Track, find_tracks
 from dfdc.version import __version__
 from dfdc.video import Frame, Reading, has_gpu_decoder, read_clip
@@ -207,7 +207,7 @@ class Analyzer:
         return replace(analysis, timings=timings)
 
     @cached_property
-    def _heat_map(self) -> Net | None:
+    def _heat_map(self) -> Network | None:
         """The first model's class activation maps; opened at the first use, because few runs need them."""
         return open_heat_map(self._files[0], threads=self._threads)
 
@@ -279,7 +279,7 @@ def score_tracks(
         for index, box, angle in zip(track.frames, track.boxes, track.angles, strict=True)
     ]
     started = time.process_time()
-    crops = ensemble.cut(faces, n_nets=n_models)
+    crops = ensemble.cut(faces, n_models=n_models)
     crop_s = time.process_time() - started
     lengths = [len(track) for track in tracks]
     logits = np.split(ensemble.score_cut(crops, lengths=lengths), np.cumsum(lengths)[:-1])

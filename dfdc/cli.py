@@ -240,7 +240,7 @@ def report(args: argparse.Namespace) -> int:
 def app(args: argparse.Namespace) -> int:
     """Serve the app until Ctrl-C; returns the exit code."""
     try:
-        from dfdc.app.jobs import Desk
+        from dfdc.app.jobs import JobQueue
         from dfdc.app.local import serve
         from dfdc.app.server import make_app
         from dfdc.run.worker import WorkerSettings
@@ -251,9 +251,9 @@ def app(args: argparse.Namespace) -> int:
     try:
         logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it logs a line for every request
         weights = tuple(find_weights(args.weights or shipped_weights()))
-        desk = Desk(args.folder, WorkerSettings(weights=weights, device=args.device))
+        queue = JobQueue(args.folder, WorkerSettings(weights=weights, device=args.device))
         serve(
-            lambda token: make_app(desk, token),
+            lambda token: make_app(queue, token),
             port=args.port,
             show=not args.no_browser,
             say=lambda url: print(f"Open {url} in a browser; press Ctrl-C here to stop.", flush=True),

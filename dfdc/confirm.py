@@ -15,7 +15,7 @@ import numpy as np
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.detect import FaceDetector
 from dfdc.faces import roll_angles
-from dfdc.nets import ONET_SIDE
+from dfdc.models import ONET_SIDE
 
 # SECOND_LOOKS faces of a track are examined, each in these views: zoom factor and degrees of rotation. The first view
 # is also shown mirrored.

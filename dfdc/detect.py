@@ -15,7 +15,7 @@ import numpy as np
 
 from dfdc.boxes import make_square, move_boxes, suppress, suppress_contained
 from dfdc.faces import NO_FACES, Faces, turn_back
-from dfdc.nets import ONET_SIDE, PNET_SIDE, RNET_SIDE, open_detector
+from dfdc.models import ONET_SIDE, PNET_SIDE, RNET_SIDE, open_detector
 from dfdc.pyramid import (
     PYRAMID_FACTOR,
     WINDOW_SIZES,
@@ -26,7 +26,7 @@ from dfdc.pyramid import (
     cut_patches,
     cut_window,
 )
-from dfdc.runtime import Net, run_batches
+from dfdc.runtime import Network, run_batches
 
 # Batch sizes: frames for the first network, candidates for the other two. On the CPU, 256 candidates take 70 MB in
 # O-Net; on CUDA, every call waits for the device.
@@ -77,18 +77,20 @@ Candidates = tuple[np.ndarray, np.ndarray]
 class FaceDetector:
     """MTCNN with the weights of facenet-pytorch, which are part of this package."""
 
-    def __init__(self, device: str = "cpu", *, threads: int | None = None, nets: Sequence[Net] | None = None) -> None:
+    def __init__(
+        self, device: str = "cpu", *, threads: int | None = None, models: Sequence[Network] | None = None
+    ) -> None:
         """Open the three networks.
 
         Args:
             device: "cpu" or "cuda".
-            threads: see `dfdc.nets.open_nets`.
-            nets: the result of `dfdc.nets.open_detector`, if it is already at hand; None opens the networks.
+            threads: see `dfdc.models.open_models`.
+            models: the result of `dfdc.models.open_detector`, if it is already at hand; None opens the networks.
         """
         device = str(device)
         self.batch_frames, self.batch_candidates = BATCH_FRAMES[device], BATCH_CANDIDATES[device]
-        nets = open_detector(device=device, threads=threads) if nets is None else nets
-        self.pnet, self.rnet, self.onet = nets
+        models = open_detector(device=device, threads=threads) if models is None else models
+        self.pnet, self.rnet, self.onet = models
 
     def search(self, frames: list[np.ndarray]) -> tuple[list[int], list[Faces]]:
         """Find the faces in a clip: search all frames quickly and, if that finds nothing, some frames thoroughly.
@@ -302,9 +304,9 @@ class FaceDetector:
         picked = suppress_contained(boxes, scores, owners, 0.7)
         return boxes[picked], scores[picked], owners[picked], points[picked]
 
-    def _run(self, net: Net, images: np.ndarray) -> list[np.ndarray]:
+    def _run(self, network: Network, images: np.ndarray) -> list[np.ndarray]:
         """A network's outputs for uint8 images (N, H, W, 3)."""
-        answers = run_batches(net, images, self.batch_candidates)
+        answers = run_batches(network, images, self.batch_candidates)
         return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.errors import WeightsError
-from dfdc.nets import open_nets
-from dfdc.runtime import Net, run_logits
+from dfdc.models import open_models
+from dfdc.runtime import Network, run_logits
 from dfdc.weights import WeightsFile, select
 
 # A frame, a box and, unless the face is upright, an angle.
@@ -32,27 +32,27 @@ class Ensemble:
         device: str = "cpu",
         *,
         threads: int | None = None,
-        nets: Sequence[Net] | None = None,
+        models: Sequence[Network] | None = None,
     ) -> None:
         """Open the models.
 
         Args:
             files: checked weights; models whose input is not faces are ignored.
             device: "cpu" or "cuda".
-            threads: see `dfdc.nets.open_nets`.
-            nets: the opened models of these files, if they are at hand; None opens them.
+            threads: see `dfdc.models.open_models`.
+            models: the opened models of these files, if they are at hand; None opens them.
 
         Raises:
-            WeightsError: see `dfdc.nets.open_nets`.
+            WeightsError: see `dfdc.models.open_models`.
         """
         device, files = str(device), select("face", files)
         self.specs = [file.spec for file in files]
         self.batch_size = BATCH_CROPS[device]
-        self.nets = open_nets(files, device=device, threads=threads) if nets is None else nets
+        self.models = open_models(files, device=device, threads=threads) if models is None else models
 
-    def bounds(self, n_nets: int | None = None) -> tuple[float, float]:
-        """The lowest and the highest probability of the first n_nets models: the weighted means of their bounds."""
-        specs = self.specs[:n_nets]
+    def bounds(self, n_models: int | None = None) -> tuple[float, float]:
+        """The lowest and the highest probability of the first n_models models: the weighted means of their bounds."""
+        specs = self.specs[:n_models]
         bounds = [(spec.calibration.low, spec.calibration.high) for spec in specs]
         low, high = np.average(bounds, 0, [spec.weight for spec in specs])
         return float(low), float(high)
@@ -62,7 +62,7 @@ class Ensemble:
         faces: list[Face],
         *,
         lengths: Sequence[int] | None = None,
-        n_nets: int | None = None,
+        n_models: int | None = None,
     ) -> np.ndarray:
         """Score faces; each is cropped with the geometry of each model.
 
@@ -71,7 +71,7 @@ class Ensemble:
                 upright, the degrees clockwise by which it is rolled.
             lengths: number of faces of the first person, the second and so on; see `share_views`. None if the faces do
                 not belong together; each is then scored in both views.
-            n_nets: use only the first n models; None for all.
+            n_models: use only the first n models; None for all.
 
         Returns:
             (N,) float64: the mean of the models' calibrated logits, weighted by `ModelSpec.weight`; above 0 means fake.
@@ -79,12 +79,12 @@ class Ensemble:
         Raises:
             FloatingPointError: a model's output is not finite; half precision may overflow.
         """
-        return self.score_cut(self.cut(faces, n_nets=n_nets), lengths=lengths)
+        return self.score_cut(self.cut(faces, n_models=n_models), lengths=lengths)
 
-    def cut(self, faces: list[Face], *, n_nets: int | None = None) -> list[np.ndarray]:
+    def cut(self, faces: list[Face], *, n_models: int | None = None) -> list[np.ndarray]:
         """Crop faces (see `score`) for each model: (N, S, S, 3) uint8 RGB; models of equal geometry share an array."""
         crops: dict[CropGeometry, np.ndarray] = {}
-        specs = self.specs[:n_nets]
+        specs = self.specs[:n_models]
         for spec in specs:
             if spec.crop not in crops:
                 crops[spec.crop] = cut_crops(faces, spec.crop)
@@ -109,23 +109,23 @@ class Ensemble:
                     f"crops of {images.shape[2]}x{images.shape[1]} px; {spec.architecture} was trained on crops of "
                     f"{spec.crop.size} px: cut them anew with tools/make_crops.py, or name other weights"
                 )
-        return self.score_cut([images] * len(self.nets))
+        return self.score_cut([images] * len(self.models))
 
     def score_cut(self, crops: list[np.ndarray], *, lengths: Sequence[int] | None = None) -> np.ndarray:
         """Score the crops that `cut` returned; the result is that of `score`."""
         views = share_views([1] * len(crops[0]) if lengths is None else lengths)
         specs = self.specs[: len(crops)]
-        runs = zip(specs, self.nets, crops, strict=False)
-        logits = [spec.calibration.logits(self._run(net, seen, views)) for spec, net, seen in runs]
+        runs = zip(specs, self.models, crops, strict=False)
+        logits = [spec.calibration.logits(self._run(network, seen, views)) for spec, network, seen in runs]
         return np.average(logits, 0, [spec.weight for spec in specs])
 
-    def _run(self, net: Net, crops: np.ndarray, views: np.ndarray) -> np.ndarray:
+    def _run(self, network: Network, crops: np.ndarray, views: np.ndarray) -> np.ndarray:
         """A model's logits (N,) for crops (N, S, S, 3): for each crop, the mean over the views that show it."""
         sums, counts = np.zeros(len(crops)), np.bincount(views.ravel(), minlength=len(crops))
         for start in range(0, len(views), self.batch_size):  # memory never holds two copies of all crops
             part = views[start : start + self.batch_size]
             shown = np.concatenate([crops[part[:, 0]], crops[part[:, 1]]], 3)
-            np.add.at(sums, part, run_logits(net, shown, self.batch_size))
+            np.add.at(sums, part, run_logits(network, shown, self.batch_size))
         return sums / counts
 
 

@@ -1,4 +1,4 @@
-"""The three networks of MTCNN in torch, for CUDA; on the CPU, `dfdc.nets.graphs` builds them without torch."""
+"""The three networks of MTCNN in torch, for CUDA; on the CPU, `dfdc.models.graphs` builds them without torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def load_mtcnn(data: bytes) -> list[nn.Module]:
     only), and the probabilities of no face and of a face, in this order.
 
     Args:
-        data: the content of `dfdc.nets.MTCNN`.
+        data: the content of `dfdc.models.MTCNN`.
     """
     tensors = load(data)
-    nets = {"pnet": _build_pnet(), "rnet": _build_rnet(), "onet": _build_onet()}
-    for name, net in nets.items():
+    models = {"pnet": _build_pnet(), "rnet": _build_rnet(), "onet": _build_onet()}
+    for name, network in models.items():
         own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-        net.load_state_dict(own)
-    return [net.eval().requires_grad_(False) for net in nets.values()]
+        network.load_state_dict(own)
+    return [network.eval().requires_grad_(False) for network in models.values()]
 
 
 class CascadeNet(nn.Module):

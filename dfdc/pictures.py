@@ -35,7 +35,7 @@ STILL_SIDE = 48
 
 
 @dataclass(frozen=True)
-class Look:
+class TrackSummary:
     """Measurements of one track.
 
     Attributes:
@@ -53,7 +53,9 @@ class Look:
     change: float
 
 
-def look_at(images: Sequence[np.ndarray], frames: np.ndarray, boxes: np.ndarray, angles: np.ndarray) -> Look:
+def measure_track(
+    images: Sequence[np.ndarray], frames: np.ndarray, boxes: np.ndarray, angles: np.ndarray
+) -> TrackSummary:
     """Measure some faces of a track.
 
     Args:
@@ -69,7 +71,9 @@ def look_at(images: Sequence[np.ndarray], frames: np.ndarray, boxes: np.ndarray,
     # The sharp clip may cover the lower half of an enlarged copy behind it, so only brow and eyes are measured.
     details = measure_detail(crops[:, : VIEW.size // 2])
     side = float(np.median((boxes[:, 2:] - boxes[:, :2]).mean(1)))
-    return Look(frames, boxes, side, float(np.median(details)), min(_measure_change(crops), _measure_change(steady)))
+    return TrackSummary(
+        frames, boxes, side, float(np.median(details)), min(_measure_change(crops), _measure_change(steady))
+    )
 
 
 def _measure_change(crops: np.ndarray) -> float:
@@ -80,53 +84,53 @@ def _measure_change(crops: np.ndarray) -> float:
     return float(np.median(changes)) if len(changes) else 1.0
 
 
-def find_pictures(looks: Sequence[Look]) -> list[str]:
+def find_pictures(measured: Sequence[TrackSummary]) -> list[str]:
     """Find the tracks that are pictures beside a person.
 
     Args:
-        looks: measurements of each track.
+        measured: measurements of each track.
 
     Returns:
         A reason for each track; empty for persons. At least one track is a person.
     """
-    reasons = [""] * len(looks)
+    reasons = [""] * len(measured)
     for rule in (_blurred, _still, _thumbnail, _seen_twice):
-        for number, look in enumerate(looks):
-            others = [other for place, other in enumerate(looks) if place != number and not reasons[place]]
+        for number, track in enumerate(measured):
+            others = [other for place, other in enumerate(measured) if place != number and not reasons[place]]
             if not reasons[number]:
-                reasons[number] = next(filter(None, (rule(look, other) for other in others)), "")
+                reasons[number] = next(filter(None, (rule(track, other) for other in others)), "")
     return reasons
 
 
-def _blurred(look: Look, person: Look) -> str:
-    if look.detail + MIN_BLUR > person.detail or look.side < person.side:
+def _blurred(track: TrackSummary, person: TrackSummary) -> str:
+    if track.detail + MIN_BLUR > person.detail or track.side < person.side:
         return ""
-    return f"blurred beside a smaller face: detail {look.detail:.1f} against {person.detail:.1f}"
+    return f"blurred beside a smaller face: detail {track.detail:.1f} against {person.detail:.1f}"
 
 
-def _still(look: Look, person: Look) -> str:
-    if look.change > MAX_STILL or person.change < MIN_LIVING:
+def _still(track: TrackSummary, person: TrackSummary) -> str:
+    if track.change > MAX_STILL or person.change < MIN_LIVING:
         return ""
-    return f"still image: it changes by {look.change:.2f} of its contrast, the person beside it by {person.change:.2f}"
+    return f"still image: it changes by {track.change:.2f} of its contrast, the person beside it by {person.change:.2f}"
 
 
-def _thumbnail(look: Look, person: Look) -> str:
-    if look.side > MAX_THUMBNAIL or look.side > MAX_THUMBNAIL_RATIO * person.side:
+def _thumbnail(track: TrackSummary, person: TrackSummary) -> str:
+    if track.side > MAX_THUMBNAIL or track.side > MAX_THUMBNAIL_RATIO * person.side:
         return ""
-    return f"a thumbnail of {look.side:.0f} px beside a face of {person.side:.0f} px"
+    return f"a thumbnail of {track.side:.0f} px beside a face of {person.side:.0f} px"
 
 
-def _seen_twice(look: Look, person: Look) -> str:
-    if len(person.frames) < MIN_LONGER * len(look.frames) or (hidden := _hidden(look, person)) < MAX_HIDDEN:
+def _seen_twice(track: TrackSummary, person: TrackSummary) -> str:
+    if len(person.frames) < MIN_LONGER * len(track.frames) or (hidden := _hidden(track, person)) < MAX_HIDDEN:
         return ""
     return f"{hidden:.0%} of its box overlaps a face that is seen longer"
 
 
-def _hidden(look: Look, other: Look) -> float:
+def _hidden(track: TrackSummary, other: TrackSummary) -> float:
     """The overlap of two tracks as a share of the smaller box, averaged over the frames that show both."""
-    _, mine, others = np.intersect1d(look.frames, other.frames, return_indices=True)
+    _, mine, others = np.intersect1d(track.frames, other.frames, return_indices=True)
     if not len(mine):
         return 0.0
-    a, b = look.boxes[mine], other.boxes[others]
+    a, b = track.boxes[mine], other.boxes[others]
     shared = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0, None).prod(1)
     return float((shared / np.minimum((a[:, 2:] - a[:, :2]).prod(1), (b[:, 2:] - b[:, :2]).prod(1))).mean())

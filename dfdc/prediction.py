@@ -24,7 +24,7 @@ class Prediction:
         voice: P(synthetic voice); None if no voice was scored.
         reason: why the status is not "ok"; empty if it is.
         wanted: number of requested frames; 0 if the clip was not processed.
-        nets: number of face models that were used; 0 if the clip was not processed.
+        n_models: number of face models that were used; 0 if the clip was not processed.
         frames: number of frames that were read.
         faces: number of frames in which a face was found.
         tracks: number of persons that were scored.
@@ -46,7 +46,7 @@ class Prediction:
     voice: float | None = None
     reason: str = ""
     wanted: int = 0
-    nets: int = 0
+    n_models: int = 0
     frames: int = 0
     faces: int = 0
     tracks: int = 0

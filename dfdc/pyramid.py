@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from dfdc.crop import CropGeometry, crop_face
-from dfdc.nets import ONET_SIDE, PNET_SIDE
+from dfdc.models import ONET_SIDE, PNET_SIDE
 
 # Step of the scale pyramid, as in facenet-pytorch.
 PYRAMID_FACTOR = 0.709

@@ -59,7 +59,7 @@ class Trust:
         return factors * (logits - self.lean * (1 - factors))
 
 
-# python tools/research/fit_quality.py --crops ../shared/crops/crops.csv --weights weights --nets 1
+# python tools/research/fit_quality.py --crops ../shared/crops/crops.csv --weights weights --models 1
 TRUST = Trust(bias=-0.461, side=0.677, detail=0.581, lean=0.891)
 
 

@@ -1,6 +1,6 @@
 """Models as functions from arrays to arrays, and the device on which they run.
 
-The caller of a model need not know what runs it: OpenVINO on the CPU, torch on CUDA (see `dfdc.nets`). If OpenVINO is
+The caller of a model need not know what runs it: OpenVINO on the CPU, torch on CUDA (see `dfdc.models`). If OpenVINO is
 installed, torch is never imported on the CPU, because the import takes four seconds and 350 MB.
 """
 
@@ -24,7 +24,7 @@ sys.modules.setdefault("openvino_telemetry", None)
 log = logging.getLogger(__name__)
 
 # A model: from an array (N, ...) to its outputs, each float32.
-Net = Callable[[np.ndarray], tuple[np.ndarray, ...]]
+Network = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 # Device files of NVIDIA's driver: one for each GPU, or one for all if Linux runs inside Windows (WSL).
 GPU_DEVICES = ("nvidia[0-9]*", "dxg")
 
@@ -56,7 +56,7 @@ def choose_device(wanted: str, *, place: int = 0, cudnn: bool = False) -> str:
     Args:
         wanted: "cpu", "cuda", or "auto" for CUDA if there is a GPU that works.
         place: index of this process among those that run in parallel, from 0; processes are distributed over the GPUs.
-        cudnn: whether cuDNN is needed too, as in training; the models of `dfdc.nets` do not use it.
+        cudnn: whether cuDNN is needed too, as in training; the models of `dfdc.models` do not use it.
 
     Returns:
         "cpu" or "cuda".
@@ -117,11 +117,11 @@ def describe_runtime(device: str) -> str:
     return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
 
 
-def run_batches(net: Net, items: np.ndarray, size: int) -> list[tuple[np.ndarray, ...]]:
+def run_batches(network: Network, items: np.ndarray, size: int) -> list[tuple[np.ndarray, ...]]:
     """Run a model in batches, and halve the batch size whenever the device runs out of memory.
 
     Args:
-        net: the model.
+        network: the model.
         items: (N, ...) the model's inputs; N may be 0.
         size: initial batch size.
 
@@ -134,7 +134,7 @@ def run_batches(net: Net, items: np.ndarray, size: int) -> list[tuple[np.ndarray
     answers, start, size = [], 0, max(min(size, len(items)), 1)
     while start < len(items):
         try:
-            answers.append(net(np.ascontiguousarray(items[start : start + size])))
+            answers.append(network(np.ascontiguousarray(items[start : start + size])))
             start += size
         except MemoryError:
             if size == 1:
@@ -144,13 +144,13 @@ def run_batches(net: Net, items: np.ndarray, size: int) -> list[tuple[np.ndarray
     return answers
 
 
-def run_logits(net: Net, items: np.ndarray, size: int) -> np.ndarray:
+def run_logits(network: Network, items: np.ndarray, size: int) -> np.ndarray:
     """Run a model with one output per item and return (N,), or one with K outputs and return (N, K); in batches.
 
     Raises:
         FloatingPointError: an output is not finite; half precision may overflow.
     """
-    parts = [part[0] if len(part) == 1 else np.stack(part, 1) for part in run_batches(net, items, size)]
+    parts = [part[0] if len(part) == 1 else np.stack(part, 1) for part in run_batches(network, items, size)]
     logits = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if not np.isfinite(logits).all():
         raise NonFiniteError("a model's outputs are not finite; use other weights, or --device cpu")

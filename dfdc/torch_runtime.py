@@ -9,26 +9,26 @@ import torch
 from torch import nn
 
 from dfdc.convolution import without_cudnn
-from dfdc.runtime import Net
+from dfdc.runtime import Network
 
 
-def run_in_torch(net: nn.Module, device: str) -> Net:
+def run_in_torch(network: nn.Module, device: str) -> Network:
     """Wrap a torch module as a model; on CUDA it runs on this process's GPU without cuDNN.
 
     Args:
-        net: in evaluation mode, on any device; returns one tensor or several.
+        network: in evaluation mode, on any device; returns one tensor or several.
         device: "cpu" or "cuda".
 
     Returns:
         The model. It raises MemoryError if a batch is too large for CUDA's memory.
     """
-    net = net.to(device)
+    network = network.to(device)
 
     @torch.inference_mode()
     def run(items: np.ndarray) -> tuple[np.ndarray, ...]:
         try:
             with without_cudnn() if device == "cuda" else nullcontext():
-                outputs = net(torch.from_numpy(items).to(device))
+                outputs = network(torch.from_numpy(items).to(device))
             outputs = tuple(o.float() for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
             if device == "cuda":
                 wait_for_device()

@@ -13,7 +13,7 @@ from dfdc.boxes import iou
 from dfdc.confirm import SecondLook, look_again
 from dfdc.detect import FaceDetector
 from dfdc.faces import Faces, roll_angles
-from dfdc.pictures import find_pictures, look_at
+from dfdc.pictures import find_pictures, measure_track
 from dfdc.quality import measure_trust
 
 # Sampled frames are about half a second apart; the box of a head that turns or nods keeps at least this overlap.
@@ -105,7 +105,7 @@ def find_tracks(frames: Sequence[np.ndarray], detector: FaceDetector) -> tuple[l
         if track
     ]
     if len(confirmed) > 1:
-        reasons = find_pictures([look_at(frames, track.frames, track.boxes, track.angles) for track in confirmed])
+        reasons = find_pictures([measure_track(frames, track.frames, track.boxes, track.angles) for track in confirmed])
         confirmed = [
             replace(track, kind="picture", reason=reason) if reason else track
             for track, reason in zip(confirmed, reasons, strict=True)

@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("flask")
 from dfdc.analysis_files import read_analyses, write_analysis
 from dfdc.app import jobs
-from dfdc.app.jobs import Desk
+from dfdc.app.jobs import JobQueue
 from dfdc.app.server import make_app
 from dfdc.errors import InputError
 from dfdc.run.worker import WorkerSettings
@@ -39,9 +39,9 @@ def wait_for(holds: Callable[[], bool]) -> None:
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[object]:
     """The application without a server and without workers."""
-    desk = Desk(tmp_path, WorkerSettings(weights=()))
-    desk.close()
-    yield make_app(desk, "token").test_client()
+    queue = JobQueue(tmp_path, WorkerSettings(weights=()))
+    queue.close()
+    yield make_app(queue, "token").test_client()
 
 
 OWN = "http://127.0.0.1"
@@ -96,11 +96,11 @@ def test_size_and_number_of_clips_are_limited(client: object, tmp_path: Path, mo
 def test_what_a_killed_server_left_is_removed_and_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "uploads").mkdir()
     (tmp_path / "uploads/left").write_bytes(b"x")
-    Desk(tmp_path, WorkerSettings(weights=())).close()
+    JobQueue(tmp_path, WorkerSettings(weights=())).close()
     assert list((tmp_path / "uploads").iterdir()) == []
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(InputError, match="name another folder"):
-        Desk(tmp_path / "file", WorkerSettings(weights=()))
+        JobQueue(tmp_path / "file", WorkerSettings(weights=()))
 
 
 class TestInABrowser:

@@ -13,7 +13,7 @@ from dfdc.errors import WeightsError
 from dfdc.networks import build_model, load_model, save_model
 from dfdc.training.loop import evaluate
 from dfdc.weights import ModelSpec, WeightsFile, open_weights
-from tests.nets import lively
+from tests.models import lively
 from tests.test_training import pairs, write_table
 from tools.research import average_weights as tool
 

@@ -27,7 +27,7 @@ def test_more_frames_are_scored_and_told_with_their_cost(tmp_path: Path, capsys:
     assert (one["n_frames"], four["n_frames"], all_four["n_frames"]) == (1, 4, 4)
     n_all = len(find_weights(ROOT / "weights"))
     assert n_all > 1
-    assert (one["n_nets"], four["n_nets"], all_four["n_nets"]) == (1, 1, n_all)
+    assert (one["n_models"], four["n_models"], all_four["n_models"]) == (1, 1, n_all)
     assert one["core_seconds"] > 0 and four["core_seconds"] > 0
     command = [
         sys.executable,

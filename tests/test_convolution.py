@@ -1,4 +1,4 @@
-"""dfdc.convolution: torch's answers, for every layer that our nets have; and nets on CUDA, which use it."""
+"""dfdc.convolution: torch's answers, for every layer that our models have; and models on CUDA, which use it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import nn
 from torch.nn import functional
 
 from dfdc.convolution import convolve, without_cudnn
+from dfdc.models import MTCNN
 from dfdc.mtcnn import load_mtcnn
-from dfdc.nets import MTCNN
 from dfdc.networks import FrameModel
 from dfdc.runtime import choose_device, run_batches
 from dfdc.torch_runtime import run_in_torch
 from dfdc.weights import ModelSpec
 from tests.gpu import FakeGpu, pretend_gpus
-from tests.nets import lively
+from tests.models import lively
 
 # Channels, filters, their side, stride, padding, groups.
 LAYERS = {

@@ -14,8 +14,8 @@ from skimage.data import astronaut
 
 from dfdc.boxes import iou
 from dfdc.detect import HARD, HARD_FRAMES, NO_FACES, QUICK, FaceDetector, Faces
+from dfdc.models import MTCNN
 from dfdc.mtcnn import load_mtcnn
-from dfdc.nets import MTCNN
 from dfdc.tracks import find_tracks, link_tracks
 from dfdc.video import read_frames
 
@@ -63,9 +63,9 @@ def test_nets_are_the_packages_own(number: int, package_net: type) -> None:
 
 def test_boxes_and_landmarks_equal_the_packages_own(detector: FaceDetector, portrait: np.ndarray) -> None:
     (found,) = detector.detect([portrait])
-    nets = [net().eval() for net in (PNet, RNet, ONet)]
+    models = [net().eval() for net in (PNet, RNet, ONet)]
     with torch.inference_mode():
-        boxes, points = detect_face(portrait, 20.0, *nets, list(QUICK.thresholds), 0.709, "cpu")
+        boxes, points = detect_face(portrait, 20.0, *models, list(QUICK.thresholds), 0.709, "cpu")
     boxes, points = np.asarray(boxes[0], float), np.asarray(points[0], float)
     assert len(found) == len(boxes) == 1
     # Resizing differs (OpenCV's exact areas against torch's whole windows), so boxes agree within a few pixels.
@@ -151,7 +151,7 @@ def test_moving_face_is_followed_without_searching_every_frame(
     followed = detector.follow(frames)
     assert [np.array_equal(frame, frames[4 * i]) for i, frame in enumerate(whole)] == [True] * 4
     for faces, alone in zip(followed, detector.detect(frames), strict=True):
-        # Candidates come from another scale and place, and the nets refine them to nearly the same box.
+        # Candidates come from another scale and place, and the models refine them to nearly the same box.
         assert iou(faces.boxes, alone.boxes).shape == (1, 1)
         assert iou(faces.boxes, alone.boxes)[0, 0] > 0.75
 

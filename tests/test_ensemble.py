@@ -1,4 +1,4 @@
-"""dfdc.ensemble: nets that answer together, in batches, by shared views, at half precision."""
+"""dfdc.ensemble: models that answer together, in batches, by shared views, at half precision."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from dfdc.runtime import choose_device
 from dfdc.torch_runtime import run_in_torch
 from dfdc.weights import Calibration, ModelSpec, WeightsFile, find_weights, open_weights
 from tests.gpu import FakeGpu
-from tests.nets import lively
+from tests.models import lively
 
 ROOT = Path(__file__).resolve().parent.parent
-# What a logit of these nets may move by where one pixel is rounded to the next level.
+# What a logit of these models may move by where one pixel is rounded to the next level.
 LEVEL = 5e-3
 SPEC = ModelSpec(architecture="efficientnet-lite0", input_size=32, crop=CropGeometry(size=48))
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[WeightsFile]:
-    """Two nets that differ in weights, calibration and crop."""
+    """Two models that differ in weights, calibration and crop."""
     folder = tmp_path_factory.mktemp("weights")
     for seed, calibration in enumerate((Calibration(2.0, 0.5, 0.02, 0.96), Calibration(1.0, -1.0, 0.04, 0.98))):
         torch.manual_seed(seed)
         spec = replace(SPEC, calibration=calibration, crop=CropGeometry(side_ratio=1.0 + seed, size=48))
-        save_model(lively(FrameModel(spec)), folder, name=f"net{seed}")
+        save_model(lively(FrameModel(spec)), folder, name=f"network{seed}")
     return find_weights(folder)
 
 
@@ -43,20 +43,20 @@ def faces() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 @pytest.fixture(scope="module")
-def net(files: list[WeightsFile]) -> CropNet:
+def network(files: list[WeightsFile]) -> CropNet:
     return CropNet(load_model(files[0])).eval()
 
 
 @pytest.fixture(scope="module")
 def crops() -> np.ndarray:
-    """Five, and as many others, for a net's two views."""
+    """Five, and as many others, for a network's two views."""
     return np.random.default_rng(0).integers(0, 256, (5, 48, 48, 6), dtype=np.uint8)
 
 
-def answers(net: CropNet, crops: np.ndarray) -> np.ndarray:
+def answers(network: CropNet, crops: np.ndarray) -> np.ndarray:
     """(N, 2) by torch."""
     with torch.inference_mode():
-        return torch.stack(net(torch.from_numpy(crops)), 1).numpy()
+        return torch.stack(network(torch.from_numpy(crops)), 1).numpy()
 
 
 def views_by_hand(model: FrameModel, crops: np.ndarray, others: np.ndarray, *, margin: int) -> np.ndarray:
@@ -68,19 +68,21 @@ def views_by_hand(model: FrameModel, crops: np.ndarray, others: np.ndarray, *, m
         return np.stack([model(images).numpy(), model(torch.from_numpy(edges)).numpy()], 1)
 
 
-def test_second_view_is_a_smaller_mirror_image(net: CropNet, crops: np.ndarray) -> None:
+def test_second_view_is_a_smaller_mirror_image(network: CropNet, crops: np.ndarray) -> None:
     margin = round(VIEW_MARGIN * SPEC.input_size)
     assert margin > 0
     halves = np.split(crops, 2, 3)
-    assert answers(net, crops) == pytest.approx(views_by_hand(net.model.model, *halves, margin=margin), abs=LEVEL)
-    assert answers(net, crops) != pytest.approx(views_by_hand(net.model.model, *halves, margin=0), abs=LEVEL)
+    assert answers(network, crops) == pytest.approx(
+        views_by_hand(network.model.model, *halves, margin=margin), abs=LEVEL
+    )
+    assert answers(network, crops) != pytest.approx(views_by_hand(network.model.model, *halves, margin=0), abs=LEVEL)
 
 
-def test_without_margin_the_mirror_image_is_as_large(net: CropNet, crops: np.ndarray) -> None:
+def test_without_margin_the_mirror_image_is_as_large(network: CropNet, crops: np.ndarray) -> None:
     crops = crops[..., :3]
     with torch.inference_mode():
-        answer = TwoViewModel(net.model.model, margin=0)(torch.from_numpy(crops).permute(0, 3, 1, 2)).numpy()
-    by_hand = views_by_hand(net.model.model, crops, crops, margin=0).mean(1)
+        answer = TwoViewModel(network.model.model, margin=0)(torch.from_numpy(crops).permute(0, 3, 1, 2)).numpy()
+    by_hand = views_by_hand(network.model.model, crops, crops, margin=0).mean(1)
     assert answer == pytest.approx(by_hand, abs=LEVEL)
 
 
@@ -114,8 +116,8 @@ def test_ensemble_is_the_mean_of_calibrated_logits(files: list[WeightsFile], fac
     ensemble = Ensemble(files)
     assert ensemble.score(faces) == pytest.approx(np.mean(by_hand, axis=0), abs=LEVEL)
     assert ensemble.bounds() == pytest.approx((0.03, 0.97))
-    # The first net alone, as when time is short:
-    assert ensemble.score(faces, n_nets=1) == pytest.approx(by_hand[0], abs=LEVEL)
+    # The first network alone, as when time is short:
+    assert ensemble.score(faces, n_models=1) == pytest.approx(by_hand[0], abs=LEVEL)
     assert ensemble.bounds(1) == pytest.approx((0.02, 0.96))
 
 
@@ -125,7 +127,7 @@ def test_a_nets_weight_is_how_much_it_counts(files: list[WeightsFile], faces: li
     together = Ensemble(heavy)
     assert together.score(faces) == pytest.approx((3 * first + second) / 4, abs=LEVEL)
     assert together.bounds() == pytest.approx(((3 * 0.02 + 0.04) / 4, (3 * 0.96 + 0.98) / 4))
-    assert together.score(faces, n_nets=1) == pytest.approx(first, abs=LEVEL)
+    assert together.score(faces, n_models=1) == pytest.approx(first, abs=LEVEL)
     with pytest.raises(ValueError, match="weight is 0"):
         replace(files[0].spec, weight=0.0)
 
@@ -153,7 +155,7 @@ def test_no_faces_give_no_logits(files: list[WeightsFile]) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite_are_no_answer(files: list[WeightsFile], value: float) -> None:
-    ensemble = Ensemble(files[:1], "cuda", nets=[lambda images: (np.full(len(images), value),)])
+    ensemble = Ensemble(files[:1], "cuda", models=[lambda images: (np.full(len(images), value),)])
     with pytest.raises(FloatingPointError, match="not finite"):
         ensemble.score_crops(np.zeros((2, 3, 48, 48), np.uint8))
 
@@ -169,8 +171,8 @@ def test_half_precision_as_on_cuda_answers_like_single(
     files: list[WeightsFile], faces: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Both by torch: nothing else tells them apart.
-    nets = [run_in_torch(CropNet(load_model(file)).eval(), "cpu") for file in files]
-    single = Ensemble(files, nets=nets).score(faces)
+    models = [run_in_torch(CropNet(load_model(file)).eval(), "cpu") for file in files]
+    single = Ensemble(files, models=models).score(faces)
     gpu = FakeGpu(monkeypatch)
     half = Ensemble(files, "cuda").score(faces)
     assert gpu.noted and np.ptp(single) > 40 * LEVEL

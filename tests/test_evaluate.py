@@ -22,7 +22,7 @@ from dfdc.networks import CropNet, FrameModel, load_model, save_model
 from dfdc.prediction import Prediction
 from dfdc.run.pool import answer_clips
 from dfdc.weights import Calibration, ModelSpec, find_weights, sigmoid
-from tests.nets import lively
+from tests.models import lively
 from tools import evaluate as tool
 from tools.evaluate import evaluate, main, score_crop_table
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two nets from chance, each with a calibration of its own: of 24 crops most logits lie inside the bounds."""
+    """Two models from chance, each with a calibration of its own: of 24 crops most logits lie inside the bounds."""
     folder = tmp_path_factory.mktemp("weights")
     for seed, calibration in enumerate((Calibration(0.5, 0.3, 0.02, 0.9), Calibration(1.0, -0.5, 0.04, 0.98))):
         torch.manual_seed(seed)
@@ -78,8 +78,8 @@ def test_ensemble_scores_crops_with_the_mean_of_calibrated_logits(weights: Path,
     both = score_crop_table(table, weights, device="cpu")
     crops = np.stack([cv2.imread(str(table.with_name(name)))[:, :, ::-1] for name in both.names])
     with torch.inference_mode():
-        nets = [CropNet(load_model(file)).eval() for file in find_weights(weights)]
-        raw = [torch.stack(net(torch.from_numpy(np.concatenate([crops, crops], 3)))).mean(0).numpy() for net in nets]
+        models = [CropNet(load_model(file)).eval() for file in find_weights(weights)]
+        raw = [torch.stack(net(torch.from_numpy(np.concatenate([crops, crops], 3)))).mean(0).numpy() for net in models]
     logits = [file.spec.calibration.logits(z) for file, z in zip(find_weights(weights), raw, strict=True)]
     assert all(np.ptp(z) > 0.3 for z in logits)
     expected = np.clip(sigmoid(np.mean(logits, 0)), 0.03, 0.94)  # means of the members' bounds

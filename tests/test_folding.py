@@ -9,11 +9,11 @@ from torch import nn
 from dfdc.networks import FrameModel
 from dfdc.training.folding import FoldedModel
 from dfdc.weights import ModelSpec
-from tests.nets import lively
+from tests.models import lively
 
 
 def without_chance(model: nn.Module) -> nn.Module:
-    """Leave out dropped layers and units, so that two nets compute the same."""
+    """Leave out dropped layers and units, so that two models compute the same."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -10,8 +10,8 @@ from safetensors.numpy import load
 
 from dfdc.crop import crop_face
 from dfdc.detect import FaceDetector
-from dfdc.nets import _compile, open_heat_map, open_nets
-from dfdc.nets.graphs import build_heat_graph
+from dfdc.models import _compile, open_heat_map, open_models
+from dfdc.models.graphs import build_heat_graph
 from dfdc.tracks import find_tracks
 from dfdc.video import read_frames
 from dfdc.weights import find_weights
@@ -31,7 +31,7 @@ def crops() -> np.ndarray:
 def test_the_mean_of_a_map_is_the_logit_of_the_first_view(crops: np.ndarray) -> None:
     for file in find_weights(ROOT / "weights"):
         (maps,) = open_heat_map(file, threads=1)(crops)
-        first, _ = open_nets([file], threads=1)[0](np.concatenate([crops, crops], 3))
+        first, _ = open_models([file], threads=1)[0](np.concatenate([crops, crops], 3))
         assert maps.shape[0] == len(crops) and maps.shape[1] == maps.shape[2] > 1
         assert maps.mean((1, 2)) == pytest.approx(first, abs=1e-3)
 

@@ -21,7 +21,7 @@ from flask.testing import FlaskClient
 from dfdc.crop import CropGeometry
 from dfdc.data.crop_folder import CROP_COLUMNS, CutSettings
 from dfdc.data.dataset import CropSet, pair_epoch, read_split
-from dfdc.data.label_server import Desk, make_app
+from dfdc.data.label_server import LabelSession, make_app
 from dfdc.data.labels import (
     LABEL_COLUMNS,
     NOT_VISIBLE,
@@ -498,11 +498,11 @@ def test_table_that_names_files_outside_its_folder_serves_none(tmp_path: Path, n
     table = write_table(tmp_path / "crops", rows)
     (tmp_path / "crops/link.png").symlink_to(tmp_path / "secret.png")
     table.write_text(table.read_text().replace(rows[1]["path"], name))
-    desk = Desk(TableFakes(table), LabelFile(tmp_path / "labels.csv"), None)
-    client = connect(desk)
+    session = LabelSession(TableFakes(table), LabelFile(tmp_path / "labels.csv"), None)
+    client = connect(session)
     assert "DataError" in client.get("/clips/0").json["reason"]
     assert client.get("/clips/0/0/fake").status_code == 404
-    desk.sheets.close()
+    session.sheets.close()
 
 
 def test_one_clip_is_made_ahead_and_nobody_waits_for_it() -> None:
@@ -539,14 +539,14 @@ def test_clip_that_fails_says_so_and_the_others_go_on(caplog: pytest.LogCaptureF
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
+def session(tmp_path: Path) -> Iterator[LabelSession]:
     rows = family(3) + family(2, name="<b>&")
     for line in rows:
         line["path"] = line["path"].replace("<b>&", "odd")
     fakes = TableFakes(write_table(tmp_path / "crops", rows))
-    desk = Desk(fakes, LabelFile(tmp_path / "labels.csv"), None)
-    yield desk
-    desk.sheets.close()
+    session = LabelSession(fakes, LabelFile(tmp_path / "labels.csv"), None)
+    yield session
+    session.sheets.close()
 
 
 class TokenClient(FlaskClient):
@@ -557,18 +557,18 @@ class TokenClient(FlaskClient):
 
 
 @pytest.fixture
-def client(desk: Desk) -> TokenClient:
-    return connect(desk)
+def client(session: LabelSession) -> TokenClient:
+    return connect(session)
 
 
-def connect(desk: Desk) -> TokenClient:
-    app = make_app(desk, TOKEN, folder=label_frames.PAGE)
+def connect(session: LabelSession) -> TokenClient:
+    app = make_app(session, TOKEN, folder=label_frames.PAGE)
     app.test_client_class = TokenClient
     return app.test_client()
 
 
-def test_without_the_token_there_is_nothing(desk: Desk) -> None:
-    client = make_app(desk, TOKEN, folder=label_frames.PAGE).test_client()
+def test_without_the_token_there_is_nothing(session: LabelSession) -> None:
+    client = make_app(session, TOKEN, folder=label_frames.PAGE).test_client()
     for path in ("/", "/state", "/clips/0", "/clips/0/0/fake", "/static/page.js", "/x/state", f"/{TOKEN[:-1]}/state"):
         answer = client.get(path)
         assert answer.status_code == 404 and "label_frames printed" in answer.json["error"]
@@ -601,9 +601,11 @@ def test_label_is_on_the_disk_when_the_answer_comes(client: FlaskClient, tmp_pat
     assert answer.json == {"marks": {"visible": 1}, "clips": {"1": 1}}
 
 
-def test_label_of_another_moment_is_not_shown_nor_replaced(client: FlaskClient, desk: Desk, tmp_path: Path) -> None:
+def test_label_of_another_moment_is_not_shown_nor_replaced(
+    client: FlaskClient, session: LabelSession, tmp_path: Path
+) -> None:
     """Crops cut with fewer frames have the same numbers."""
-    desk._labels.set(say("fake.mp4", 0, NOT_VISIBLE, time_s=0.9))
+    session._labels.set(say("fake.mp4", 0, NOT_VISIBLE, time_s=0.9))
     before = (tmp_path / "labels.csv").read_bytes()
     assert client.get("/clips/0").json["shots"][0]["label"] is None
     answer = send(client, VISIBLE)
@@ -611,10 +613,10 @@ def test_label_of_another_moment_is_not_shown_nor_replaced(client: FlaskClient, 
     assert (tmp_path / "labels.csv").read_bytes() == before
 
 
-def test_killed_server_goes_on_where_it_was(client: FlaskClient, desk: Desk, tmp_path: Path) -> None:
+def test_killed_server_goes_on_where_it_was(client: FlaskClient, session: LabelSession, tmp_path: Path) -> None:
     send(client, VISIBLE, clip=1)
     fakes = TableFakes(tmp_path / "crops/crops.csv")
-    again = connect(Desk(fakes, LabelFile(tmp_path / "labels.csv"), None))
+    again = connect(LabelSession(fakes, LabelFile(tmp_path / "labels.csv"), None))
     state = again.get("/state").json
     assert state["start"] == 1 and state["run"] == client.get("/state").json["run"]
     assert again.get("/clips/1").json["shots"][0]["label"] == "visible"
@@ -630,10 +632,10 @@ def test_undo_says_whose_label_it_took(client: FlaskClient, tmp_path: Path) -> N
     assert client.post("/undo", json=run).json["undone"] is None
 
 
-def test_labels_of_clips_that_are_not_shown_are_kept_and_not_counted(tmp_path: Path, desk: Desk) -> None:
+def test_labels_of_clips_that_are_not_shown_are_kept_and_not_counted(tmp_path: Path, session: LabelSession) -> None:
     LabelFile(tmp_path / "more.csv").set(say("other.mp4", 0, VISIBLE))
     fakes = TableFakes(tmp_path / "crops/crops.csv")
-    client = connect(Desk(fakes, LabelFile(tmp_path / "more.csv"), None))
+    client = connect(LabelSession(fakes, LabelFile(tmp_path / "more.csv"), None))
     assert client.get("/state").json["marks"] == {} and client.get("/state").json["start"] == 0
     send(client, SKIP)
     assert [line["video"] for line in read_rows(tmp_path / "more.csv")] == ["other.mp4", "fake.mp4"]
@@ -650,13 +652,13 @@ def test_waiting_for_a_clip_blocks_no_other_request(tmp_path: Path) -> None:
             assert go_on.wait(60)
             return Sheet((Shot(0, 0.0, 0, BOX, tmp_path / "gone.png"),))
 
-    desk = Desk(Slow(), LabelFile(tmp_path / "labels.csv"), None, wait_s=0)
-    client = connect(desk)
+    session = LabelSession(Slow(), LabelFile(tmp_path / "labels.csv"), None, wait_s=0)
+    client = connect(session)
     assert client.get("/clips/0").json == {"ready": False}
     assert client.get("/state").json["shots"] == [None]
     assert send(client, VISIBLE).status_code == 503 and not (tmp_path / "labels.csv").exists()
     go_on.set()
-    assert desk.sheets.get(0, wait_s=60)
+    assert session.sheets.get(0, wait_s=60)
     assert client.get("/clips/0/0/fake").status_code == 404
     assert client.get("/clips/0/0/original").status_code == 404
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The modules of the package that may import torch when they are imported; it takes 4 core-seconds and 350 MB.
 TORCH_MODULES = {"convolution", "mtcnn", "networks", "torch_runtime"}
 # The parts that the kernel runs; the others may need torch.
-KERNEL_PARTS = ("", "nets", "run", "kaggle", "report")
+KERNEL_PARTS = ("", "models", "run", "kaggle", "report")
 
 
 def imports_of(path: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""dfdc.research.motion: pairs of neighbouring frames, what a net sees of them, and what it adds to a clip's score."""
+"""dfdc.research.motion: pairs of neighbouring frames, a model's input from them, and what it adds to a score."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dfdc.research.motion import N_PAIRS, Motion, align, correlate, cut_pair, cu
 from dfdc.tracks import Track, find_tracks
 from dfdc.video import Frame
 from dfdc.weights import Calibration, ModelSpec, WeightsFile, find_weights, open_weights
-from tests.nets import lively
+from tests.models import lively
 
 ROOT = Path(__file__).resolve().parent.parent
 GEOMETRY = CropGeometry(size=64)
@@ -31,7 +31,7 @@ BOX = np.array([70, 40, 190, 200], np.float32)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[WeightsFile]:
-    """A net that sees faces and one that sees motion."""
+    """A network that sees faces and one that sees motion."""
     folder = tmp_path_factory.mktemp("weights")
     (folder / "optional").mkdir()
     torch.manual_seed(0)
@@ -112,7 +112,7 @@ def test_plain_pictures_are_neither_aligned_nor_an_error() -> None:
     assert correlate(grey, PORTRAIT[:64, :64]) == 0
 
 
-# What a net sees
+# What a network sees
 
 
 def test_change_is_grey_where_nothing_changes_and_three_times_the_levels_elsewhere() -> None:
@@ -124,12 +124,13 @@ def test_change_is_grey_where_nothing_changes_and_three_times_the_levels_elsewhe
 
 
 def test_a_net_for_motion_sees_the_change_and_nothing_else() -> None:
-    net = PairNet(load_model(find_weights(ROOT / "weights")[0])).eval()  # any trained net will do
+    network = PairNet(load_model(find_weights(ROOT / "weights")[0])).eval()  # any trained network will do
     crop = torch.from_numpy(crop_face(PORTRAIT, BOX, CropGeometry()))[None].clamp(0, 200)
     shifted = crop.roll(3, 2)
     with torch.inference_mode():
         moving, brighter, still = (
-            float(net(torch.cat(halves, 3))) for halves in ((crop, shifted), (crop + 40, shifted + 40), (crop, crop))
+            float(network(torch.cat(halves, 3)))
+            for halves in ((crop, shifted), (crop + 40, shifted + 40), (crop, crop))
         )
     # Halves of levels are rounded either way.
     assert brighter == pytest.approx(moving, abs=0.01) and abs(moving - still) > 0.1
@@ -145,14 +146,14 @@ def frames(n: int, n_pairs: int) -> list[Frame]:
 def test_a_tracks_score_is_the_weighted_mean_of_its_calibrated_pairs(files: list[WeightsFile]) -> None:
     specs = [replace(MOTION, weight=0.5, calibration=Calibration(2.0, 1.0)), replace(MOTION, weight=2.0)]
     opened = [replace(files[1], spec=spec) for spec in specs]
-    nets = [lambda pairs: (np.arange(len(pairs), dtype=np.float32),), lambda pairs: (np.full(len(pairs), -1.0),)]
-    scores = Motion(opened, nets=nets).score(frames(5, 3), [track(5), track(2)])
+    models = [lambda pairs: (np.arange(len(pairs), dtype=np.float32),), lambda pairs: (np.full(len(pairs), -1.0),)]
+    scores = Motion(opened, models=models).score(frames(5, 3), [track(5), track(2)])
     # Pairs 0, 1, 2 of the first person: 0.5 x (1 / 2 + 1) + 2 x -1; pairs 0, 1 of the second: 0.5 x (.5 / 2 + 1) - 2.
     assert scores == pytest.approx([-1.25, -1.375])
 
 
 def test_without_pairs_or_nets_nothing_is_added(files: list[WeightsFile]) -> None:
-    motion = Motion(files[1:], nets=[lambda pairs: (np.ones(len(pairs), np.float32),)])
+    motion = Motion(files[1:], models=[lambda pairs: (np.ones(len(pairs), np.float32),)])
     assert motion.n_pairs == N_PAIRS
     assert motion.score(frames(3, 0), [track(3)]).tolist() == [0]
     blind = Motion([])
@@ -162,7 +163,7 @@ def test_without_pairs_or_nets_nothing_is_added(files: list[WeightsFile]) -> Non
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite_are_no_answer(files: list[WeightsFile], value: float) -> None:
-    motion = Motion(files[1:], "cuda", nets=[lambda pairs: (np.full(len(pairs), value),)])
+    motion = Motion(files[1:], "cuda", models=[lambda pairs: (np.full(len(pairs), value),)])
     with pytest.raises(FloatingPointError, match="not finite"):
         motion.score(frames(2, 2), [track(2)])
 
@@ -190,8 +191,8 @@ def test_optional_nets_that_fail_leave_the_others_score(
     clip = ROOT / "samples/real.mp4"
     alone = Analyzer(files[:1]).analyze(clip, 4)
     analyzer = Analyzer(files)
-    for net, method in ((analyzer.motion, "score"), (analyzer.listener, "listen")):
-        monkeypatch.setattr(net, method, lambda *_: 1 / 0)
+    for network, method in ((analyzer.motion, "score"), (analyzer.listener, "listen")):
+        monkeypatch.setattr(network, method, lambda *_: 1 / 0)
     prediction = analyzer.analyze(clip, 4)
     assert (prediction.status, prediction.probability) == ("ok", pytest.approx(alone.probability, abs=1e-6))
     # What fails beside CUDA may have broken it: that clip is another worker's, on the CPU.

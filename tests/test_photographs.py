@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -10,12 +12,15 @@ import numpy as np
 import pytest
 
 from dfdc.crop import CropGeometry, crop_face
+from dfdc.data.crop_folder import CROP_COLUMNS
 from dfdc.data.dataset import load_crops, read_table
 from dfdc.data.photographs import find_face, name_picture, read_photographs
 from dfdc.detect import FaceDetector
 from dfdc.errors import DataError
 from dfdc.video import read_frames
 from tools.make_crops import main
+
+SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 
 
 def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
@@ -34,7 +39,7 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
 @pytest.fixture(scope="module")
 def frame() -> np.ndarray:
     """A frame (H, W, 3) with one face."""
-    samples = sorted((Path(__file__).resolve().parent.parent / "samples").glob("*.mp4"))
+    samples = sorted(SAMPLES.glob("*.mp4"))
     return read_frames(samples[0], 1)[0].pixels
 
 
@@ -101,3 +106,43 @@ def test_wrong_tables_and_flags_are_refused(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         main([str(tmp_path / "t.csv"), "--out", str(tmp_path / "out"), "--frames", "3"])
     assert "go with clips" in capsys.readouterr().err
+
+
+def test_clips_photographs_and_cut_crops_give_one_table(tmp_path: Path, frame: np.ndarray) -> None:
+    """The same columns, and what the metadata tells reaches the same column whatever was cut."""
+    told = {"dataset": "press", "identity": "p1", "source": "archive", "split": "val"}
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    shutil.copy(SAMPLES / "real.mp4", clips)
+    (clips / "metadata.json").write_text(json.dumps({"real.mp4": {"label": "REAL", **told}}))
+    write_picture(tmp_path / "face.jpeg", frame)
+    table = write_table(tmp_path / "photographs.csv", [{"path": "face.jpeg", "label": "REAL", **told}])
+    sources = {"clip": [str(clips), "--frames", "1"], "photograph": [str(table)], "precut": [str(table), "--precut"]}
+    tables = {}
+    for kind, arguments in sources.items():
+        out = tmp_path / kind
+        assert main([*arguments, "--out", str(out), "--device", "cpu"]) == 0
+        tables[kind] = read_table(out / "crops.csv")
+    wanted = ["path", "dataset", "label", "manipulation", "identity", "source", "split", "format", "source_size"]
+    for kind, found in tables.items():
+        assert tuple(found.columns) == CROP_COLUMNS and set(wanted) <= set(found.columns)
+        row = found.iloc[0]
+        assert {name: row[name] for name in told} == told, kind
+        assert int(row.source_size) > 0 and (tmp_path / kind / row.path).is_file()
+    assert [found.format[0] for found in tables.values()] == ["mp4", "jpg", "jpg"]
+
+
+def test_rows_of_older_folders_get_the_new_columns(tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    shutil.copy(SAMPLES / "real.mp4", clips)
+    (clips / "metadata.json").write_text(json.dumps({"real.mp4": {"label": "REAL", "dataset": "press"}}))
+    command = [str(clips), "--frames", "1", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(command) == 0
+    before = (tmp_path / "out/crops.csv").read_text()
+    (record,) = (tmp_path / "out").glob("images/*/clip.json")
+    old = json.loads(record.read_text())
+    old["rows"] = [row[:14] for row in old["rows"]]
+    record.write_text(json.dumps(old))
+    assert main(command) == 0
+    assert (tmp_path / "out/crops.csv").read_text() == before

@@ -7,15 +7,15 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from dfdc.pictures import Look, find_pictures, look_at
+from dfdc.pictures import TrackSummary, find_pictures, measure_track
 
 
 def at(x: float, side: float, n: int = 8) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(n), np.tile(np.array([x, 0, x + side, side], np.float32), (n, 1))
 
 
-PERSON = Look(*at(0, 120), side=120.0, detail=-3.4, change=0.3)
-BYSTANDER = Look(*at(300, 60), side=60.0, detail=-4.6, change=0.3)
+PERSON = TrackSummary(*at(0, 120), side=120.0, detail=-3.4, change=0.3)
+BYSTANDER = TrackSummary(*at(300, 60), side=60.0, detail=-4.6, change=0.3)
 
 
 def test_persons_near_and_far_are_persons() -> None:
@@ -64,8 +64,8 @@ def test_look_measures_side_change_and_detail() -> None:
     images = [np.ascontiguousarray(np.hstack([texture, np.roll(texture, 40 * i, 0)])) for i in range(4)]
     blurred = [cv2.GaussianBlur(image, (0, 0), 4) for image in images]
     frames, boxes = at(40, 100, n=4)
-    still = look_at(images, frames, boxes, np.zeros(4))
-    moving = look_at(images, frames, boxes + np.array([200, 0, 200, 0]), np.zeros(4))
-    soft = look_at(blurred, frames, boxes, np.zeros(4))
+    still = measure_track(images, frames, boxes, np.zeros(4))
+    moving = measure_track(images, frames, boxes + np.array([200, 0, 200, 0]), np.zeros(4))
+    soft = measure_track(blurred, frames, boxes, np.zeros(4))
     assert still.side == 100 and still.change == 0 and moving.change > 0.3
     assert soft.detail < still.detail - 1

@@ -1,6 +1,6 @@
 """dfdc.run.plan: the budget holds, every clip gets a score, and more time never takes frames away.
 
-Runs are simulated: a clock that jumps from one finished look to the next, workers that are numbers in a heap.
+Runs are simulated: a clock that jumps from one finished pass to the next, workers that are numbers in a heap.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Simulation:
 
     Attributes:
         predictions: the last of each clip.
-        looks: the tasks in order.
+        passes: the tasks in order.
         end_s: when it stopped by itself or by its limit.
     """
 
     predictions: dict[str, Prediction] = field(default_factory=dict)
-    looks: list[Task] = field(default_factory=list)
+    passes: list[Task] = field(default_factory=list)
     end_s: float = 0.0
 
     @property
@@ -44,8 +44,8 @@ class Simulation:
 
     @property
     def effort(self) -> dict[str, tuple[int, int]]:
-        """Frames and nets of each clip."""
-        return {name: (p.frames, p.nets) for name, p in self.predictions.items()}
+        """Frames and models of each clip."""
+        return {name: (p.frames, p.n_models) for name, p in self.predictions.items()}
 
 
 @cache
@@ -61,7 +61,7 @@ def simulate(
     *,
     n_workers: int = 2,
     n_frames: int | None = None,
-    n_nets: int = 1,
+    n_models: int = 1,
     answer: Callable[[Task], Prediction] | None = None,
     known: Mapping[str, Prediction] | None = None,
 ) -> Simulation:
@@ -74,16 +74,16 @@ def simulate(
         n_workers=n_workers,
         clip_limit_s=CLIP_LIMIT_S,
         deadline=deadline,
-        n_nets=n_nets,
+        n_models=n_models,
         known=known,
     )
     answer = answer or (lambda task: Prediction(task.name, label_of(task.name), frames=task.n_frames))
     run, busy = Simulation(dict(known or {})), []
     while not deadline.expired():
         while len(busy) < n_workers and (task := plan.next()):
-            run.looks.append(task)
+            run.passes.append(task)
             took_s = min(cost_s(task), task.most_s)
-            heapq.heappush(busy, (now[0] + took_s, len(run.looks), took_s, task))
+            heapq.heappush(busy, (now[0] + took_s, len(run.passes), took_s, task))
         assert plan.n_open() >= len(busy)
         if not busy:
             assert plan.n_open() == 0
@@ -106,14 +106,14 @@ def numbered(n_clips: int) -> list[str]:
 
 def steady(seconds: float = 2.0) -> Cost:
     """Every clip costs the same: so much at QUICK frames."""
-    return lambda task: seconds * relative_cost(task.n_frames, task.n_nets)
+    return lambda task: seconds * relative_cost(task.n_frames, task.n_models)
 
 
 def uneven(seconds: float = 2.0, *, sigma: float, seed: int = 0) -> Cost:
-    """Clips differ by factors with a heavy tail (log-normal); a clip's own is the same at every look."""
+    """Clips differ by factors with a heavy tail (log-normal); a clip's own is the same in every pass."""
 
     factors = np.random.default_rng(seed).lognormal(-(sigma**2) / 2, sigma, 4000).tolist()
-    return lambda task: seconds * factors[int(task.name)] * relative_cost(task.n_frames, task.n_nets)
+    return lambda task: seconds * factors[int(task.name)] * relative_cost(task.n_frames, task.n_models)
 
 
 def recorded(seed: int = 0) -> Cost:
@@ -127,14 +127,14 @@ def recorded(seed: int = 0) -> Cost:
     return lambda task: seconds[task.n_frames][which[int(task.name)]]
 
 
-def pass_s(n_clips: int, n_frames: int, *, n_workers: int = 2, seconds: float = 2.0, n_nets: int = 1) -> float:
-    return n_clips / n_workers * seconds * relative_cost(n_frames, n_nets)
+def pass_s(n_clips: int, n_frames: int, *, n_workers: int = 2, seconds: float = 2.0, n_models: int = 1) -> float:
+    return n_clips / n_workers * seconds * relative_cost(n_frames, n_models)
 
 
 def test_few_clips_are_looked_at_once_and_the_run_ends() -> None:
     run = simulate(numbered(28), steady(), 8.5 * 3600)
     assert set(run.frames.values()) == {TOP}
-    assert len(run.looks) == 28
+    assert len(run.passes) == 28
     assert run.end_s == pytest.approx(pass_s(28, TOP))
 
 
@@ -145,7 +145,7 @@ def test_no_limit_means_one_thorough_look() -> None:
 
 def test_kaggles_job_is_done_in_one_pass_but_for_the_clips_that_were_measured() -> None:
     run = simulate(numbered(4000), uneven(sigma=1.0), 8.5 * 3600)
-    assert sum(task.n_frames == QUICK for task in run.looks) < 30
+    assert sum(task.n_frames == QUICK for task in run.passes) < 30
     certain = {name for name in run.frames if not CERTAIN[0] <= label_of(name) <= CERTAIN[1]}
     assert {name for name, frames in run.frames.items() if frames < TOP} <= certain
     assert run.end_s < 8.5 * 3600
@@ -154,58 +154,60 @@ def test_kaggles_job_is_done_in_one_pass_but_for_the_clips_that_were_measured() 
 def test_fixed_frames_are_one_pass_whatever_the_time() -> None:
     for limit_s in (100.0, 1000.0, 1e6):
         run = simulate(numbered(300), steady(), limit_s, n_frames=16)
-        assert {task.n_frames for task in run.looks} == {16}
-        assert [task.name for task in run.looks] == numbered(300)[: len(run.looks)]
+        assert {task.n_frames for task in run.passes} == {16}
+        assert [task.name for task in run.passes] == numbered(300)[: len(run.passes)]
 
 
 def test_too_little_for_thorough_looks_goes_to_quick_ones_and_then_to_the_most_uncertain() -> None:
     names = numbered(400)
-    # Enough for quick looks at all and thorough ones at a quarter.
+    # Enough for quick passes at all and thorough ones at a quarter.
     run = simulate(names, steady(), 1.02 * pass_s(400, QUICK) + pass_s(100, TOP))
-    assert [task.name for task in run.looks[:400]] == names
-    assert {task.n_frames for task in run.looks[:400]} == {QUICK}
-    further = [task.name for task in run.looks[400:]]
+    assert [task.name for task in run.passes[:400]] == names
+    assert {task.n_frames for task in run.passes[:400]} == {QUICK}
+    further = [task.name for task in run.passes[400:]]
     assert 95 <= len(further) <= 110
-    assert {task.n_frames for task in run.looks[400:]} == {TOP}
+    assert {task.n_frames for task in run.passes[400:]} == {TOP}
     assert further == sorted(names, key=lambda name: abs(label_of(name) - 0.5))[: len(further)]
 
 
 def test_all_nets_answer_in_the_only_look_where_time_allows_it_comfortably() -> None:
-    run = simulate(numbered(28), steady(), 8.5 * 3600, n_nets=3)
-    assert set(run.effort.values()) == {(TOP, 3)} and len(run.looks) == 28
-    assert run.end_s == pytest.approx(pass_s(28, TOP, n_nets=3))
+    run = simulate(numbered(28), steady(), 8.5 * 3600, n_models=3)
+    assert set(run.effort.values()) == {(TOP, 3)} and len(run.passes) == 28
+    assert run.end_s == pytest.approx(pass_s(28, TOP, n_models=3))
 
 
 def test_further_nets_come_after_the_frames_and_for_the_most_uncertain_first() -> None:
     names = numbered(400)
-    # Enough for 32 frames of all with one net, not for the second nets of all beside it.
-    run = simulate(names, steady(), pass_s(400, QUICK) + pass_s(400, TOP) + pass_s(40, TOP, n_nets=2), n_nets=2)
-    firsts = run.looks[:400]
-    assert {(task.n_frames, task.n_nets) for task in firsts[PROBES + 4 :]} == {(TOP, 1)}
-    further = [task.name for task in run.looks[400:] if task.n_nets == 2]
+    # Enough for 32 frames of all with one model, not for the second models of all beside it.
+    run = simulate(names, steady(), pass_s(400, QUICK) + pass_s(400, TOP) + pass_s(40, TOP, n_models=2), n_models=2)
+    firsts = run.passes[:400]
+    assert {(task.n_frames, task.n_models) for task in firsts[PROBES + 4 :]} == {(TOP, 1)}
+    further = [task.name for task in run.passes[400:] if task.n_models == 2]
     assert 40 <= len(further) < 300
     assert further == sorted(further, key=lambda name: abs(label_of(name) - 0.5))
 
 
 def test_further_nets_are_saved_before_frames_are() -> None:
     plan = Plan(
-        numbered(100), n_frames=None, n_workers=1, clip_limit_s=60.0, deadline=Deadline(1e4, lambda: now[0]), n_nets=3
+        numbered(100), n_frames=None, n_workers=1, clip_limit_s=60.0, deadline=Deadline(1e4, lambda: now[0]), n_models=3
     )
-    now, looks = [0.0], []
+    now, passes = [0.0], []
     while task := plan.next():
         # After 40 clips the machine becomes ever slower.
-        now[0] += (1 if len(looks) < 40 else 1.1 ** (len(looks) - 40)) * 10 * relative_cost(task.n_frames, task.n_nets)
-        looks.append((task.n_frames, task.n_nets))
+        now[0] += (
+            (1 if len(passes) < 40 else 1.1 ** (len(passes) - 40)) * 10 * relative_cost(task.n_frames, task.n_models)
+        )
+        passes.append((task.n_frames, task.n_models))
         plan.record(Prediction(task.name, 0.5, frames=task.n_frames))
-    firsts = looks[PROBES + 2 : 100]
+    firsts = passes[PROBES + 2 : 100]
     assert firsts == sorted(firsts, reverse=True)
     assert sorted(set(firsts), reverse=True)[:3] == [(TOP, 3), (TOP, 1), (16, 1)]
 
 
 def test_more_time_never_lowers_frames_or_nets_of_a_clip() -> None:
     names, cost, before = numbered(120), uneven(sigma=0.5), {}
-    for limit_s in np.geomspace(20, 3 * pass_s(120, TOP, n_workers=1, n_nets=2), 60):
-        effort = simulate(names, cost, limit_s, n_nets=2).effort
+    for limit_s in np.geomspace(20, 3 * pass_s(120, TOP, n_workers=1, n_models=2), 60):
+        effort = simulate(names, cost, limit_s, n_models=2).effort
         lowered = {name: (n, effort.get(name)) for name, n in before.items() if effort.get(name, (0, 0)) < n}
         assert not lowered, f"{limit_s:.0f} s"
         before = effort
@@ -214,7 +216,7 @@ def test_more_time_never_lowers_frames_or_nets_of_a_clip() -> None:
 
 def test_certain_clips_are_left_alone() -> None:
     run = simulate(numbered(400), steady(), pass_s(400, QUICK) + pass_s(399, TOP))
-    for task in run.looks[400:]:
+    for task in run.passes[400:]:
         assert CERTAIN[0] <= label_of(task.name) <= CERTAIN[1]
     assert run.end_s < 0.9 * (pass_s(400, QUICK) + pass_s(399, TOP))
 
@@ -239,8 +241,8 @@ def test_more_time_never_lowers_the_frames_of_wildly_different_clips_unless_time
     n_compared = 0
     for limit_s in np.geomspace(100, 3 * pass_s(120, TOP, n_workers=1), 40):
         run = simulate(names, cost, limit_s)
-        first_looks = [task.n_frames for task in run.looks[:120]]
-        if sorted(first_looks[PROBES + 2 :]) != first_looks[PROBES + 2 :]:
+        first_passes = [task.n_frames for task in run.passes[:120]]
+        if sorted(first_passes[PROBES + 2 :]) != first_passes[PROBES + 2 :]:
             continue  # it was short of time at some moment: fewer frames than the clip before had
         lowered = {name: (n, run.frames.get(name, 0)) for name, n in before.items() if run.frames.get(name, 0) < n}
         assert not lowered, f"{limit_s:.0f} s"
@@ -270,9 +272,9 @@ def test_later_clips_get_fewer_frames_before_any_gets_none(caplog: pytest.LogCap
     with caplog.at_level(logging.INFO):
         run = simulate(names, cost_s, 1.5 * pass_s(600, QUICK))
     assert len(run.predictions) == 600
-    first_looks = [task.n_frames for task in run.looks[:600]]
-    assert first_looks[:200] == [QUICK] * 200
-    assert set(first_looks) >= {QUICK, 4, LOW}
+    first_passes = [task.n_frames for task in run.passes[:600]]
+    assert first_passes[:200] == [QUICK] * 200
+    assert set(first_passes) >= {QUICK, 4, LOW}
     assert "time is short: 4 frames for each of" in caplog.text
     assert len(caplog.records) < 10
 
@@ -312,7 +314,7 @@ def test_run_with_a_minute_left_scores_as_many_clips_as_it_can() -> None:
     run = simulate(numbered(4000), steady(1.0), 60.0)
     # At one frame 120 worker-seconds are enough for so many:
     assert len(run.predictions) >= 0.95 * 120 / relative_cost(LOW)
-    assert {task.n_frames for task in run.looks} == {LOW}
+    assert {task.n_frames for task in run.passes} == {LOW}
 
 
 def test_minute_is_enough_for_every_clip_of_a_small_folder() -> None:
@@ -327,7 +329,7 @@ def test_clip_that_never_ends_costs_the_others_no_score(limit_s: float) -> None:
     run = simulate(numbered(50), lambda task: 1e9 if task.name == "3" else usual(task), limit_s)
     assert len(run.predictions) == 50
     assert run.predictions["3"].status == "timeout"
-    assert sum(task.name == "3" for task in run.looks) == 1
+    assert sum(task.name == "3" for task in run.passes) == 1
     assert {p.status for name, p in run.predictions.items() if name != "3"} == {"ok"}
 
 
@@ -342,9 +344,9 @@ def test_later_look_that_fails_never_loses_a_score(later: str) -> None:
         return Prediction(task.name, 0.3, frames=task.n_frames)
 
     run = simulate(numbered(16), steady(10.0), 290.0, answer=answer)
-    assert len(run.looks) > 16
+    assert len(run.passes) > 16
     assert {(p.label, p.status, p.frames) for p in run.predictions.values()} == {(0.3, "ok", QUICK)}
-    again = [task.name for task in run.looks[16:]]
+    again = [task.name for task in run.passes[16:]]
     assert len(again) == len(set(again))
 
 
@@ -353,44 +355,44 @@ def test_later_look_that_was_cut_short_never_loses_frames() -> None:
         return Prediction(task.name, 0.3, frames=task.n_frames if task.n_frames == QUICK else 2)
 
     run = simulate(numbered(16), steady(10.0), 290.0, answer=answer)
-    assert len(run.looks) > 16
+    assert len(run.passes) > 16
     assert set(run.frames.values()) == {QUICK}
 
 
 @pytest.mark.parametrize("frames", [0, 5])
 def test_clip_that_has_no_more_frames_is_not_looked_at_again(frames: int) -> None:
     run = simulate(numbered(20), steady(4.0), 300.0, answer=lambda task: Prediction(task.name, frames=frames))
-    assert len(run.looks) == 20
+    assert len(run.passes) == 20
 
 
 def test_clip_that_has_no_more_frames_gets_further_nets() -> None:
-    run = simulate(numbered(20), steady(4.0), 300.0, n_nets=2, answer=lambda t: Prediction(t.name, frames=5, faces=5))
-    assert run.looks[0].n_nets == 1
-    assert {p.nets for p in run.predictions.values()} == {2}
+    run = simulate(numbered(20), steady(4.0), 300.0, n_models=2, answer=lambda t: Prediction(t.name, frames=5, faces=5))
+    assert run.passes[0].n_models == 1
+    assert {p.n_models for p in run.predictions.values()} == {2}
 
 
 def test_clip_that_has_neither_more_frames_nor_a_face_is_left_alone() -> None:
-    run = simulate(numbered(20), steady(4.0), 300.0, n_nets=2, answer=lambda t: Prediction(t.name, frames=5))
-    assert len(run.looks) == 20
+    run = simulate(numbered(20), steady(4.0), 300.0, n_models=2, answer=lambda t: Prediction(t.name, frames=5))
+    assert len(run.passes) == 20
 
 
 def test_known_clips_go_on_from_where_they_were() -> None:
     known = {
-        "0": Prediction("0", 0.4, wanted=QUICK, nets=1, frames=QUICK),
-        "1": Prediction("1", 0.5, wanted=TOP, nets=1, frames=TOP),
-        "2": Prediction("2", 0.99, wanted=QUICK, nets=1, frames=QUICK),
-        "3": Prediction("3", status="unreadable", wanted=QUICK, nets=1),
-        "4": Prediction("4", 0.97, wanted=LOW, nets=1, frames=LOW),
-        "5": Prediction("5", status="no_face", wanted=QUICK, nets=1, frames=QUICK),
+        "0": Prediction("0", 0.4, wanted=QUICK, n_models=1, frames=QUICK),
+        "1": Prediction("1", 0.5, wanted=TOP, n_models=1, frames=TOP),
+        "2": Prediction("2", 0.99, wanted=QUICK, n_models=1, frames=QUICK),
+        "3": Prediction("3", status="unreadable", wanted=QUICK, n_models=1),
+        "4": Prediction("4", 0.97, wanted=LOW, n_models=1, frames=LOW),
+        "5": Prediction("5", status="no_face", wanted=QUICK, n_models=1, frames=QUICK),
     }
     run = simulate([*known, "6"], steady(), 3600.0, known=known)
-    looks = [(task.name, task.n_frames) for task in run.looks]
-    assert looks == [("6", TOP), ("4", QUICK), ("5", TOP), ("0", TOP)]
+    passes = [(task.name, task.n_frames) for task in run.passes]
+    assert passes == [("6", TOP), ("4", QUICK), ("5", TOP), ("0", TOP)]
 
 
 def test_run_that_was_done_has_nothing_to_do() -> None:
     first = simulate(numbered(28), steady(), 3600.0)
-    assert simulate(numbered(28), steady(), 3600.0, known=first.predictions).looks == []
+    assert simulate(numbered(28), steady(), 3600.0, known=first.predictions).passes == []
 
 
 def test_clip_whose_worker_died_comes_behind_the_others() -> None:

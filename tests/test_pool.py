@@ -71,7 +71,7 @@ def test_clip_that_kills_again_is_its_own_fault_and_the_others_go_on_as_before(t
     found = {p.filename: p for p in predict_clips(clips, SETTINGS, n_workers=2, deadline=NEVER, work=bomb_or_count)}
     assert [name for name, p in found.items() if p.status != "ok"] == ["bomb.mp4"]
     assert found["bomb.mp4"].status == "error" and found["bomb.mp4"].label == 0.5
-    assert (tmp_path / "bomb.looks").read_text() == "xx"
+    assert (tmp_path / "bomb.passes").read_text() == "xx"
     assert max(p.label for p in found.values() if p.status == "ok") == 0.02  # two at once
 
 
@@ -107,7 +107,7 @@ def test_clip_that_cannot_be_read_is_tried_once_more_behind_the_others(tmp_path:
     found = list(predict_clips(clips, SETTINGS, n_workers=1, deadline=NEVER, work=misbehave))
     assert [p.filename for p in found] == ["a.mp4", "unreadable.mp4", "better.mp4"]
     assert [p.status for p in found] == ["ok", "unreadable", "ok"] and found[1].reason == "cannot be opened"
-    assert (tmp_path / "unreadable.looks").read_text() == "xx"
+    assert (tmp_path / "unreadable.passes").read_text() == "xx"
 
 
 def test_hanging_worker_is_ended_and_its_clip_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ def test_clips_are_decoded_where_nets_run_if_that_can(
         raise VideoError("no frames here")
 
     for part in ("FaceDetector", "Ensemble", "Motion", "VoiceModels"):
-        monkeypatch.setattr(analyze, part, lambda *_, **__: SimpleNamespace(n_pairs=0, nets=[]))
+        monkeypatch.setattr(analyze, part, lambda *_, **__: SimpleNamespace(n_pairs=0, models=[]))
     monkeypatch.setattr(analyze, "has_gpu_decoder", lambda: decodes)
     monkeypatch.setattr(analyze, "current_gpu", lambda: 1)
     monkeypatch.setattr(analyze, "read_clip", refuse_to_read)
@@ -255,13 +255,13 @@ def test_clip_that_cuda_failed_is_scored_on_the_cpu(name: str, n_workers: int, m
 
 
 def test_further_looks_stay_on_cuda_beside_a_clip_that_it_failed(tmp_path: Path) -> None:
-    known = {f"{i}.mp4": Prediction(f"{i}.mp4", 0.4, wanted=8, nets=1, frames=8) for i in range(40)}
+    known = {f"{i}.mp4": Prediction(f"{i}.mp4", 0.4, wanted=8, n_models=1, frames=8) for i in range(40)}
     clips = {name: tmp_path / name for name in ("fault.mp4", *known)}
-    looks = predict_clips(clips, SETTINGS, n_workers=2, deadline=NEVER, work=fail_one_clip, known=known)
-    found = {p.filename: p for p in looks}
+    results = predict_clips(clips, SETTINGS, n_workers=2, deadline=NEVER, work=fail_one_clip, known=known)
+    found = {p.filename: p for p in results}
     assert found["fault.mp4"].label == 0.75
     labels = [found[name].label for name in known]
-    # Were CUDA left altogether, it would answer at most for the one look that it was at.
+    # Were CUDA left altogether, it would answer at most for the one pass that it was at.
     assert len(found) == 41 and labels.count(0.25) > 10 and set(labels) <= {0.25, 0.75}
 
 
@@ -288,15 +288,15 @@ def test_fixed_frames_reach_the_worker_and_the_record() -> None:
 
 
 def test_known_clips_are_not_looked_at_again() -> None:
-    known = {"a.mp4": Prediction("a.mp4", 0.5, wanted=32, nets=1, frames=32)}
+    known = {"a.mp4": Prediction("a.mp4", 0.5, wanted=32, n_models=1, frames=32)}
     assert list(run(["a.mp4", "b.mp4"], work=echo_frames, known=known)) == ["b.mp4"]
     assert run(["a.mp4"], work=die_at_once, known=known) == {}
 
 
 def test_worker_that_dies_in_a_further_look_costs_no_score() -> None:
-    known = {"lethal.mp4": Prediction("lethal.mp4", 0.4, wanted=8, nets=1, frames=8)}
+    known = {"lethal.mp4": Prediction("lethal.mp4", 0.4, wanted=8, n_models=1, frames=8)}
     found = run(["lethal.mp4", "a.mp4"], work=echo_frames, known=known)
-    assert found["lethal.mp4"] == Prediction("lethal.mp4", 0.4, wanted=32, nets=1, frames=8)
+    assert found["lethal.mp4"] == Prediction("lethal.mp4", 0.4, wanted=32, n_models=1, frames=8)
     assert found["a.mp4"].frames == 32
 
 
@@ -388,13 +388,13 @@ for found in predict_clips({{n: Path(n) for n in ("a", "hang")}}, WorkerSettings
     pytest.fail("the worker outlives its supervisor")
 
 
-@pytest.mark.parametrize(("models", "n_nets"), [("all", 2), ("first", 1)])
+@pytest.mark.parametrize(("models", "n_models"), [("all", 2), ("first", 1)])
 @pytest.mark.parametrize("n_frames", [16, None])
 def test_models_that_are_asked_for_answer_whatever_the_number_of_frames(
-    models: str, n_nets: int, n_frames: int | None
+    models: str, n_models: int, n_frames: int | None
 ) -> None:
     face = ModelSpec("efficientnet-lite0", 32)
     weights = (WeightsFile(Path("a"), "a", face), WeightsFile(Path("b"), "b", face, further=True))
     settings = WorkerSettings(weights=weights, n_frames=n_frames, models=models)
-    assert [file.digest for file in settings.weights] == ["a", "b"][:n_nets]
-    assert run(["a.mp4"], settings=settings)["a.mp4"].nets == n_nets
+    assert [file.digest for file in settings.weights] == ["a", "b"][:n_models]
+    assert run(["a.mp4"], settings=settings)["a.mp4"].n_models == n_models

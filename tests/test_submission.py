@@ -158,8 +158,8 @@ def test_run_that_is_refused_leaves_what_was_there_and_nothing_else(tmp_path: Pa
 
 def test_details_name_the_models_that_answered(tmp_path: Path) -> None:
     submission = Submission(tmp_path / "submission.csv", NAMES, models=["first-ab", "second-cd"])
-    submission.record(Prediction(NAMES[0], 0.25, nets=2))
-    submission.record(Prediction(NAMES[1], 0.25, nets=1))
+    submission.record(Prediction(NAMES[0], 0.25, n_models=2))
+    submission.record(Prediction(NAMES[1], 0.25, n_models=1))
     submission.record(Prediction(NAMES[2], status="timeout"))
     submission.save()
     assert [row["models"] for row in rows(submission.details)] == ["first-ab second-cd", "first-ab", ""]

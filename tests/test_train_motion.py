@@ -32,7 +32,7 @@ from dfdc.research.motion_training import (
     split_sources,
 )
 from dfdc.weights import Calibration, ModelSpec, find_weights
-from tests.nets import lively
+from tests.models import lively
 from tools.research.train_motion import main
 
 ROOT = Path(__file__).resolve().parent.parent

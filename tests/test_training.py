@@ -36,7 +36,7 @@ from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.training.runlog import read_command
 from dfdc.training.trainer import running_average
 from dfdc.weights import Calibration, ModelSpec, find_weights
-from tests.nets import lively
+from tests.models import lively
 from tools import train as train_tool
 from tools.bench import time_training as time_tool
 

@@ -1,4 +1,4 @@
-"""dfdc.research.voice: what is taken for speech, what a net sees of it, and what a voice adds to a clip's score."""
+"""dfdc.research.voice: what is taken for speech, what a network sees of it, and what a voice adds to a clip's score."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dfdc.networks import VoiceModel, load_initial, load_model, save_model
 from dfdc.research.vocoders import VOCODERS
 from dfdc.research.voice import LOUDNESS_DB, MAX_WINDOWS, VoiceModels, cut_windows, is_speech, see_window
 from dfdc.weights import Calibration, ModelSpec, WeightsFile, find_weights, open_weights
-from tests.nets import lively
+from tests.models import lively
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = 64
@@ -145,7 +145,7 @@ def test_no_voice_no_opinion(sound: np.ndarray | None, analyzers: tuple[Analyzer
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_voice_score_that_is_not_finite_is_no_answer(files: list[WeightsFile], value: float) -> None:
-    listener = VoiceModels(files, nets=[lambda windows: (np.full(len(windows), value),)])
+    listener = VoiceModels(files, models=[lambda windows: (np.full(len(windows), value),)])
     with pytest.raises(FloatingPointError, match="not finite"):
         listener.score(make_speech(3.0))
 
@@ -204,7 +204,7 @@ def replace_sound(clip: Path, samples: np.ndarray, out: Path) -> Path:
 
 
 def test_fake_by_its_sound_alone_is_recognised(shared_videos: Path, tmp_path: Path) -> None:
-    """A real clip of a speaker whom no net has heard, once with its own voice and once with one made from it."""
+    """A real clip of a speaker whom no network has heard, once with its own voice and once with one made from it."""
     clip = shared_videos / "knqhpwoigk.mp4"
     samples = read_sound(clip)
     made = VOCODERS["lpc"](samples, np.random.default_rng(0))

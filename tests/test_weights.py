@@ -17,7 +17,7 @@ from dfdc.crop import CropGeometry
 from dfdc.errors import WeightsError
 from dfdc.networks import FrameModel, build_network, load_initial, load_model, resize_crops, save_model
 from dfdc.weights import Calibration, ModelSpec, file_digest, find_one, find_weights, open_weights, sigmoid
-from tests.nets import lively
+from tests.models import lively
 
 SPEC = ModelSpec(
     architecture="efficientnet-lite0",

@@ -22,7 +22,7 @@ from dfdc.run.worker import Answer, Ready, Refusal, WorkerSettings
 FILE = Identity(1, 2, 3, 4, 5)
 
 
-def looks(connection: Connection) -> Iterator[tuple[Path, Task]]:
+def tasks(connection: Connection) -> Iterator[tuple[Path, Task]]:
     """Yield the tasks of the supervisor until it closes the connection."""
     with contextlib.suppress(EOFError):
         while True:
@@ -36,7 +36,7 @@ def answer(connection: Connection, prediction: Prediction, *, last: bool = False
 def misbehave(connection: Connection, settings: WorkerSettings) -> None:
     """Crash, hang or answer as the name of the clip says."""
     connection.send(Ready("a fake"))
-    for path, task in looks(connection):
+    for path, task in tasks(connection):
         name = task.name
         if name.startswith("segfault"):
             ctypes.string_at(0)
@@ -48,7 +48,7 @@ def misbehave(connection: Connection, settings: WorkerSettings) -> None:
             path.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if name.startswith(("unreadable", "better")) and not path.exists():
-            path.with_suffix(".looks").open("a").write("x")
+            path.with_suffix(".passes").open("a").write("x")
             if name.startswith("better"):
                 path.touch()
             answer(connection, Prediction(task.name, status="unreadable", reason="cannot be opened"))
@@ -105,7 +105,7 @@ def fail_on_cuda(connection: Connection, settings: WorkerSettings) -> None:
     """Fail on CUDA for clips whose names say so. Every device other than the CPU counts as CUDA here."""
     device = "cpu" if settings.device == "cpu" else "cuda"
     connection.send(Ready(f"a fake {device}", device))
-    for _, task in looks(connection):
+    for _, task in tasks(connection):
         if task.name.startswith("fault") and device == "cuda":
             error = Prediction(task.name, status="error", reason="RuntimeError CUDA error: unspecified launch failure")
             answer(connection, error, last=True)
@@ -121,7 +121,7 @@ def wait_for_the_cpu(connection: Connection, settings: WorkerSettings, fails: Ca
     """Fail some passes on CUDA, and answer the others with all frames once the slow worker on the CPU has started."""
     device = "cpu" if settings.device == "cpu" else "cuda"
     connection.send(Ready(f"a fake {device}", device))
-    for path, task in looks(connection):
+    for path, task in tasks(connection):
         flag = path.parent / "the CPU was here"
         if device == "cpu":
             flag.touch()
@@ -131,7 +131,9 @@ def wait_for_the_cpu(connection: Connection, settings: WorkerSettings, fails: Ca
             return
         wait_for(flag)
         label = {"cuda": 0.25, "cpu": 0.75}[device]
-        answer(connection, Prediction(task.name, label, wanted=task.n_frames, nets=task.n_nets, frames=task.n_frames))
+        answer(
+            connection, Prediction(task.name, label, wanted=task.n_frames, n_models=task.n_models, frames=task.n_frames)
+        )
 
 
 def load_alone(connection: Connection, settings: WorkerSettings) -> None:
@@ -163,7 +165,7 @@ def load_on_the_cpu_only(connection: Connection, settings: WorkerSettings) -> No
 def echo_frames(connection: Connection, settings: WorkerSettings) -> None:
     """Answer with the number of frames asked for; die in the second pass over a clip whose name says so."""
     connection.send(Ready("a fake"))
-    for _, task in looks(connection):
+    for _, task in tasks(connection):
         if task.n_frames > 8 and task.name.startswith("lethal"):
             os._exit(7)
         answer(connection, Prediction(task.name, 0.25, frames=task.n_frames))
@@ -189,7 +191,7 @@ def _count(connection: Connection, path: Path, task: Task) -> None:
 def count_together(connection: Connection, settings: WorkerSettings) -> None:
     """Answer with the number of workers that score a clip at the same time, in hundredths."""
     connection.send(Ready("a fake"))
-    for path, task in looks(connection):
+    for path, task in tasks(connection):
         if task.name.startswith("once") and not path.exists():
             path.touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -199,9 +201,9 @@ def count_together(connection: Connection, settings: WorkerSettings) -> None:
 def bomb_or_count(connection: Connection, settings: WorkerSettings) -> None:
     """Do as `count_together`, but die at every pass over a clip whose name says so."""
     connection.send(Ready("a fake"))
-    for path, task in looks(connection):
+    for path, task in tasks(connection):
         if task.name.startswith("bomb"):
-            path.with_suffix(".looks").open("a").write("x")
+            path.with_suffix(".passes").open("a").write("x")
             os.kill(os.getpid(), signal.SIGKILL)
         _count(connection, path, task)
 
@@ -210,7 +212,7 @@ def limited(connection: Connection, settings: WorkerSettings) -> None:
     """Run under the memory limit; a clip whose name says so asks for 4 GB."""
     limit_memory(settings.memory_bytes, room_bytes=64 * 2**20)
     connection.send(Ready("a fake"))
-    for _, task in looks(connection):
+    for _, task in tasks(connection):
         try:
             bytearray(2**32 if task.name.startswith("hungry") else 1)
             answer(connection, Prediction(task.name, 0.25))

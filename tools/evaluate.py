@@ -46,7 +46,7 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 def score_crop_table(
     csv: Path, weights: Path, *, split: str = "val", device: str = "auto", limit: int | None = None
 ) -> Scored:
-    """Score the crops of one split with the mean of all nets' calibrated logits, as the kernel does a frame's.
+    """Score the crops of one split with the mean of all models' calibrated logits, as the kernel does a frame's.
 
     Raises:
         DataError, WeightsError, DeviceError: the table, an image, the weights or the device cannot be used.
@@ -215,9 +215,14 @@ def main(argv: list[str] | None = None) -> int:
         action="append",
         choices=EXTRAS,
         default=[],
-        help="with --videos: nets that are off by default, once for each",
+        help="with --videos: models that are off by default, once for each",
     )
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where nets run (default: CUDA if there)")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where the models run (default: CUDA if there)",
+    )
     add("--limit", type=positive, help="use only so many crops (default: all)")
     add("--frames", type=positive, help="frames looked at per clip (default: the kernel's)")
     add("--workers", type=positive, help="clips at once (default: the kernel's)")

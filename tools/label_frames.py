@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.app.local import serve as serve_pages
 from dfdc.crop import CropGeometry
 from dfdc.data.crop_folder import CutSettings
-from dfdc.data.label_server import Desk, make_app
+from dfdc.data.label_server import LabelSession, make_app
 from dfdc.data.labels import LabelFile
 from dfdc.data.sheets import ClipFakes, Scorer, TableFakes
 from dfdc.errors import DataError
@@ -56,11 +56,11 @@ def find_tables(sources: list[Path]) -> list[Path]:
     return [source for source in sources if source.suffix.lower() == ".csv"]
 
 
-def serve(desk: Desk, *, port: int = PORT, show: bool = True) -> None:
+def serve(session: LabelSession, *, port: int = PORT, show: bool = True) -> None:
     """Serve the page on the loopback interface until Ctrl-C.
 
     Args:
-        desk: what is labelled.
+        session: what is labelled.
         port: of the page; 0 for any free one.
         show: open the page in the browser.
 
@@ -69,15 +69,15 @@ def serve(desk: Desk, *, port: int = PORT, show: bool = True) -> None:
     """
     try:
         serve_pages(
-            lambda token: make_app(desk, token, folder=PAGE),
+            lambda token: make_app(session, token, folder=PAGE),
             port=port,
             show=show,
             say=lambda url: print(
-                f"{len(desk.videos)} clips to label. Open {url} in a browser; press Ctrl-C here to stop.", flush=True
+                f"{len(session.videos)} clips to label. Open {url} in a browser; press Ctrl-C here to stop.", flush=True
             ),
         )
     finally:
-        desk.sheets.close()
+        session.sheets.close()
 
 
 def label_frames(
@@ -112,9 +112,9 @@ def label_frames(
     if not find_tables(sources):
         make_folder(crops)
         limit_tool()
-    desk = Desk(open_fakes(sources, crops, settings or CutSettings()), file, scorer)
+    session = LabelSession(open_fakes(sources, crops, settings or CutSettings()), file, scorer)
     try:
-        serve(desk, port=port, show=show)
+        serve(session, port=port, show=show)
     except KeyboardInterrupt:
         print(f"\n{labels}: {len(file.labels)} labels. Run the same command to continue.")
     return labels

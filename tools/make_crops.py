@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,10 +24,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.crop import CropGeometry
 from dfdc.data.clips import METADATA, LabelledClip, group_families, is_held_out, read_metadata
-from dfdc.data.crop_folder import STATUSES, CutSettings, Report, find_done, find_record, prepare_folder, read_records
+from dfdc.data.crop_folder import (
+    CROP_COLUMNS,
+    STATUSES,
+    CutSettings,
+    Report,
+    find_done,
+    find_record,
+    format_of,
+    prepare_folder,
+    read_records,
+)
 from dfdc.data.crops import cut_families
 from dfdc.data.dataset import read_table
-from dfdc.data.photographs import COLUMNS as PHOTOGRAPH_COLUMNS
 from dfdc.data.photographs import cut_photographs, read_photographs
 from dfdc.detect import FaceDetector
 from dfdc.errors import DataError, DeviceError
@@ -152,12 +161,12 @@ def make_photograph_crops(
         if row is None:
             lost.append(picture)
         else:
-            rows.append([row[name] for name in PHOTOGRAPH_COLUMNS])
+            rows.append(astuple(row))
     if not rows:
         raise DataError(f"{out}: none of {len(pictures)} pictures shows a face; if they are face crops, add --precut")
     if lost:
         print(f"{len(lost)} of {len(pictures)} pictures show no face, such as {lost[0].path}", file=sys.stderr)
-    write_csv(out / "crops.csv", PHOTOGRAPH_COLUMNS, rows)
+    write_csv(out / "crops.csv", CROP_COLUMNS, rows)
     read_table(out / "crops.csv")
     return out / "crops.csv"
 
@@ -205,9 +214,10 @@ def _rows(report: Report, settings: CutSettings, clips: dict[str, LabelledClip])
     clip = clips.get(report.video)
     for row in report.rows:
         columns = dict(zip(settings.columns, row, strict=True))
-        for name in ("label", "manipulation", "split"):
-            if clip is not None and name in columns:
-                columns[name] = getattr(clip, name)
+        if clip is not None:
+            told = {name: getattr(clip, name) for name in ("label", "manipulation", "split", "dataset", "identity")}
+            told |= {"source": clip.origin, "format": format_of(clip.path)}
+            columns |= {name: value for name, value in told.items() if name in columns}
         yield tuple(columns.values())
 
 

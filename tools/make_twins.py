@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
-
-import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dfdc.data.crop_folder import CROP_COLUMNS, CropRow
 from dfdc.data.dataset import find_families, load_rows, read_split
 from dfdc.errors import DataError
 from dfdc.files import make_folder, write_csv
 from dfdc.flags import check_outputs, make_parser, natural, positive, run_tool, tool
 from dfdc.training.autoencoder import TinyAutoencoder
 from dfdc.training.sampling import thin_rows
-from dfdc.training.twins import COLUMNS, write_twins
+from dfdc.training.twins import write_twins
 
 
 def make_twins(
@@ -52,7 +52,7 @@ def make_twins(
     Raises:
         DataError: a table is wrong, or there is no real crop.
     """
-    tables = []
+    rows_of_twins: list[CropRow] = []
     for split, count in (("train", per_family), ("val", val_per_family)):
         rows = read_split(*crops, split=split)
         rows = thin_rows(rows[rows.label == "REAL"].reset_index(drop=True), count, seed=seed)
@@ -60,10 +60,9 @@ def make_twins(
             raise DataError(f"{', '.join(map(str, crops))}: the split {split} has no real crop; name other tables")
         if progress:
             print(f"{split}: {len(rows)} reals of {', '.join(sorted(set(find_families(rows))))}")
-        tables.append(write_twins(rows, load_rows(rows, progress=progress), out, autoencoder, seed=seed))
-    table = pd.concat(tables)
-    write_csv(out / "crops.csv", COLUMNS, table.to_numpy().tolist())
-    return len(table) // 2
+        rows_of_twins += write_twins(rows, load_rows(rows, progress=progress), out, autoencoder, seed=seed)
+    write_csv(out / "crops.csv", CROP_COLUMNS, map(astuple, rows_of_twins))
+    return len(rows_of_twins) // 2
 
 
 @tool

@@ -29,7 +29,7 @@ UPLOADS = "uploads"
 
 @dataclass(frozen=True)
 class Job:
-    """A clip that was handed in.
+    """A clip that was added.
 
     Attributes:
         key: in addresses; hard to guess.
@@ -46,8 +46,8 @@ class Job:
     reason: str = ""
 
 
-class Desk:
-    """The clips that were handed in, and the folder that keeps their analyses."""
+class JobQueue:
+    """The clips that were added, and the folder that keeps their analyses."""
 
     def __init__(self, folder: Path, settings: WorkerSettings) -> None:
         """Start the thread that works off the queue.
@@ -74,7 +74,7 @@ class Desk:
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def hand_in(self, filename: str, stream: IO[bytes]) -> Job:
+    def add(self, filename: str, stream: IO[bytes]) -> Job:
         """Store a clip and queue it.
 
         Args:
@@ -106,7 +106,7 @@ class Desk:
         return job
 
     def jobs(self) -> list[Job]:
-        """All clips that were handed in since the start, in their order."""
+        """All clips that were added since the start, in their order."""
         with self._changed:
             return list(self._jobs.values())
 

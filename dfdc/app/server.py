@@ -9,7 +9,7 @@ from pathlib import Path
 from flask import Blueprint, Flask, Response, abort, jsonify, request
 
 from dfdc.analysis import Analysis
-from dfdc.app.jobs import MAX_BYTES, Desk
+from dfdc.app.jobs import MAX_BYTES, JobQueue
 from dfdc.app.local import protect
 from dfdc.report.page import write_report
 
@@ -20,11 +20,11 @@ REPORT_POLICY = (
 )
 
 
-def make_app(desk: Desk, token: str) -> Flask:
+def make_app(queue: JobQueue, token: str) -> Flask:
     """The web application: all addresses lie below /TOKEN/.
 
     Args:
-        desk: takes clips and keeps analyses.
+        queue: takes clips and keeps analyses.
         token: without which no address exists; hard to guess.
     """
     app = Flask(__name__, static_folder=None)
@@ -39,31 +39,31 @@ def make_app(desk: Desk, token: str) -> Flask:
     @pages.get("/state")
     def state() -> Response:
         """The queue, and the clips that have an analysis."""
-        jobs = [{**asdict(job), "key": None} for job in desk.jobs()]
+        jobs = [{**asdict(job), "key": None} for job in queue.jobs()]
         clips = [
             {"filename": clip.filename, "probability": clip.probability, "status": clip.status, "scored": clip.scored}
-            for clip in desk.summaries()
+            for clip in queue.summaries()
         ]
         return jsonify(jobs=jobs, clips=clips)
 
     @pages.post("/clips")
-    def hand_in() -> tuple[Response, int]:
+    def add() -> tuple[Response, int]:
         name = request.args.get("name", "")
         if not name:
             abort(400, "the request names no file")
-        job = desk.hand_in(name, request.stream)
+        job = queue.add(name, request.stream)
         return jsonify(filename=job.filename), 202
 
     @pages.delete("/clips")
     def delete() -> Response:
-        desk.delete(request.args.get("name", ""))
+        queue.delete(request.args.get("name", ""))
         return jsonify(deleted=True)
 
     @pages.get("/report")
     def report() -> Response:
         """The report of one clip, or of all."""
         name = request.args.get("name")
-        analyses: list[Analysis] = [a for a in desk.analyses() if name is None or a.filename == name]
+        analyses: list[Analysis] = [a for a in queue.analyses() if name is None or a.filename == name]
         if not analyses:
             abort(404, "there is no analysis of this clip")
         with tempfile.TemporaryDirectory(prefix="dfdc-") as folder:

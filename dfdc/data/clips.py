@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 METADATA = "metadata.json"
 # So many bytes at a clip's beginning and at its end identify it; containers keep the sizes of all frames there.
 DIGESTED_BYTES = 2**14
-KEYS = ("label", "original", "manipulation", "split")
+# What metadata.json or a table of pictures may tell of one beside its name; label is always told.
+TOLD = ("label", "original", "manipulation", "split", "dataset", "identity", "source")
 # An example of its content, for messages.
 FORM = '{"a.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE", "original": "a.mp4"}, ...}'
 
@@ -36,6 +37,8 @@ class LabelledClip:
         original: file name of the clip that a fake was made from; empty where it is unknown, and for reals.
         manipulation: how a fake was made, in one word; empty where that is unknown.
         split: "train", "val" or any other word.
+        dataset, identity, origin: the data set, the person and where the clip comes from (the metadata's "source");
+            empty where that is not told.
     """
 
     path: Path
@@ -43,6 +46,9 @@ class LabelledClip:
     original: str = ""
     manipulation: str = ""
     split: str = "train"
+    dataset: str = ""
+    identity: str = ""
+    origin: str = ""
 
     @property
     def name(self) -> str:
@@ -59,7 +65,8 @@ def read_metadata(folder: Path) -> list[LabelledClip]:
 
     Args:
         folder: holds metadata.json in DFDC's form, a dictionary from file name to {"label": "REAL" or "FAKE", and
-            optionally "original", "manipulation", "split"}. Listed clips may be absent.
+            optionally "original", "manipulation", "split", "dataset", "identity", "source"}. Listed clips may be
+            absent.
 
     Raises:
         DataError: no such file, not of that form, another label, or a name that leads outside the folder.
@@ -72,9 +79,9 @@ def read_metadata(folder: Path) -> list[LabelledClip]:
         raise DataError(f"{path}: cannot be read ({error}); labelled clips need it: {FORM}") from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise DataError(f"{path}: not in DFDC's form, {FORM}")
-    unknown = {key: name for name, entry in entries.items() for key in entry if key not in KEYS}
+    unknown = {key: name for name, entry in entries.items() for key in entry if key not in TOLD}
     for key, name in unknown.items():
-        if meant := get_close_matches(key.lower(), KEYS, n=1, cutoff=0.75):
+        if meant := get_close_matches(key.lower(), TOLD, n=1, cutoff=0.75):
             log.warning("%s: %s has the key %r, which nothing reads; is %r meant?", path, name, key, meant[0])
     clips = []
     for name, entry in sorted(entries.items()):
@@ -89,8 +96,18 @@ def read_metadata(folder: Path) -> list[LabelledClip]:
                 f"{path}: {name} has the original {original!r}, which leads outside the folder; allowed are names of "
                 "files in it"
             )
-        manipulation = str(entry.get("manipulation") or "") if label == "FAKE" else ""
-        clips.append(LabelledClip(folder / name, label, original, manipulation, str(entry.get("split") or "train")))
+        clips.append(
+            LabelledClip(
+                folder / name,
+                label,
+                original,
+                manipulation=str(entry.get("manipulation") or "") if label == "FAKE" else "",
+                split=str(entry.get("split") or "train"),
+                dataset=str(entry.get("dataset") or ""),
+                identity=str(entry.get("identity") or ""),
+                origin=str(entry.get("source") or ""),
+            )
+        )
     return clips
 
 

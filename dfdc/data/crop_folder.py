@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import cv2
@@ -20,14 +20,62 @@ from dfdc.data.clips import LabelledClip, digest_clip, is_same
 from dfdc.errors import DataError
 from dfdc.files import write_text
 
-CROP_COLUMNS = (
-    *("path", "video", "label", "original", "manipulation", "split", "frame", "time", "track"),
-    *("box", "landmarks", "source_size", "difference", "ssim"),
-)
 FRAME_COLUMNS = ("name", "label")
 # Finished clips, and those in the making, below the output folder.
 IMAGES, DRAFTS, RECORD = "images", "drafts", "clip.json"
 STATUSES = ("ok", "equal", "misaligned", "no_face", "unreadable", "error")
+
+
+@dataclass(frozen=True)
+class CropRow:
+    """One row of crops.csv: a face crop of a clip, a photograph or a crop that others cut.
+
+    Attributes:
+        path: of the crop's file, below the table's folder.
+        video: name of the clip or picture that it was cut from.
+        label: REAL or FAKE.
+        original: name of the clip or picture that a fake was made from; empty where that is not known, and for reals.
+        manipulation: how a fake was made, in one word; empty where that is not known.
+        split: "train", "val" or any other word.
+        frame: index among the clip's sampled frames; 0 for pictures.
+        time: seconds from the clip's first frame; 0 for pictures.
+        track: index of the person; 0 for pictures, of which one face is cut.
+        box: x0 y0 x1 y1 of the face in pixels of its source.
+        landmarks: x y of eyes, nose and corners of the mouth; empty where the box is interpolated, and for pictures.
+        source_size: side in pixels of the crop's square in its source, before it was scaled.
+        difference: mean absolute difference in levels (0 to 255) from the original's crop; empty where the fake was not
+            laid over its original, "unknown" where it may lie over it.
+        ssim: structural similarity to the original's crop, likewise.
+        dataset, identity, source: what the metadata or the table of pictures tells; otherwise empty.
+        format: suffix of the source's file, in lower case without the dot.
+    """
+
+    path: str
+    video: str
+    label: str
+    original: str = ""
+    manipulation: str = ""
+    split: str = "train"
+    frame: int = 0
+    time: float = 0.0
+    track: int = 0
+    box: str = ""
+    landmarks: str = ""
+    source_size: int | str = ""
+    difference: float | str = ""
+    ssim: float | str = ""
+    dataset: str = ""
+    identity: str = ""
+    source: str = ""
+    format: str = ""
+
+
+CROP_COLUMNS = tuple(field.name for field in fields(CropRow))
+
+
+def format_of(path: Path) -> str:
+    """The value of `CropRow.format` for a clip or a picture."""
+    return path.suffix.lstrip(".").lower().replace("jpeg", "jpg")
 
 
 @dataclass(frozen=True)
@@ -155,7 +203,10 @@ def find_record(out: Path, video: str) -> Report | None:
 
 def _read_record(path: Path) -> Report:
     record = json.loads(path.read_text(encoding="utf-8"))
-    return Report(**{**record, "rows": tuple(tuple(row) for row in record["rows"])})
+    rows = (tuple(row) for row in record["rows"])
+    # Rows of older versions lack the last columns.
+    whole = (row + ("",) * (len(CROP_COLUMNS) - len(row)) if len(row) > len(FRAME_COLUMNS) else row for row in rows)
+    return Report(**{**record, "rows": tuple(whole)})
 
 
 def write_image(path: Path, pixels: np.ndarray, jpeg_quality: int | None) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,12 @@ import numpy as np
 from dfdc.crop import crop_face
 from dfdc.data.clips import LabelledClip, digest_clip
 from dfdc.data.crop_folder import (
-    CROP_COLUMNS,
     DRAFTS,
     IMAGES,
+    CropRow,
     CutSettings,
     Report,
+    format_of,
     store,
     write_image,
 )
@@ -242,18 +243,27 @@ def _describe(
         name = f"{cut.frame:05d}-{cut.track}.{'png' if settings.jpeg_quality is None else 'jpg'}"
         images[name] = cut.crop
         differs = likeness.get((cut.frame, cut.track))
-        row = {
-            "path": f"{IMAGES}/{clip.name}/{name}",
-            **{"video": clip.name, "label": clip.label, "original": clip.original},
-            **{"manipulation": clip.manipulation, "split": clip.split},
-            **{"frame": cut.frame, "time": round(cut.time_s, 4), "track": cut.track},
-            "box": _numbers(cut.box),
-            "landmarks": "" if cut.landmarks is None else _numbers(cut.landmarks),
-            "source_size": settings.geometry.square(cut.box)[2],
-            "difference": "" if differs is None else round(differs.difference, 4),
-            "ssim": "" if differs is None else round(differs.ssim, 5),
-        }
-        rows.append(tuple(row[column] for column in CROP_COLUMNS))
+        row = CropRow(
+            f"{IMAGES}/{clip.name}/{name}",
+            clip.name,
+            label=clip.label,
+            original=clip.original,
+            manipulation=clip.manipulation,
+            split=clip.split,
+            frame=cut.frame,
+            time=round(cut.time_s, 4),
+            track=cut.track,
+            box=_numbers(cut.box),
+            landmarks="" if cut.landmarks is None else _numbers(cut.landmarks),
+            source_size=settings.geometry.square(cut.box)[2],
+            difference="" if differs is None else round(differs.difference, 4),
+            ssim="" if differs is None else round(differs.ssim, 5),
+            dataset=clip.dataset,
+            identity=clip.identity,
+            source=clip.origin,
+            format=format_of(clip.path),
+        )
+        rows.append(astuple(row))
     if not rows:
         return {}, Report(clip.name, "equal", "its faces are its original's: only its sound is fake, if that")
     return images, Report(clip.name, rows=tuple(rows))

@@ -19,7 +19,7 @@ from dfdc.data.sheets import ClipFakes, Scorer, Sheet, Sheets, Shot, TableFakes
 WAIT_S = 10.0
 
 
-class Desk:
+class LabelSession:
     """Fakes, their labels, and the requests of the page; refusals are HTTP errors."""
 
     def __init__(
@@ -146,11 +146,11 @@ class Desk:
             abort(409, "this page belongs to another run of label_frames; reload it")
 
 
-def make_app(desk: Desk, token: str, *, folder: Path) -> Flask:
+def make_app(session: LabelSession, token: str, *, folder: Path) -> Flask:
     """The web application: the page and its requests, all below the address /TOKEN/.
 
     Args:
-        desk: answers the requests.
+        session: answers the requests.
         token: without which no address exists; hard to guess.
         folder: of page.html and of what it loads.
     """
@@ -164,23 +164,23 @@ def make_app(desk: Desk, token: str, *, folder: Path) -> Flask:
 
     @pages.get("/state")
     def state() -> Response:
-        return jsonify(desk.state())
+        return jsonify(session.state())
 
     @pages.get("/clips/<int:number>")
     def clip(number: int) -> Response:
-        return jsonify(desk.clip(number))
+        return jsonify(session.clip(number))
 
     @pages.get("/clips/<int:number>/<int:index>/<any(fake, original):which>")
     def crop(number: int, index: int, which: str) -> Response:
-        return send_file(desk.crop(number, index, which))
+        return send_file(session.crop(number, index, which))
 
     @pages.post("/labels")
     def label() -> Response:
-        return jsonify(desk.label(*map(_asked().get, ("run", "clip", "shot", "label"))))
+        return jsonify(session.label(*map(_asked().get, ("run", "clip", "shot", "label"))))
 
     @pages.post("/undo")
     def undo() -> Response:
-        return jsonify(desk.undo(_asked().get("run")))
+        return jsonify(session.undo(_asked().get("run")))
 
     app.register_blueprint(pages)
     return app

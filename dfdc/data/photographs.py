@@ -16,19 +16,13 @@ import cv2
 import numpy as np
 
 from dfdc.crop import CropGeometry, crop_face
-from dfdc.data.clips import LabelledClip, is_held_out
+from dfdc.data.clips import TOLD, LabelledClip, is_held_out
+from dfdc.data.crop_folder import CropRow, format_of, write_image
 from dfdc.data.dataset import LABELS, read_columns
 from dfdc.detect import DetectorSettings, FaceDetector
-from dfdc.errors import DataError
 
-# Columns that a table of photographs may have beside path and label.
-TOLD = ("dataset", "manipulation", "identity", "source", "split", "original")
-COLUMNS = (
-    *("path", "video", "label", "original", "manipulation", "split", "box", "source_size"),
-    *("dataset", "identity", "source", "format"),
-)
 # A photograph shows its face larger than a clip does, and a false face costs more than a missed one.
-LOOK = DetectorSettings(min_face_ratio=0.1, thresholds=(0.6, 0.7, 0.8))
+PHOTOGRAPH_DETECTION = DetectorSettings(min_face_ratio=0.1, thresholds=(0.6, 0.7, 0.8))
 MIN_SCORE = 0.9
 # Around crops that others cut, as a share of the longer side.
 BORDER = 0.2
@@ -70,7 +64,8 @@ def read_photographs(csv: Path, *, val_share: float = 0.0) -> list[Photograph]:
     """Read a table of photographs.
 
     Args:
-        csv: columns path (beside the table), label (REAL|FAKE) and any of `TOLD`; original is a path, too.
+        csv: columns path (beside the table), label (REAL|FAKE) and any others of `dfdc.data.clips.TOLD`; original is a
+            path, too.
         val_share: share (0 to 1) of the persons, or of the pictures where these are not told, that get the split "val"
             where the table tells none.
 
@@ -80,7 +75,7 @@ def read_photographs(csv: Path, *, val_share: float = 0.0) -> list[Photograph]:
     table = read_columns(csv, ("path", "label"), allowed={"label": LABELS}, cure="name a table of path and label")
     pictures = []
     for row in table.to_dict("records"):
-        path, told = csv.parent / row["path"], {name: row[name] for name in TOLD if row.get(name)}
+        path, told = csv.parent / row["path"], {name: row[name] for name in TOLD if name != "label" and row.get(name)}
         original = told.pop("original", "")
         if original and row["label"] == "FAKE":
             told["original"] = name_picture(csv.parent / original)
@@ -102,7 +97,7 @@ def find_face(detector: FaceDetector, image: np.ndarray, *, border: float = 0.0)
     height, width = image.shape[:2]
     margin = round(border * max(height, width))
     shown = cv2.copyMakeBorder(image, *(margin,) * 4, cv2.BORDER_CONSTANT) if margin else image
-    (faces,) = detector.detect([shown], LOOK)
+    (faces,) = detector.detect([shown], PHOTOGRAPH_DETECTION)
     best, greatest = None, 0.0
     for box, score in zip(faces.boxes - margin, faces.scores, strict=True):
         off = np.abs((box[:2] + box[2:]) / 2 - (width / 2, height / 2)).max() / max(height, width)
@@ -120,7 +115,7 @@ def cut_photographs(
     geometry: CropGeometry,
     jpeg_quality: int | None = None,
     precut: bool = False,
-) -> Iterator[tuple[Photograph, dict[str, object] | None]]:
+) -> Iterator[tuple[Photograph, CropRow | None]]:
     """Cut one crop out of each picture; one that is there already is not cut again.
 
     Args:
@@ -132,10 +127,10 @@ def cut_photographs(
         precut: whether the pictures are face crops already.
 
     Yields:
-        Each picture, and its row by `COLUMNS`; None where it cannot be read or shows no face.
+        Each picture, and its row; None where it cannot be read or shows no face.
 
     Raises:
-        DataError: a crop cannot be written.
+        OSError: a crop cannot be written.
     """
     for picture in pictures:
         data = picture.path.read_bytes() if picture.path.is_file() else b""
@@ -150,41 +145,26 @@ def cut_photographs(
             continue
         path = out / IMAGES / f"{picture.name}.{'png' if jpeg_quality is None else 'jpg'}"
         if not path.exists():
-            write_crop(path, crop_face(image, box, geometry), jpeg_quality)
+            draft = path.with_name(f".{path.name}{path.suffix}")
+            write_image(draft, crop_face(image, box, geometry), jpeg_quality)
+            draft.replace(path)
         yield picture, _describe(picture, path.relative_to(out), box, geometry)
 
 
-def _describe(picture: Photograph, path: Path, box: np.ndarray, geometry: CropGeometry) -> dict[str, object]:
-    return {
-        "path": str(path),
-        "video": picture.name,
-        "label": picture.label,
-        "original": picture.original,
-        "manipulation": picture.manipulation,
-        "split": picture.split,
-        "box": " ".join(str(round(float(value), 2)) for value in box),
-        "source_size": geometry.square(box)[2],
-        "dataset": picture.dataset,
-        "identity": picture.identity,
-        "source": picture.source,
-        "format": picture.path.suffix.lstrip(".").lower().replace("jpeg", "jpg"),
-    }
-
-
-def write_crop(path: Path, crop: np.ndarray, jpeg_quality: int | None) -> None:
-    """Write a crop (S, S, 3) uint8 RGB so that a file of this name is complete.
-
-    Args:
-        path: of the file, .jpg or .png; its folder is made.
-        crop: the pixels.
-        jpeg_quality: 1 to 100; None where the file is a PNG.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    options = [] if jpeg_quality is None else [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
-    draft = path.with_name(f".{path.name}{path.suffix}")
-    if not cv2.imwrite(str(draft), cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), options):
-        raise DataError(f"{path}: cannot be written; is the disk full?")
-    draft.replace(path)
+def _describe(picture: Photograph, path: Path, box: np.ndarray, geometry: CropGeometry) -> CropRow:
+    return CropRow(
+        str(path),
+        picture.name,
+        label=picture.label,
+        original=picture.original,
+        manipulation=picture.manipulation,
+        split=picture.split,
+        box=" ".join(str(round(float(value), 2)) for value in box),
+        source_size=geometry.square(box)[2],
+        # A fake may lie over its original, for example if only its texture was changed; the pixels will tell.
+        difference="unknown" if picture.original else "",
+        dataset=picture.dataset,
+        identity=picture.identity,
+        source=picture.source,
+        format=format_of(picture.path),
+    )

@@ -210,7 +210,7 @@ class Scorer:
 
     def __init__(self, files: list[WeightsFile]) -> None:
         self._files = files
-        self._nets: list[Ensemble] = []
+        self._models: list[Ensemble] = []
 
     def score(self, paths: list[Path]) -> np.ndarray:
         """P(fake) of crops, (N,) float64; crops of another size than a model's are resized for it.
@@ -218,12 +218,12 @@ class Scorer:
         Raises:
             DataError: an image is missing or does not decode.
         """
-        self._nets = self._nets or [Ensemble([file]) for file in select("face", self._files)]
+        self._models = self._models or [Ensemble([file]) for file in select("face", self._files)]
         crops = torch.from_numpy(np.stack([_read_crop(path) for path in paths])).permute(0, 3, 1, 2)
         logits = []
-        for net in self._nets:
-            fitting = resize_crops(crops.float(), net.specs[0].crop.size).clamp(0, 255).to(torch.uint8)
-            logits.append(net.score_crops(fitting))
+        for model in self._models:
+            fitting = resize_crops(crops.float(), model.specs[0].crop.size).clamp(0, 255).to(torch.uint8)
+            logits.append(model.score_crops(fitting))
         return sigmoid(np.mean(logits, axis=0))
 
 

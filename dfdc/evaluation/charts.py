@@ -128,15 +128,15 @@ def draw_budgets(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
     Args:
         path: PNG file.
-        rows: for each setting "n_frames", "n_nets", "core_seconds", "log_loss" and "auc"; sorted by cost for each
-            "n_nets".
+        rows: for each setting "n_frames", "n_models", "core_seconds", "log_loss" and "auc"; sorted by cost for each
+            "n_models".
     """
     figure, losses = _start(
         "Cost and accuracy by number of frames and models", "", "log loss", size=(7.2, 6.0), rows=(1, 1)
     )
     auc = figure.add_subplot(figure.axes[0].get_gridspec()[1], sharex=losses)
-    for n_nets, style in zip(sorted({row["n_nets"] for row in rows}), ("-", "--"), strict=False):
-        drawn = [row for row in rows if row["n_nets"] == n_nets]
+    for n_models, style in zip(sorted({row["n_models"] for row in rows}), ("-", "--"), strict=False):
+        drawn = [row for row in rows if row["n_models"] == n_models]
         for axes, name, colour in ((losses, "log_loss", FAKE), (auc, "auc", REAL)):
             axes.plot(
                 [row["core_seconds"] for row in drawn],
@@ -144,7 +144,7 @@ def draw_budgets(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
                 color=colour,
                 linestyle=style,
                 marker="o",
-                label=f"{n_nets} model{'s' * (n_nets > 1)}",
+                label=f"{n_models} model{'s' * (n_models > 1)}",
             )
             for row in drawn:
                 place = (row["core_seconds"], row[name])

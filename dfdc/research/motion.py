@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from dfdc.crop import CropGeometry, crop_face
-from dfdc.nets import open_nets
-from dfdc.runtime import Net, run_logits
+from dfdc.models import open_models
+from dfdc.runtime import Network, run_logits
 from dfdc.tracks import Track
 from dfdc.video import Frame
 from dfdc.weights import WeightsFile
@@ -37,27 +37,27 @@ class Motion:
         device: str = "cpu",
         *,
         threads: int | None = None,
-        nets: Sequence[Net] | None = None,
+        models: Sequence[Network] | None = None,
     ) -> None:
         """Open every file.
 
         Args:
             files: checked weights of motion models; without any, every score is 0.
             device: "cpu" or "cuda".
-            threads: see `dfdc.nets.open_nets`.
-            nets: the files' models if they are open; None opens them.
+            threads: see `dfdc.models.open_models`.
+            models: the files' models if they are open; None opens them.
 
         Raises:
-            WeightsError: see `dfdc.nets.open_nets`.
+            WeightsError: see `dfdc.models.open_models`.
         """
         self.specs = [file.spec for file in files]
         self.batch_size = BATCH_PAIRS[device]
-        self.nets = open_nets(files, device=device, threads=threads) if nets is None else nets
+        self.models = open_models(files, device=device, threads=threads) if models is None else models
 
     @property
     def n_pairs(self) -> int:
         """Of how many of a clip's frames the neighbours are wanted."""
-        return N_PAIRS if self.nets else 0
+        return N_PAIRS if self.models else 0
 
     def score(self, frames: Sequence[Frame], tracks: Sequence[Track]) -> np.ndarray:
         """The scores that are added to the logits of each track.
@@ -74,11 +74,11 @@ class Motion:
             FloatingPointError: a model's answer is not finite, as half precision may overflow.
         """
         scores = np.zeros(len(tracks))
-        for spec, net in zip(self.specs, self.nets, strict=True):
+        for spec, network in zip(self.specs, self.models, strict=True):
             for index, track in enumerate(tracks):
                 pairs = cut_track(frames, track, spec.crop)
                 if len(pairs):
-                    logits = run_logits(net, pairs, self.batch_size)
+                    logits = run_logits(network, pairs, self.batch_size)
                     scores[index] += spec.weight * spec.calibration.logits(logits).mean()
         return scores
 

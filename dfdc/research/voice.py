@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from dfdc.audio import HOP, N_BANDS, QUIETEST_DB, RATE, log_mel, read_sound
-from dfdc.nets import open_nets
-from dfdc.runtime import Net, run_logits
+from dfdc.models import open_models
+from dfdc.runtime import Network, run_logits
 from dfdc.weights import WeightsFile
 
 # Of a longer sound only the beginning is used, and at most so many evenly spread windows.
@@ -35,21 +35,21 @@ class VoiceModels:
         device: str = "cpu",
         *,
         threads: int | None = None,
-        nets: Sequence[Net] | None = None,
+        models: Sequence[Network] | None = None,
     ) -> None:
         """Open every file.
 
         Args:
             files: checked weights of voice models; without any, nothing is scored.
             device: "cpu" or "cuda".
-            threads: see `dfdc.nets.open_nets`.
-            nets: the files' models if they are open; None opens them.
+            threads: see `dfdc.models.open_models`.
+            models: the files' models if they are open; None opens them.
 
         Raises:
-            WeightsError: see `dfdc.nets.open_nets`.
+            WeightsError: see `dfdc.models.open_models`.
         """
         self.specs, self.batch_size = [file.spec for file in files], BATCH_WINDOWS[device]
-        self.nets = open_nets(files, device=device, threads=threads) if nets is None else nets
+        self.models = open_models(files, device=device, threads=threads) if models is None else models
 
     @property
     def high(self) -> float:
@@ -64,7 +64,7 @@ class VoiceModels:
         Raises:
             VideoError: the file is unreadable.
         """
-        sound = read_sound(path, max_s=MAX_HEARD_S) if self.nets else None
+        sound = read_sound(path, max_s=MAX_HEARD_S) if self.models else None
         return None if sound is None else self.score(sound)
 
     def score(self, samples: np.ndarray) -> float | None:
@@ -74,11 +74,11 @@ class VoiceModels:
             FloatingPointError: a model's answer is not finite, as half precision may overflow.
         """
         logits = []
-        for spec, net in zip(self.specs, self.nets, strict=True):
+        for spec, network in zip(self.specs, self.models, strict=True):
             windows, _ = cut_windows(samples, spec.input_size)
             if not len(windows):
                 return None
-            logits.append(spec.calibration.logits(run_logits(net, windows, self.batch_size)).mean())
+            logits.append(spec.calibration.logits(run_logits(network, windows, self.batch_size)).mean())
         return float(np.mean(logits)) if logits else None
 
 

@@ -59,28 +59,28 @@ MIN_LIMIT_S = 5.0
 READING = 0.8
 
 
-def relative_cost(n_frames: int, n_nets: int = 1) -> float:
+def relative_cost(n_frames: int, n_models: int = 1) -> float:
     """The cost of a pass over a clip, relative to a pass with `QUICK` frames and one model.
 
     Core-seconds on DFDC's clips (docs/experiments.md): 1.41 to decode the whole clip, of which n evenly spread frames
     need the share 1 - 1/2n, because the last frame is in the middle of the last n-th; .022 per frame for face
     detection, and .036 per frame and model for crops and scores.
     """
-    return _core_s(n_frames, n_nets) / _core_s(QUICK, 1)
+    return _core_s(n_frames, n_models) / _core_s(QUICK, 1)
 
 
-def _core_s(n_frames: int, n_nets: int) -> float:
-    return 1.41 * (1 - 0.5 / n_frames) + (0.022 + 0.036 * n_nets) * n_frames
+def _core_s(n_frames: int, n_models: int) -> float:
+    return 1.41 * (1 - 0.5 / n_frames) + (0.022 + 0.036 * n_models) * n_frames
 
 
-class Look(NamedTuple):
+class Level(NamedTuple):
     """The frames and models of one pass over a clip; a smaller pass sorts first."""
 
     n_frames: int
-    n_nets: int
+    n_models: int
 
     def __str__(self) -> str:
-        return f"{self.n_frames} frames" + (f" and {self.n_nets} models" if self.n_nets > 1 else "")
+        return f"{self.n_frames} frames" + (f" and {self.n_models} models" if self.n_models > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Task:
     name: str
     n_frames: int
     limit_s: float
-    n_nets: int = 1
+    n_models: int = 1
 
     @property
     def most_s(self) -> float:
@@ -113,7 +113,7 @@ class Plan:
         n_workers: int,
         clip_limit_s: float,
         deadline: Deadline,
-        n_nets: int = 1,
+        n_models: int = 1,
         known: Mapping[str, Prediction] | None = None,
     ) -> None:
         """Plan a run.
@@ -124,7 +124,7 @@ class Plan:
             n_workers: number of passes that run at the same time.
             clip_limit_s: largest number of wall seconds that a pass may take to read its frames.
             deadline: deadline of the run; the plan uses no other clock.
-            n_nets: number of models.
+            n_models: number of models.
             known: results of an earlier run, by row name.
         """
         self._n_frames, self._n_workers, self._clip_limit_s = n_frames, n_workers, clip_limit_s
@@ -133,12 +133,12 @@ class Plan:
         self.underway: dict[str, tuple[Task, float]] = {}
         self._order = {name: rank for rank, name in enumerate(names)}
         self._first = deque(name for name in self._order if name not in self.known)
-        self._further: list[tuple[Look, float, int, str]] = []
+        self._further: list[tuple[Level, float, int, str]] = []
         self._costs_s: deque[float] = deque(maxlen=WINDOW)
         self._n_measured = 0
-        self._rungs = sorted({Look(LOW, 1), Look(QUICK, 1), Look(TOP, 1), Look(TOP, n_nets)})
-        self._rung = None if n_frames is None else Look(n_frames, n_nets)
-        self._lowest = self._rungs[-1]
+        self._levels = sorted({Level(LOW, 1), Level(QUICK, 1), Level(TOP, 1), Level(TOP, n_models)})
+        self._level = None if n_frames is None else Level(n_frames, n_models)
+        self._lowest = self._levels[-1]
         self._begun = self._climbing = False
         for prediction in self.known.values():
             self._consider(prediction)
@@ -146,14 +146,14 @@ class Plan:
     def next(self) -> Task | None:
         """Start the next pass and return it; None while no pass is worth its time."""
         if self._first:
-            if self._rung is None and not self._begun:
+            if self._level is None and not self._begun:
                 self._begin()
-            look, limit_s = self._first_look(), self._first_limit_s()
-            task = Task(self._first.popleft(), look.n_frames, limit_s, look.n_nets)
+            level, limit_s = self._first_level(), self._first_limit_s()
+            task = Task(self._first.popleft(), level.n_frames, limit_s, level.n_models)
         elif self._further_fits():
             tried, _, _, name = heapq.heappop(self._further)
-            look = self._rung_above(tried)
-            task = Task(name, look.n_frames, self._longest_s(), look.n_nets)
+            level = self._level_above(tried)
+            task = Task(name, level.n_frames, self._longest_s(), level.n_models)
             self._tell_climb()
         else:
             return None
@@ -167,8 +167,8 @@ class Plan:
             The prediction that counts from now on: a later pass replaces an earlier one only if it succeeded.
         """
         task, began_s = self.underway.pop(prediction.filename)
-        self._measure((self._deadline.clock() - began_s) / relative_cost(task.n_frames, task.n_nets))
-        prediction = replace(prediction, wanted=task.n_frames, nets=task.n_nets)
+        self._measure((self._deadline.clock() - began_s) / relative_cost(task.n_frames, task.n_models))
+        prediction = replace(prediction, wanted=task.n_frames, n_models=task.n_models)
         earlier = self.known.get(prediction.filename)
         if earlier and not (prediction.status in SCORED and prediction.frames >= earlier.frames):
             prediction = replace(earlier, wanted=task.n_frames)  # its models stay those that answered
@@ -200,29 +200,29 @@ class Plan:
         """The names of the clips without a prediction, in order."""
         return [name for name in self._order if name not in self.known]
 
-    def cost_s(self, look: Look) -> float:
+    def cost_s(self, level: Level) -> float:
         """The worker-seconds that a pass is expected to take."""
-        return relative_cost(*look) * (fmean(self._costs_s) if self._costs_s else PRIOR_COST_S)
+        return relative_cost(*level) * (fmean(self._costs_s) if self._costs_s else PRIOR_COST_S)
 
     def _measure(self, cost_s: float) -> None:
         self._n_measured += 1
         if self._n_measured > self._n_workers:
             self._costs_s.append(cost_s)
-        if self._rung is None and self._first and len(self._costs_s) >= PROBES:
-            self._choose_rung()
+        if self._level is None and self._first and len(self._costs_s) >= PROBES:
+            self._choose_level()
 
     def _consider(self, prediction: Prediction) -> None:
         """Queue a clip for another pass if that is worth it: fewest frames first, then the most uncertain."""
-        taken = Look(prediction.wanted, prediction.nets)
+        taken = Level(prediction.wanted, prediction.n_models)
         if prediction.frames < prediction.wanted:  # it has no more frames, but further models may score its faces
-            taken = Look(TOP, prediction.nets if prediction.faces else self._rungs[-1].n_nets)
-        if self._n_frames is not None or taken >= self._rungs[-1]:
+            taken = Level(TOP, prediction.n_models if prediction.faces else self._levels[-1].n_models)
+        if self._n_frames is not None or taken >= self._levels[-1]:
             return
         certain = prediction.wanted >= QUICK and not CERTAIN[0] <= prediction.label <= CERTAIN[1]
         if prediction.status in (*SCORED, "no_face") and not certain:
-            rung = max(rung for rung in self._rungs if rung <= max(taken, self._rungs[0]))
+            level = max(level for level in self._levels if level <= max(taken, self._levels[0]))
             rank = self._order[prediction.filename]
-            heapq.heappush(self._further, (rung, abs(prediction.label - 0.5), rank, prediction.filename))
+            heapq.heappush(self._further, (level, abs(prediction.label - 0.5), rank, prediction.filename))
 
     def _rounds(self) -> int:
         """The number of first passes that each worker still has to make."""
@@ -232,48 +232,48 @@ class Plan:
         """Choose the top level at once if even the worst case allows it; otherwise measure some clips first."""
         self._begun = True
         worst_s = self._rounds() * _most_s(self._clip_limit_s)
-        n, top, left_s = len(self._first), self._rungs[-1], self._deadline.remaining_s()
+        n, top, left_s = len(self._first), self._levels[-1], self._deadline.remaining_s()
         limit = in_words(left_s)
         if worst_s <= left_s:
-            self._rung = top
+            self._level = top
             usual, most = in_words(self._rounds() * self.cost_s(top)), in_words(worst_s)
             log.info("%s, %s; usually about %s, at most %s (limit %s)", _clips(n), top, usual, most, limit)
         else:
             log.info("%s, limit %s; the first ones get %d frames, to measure their time", _clips(n), limit, QUICK)
 
-    def _choose_rung(self) -> None:
+    def _choose_level(self) -> None:
         """Choose the highest level for which the time left would also allow a pass at the level below."""
         left_s = self._deadline.remaining_s()
         # The mean of a few clips is uncertain, so two standard errors are added.
         mean_s = fmean(self._costs_s) or math.inf
         doubt = 1 + 2 * stdev(self._costs_s) / mean_s / math.sqrt(len(self._costs_s))
         rounds = self._rounds() * doubt
-        self._rung = self._rungs[0]
-        for below, rung in pairwise(self._rungs):
-            if rounds * (self.cost_s(below) + self.cost_s(rung)) <= left_s:
-                self._rung = rung
+        self._level = self._levels[0]
+        for below, level in pairwise(self._levels):
+            if rounds * (self.cost_s(below) + self.cost_s(level)) <= left_s:
+                self._level = level
         log.info(
             "%s left, %s per clip; takes about %s of the %s left%s",
             _clips(len(self._first)),
-            self._rung,
-            in_words(self._rounds() * self.cost_s(self._rung)),
+            self._level,
+            in_words(self._rounds() * self.cost_s(self._level)),
             in_words(left_s),
-            "" if self._rung == self._rungs[-1] else ", then the most uncertain clips get more frames",
+            "" if self._level == self._levels[-1] else ", then the most uncertain clips get more frames",
         )
 
-    def _first_look(self) -> Look:
+    def _first_level(self) -> Level:
         """The next first pass: the chosen level, cut to one model and then halved until the clips left fit the time."""
         if self._n_frames is not None:
-            return self._rung
-        chosen = self._rung or Look(QUICK, 1)
-        look, full_s = chosen, FULL * self._deadline.remaining_s()
-        while look > (LOW, 1) and self._rounds() * self.cost_s(look) > full_s:
-            look = Look(look.n_frames, 1) if look.n_nets > 1 else Look(look.n_frames // 2, 1)
-        if look < min(self._lowest, chosen):
-            self._lowest = look
+            return self._level
+        chosen = self._level or Level(QUICK, 1)
+        level, full_s = chosen, FULL * self._deadline.remaining_s()
+        while level > (LOW, 1) and self._rounds() * self.cost_s(level) > full_s:
+            level = Level(level.n_frames, 1) if level.n_models > 1 else Level(level.n_frames // 2, 1)
+        if level < min(self._lowest, chosen):
+            self._lowest = level
             left = in_words(self._deadline.remaining_s())
-            log.info("time is short: %s for each of the %s left, in %s", look, _clips(len(self._first)), left)
-        return look
+            log.info("time is short: %s for each of the %s left, in %s", level, _clips(len(self._first)), left)
+        return level
 
     def _first_limit_s(self) -> float:
         share_s = SHARES * self._deadline.remaining_s() * self._n_workers / len(self._first)
@@ -286,10 +286,10 @@ class Plan:
     def _further_fits(self) -> bool:
         if not self._further:
             return False
-        return self.cost_s(self._rung_above(self._further[0][0])) <= self._deadline.remaining_s()
+        return self.cost_s(self._level_above(self._further[0][0])) <= self._deadline.remaining_s()
 
-    def _rung_above(self, look: Look) -> Look:
-        return next(rung for rung in self._rungs if rung > look)
+    def _level_above(self, level: Level) -> Level:
+        return next(each for each in self._levels if each > level)
 
     def _tell_climb(self) -> None:
         if not self._climbing:

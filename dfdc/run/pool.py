@@ -89,7 +89,7 @@ def answer_clips(
         n_workers=n_started,
         clip_limit_s=settings.clip_limit_s,
         deadline=deadline,
-        n_nets=max(len(select("face", settings.weights)), 1),
+        n_models=max(len(select("face", settings.weights)), 1),
         known=known,
     )
     settings = replace(settings, threads=max(count_cores() // n_started, 1), memory_bytes=share_memory(n_started))

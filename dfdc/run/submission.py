@@ -97,7 +97,7 @@ class Submission:
         Args:
             path: path of the submission, see `check_outputs`.
             names: row names, in order.
-            models: names of the ensemble's models, for the details; the first `Prediction.nets` of them scored a clip.
+            models: names of the ensemble's models, for the details; the first `Prediction.n_models` scored a clip.
             fresh: whether to replace existing files at once.
             deadline: moment by which the last save has to be finished.
 
@@ -171,4 +171,4 @@ class Submission:
     def _cells(self, prediction: Prediction) -> list[object]:
         values = asdict(prediction)
         cells = [f"{v:.{DIGITS.get(name, 3)}f}" if isinstance(v, float) else v for name, v in values.items()]
-        return [*cells, " ".join(self._models[: prediction.nets])]
+        return [*cells, " ".join(self._models[: prediction.n_models])]

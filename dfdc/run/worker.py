@@ -117,7 +117,7 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
             analysis = analyzer.analyze(
                 path,
                 task.n_frames,
-                n_models=task.n_nets,
+                n_models=task.n_models,
                 name=task.name,
                 deadline=deadline,
                 thumbnails=settings.analyses is not None and settings.thumbnails,

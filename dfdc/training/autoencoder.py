@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -76,7 +75,7 @@ class TinyAutoencoder:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, UnpicklingError, EOFError) as error:
+    except Exception as error:  # the file system's, zip's, the unpickler's and torch's own
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise WeightsError(f"{path}: not a PyTorch file of tensors ({reason}); fetch it again") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):

@@ -118,7 +118,7 @@ def score_crops(model: FrameModel, images: Tensor) -> np.ndarray:
     """
     device = model.mean.device
     answer = TwoViewModel(model)
-    with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):  # as the kernel's nets run there
+    with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):  # as the kernel's models run there
         logits = [answer(batch.to(device)).float().cpu() for batch in images.split(SCORED_CROPS[device.type])]
     found = torch.cat(logits).numpy()
     if not np.isfinite(found).all():

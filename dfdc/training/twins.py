@@ -17,17 +17,13 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from dfdc.data.crop_folder import CropRow, write_image
 from dfdc.data.dataset import CropSet
-from dfdc.data.photographs import write_crop
 from dfdc.files import make_folder
 from dfdc.training.autoencoder import SCALE, TinyAutoencoder
 from dfdc.training.blend import blend, draw_masks
 
 IMAGES = "twins"
-COLUMNS = (
-    *("path", "video", "label", "original", "manipulation", "split"),
-    *("dataset", "identity", "source", "format", "source_size"),
-)
 WHOLE, BLENDED = "autoencoder", "autoencoder_blend"
 # Pixels of the side at which a face passes the autoencoder: what its source had, within these.
 MIN_SIDE, MAX_SIDE = 112, 256
@@ -118,7 +114,7 @@ def make_twin(crop: np.ndarray, autoencoder: TinyAutoencoder, plan: TwinPlan) ->
 
 def write_twins(
     rows: pd.DataFrame, crops: CropSet, out: Path, autoencoder: TinyAutoencoder, *, seed: int, progress: bool = True
-) -> pd.DataFrame:
+) -> list[CropRow]:
     """Make the twins of real crops and write both crops of each.
 
     Twins whose files are there already, made by the same seed, are not made again.
@@ -132,7 +128,7 @@ def write_twins(
         progress: draw a progress bar.
 
     Returns:
-        Two rows with `COLUMNS` for each, the real first.
+        Two rows for each, the real first.
     """
     make_folder(out / IMAGES)
     sides = np.full(len(crops), np.nan) if crops.sides is None else crops.sides.numpy()
@@ -146,26 +142,29 @@ def write_twins(
         if not all(path.exists() for path in paths):
             crop = crops.images[place].permute(1, 2, 0).numpy()
             for path, picture in zip(paths, make_twin(crop, autoencoder, plan), strict=True):
-                write_crop(path, picture, None)
+                draft = path.with_name(f".{path.name}")
+                write_image(draft, picture, None)
+                draft.replace(path)
         found += [_describe(row, path, plan, told) for path in paths]
-    return pd.DataFrame(found, columns=COLUMNS)
+    return found
 
 
-def _describe(row: Mapping[str, str], path: Path, plan: TwinPlan, told: str) -> dict[str, str]:
+def _describe(row: Mapping[str, str], path: Path, plan: TwinPlan, told: str) -> CropRow:
     fake = path.stem.endswith("-fake")
-    return {
-        "path": f"{IMAGES}/{path.name}",
-        "video": path.stem,
-        "label": "FAKE" if fake else "REAL",
-        "original": path.stem.removesuffix("-fake") + "-real" if fake else "",
-        "manipulation": plan.manipulation if fake else "",
-        "split": row["split"],
-        "dataset": IMAGES,
-        "identity": row.get("identity") or row["video"],
-        "source": told,
-        "format": "jpeg",
-        "source_size": str(plan.side),
-    }
+    return CropRow(
+        f"{IMAGES}/{path.name}",
+        path.stem,
+        label="FAKE" if fake else "REAL",
+        original=path.stem.removesuffix("-fake") + "-real" if fake else "",
+        manipulation=plan.manipulation if fake else "",
+        split=row["split"],
+        source_size=plan.side,
+        difference="unknown" if fake else "",
+        dataset=IMAGES,
+        identity=row.get("identity") or row["video"],
+        source=told,
+        format="png",
+    )
 
 
 def _resize(picture: np.ndarray, side: int, *, enlarged: int = cv2.INTER_LINEAR) -> np.ndarray:

@@ -36,7 +36,7 @@ class Budget:
     """The cost and the scores of one setting.
 
     Attributes:
-        n_frames, n_nets: number of frames of each clip, and of models.
+        n_frames, n_models: number of frames of each clip, and of models.
         seconds: mean wall time for which a clip occupies a worker.
         core_seconds: mean CPU time for decoding, face detection and scoring.
         log_loss, auc: over all clips; clips that cannot be scored count with the prior.
@@ -44,7 +44,7 @@ class Budget:
     """
 
     n_frames: int
-    n_nets: int
+    n_models: int
     seconds: float
     core_seconds: float
     log_loss: float
@@ -105,7 +105,7 @@ def _measure(clips: list[LabelledClip], predictions: list[Prediction], n_frames:
     )
     return Budget(
         n_frames=n_frames,
-        n_nets=max(prediction.nets for prediction in predictions),
+        n_models=max(prediction.n_models for prediction in predictions),
         seconds=float(np.mean([p.seconds for p in predictions])),
         core_seconds=float(np.mean([p.core_s for p in predictions])),
         log_loss=scores["log_loss"],
@@ -121,7 +121,7 @@ def format_table(budgets: Sequence[Budget]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for b in budgets:
-        setting, cost = f"{b.n_nets} | {b.n_frames}", f"{b.seconds:.2f} | {b.core_seconds:.2f}"
+        setting, cost = f"{b.n_models} | {b.n_frames}", f"{b.seconds:.2f} | {b.core_seconds:.2f}"
         lines.append(f"| {setting} | {cost} | {b.log_loss:.3f} | {b.auc:.3f} |")
     return "\n".join(lines)
 

@@ -296,6 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--device", choices=("auto", "cpu", "cuda"), help="run the models on this device (default: the kernel's)")
     add("--frames", type=positive, default=16, help="number of frames of each clip (default: %(default)s)")
     add("--weights", type=Path, help="weights file or folder (default: the kernel's)")
+    add("--models", choices=("all", "first"), help="models of the folder that answer (default: the kernel's)")
     with_help = "add models that are off by default, as the kernel's --with does (default: none)"
     add("--with", dest="extras", action="append", choices=EXTRAS, default=[], help=with_help)
     memory_help = "memory limit of all the kernel's processes together in 10^9 bytes (default: none)"
@@ -303,7 +304,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--clips", type=positive, default=PlannedRun.n_clips, help="clips of the planned run (default: %(default)s)")
     add("--limit", type=parse_duration, default="9h", help="time limit of the planned run (default: %(default)s)")
     args = parser.parse_args(argv)
-    names = [name for name in ("workers", "device", "frames", "weights") if getattr(args, name) is not None]
+    names = [name for name in ("workers", "device", "frames", "weights", "models") if getattr(args, name) is not None]
     kernel = [sys.executable, KERNEL, "--fresh", *(f"--{name}={getattr(args, name)}" for name in names)]
     kernel += [f"--with={extra}" for extra in args.extras]
     plan, job = PlannedRun(args.clips, args.limit, args.memory_gb), collect(args.paths)

@@ -1,8 +1,8 @@
 """Fit how far scores of small and compressed faces can be trusted, for dfdc/quality.py.
 
-python tools/research/fit_quality.py --crops ../shared/crops/crops.csv --weights weights --nets 1
+python tools/research/fit_quality.py --crops ../shared/crops/crops.csv --weights weights --models 1
 
-Validation crops are reduced to random sizes and coded as H.264 at random quality. What the nets then answer, against
+Validation crops are reduced to random sizes and coded as H.264 at random quality. What the models then answer, against
 the truth, gives the factors: one half of the sources fits them, the other half says what they are worth.
 """
 
@@ -28,7 +28,7 @@ from dfdc.weights import find_weights  # noqa: E402
 
 # Sides in pixels that faces are reduced to, at most their own, and x264's constant rate factors; None leaves it out.
 MIN_SIDE, CRFS = 20, (None, 23, 28, 34, 40)
-# The factors are to hold for other nets and cameras, too: a slight pull towards none, against so few crops.
+# The factors are to hold for other models and cameras, too: a slight pull towards none, against so few crops.
 RIDGE = 1e-3
 # Share of crops as they are that are trusted wholly.
 ORDINARY = 0.9
@@ -77,7 +77,7 @@ def fit_trust(
 ) -> Trust:
     """The factors of the least log loss that never rise as faces grow poorer.
 
-    What is ordinary is trusted wholly, as the nets were calibrated on it: nine of ten crops as they are.
+    What is ordinary is trusted wholly, as the models were calibrated on it: nine of ten crops as they are.
 
     Args:
         logits: (N,) calibrated logits of degraded crops.
@@ -105,14 +105,14 @@ def fit_trust(
     return Trust(*(round(value, 3) for value in (trust.bias, trust.side, trust.detail, trust.lean)))
 
 
-def fit_quality(csv: Path, weights: Path, *, n_crops: int = 900, n_nets: int | None = None, seed: int = 0) -> Trust:
+def fit_quality(csv: Path, weights: Path, *, n_crops: int = 900, n_models: int | None = None, seed: int = 0) -> Trust:
     """Degrade crops of the validation split, score them and fit; print what it brings.
 
     Args:
         csv: a table of crops with `source_size`.
         weights: a weights file or folder.
         n_crops: how many crops, half of them fakes.
-        n_nets: how many nets answer; None for all.
+        n_models: how many models answer; None for all.
         seed: of the crops and their degradations.
     """
     generator = np.random.default_rng(seed)
@@ -133,7 +133,7 @@ def fit_quality(csv: Path, weights: Path, *, n_crops: int = 900, n_nets: int | N
         ]
     )
     details, own_details = measure_detail(seen), measure_detail(images)
-    files = find_weights(weights)[:n_nets]
+    files = find_weights(weights)[:n_models]
     logits = Ensemble(files).score_crops(seen.transpose(0, 3, 1, 2))
     sources = np.array(find_sources(rows), str)
     half = np.isin(sources, np.unique(sources)[::2])
@@ -165,10 +165,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--crops", type=Path, required=True, help="table of crops with source_size (crops.csv)")
     parser.add_argument("--weights", type=Path, default=ROOT / "weights", help="weights file or folder (default: ours)")
     parser.add_argument("--number", type=int, default=900, help="number of crops to degrade (default: 900)")
-    parser.add_argument("--nets", type=int, help="number of nets that answer, the first ones (default: all)")
+    parser.add_argument("--models", type=int, help="number of models that answer, the first ones (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="seed of crops and degradations (default: 0)")
     args = parser.parse_args(argv)
-    fit_quality(args.crops, args.weights, n_crops=args.number, n_nets=args.nets, seed=args.seed)
+    fit_quality(args.crops, args.weights, n_crops=args.number, n_models=args.models, seed=args.seed)
 
 
 if __name__ == "__main__":

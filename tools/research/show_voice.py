@@ -89,7 +89,7 @@ def show_voice(clips: Sequence[Path], out: Path, *, weights: Path = OPTIONAL, vo
 
 def _hear(name: str, samples: np.ndarray, listener: VoiceModels) -> Row:
     windows, starts = cut_windows(samples, listener.specs[0].input_size)
-    logits = run_logits(listener.nets[0], windows, listener.batch_size)
+    logits = run_logits(listener.models[0], windows, listener.batch_size)
     balanced = listener.specs[0].calibration.probabilities(logits)
     score = listener.score(samples)
     return Row(name, samples, starts, balanced, None if score is None else voice_probability(score))

@@ -14,7 +14,7 @@ import numpy as np
 
 from dfdc.audio import N_BANDS
 from dfdc.errors import WeightsError
-from dfdc.runtime import Net, has_openvino
+from dfdc.runtime import Network, has_openvino
 from dfdc.weights import WeightsFile, read_weights
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ PNET_SIDE, RNET_SIDE, ONET_SIDE = 12, 24, 48
 CACHED_SHAPES = 256
 
 
-def open_nets(files: Sequence[WeightsFile], *, device: str = "cpu", threads: int | None = None) -> list[Net]:
+def open_models(files: Sequence[WeightsFile], *, device: str = "cpu", threads: int | None = None) -> list[Network]:
     """Open the models of weights files.
 
     Args:
@@ -52,33 +52,33 @@ def open_nets(files: Sequence[WeightsFile], *, device: str = "cpu", threads: int
     return [_open_file(file, device, threads) for file in files]
 
 
-def open_heat_map(file: WeightsFile, *, threads: int | None = None) -> Net | None:
+def open_heat_map(file: WeightsFile, *, threads: int | None = None) -> Network | None:
     """Open the class activation maps of a face model, for the CPU.
 
     Args:
         file: checked weights.
-        threads: see `open_nets`.
+        threads: see `open_models`.
 
     Returns:
         A model that takes crops (N, S, S, 3) uint8 RGB and returns maps (N, h, w) float32; the mean of a map is the
         face model's logit in its first view. None if OpenVINO is not installed.
 
     Raises:
-        WeightsError: as for `open_nets`.
+        WeightsError: as for `open_models`.
     """
     if not has_openvino():
         return None
-    from dfdc.nets.graphs import build_heat_graph
+    from dfdc.models.graphs import build_heat_graph
 
     tensors = _read_tensors(file.path, file.read())
     return _compile(file.path, lambda: build_heat_graph(file.spec, tensors), threads)
 
 
-def open_detector(*, device: str = "cpu", threads: int | None = None) -> list[Net]:
+def open_detector(*, device: str = "cpu", threads: int | None = None) -> list[Network]:
     """Open MTCNN's P-Net, R-Net and O-Net.
 
     Args:
-        device, threads: see `open_nets`.
+        device, threads: see `open_models`.
 
     Returns:
         Networks that take (N, H, W, 3) uint8 RGB, with the sides `RNET_SIDE` and `ONET_SIDE` for the second and third.
@@ -86,7 +86,7 @@ def open_detector(*, device: str = "cpu", threads: int | None = None) -> list[Ne
         and of a face, in this order: (N, K, H', W') for P-Net, (N, K) for the others.
 
     Raises:
-        WeightsError, ImportError: as for `open_nets`.
+        WeightsError, ImportError: as for `open_models`.
     """
     example = np.random.default_rng(0).integers(0, 256, (1, ONET_SIDE, ONET_SIDE, 3), dtype=np.uint8)
     examples = [example, example[:, :RNET_SIDE, :RNET_SIDE], example]
@@ -94,22 +94,22 @@ def open_detector(*, device: str = "cpu", threads: int | None = None) -> list[Ne
         from dfdc.mtcnn import load_mtcnn
         from dfdc.torch_runtime import run_in_torch
 
-        nets = [run_in_torch(net, device) for net in load_mtcnn(read_weights(MTCNN)[0])]
+        models = [run_in_torch(network, device) for network in load_mtcnn(read_weights(MTCNN)[0])]
     else:
-        from dfdc.nets.graphs import build_cascade
+        from dfdc.models.graphs import build_cascade
 
         tensors = _read_tensors(MTCNN, read_weights(MTCNN)[0])
         sides = {"pnet": None, "rnet": RNET_SIDE, "onet": ONET_SIDE}
-        nets = [
+        models = [
             _compile(MTCNN, lambda name=name, side=side: build_cascade(name, side, tensors), threads)
             for name, side in sides.items()
         ]
-    for net, images in zip(nets, examples, strict=True):
-        _try(net, images, MTCNN)
-    return nets
+    for network, images in zip(models, examples, strict=True):
+        _try(network, images, MTCNN)
+    return models
 
 
-def _open_file(file: WeightsFile, device: str, threads: int | None) -> Net:
+def _open_file(file: WeightsFile, device: str, threads: int | None) -> Network:
     spec, random = file.spec, np.random.default_rng(0)
     if device == "cuda" or not has_openvino():
         from dfdc.networks import CropNet, PairNet, load_model
@@ -117,18 +117,18 @@ def _open_file(file: WeightsFile, device: str, threads: int | None) -> Net:
 
         model = load_model(file, device=device, half=device == "cuda")
         wrap = {"face": CropNet, "motion": PairNet, "sound": lambda model: model}[spec.sees]
-        net = run_in_torch(wrap(model).eval(), device)
+        network = run_in_torch(wrap(model).eval(), device)
     else:
-        from dfdc.nets.graphs import build_graph
+        from dfdc.models.graphs import build_graph
 
         tensors = _read_tensors(file.path, file.read())
-        net = _one_by_one(_compile(file.path, lambda: build_graph(spec, tensors), threads))
+        network = _one_by_one(_compile(file.path, lambda: build_graph(spec, tensors), threads))
     if spec.sees == "sound":
         example = random.normal(-40, 15, (1, N_BANDS, spec.input_size)).astype(np.float32)
     else:
         example = random.integers(0, 256, (1, spec.crop.size, spec.crop.size, 6), dtype=np.uint8)
-    _try(net, example, file.path)
-    return net
+    _try(network, example, file.path)
+    return network
 
 
 def _read_tensors(path: Path, data: bytes) -> dict[str, np.ndarray]:
@@ -141,7 +141,7 @@ def _read_tensors(path: Path, data: bytes) -> dict[str, np.ndarray]:
         raise WeightsError(f"{path}: its tensors cannot be read ({error}); copy the file again") from error
 
 
-def _compile(path: Path, build: Callable[[], Model], threads: int | None) -> Net:
+def _compile(path: Path, build: Callable[[], Model], threads: int | None) -> Network:
     """Compile the graph of a file for the CPU."""
     import openvino
 
@@ -170,7 +170,7 @@ def _compile(path: Path, build: Callable[[], Model], threads: int | None) -> Net
     return run
 
 
-def _one_by_one(net: Net) -> Net:
+def _one_by_one(network: Network) -> Network:
     """Wrap a model that takes a single item as a model that takes any number.
 
     On the CPU, a graph for one item is a seventh faster than a graph for any number that is given two at a time, and
@@ -179,13 +179,13 @@ def _one_by_one(net: Net) -> Net:
     """
 
     def run(items: np.ndarray) -> tuple[np.ndarray, ...]:
-        answers = [net(items[index : index + 1]) for index in range(len(items))]
+        answers = [network(items[index : index + 1]) for index in range(len(items))]
         return tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
 
     return run
 
 
-def _try(net: Net, example: np.ndarray, path: Path) -> None:
+def _try(network: Network, example: np.ndarray, path: Path) -> None:
     """Run a model once, so that its first run's cost, and any failure, belong to the start and not to a clip."""
-    if not all(np.isfinite(answer).all() for answer in net(np.ascontiguousarray(example))):
+    if not all(np.isfinite(answer).all() for answer in network(np.ascontiguousarray(example))):
         raise WeightsError(f"{path}: the model's outputs are not finite; train it again or name another")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from openvino import Node
 from openvino import opset13 as ops
 
-from dfdc.nets.layers import Tensors, average_places, connect, convolve, convolve_and_normalize, pad_same, whole
+from dfdc.models.layers import Tensors, average_places, connect, convolve, convolve_and_normalize, pad_same, whole
 
 # EfficientNet-B0's stages, before scaling: blocks, kernel, stride of the first block, expansion, filters.
 EFFICIENTNET_STAGES = (
@@ -73,9 +73,9 @@ def build_backbone(x: Node, architecture: str, input_size: int, tensors: Tensors
         features = _build_mobilenet(x, n_channels, tensors)
         weight, bias = tensors.take("classifier.1.weight", 1, 1280), tensors.take("classifier.1.bias", 1)
     else:
-        net = _EfficientNet(architecture, tensors)
-        features = net.build(x, n_channels, input_size)
-        weight, bias = tensors.take("_fc.weight", 1, net.n_features), tensors.take("_fc.bias", 1)
+        network = _EfficientNet(architecture, tensors)
+        features = network.build(x, n_channels, input_size)
+        weight, bias = tensors.take("_fc.weight", 1, network.n_features), tensors.take("_fc.bias", 1)
     tensors.check_used()
     if not pooled:
         return ops.squeeze(convolve(features, weight[:, :, None, None], bias), whole([1]))

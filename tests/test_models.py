@@ -1,4 +1,4 @@
-"""dfdc.nets: nets on the CPU answer as torch's do, need no torch, and are what the weights files say."""
+"""dfdc.models: models on the CPU answer as torch's do, need no torch, and are what the weights files say."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from torch.nn import functional
 from dfdc.assignment import assign
 from dfdc.crop import CropGeometry
 from dfdc.errors import WeightsError
+from dfdc.models import MTCNN, open_detector, open_models
+from dfdc.models.graphs import weigh_pixels
 from dfdc.mtcnn import load_mtcnn
-from dfdc.nets import MTCNN, open_detector, open_nets
-from dfdc.nets.graphs import weigh_pixels
 from dfdc.networks import CropNet, PairNet, VoiceModel, build_model, load_model, save_model
 from dfdc.runtime import may_have_cuda
 from dfdc.weights import ARCHITECTURES, ModelSpec, WeightsFile, find_weights, open_weights
-from tests.nets import lively
+from tests.models import lively
 
 ROOT = Path(__file__).resolve().parent.parent
 pytest.importorskip("openvino")
@@ -64,14 +64,14 @@ def check(ours: tuple[np.ndarray, ...], theirs: list[np.ndarray]) -> None:
 def test_every_architecture_answers_as_in_torch(architecture: str, tmp_path: Path, one_thread: None) -> None:
     # 33 px: TF's "same" padding of an odd side differs from that of an even one, layer by layer.
     file = write_net(tmp_path, ModelSpec(architecture, 33, crop=CropGeometry(size=48)))
-    (net,) = open_nets([file], threads=1)
+    (net,) = open_models([file], threads=1)
     crops = smooth_pictures(3, 48, 6)
     check(net(crops), by_torch(CropNet(load_model(file)).eval(), crops))
 
 
 @pytest.mark.parametrize("file", find_weights(ROOT / "weights"), ids=lambda file: file.path.name)
 def test_shipped_nets_answer_as_in_torch(file: WeightsFile) -> None:
-    (net,) = open_nets([file])
+    (net,) = open_models([file])
     crops = smooth_pictures(2, file.spec.crop.size, 6)
     check(net(crops), by_torch(CropNet(load_model(file)).eval(), crops))
 
@@ -79,7 +79,7 @@ def test_shipped_nets_answer_as_in_torch(file: WeightsFile) -> None:
 @pytest.mark.parametrize("crop_size", [32, 40, 64])
 def test_pairs_answer_as_in_torch(crop_size: int, tmp_path: Path) -> None:
     file = write_net(tmp_path, ModelSpec("efficientnet-lite0", 32, sees="motion", crop=CropGeometry(size=crop_size)))
-    (net,) = open_nets([file], threads=1)
+    (net,) = open_models([file], threads=1)
     pairs = smooth_pictures(4, crop_size, 6)
     check(net(pairs), by_torch(PairNet(load_model(file)).eval(), pairs))
 
@@ -87,7 +87,7 @@ def test_pairs_answer_as_in_torch(crop_size: int, tmp_path: Path) -> None:
 def test_spectrograms_answer_as_in_torch(tmp_path: Path) -> None:
     spec = ModelSpec("efficientnet-b0", 96, sees="sound", mean=(-60.0,), std=(15.0,))
     file = write_net(tmp_path, spec)
-    (net,) = open_nets([file], threads=1)
+    (net,) = open_models([file], threads=1)
     spectra = np.random.default_rng(0).normal(-60, 15, (3, 64, 96)).astype(np.float32)
     model = load_model(file)
     assert isinstance(model, VoiceModel)
@@ -124,7 +124,7 @@ def test_resizing_is_torchs(size: int, wanted: int) -> None:
 
 
 def test_batches_of_any_size_answer_alike(tmp_path: Path) -> None:
-    (net,) = open_nets([write_net(tmp_path, ModelSpec("efficientnet-lite0", 32, crop=CropGeometry(size=32)))])
+    (net,) = open_models([write_net(tmp_path, ModelSpec("efficientnet-lite0", 32, crop=CropGeometry(size=32)))])
     crops = smooth_pictures(5, 32, 6)
     together = np.stack(net(crops))
     alone = np.concatenate([np.stack(net(crops[i : i + 1])) for i in range(5)], 1)
@@ -160,14 +160,14 @@ FC = "net._fc.weight"
 def test_tensors_that_do_not_fit_are_refused_by_name(change: dict, reason: str, tmp_path: Path) -> None:
     file = rewrite(write_net(tmp_path, ModelSpec("efficientnet-lite0", 32)), change)
     with pytest.raises(WeightsError, match=f"changed-.*{reason}"):
-        open_nets([file])
+        open_models([file])
 
 
 def test_a_net_whose_answers_are_not_finite_is_refused(tmp_path: Path) -> None:
     file = write_net(tmp_path, ModelSpec("efficientnet-lite0", 32))
     file = rewrite(file, {FC: np.full((1, 1280), 3e38, np.float32), "net._fc.bias": np.full(1, 3e38, np.float32)})
     with pytest.raises(WeightsError, match=r"changed-.*outputs are not finite"):
-        open_nets([file])
+        open_models([file])
 
 
 @pytest.mark.parametrize("architecture", ["efficientnet-b0", "mobilenet-v2"])
@@ -175,7 +175,7 @@ def test_tensors_of_another_architecture_are_refused(architecture: str, tmp_path
     file = write_net(tmp_path, ModelSpec("efficientnet-lite0", 32))
     path = save_model(load_model(file), tmp_path, name="misfit", spec=replace(file.spec, architecture=architecture))
     with pytest.raises(WeightsError, match="do not fit"):
-        open_nets([open_weights(path)])
+        open_models([open_weights(path)])
 
 
 def test_a_file_that_changed_since_it_was_checked_is_not_used(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_file_that_changed_since_it_was_checked_is_not_used(tmp_path: Path) ->
     other = rewrite(file, {FC: np.ones((1, 1280), np.float16)})
     file.path.write_bytes(other.path.read_bytes())
     with pytest.raises(WeightsError, match="damaged or changed"):
-        open_nets([file])
+        open_models([file])
     with pytest.raises(WeightsError, match="damaged or changed"):
         load_model(file)
 
@@ -192,7 +192,7 @@ def test_a_file_renamed_over_a_checked_one_is_not_used(tmp_path: Path) -> None:
     """Twelve digits of a digest may be forged for a name; the checked file's digest has 64."""
     file = write_net(tmp_path, ModelSpec("efficientnet-lite0", 32))
     with pytest.raises(WeightsError, match="has changed since its digest was checked"):
-        open_nets([replace(file, digest=file.digest[:12] + "0" * 52)])
+        open_models([replace(file, digest=file.digest[:12] + "0" * 52)])
 
 
 def test_a_pipe_among_the_weights_is_refused_at_once(tmp_path: Path) -> None:
@@ -240,9 +240,9 @@ print(sorted({"torch", "torchvision", "scipy", "facenet_pytorch", "efficientnet_
 def test_without_openvino_torch_answers_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_net(tmp_path, ModelSpec("efficientnet-lite0", 32, crop=CropGeometry(size=48)))
     crops, images = smooth_pictures(3, 48, 6), smooth_pictures(3, 48, 3)
-    nets = [*open_nets([file]), open_detector()[2]]
-    monkeypatch.setattr("dfdc.nets.has_openvino", lambda: False)
-    for net, other, values in zip(nets, [*open_nets([file]), open_detector()[2]], (crops, images), strict=True):
+    models = [*open_models([file]), open_detector()[2]]
+    monkeypatch.setattr("dfdc.models.has_openvino", lambda: False)
+    for net, other, values in zip(models, [*open_models([file]), open_detector()[2]], (crops, images), strict=True):
         for answer, theirs in zip(net(values), other(values), strict=True):
             assert answer == pytest.approx(theirs, abs=CLOSE)
 

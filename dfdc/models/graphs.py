@@ -13,8 +13,8 @@ from openvino import Model, Node, PartialShape, Type
 from openvino import opset13 as ops
 
 from dfdc.audio import N_BANDS
-from dfdc.nets.backbones import build_backbone
-from dfdc.nets.layers import Tensors, connect, constant, convolve, split, whole
+from dfdc.models.backbones import build_backbone
+from dfdc.models.layers import Tensors, connect, constant, convolve, split, whole
 from dfdc.weights import CHANGE_GAIN, GREY, VIEW_MARGIN, ModelSpec
 
 
@@ -32,10 +32,10 @@ def build_graph(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Model:
     Raises:
         ValueError: the tensors do not fit the specification.
     """
-    net, size = Tensors(tensors, prefix="net."), spec.input_size
+    weights, size = Tensors(tensors, prefix="net."), spec.input_size
     if spec.sees == "sound":
         spectra = ops.parameter(PartialShape([1, N_BANDS, size]), Type.f32)
-        return Model([_answer(ops.unsqueeze(spectra, whole(1)), spec, net)], [spectra])
+        return Model([_answer(ops.unsqueeze(spectra, whole(1)), spec, weights)], [spectra])
     crop_size = spec.crop.size
     pairs = ops.parameter(PartialShape([1, crop_size, crop_size, 6]), Type.u8)
     first, second = split(_to_planes(pairs), 2, axis=1)
@@ -44,12 +44,12 @@ def build_graph(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Model:
         change = ops.multiply(ops.subtract(second, first), constant(CHANGE_GAIN))
         seen = ops.clamp(ops.add(change, constant(GREY)), 0.0, 255.0)
         views = seen, view(seen, size, size, mirrored=True)
-        logits = split(_answer(ops.concat(list(views), 0), spec, net), 2, axis=0)
+        logits = split(_answer(ops.concat(list(views), 0), spec, weights), 2, axis=0)
         return Model([ops.multiply(ops.add(*logits), constant(0.5))], [pairs])
     margin = round(VIEW_MARGIN * size)
     views = view(first, crop_size, size), view(second, crop_size, size, margin=margin, mirrored=True)
     # Both views in one batch, because two calls would double the model's weights.
-    return Model(split(_answer(ops.concat(list(views), 0), spec, net), 2, axis=0), [pairs])
+    return Model(split(_answer(ops.concat(list(views), 0), spec, weights), 2, axis=0), [pairs])
 
 
 def build_heat_graph(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Model:
@@ -128,11 +128,11 @@ def _to_planes(images: Node) -> Node:
     return ops.convert(ops.transpose(images, whole([0, 3, 1, 2])), "f32")
 
 
-def _answer(values: Node, spec: ModelSpec, net: Tensors, *, pooled: bool = True) -> Node:
+def _answer(values: Node, spec: ModelSpec, weights: Tensors, *, pooled: bool = True) -> Node:
     """Logits (N,) of unnormalized values (N, C, H, W); if not pooled, the map whose mean is the logit."""
     mean, std = (constant(np.reshape(part, (1, -1, 1, 1))) for part in (spec.mean, spec.std))
     normalized = ops.divide(ops.subtract(values, mean), std)
-    return build_backbone(normalized, spec.architecture, spec.input_size, net, pooled=pooled)
+    return build_backbone(normalized, spec.architecture, spec.input_size, weights, pooled=pooled)
 
 
 def build_cascade(name: str, side: int | None, tensors: Mapping[str, np.ndarray]) -> Model:
@@ -151,42 +151,42 @@ def build_cascade(name: str, side: int | None, tensors: Mapping[str, np.ndarray]
     """
     images = ops.parameter(PartialShape([-1, side or -1, side or -1, 3]), Type.u8)
     x = ops.multiply(ops.subtract(_to_planes(images), constant(127.5)), constant(1 / 128))
-    net = Tensors(tensors, prefix=f"{name}.")
-    *others, scores = _CASCADES[name](x, net)
-    net.check_used()
+    weights = Tensors(tensors, prefix=f"{name}.")
+    *others, scores = _CASCADES[name](x, weights)
+    weights.check_used()
     return Model([*others, ops.softmax(scores, 1)], [images])
 
 
-def _build_pnet(x: Node, net: Tensors) -> list[Node]:
-    x = _pool(_convolve(x, net, 1, (10, 3, 3, 3)), 2)
-    x = _convolve(x, net, 2, (16, 10, 3, 3))
-    x = _convolve(x, net, 3, (32, 16, 3, 3))
-    heads = [(net.take(f"{name}.weight", n, 32, 1, 1), net.take(f"{name}.bias", n)) for name, n in _PNET_HEADS]
+def _build_pnet(x: Node, weights: Tensors) -> list[Node]:
+    x = _pool(_convolve(x, weights, 1, (10, 3, 3, 3)), 2)
+    x = _convolve(x, weights, 2, (16, 10, 3, 3))
+    x = _convolve(x, weights, 3, (32, 16, 3, 3))
+    heads = [(weights.take(f"{name}.weight", n, 32, 1, 1), weights.take(f"{name}.bias", n)) for name, n in _PNET_HEADS]
     return [convolve(x, *head) for head in heads]
 
 
-def _build_rnet(x: Node, net: Tensors) -> list[Node]:
-    x = _pool(_convolve(x, net, 1, (28, 3, 3, 3)), 3)
-    x = _pool(_convolve(x, net, 2, (48, 28, 3, 3)), 3)
-    x = _convolve(x, net, 3, (64, 48, 2, 2))
-    return _build_heads(x, net, 4, (128, 576), _RNET_HEADS)
+def _build_rnet(x: Node, weights: Tensors) -> list[Node]:
+    x = _pool(_convolve(x, weights, 1, (28, 3, 3, 3)), 3)
+    x = _pool(_convolve(x, weights, 2, (48, 28, 3, 3)), 3)
+    x = _convolve(x, weights, 3, (64, 48, 2, 2))
+    return _build_heads(x, weights, 4, (128, 576), _RNET_HEADS)
 
 
-def _build_onet(x: Node, net: Tensors) -> list[Node]:
-    x = _pool(_convolve(x, net, 1, (32, 3, 3, 3)), 3)
-    x = _pool(_convolve(x, net, 2, (64, 32, 3, 3)), 3)
-    x = _pool(_convolve(x, net, 3, (64, 64, 3, 3)), 2)
-    x = _convolve(x, net, 4, (128, 64, 2, 2))
-    return _build_heads(x, net, 5, (256, 1152), _ONET_HEADS)
+def _build_onet(x: Node, weights: Tensors) -> list[Node]:
+    x = _pool(_convolve(x, weights, 1, (32, 3, 3, 3)), 3)
+    x = _pool(_convolve(x, weights, 2, (64, 32, 3, 3)), 3)
+    x = _pool(_convolve(x, weights, 3, (64, 64, 3, 3)), 2)
+    x = _convolve(x, weights, 4, (128, 64, 2, 2))
+    return _build_heads(x, weights, 5, (256, 1152), _ONET_HEADS)
 
 
-def _convolve(x: Node, net: Tensors, number: int, shape: tuple[int, int, int, int]) -> Node:
-    filters, bias = net.take(f"conv{number}.weight", *shape), net.take(f"conv{number}.bias", shape[0])
-    return _rectify(convolve(x, filters, bias), net, number, shape[0])
+def _convolve(x: Node, weights: Tensors, number: int, shape: tuple[int, int, int, int]) -> Node:
+    filters, bias = weights.take(f"conv{number}.weight", *shape), weights.take(f"conv{number}.bias", shape[0])
+    return _rectify(convolve(x, filters, bias), weights, number, shape[0])
 
 
-def _rectify(x: Node, net: Tensors, number: int, n_filters: int) -> Node:
-    return ops.prelu(x, constant(net.take(f"prelu{number}.weight", n_filters)))
+def _rectify(x: Node, weights: Tensors, number: int, n_filters: int) -> Node:
+    return ops.prelu(x, constant(weights.take(f"prelu{number}.weight", n_filters)))
 
 
 def _pool(x: Node, size: int) -> Node:
@@ -194,14 +194,14 @@ def _pool(x: Node, size: int) -> Node:
 
 
 def _build_heads(
-    x: Node, net: Tensors, number: int, shape: tuple[int, int], heads: tuple[tuple[str, int], ...]
+    x: Node, weights: Tensors, number: int, shape: tuple[int, int], heads: tuple[tuple[str, int], ...]
 ) -> list[Node]:
     """A fully connected layer, and the heads on top of it."""
     # Columns before rows, because the weights were converted from Caffe.
     x = ops.reshape(ops.transpose(x, whole([0, 3, 2, 1])), whole([0, -1]), True)
-    x = connect(x, net.take(f"dense{number}.weight", *shape), net.take(f"dense{number}.bias", shape[0]))
-    x = _rectify(x, net, number, shape[0])
-    taken = [(net.take(f"{name}.weight", n, shape[0]), net.take(f"{name}.bias", n)) for name, n in heads]
+    x = connect(x, weights.take(f"dense{number}.weight", *shape), weights.take(f"dense{number}.bias", shape[0]))
+    x = _rectify(x, weights, number, shape[0])
+    taken = [(weights.take(f"{name}.weight", n, shape[0]), weights.take(f"{name}.bias", n)) for name, n in heads]
     return [connect(x, *head) for head in taken]
 
 

@@ -1,4 +1,4 @@
-"""Untrained nets whose answers depend on what they see."""
+"""Untrained models whose answers depend on what they see."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def lively(model: Model) -> Model:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         spread = model.eval()(noise).std()
-        if spread <= 0.05:  # the deepest nets answer faintly; a larger last layer makes them as lively as the others
+        if spread <= 0.05:  # the deepest models answer faintly; a larger last layer makes them as lively as the others
             last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
             last.weight *= 0.2 / spread
         assert model(noise).std() > 0.05
