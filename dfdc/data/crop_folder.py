@@ -23,6 +23,7 @@ from dfdc.files import write_text
 CROP_COLUMNS = (
     *("path", "video", "label", "original", "manipulation", "split", "frame", "time", "track"),
     *("box", "landmarks", "source_size", "difference", "ssim"),
+    "angle",  # records of older versions lack it
 )
 FRAME_COLUMNS = ("name", "label")
 # Finished clips, and those in the making, below the output folder.
