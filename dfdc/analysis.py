@@ -15,6 +15,7 @@ import numpy as np
 
 from dfdc.crop import CropGeometry
 from dfdc.errors import InputError
+from dfdc.files import Identity
 from dfdc.prediction import PRIOR, SCORED, STATUSES, Prediction
 from dfdc.weights import sigmoid
 
@@ -143,6 +144,8 @@ class Analysis:
         timings: the time that the analysis took.
         scenes: frame index -> JPEG of the whole frame; empty unless thumbnails were requested.
         provenance: information to reproduce the analysis; None unless thumbnails were requested.
+        identity: identity of the file that was opened; None if none was. It is not part of the JSON form, because it
+            means nothing on another machine.
     """
 
     filename: str
@@ -166,6 +169,7 @@ class Analysis:
     timings: Timings = field(default_factory=Timings)
     scenes: dict[int, bytes] = field(default_factory=dict, repr=False)
     provenance: Provenance | None = None
+    identity: Identity | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES or not 0 < self.probability < 1:
@@ -235,6 +239,7 @@ class Analysis:
     def to_json(self) -> str:
         """Convert to JSON (see docs/analysis_schema.md); `from_json` is the inverse."""
         record = {"schema": SCHEMA, **{name: _to_plain(value) for name, value in vars(self).items()}}
+        del record["identity"]
         record["timings"] = asdict(self.timings)
         record["provenance"] = self.provenance and asdict(self.provenance)
         record["tracks"] = [{name: _to_plain(value) for name, value in vars(track).items()} for track in self.tracks]

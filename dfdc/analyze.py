@@ -118,7 +118,7 @@ class Analyzer:
             analysis = self._score(path, sighting, blank, deadline)
             if thumbnails:
                 analysis = self._add_heat(illustrate(analysis, sighting.frames), sighting)
-                analysis = replace(analysis, provenance=self._describe_origin(path, blank.n_models))
+                analysis = replace(analysis, provenance=self._describe_origin(path, analysis))
         except VideoTimeout as error:
             analysis = replace(blank, status="timeout", reason=str(error))
         except VideoError as error:
@@ -167,6 +167,7 @@ class Analyzer:
             times_s=times,
             duration_s=sighting.reading.duration_s or None,
             notes=_take_notes(sighting),
+            identity=sighting.reading.identity,
             n_persons=len(tracks) + sum(track.kind == "left out" for track in sighting.aside),
             frame_size=(width, height),
             n_faces=sighting.n_faces,
@@ -224,16 +225,20 @@ class Analyzer:
             tracks.append(replace(track, heat=heat))
         return replace(analysis, tracks=tuple(tracks))
 
-    def _describe_origin(self, path: Path, n_models: int) -> Provenance:
-        specs, digests = self.ensemble.specs[:n_models], self.digests[:n_models]
+    def _describe_origin(self, path: Path, seen: Analysis) -> Provenance:
+        specs, digests = self.ensemble.specs[: seen.n_models], self.digests[: seen.n_models]
         models = [Model(s.architecture, digest, s.trained_on) for s, digest in zip(specs, digests, strict=True)]
-        entry = describe_file(path)
+        entry = describe_file(path, expected=seen.identity)
         created = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
         return Provenance(__version__, created, entry.sha256, entry.size, self.device, tuple(models))
 
     def _add_voice(self, path: Path, seen: Analysis, deadline: Deadline) -> Analysis:
         """Add the score of the clip's voice to the analysis of its picture."""
-        score = None if deadline.expired() else self._beside(path, lambda: self.listener.listen(path))
+        score = (
+            None
+            if deadline.expired()
+            else self._beside(path, lambda: self.listener.listen(path, expected=seen.identity))
+        )
         if score is None:
             return seen
         voice = voice_probability(score)

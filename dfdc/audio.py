@@ -15,6 +15,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from dfdc.container import MediaFile, blame_machine
+from dfdc.files import Identity
 
 # Speech has little energy above 8 kHz. All sound is resampled to one rate, so that the rate does not reveal the codec.
 RATE = 16_000
@@ -30,12 +31,13 @@ BAND_EDGES_HZ = (40.0, 7600.0)
 QUIETEST_DB = -80.0
 
 
-def read_sound(path: Path, *, max_s: float = MAX_SOUND_S) -> np.ndarray | None:
+def read_sound(path: Path, *, max_s: float = MAX_SOUND_S, expected: Identity | None = None) -> np.ndarray | None:
     """Read the first sound track of a clip.
 
     Args:
         path: a media file.
         max_s: maximum duration to read, in seconds.
+        expected: identity of the file whose frames were read; None for any file.
 
     Returns:
         (N,) float32 mono at `RATE`, full scale is 1: the mean of the channels, without damaged parts. None if the file
@@ -43,9 +45,9 @@ def read_sound(path: Path, *, max_s: float = MAX_SOUND_S) -> np.ndarray | None:
 
     Raises:
         VideoError: the file is empty, unreadable or not of a known kind.
-        MachineError: the disk failed, or memory was short.
+        MachineError: the disk failed, memory was short, or it is not the expected file.
     """
-    with MediaFile(path) as file, file.container() as container:
+    with MediaFile(path, expected=expected) as file, file.container() as container:
         streams = [stream for stream in container.streams.audio if stream.codec_context is not None]
         if not streams:
             return None

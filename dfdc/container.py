@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import io
-import mmap
 import os
 import stat
 import time
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import av
+import numpy as np
 from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.stream import Discard, Disposition, Stream
@@ -24,6 +24,7 @@ from av.video.stream import VideoStream
 
 from dfdc.deadline import NEVER, Deadline
 from dfdc.errors import MachineError, VideoError, VideoTimeout
+from dfdc.files import REPLACED, Identity
 from dfdc.mp4 import check_tables
 
 # The largest frame that a stream may declare: 8K film. Decoders allocate memory by the declared size, not by the data:
@@ -57,7 +58,7 @@ FILE_FAULTS = frozenset(
     {errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
     | {errno.EBUSY, errno.EINTR, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EREMOTEIO, errno.ENOBUFS}
 )
-WORK_FAULTS = frozenset({errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EMFILE, errno.ENFILE})
+WORK_FAULTS = frozenset({errno.EAGAIN, errno.ENOSPC, errno.EMFILE, errno.ENFILE})
 # Memory that a decoder needs in addition to its frames.
 ROOM_BYTES = 1 << 24
 # Pauses in seconds before a failed read is repeated.
@@ -70,16 +71,18 @@ class MediaFile:
     PyAV needs the attribute `name` and the methods `read`, `seek` and `tell` of a file object.
     """
 
-    def __init__(self, path: Path, *, deadline: Deadline = NEVER) -> None:
+    def __init__(self, path: Path, *, deadline: Deadline = NEVER, expected: Identity | None = None) -> None:
         """Open a file.
 
         Args:
             path: of the file; any name is allowed.
             deadline: when it passes, `read` reports the end of the file.
+            expected: identity of the file that was opened before under this path; None if this is the first time.
 
         Raises:
             VideoError: the file is missing, empty, not a regular file, or not readable.
-            MachineError: it could not be opened because a resource of the machine is short.
+            MachineError: it could not be opened because a resource of the machine is short, or it is not the expected
+                file.
         """
         # FFmpeg does not get the file's own name: it should go by content, and some of its demuxers interpret a name as
         # a pattern.
@@ -97,6 +100,8 @@ class MediaFile:
             raise VideoError(f"cannot be opened ({'Is a directory' if is_folder else 'not a regular file'})")
         self._file = io.FileIO(descriptor)
         try:
+            if expected not in (None, self.identity):
+                raise MachineError(REPLACED)
             if self.status.st_size == 0:
                 raise VideoError("the file is empty")
             check_tables(self, self.status.st_size)
@@ -110,6 +115,11 @@ class MediaFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def identity(self) -> Identity:
+        """The identity of the file that is open, whatever its path leads to by now."""
+        return Identity.of(self.status)
 
     def close(self) -> None:
         self._file.close()
@@ -153,13 +163,15 @@ class MediaFile:
         return self._file.tell()
 
     def check(self) -> None:
-        """Report a failed read, even if FFmpeg continued after it.
+        """Report a failed read, even if FFmpeg continued after it, and a file that was changed since it was opened.
 
         Raises:
-            MachineError: a read failed.
+            MachineError: a read failed, or the file was changed.
         """
         if self._fault is not None:
             raise MachineError(f"could not be read ({self._fault.strerror or self._fault})") from self._fault
+        if Identity.of(os.fstat(self._file.fileno())) != self.identity:
+            raise MachineError(REPLACED)
 
     def container(self, *, gpu: int | None = None) -> InputContainer:
         """Open the file from its start as any kind of media file except a playlist.
@@ -260,10 +272,15 @@ def _open_file(path: Path) -> int:
 def blame_machine(error: Exception) -> None:
     """Raise a `MachineError` if an error is the machine's fault and not the clip's.
 
+    A damaged clip may declare a packet of gigabytes, and FFmpeg then reports a lack of memory. So memory counts as
+    short only if the largest frame that is allowed would not fit either.
+
     Raises:
         MachineError: memory, threads or descriptors are short.
     """
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) in WORK_FAULTS:
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        require_memory(MAX_PIXELS)
+    elif getattr(error, "errno", None) in WORK_FAULTS:
         raise MachineError(f"could not be decoded ({getattr(error, 'strerror', None) or error!r})") from error
 
 
@@ -274,8 +291,8 @@ def require_memory(n_pixels: int) -> None:
         MachineError: there is not.
     """
     try:
-        mmap.mmap(-1, ROOM_BYTES + 8 * n_pixels).close()
-    except (OSError, MemoryError) as error:
+        np.empty(ROOM_BYTES + 8 * n_pixels, np.uint8)  # private memory, which the limits of a process count
+    except MemoryError as error:
         raise MachineError("could not be decoded (memory is short)") from error
 
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from dfdc.boxes import make_square, move_boxes, suppress, suppress_contained
-from dfdc.faces import NO_FACES, Faces, turn_back
+from dfdc.faces import NO_FACES, Faces, roll_angles, turn_back, turn_upright
 from dfdc.models import ONET_SIDE, PNET_SIDE, RNET_SIDE, open_detector
 from dfdc.pyramid import (
     PYRAMID_FACTOR,
@@ -38,12 +38,16 @@ WHOLE_STEP, MIN_WHOLE = 4, 4
 MAX_SHARED = 0.5
 
 
-# A clip is certainly upright if most of its frames with faces have a face with this score.
+# The orientation of a clip is certain if most of its frames with faces have a face with this score.
 CERTAIN_SCORE = 0.99
-# Otherwise TURN_FRAMES frames are also searched in the three other orientations. Another orientation wins if its
-# evidence is larger by at least MIN_EVIDENCE. Evidence is the mean over the frames of the best face's log-odds, at
-# most MAX_EVIDENCE. For clips on their side, the stored orientation reached 3.5 and the correct one 6 to 7.
+# Otherwise TURN_FRAMES frames are also searched in the other ORIENTATIONS. One of them wins if its evidence is larger
+# by at least MIN_EVIDENCE. Evidence is the mean over the frames of the best face's log-odds, at most MAX_EVIDENCE. For
+# clips on their side, the stored orientation reached 3.5 and the correct one 6 to 7.
 TURN_FRAMES, MIN_EVIDENCE, MAX_EVIDENCE = 3, 1.5, 7.0
+ORIENTATIONS = (0, 90, 180, 270, 45, 135, 225, 315)
+# If heads are rolled by more than this many degrees, the frames are searched again with the heads upright: the detector
+# misses some heads from 40 degrees on.
+MAX_ROLL = 25.0
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,9 @@ class FaceDetector:
     def search(self, frames: list[np.ndarray]) -> tuple[list[int], list[Faces]]:
         """Find the faces in a clip: search all frames quickly and, if that finds nothing, some frames thoroughly.
 
-        If the quick search is not certain, the clip may be stored on its side. Its orientation is then determined, and
-        the frames are searched upright. Boxes and landmarks are returned in the pixels of the frame as it is stored;
-        the landmarks show how a face is rolled.
+        If the quick search is not certain, or the heads are rolled, the clip may be stored on its side or slanted. Its
+        orientation is then determined, and the frames are searched upright. Boxes and landmarks are returned in the
+        pixels of the frame as it is stored; the landmarks show how a face is rolled.
 
         Args:
             frames: (H, W, 3) uint8 RGB each, in order of time.
@@ -106,34 +110,35 @@ class FaceDetector:
             The indices of the frames that were searched, ascending, and one `Faces` for each of them.
         """
         found = self.follow(frames)
-        if not _is_certain(found) and (n_quarters := self.find_turn(frames, found)):
-            turned = self.follow([np.ascontiguousarray(np.rot90(frame, n_quarters)) for frame in frames])
-            found = [turn_back(faces, n_quarters, frame.shape) for faces, frame in zip(turned, frames, strict=True)]
+        angle = _median_roll(found) if _is_certain(found) else self.find_turn(frames, found)
+        if angle:
+            turned = self.follow([turn_upright(frame, angle) for frame in frames])
+            found = [turn_back(faces, angle, frame.shape) for faces, frame in zip(turned, frames, strict=True)]
         if any(len(faces) for faces in found):
             return list(range(len(frames))), found
         some = np.unique(np.linspace(0, len(frames) - 1, HARD_FRAMES).round().astype(int)).tolist()
         return some, [self.detect([frames[index]], HARD)[0] for index in some]
 
     def find_turn(self, frames: list[np.ndarray], found: list[Faces]) -> int:
-        """How many quarter turns counterclockwise (`np.rot90`) bring a clip's frames upright.
+        """By how many degrees clockwise a clip's heads are rolled, in steps of 45.
 
-        Some frames are searched in the three other orientations. On ten real clips, faces on their side or upside down
-        were missed or had a mean score below .97; in the correct orientation the mean score was above .99.
+        Some frames are searched in the other orientations. On ten real clips, faces on their side or upside down were
+        missed or had a mean score below .97; in the correct orientation the mean score was above .99.
 
         Args:
             frames: (H, W, 3) uint8 RGB each, in order of time.
             found: the faces in these frames as they are stored.
 
         Returns:
-            0 to 3; 0 unless another orientation gives clearly more evidence of faces.
+            One of `ORIENTATIONS`; 0 unless another one gives clearly more evidence of faces.
         """
         some = np.unique(np.linspace(0, len(frames) - 1, TURN_FRAMES + 2).round().astype(int))
         some = (some[1:-1] if len(some) > 2 else some).tolist()
         ways = [[found[index] for index in some]]
-        ways += [self.detect([np.ascontiguousarray(np.rot90(frames[i], n)) for i in some]) for n in (1, 2, 3)]
+        ways += [self.detect([turn_upright(frames[index], angle) for index in some]) for angle in ORIENTATIONS[1:]]
         evidence = [np.mean([_evidence(faces) for faces in way]) for way in ways]
         best = int(np.argmax(evidence))
-        return best if evidence[best] > evidence[0] + MIN_EVIDENCE else 0
+        return ORIENTATIONS[best] if evidence[best] > evidence[0] + MIN_EVIDENCE else 0
 
     def follow(self, frames: list[np.ndarray]) -> list[Faces]:
         """Find the faces in a clip's frames: search some frames in full, the others only where faces are expected.
@@ -314,6 +319,15 @@ def _is_certain(found: list[Faces]) -> bool:
     """Whether most frames with faces have a certain one; False if no frame has a face."""
     best = [faces.scores[0] for faces in found if len(faces)]
     return sum(score > CERTAIN_SCORE for score in best) > len(best) / 2
+
+
+def _median_roll(found: list[Faces]) -> float:
+    """The median roll of the best faces, in degrees clockwise; 0 if it is at most `MAX_ROLL`."""
+    rolls = [roll_angles(faces.landmarks[:1])[0] for faces in found if len(faces)]
+    # Rolls near 180 and -180 are near each other.
+    middle = np.degrees(np.angle(np.exp(1j * np.radians(rolls)).sum()))
+    angle = float(np.median((np.array(rolls) - middle + 180) % 360 - 180) + middle)
+    return angle if abs(angle) > MAX_ROLL else 0.0
 
 
 def _evidence(faces: Faces) -> float:

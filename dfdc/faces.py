@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 # Typical positions where O-Net puts the eyes, the nose and the corners of the mouth of an upright face, as x + iy in
@@ -51,17 +52,50 @@ def roll_angles(landmarks: np.ndarray) -> np.ndarray:
     return np.degrees(np.angle((points - points.mean(1, keepdims=True)) @ UPRIGHT.conj()))
 
 
-def turn_back(faces: Faces, n_quarters: int, shape: tuple[int, ...]) -> Faces:
-    """Convert faces found in a frame turned by `np.rot90` to the pixels of the original frame.
+def turn_upright(frame: np.ndarray, angle: float) -> np.ndarray:
+    """Turn a whole frame so that heads rolled by an angle are upright; its corners stay visible.
+
+    Args:
+        frame: (H, W, 3) uint8 RGB.
+        angle: degrees clockwise by which the heads are rolled; multiples of 90 move whole pixels.
+
+    Returns:
+        (H', W', 3) uint8 RGB, black outside the frame.
+    """
+    if angle % 90 == 0:
+        return np.ascontiguousarray(np.rot90(frame, int(angle // 90)))
+    turn, offset, size = _turning(frame.shape, angle)
+    # OpenCV's coordinates are those of pixel centres.
+    offset = offset + turn @ [0.5, 0.5] - 0.5
+    return cv2.warpAffine(frame, np.column_stack([turn, offset]), size)
+
+
+def turn_back(faces: Faces, angle: float, shape: tuple[int, ...]) -> Faces:
+    """Convert faces found in a frame turned by `turn_upright` to the pixels of the original frame.
 
     Args:
         faces: found in the turned frame.
-        n_quarters: number of quarter turns counterclockwise, 0 to 3.
+        angle: as for `turn_upright`.
         shape: (H, W, ...) of the frame before it was turned.
+
+    Returns:
+        The same faces. A box keeps its size and its sides stay parallel to the frame's, as if the detector had found
+        the rolled face.
     """
-    boxes, landmarks = faces.boxes.reshape(-1, 2, 2), faces.landmarks
-    for done in range(n_quarters, 0, -1):
-        # A quarter turn counterclockwise moved x, y of a frame of this width to y, width - x.
-        width = shape[1] if done % 2 else shape[0]
-        boxes, landmarks = (np.stack([width - points[..., 1], points[..., 0]], -1) for points in (boxes, landmarks))
-    return Faces(np.concatenate([boxes.min(1), boxes.max(1)], 1), faces.scores, landmarks)
+    turn, offset, _ = _turning(shape, angle)
+    landmarks = (faces.landmarks - offset) @ turn  # the inverse of a rotation is its transpose
+    centres = ((faces.boxes[:, :2] + faces.boxes[:, 2:]) / 2 - offset) @ turn
+    halves = (faces.boxes[:, 2:] - faces.boxes[:, :2]) / 2
+    if round(angle / 90) % 2:
+        halves = halves[:, ::-1]
+    boxes = np.concatenate([centres - halves, centres + halves], 1)
+    return Faces(boxes.astype(np.float32), faces.scores, landmarks.astype(np.float32))
+
+
+def _turning(shape: tuple[int, ...], angle: float) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """How `turn_upright` moves a point p of a frame: to turn @ p + offset, in a frame of size (width, height)."""
+    radians = np.radians(angle)
+    turn = np.array([[np.cos(radians), np.sin(radians)], [-np.sin(radians), np.cos(radians)]])
+    old = np.array([shape[1], shape[0]])
+    size = np.ceil(np.abs(turn) @ old - 1e-6)
+    return turn, size / 2 - turn @ old / 2, (int(size[0]), int(size[1]))

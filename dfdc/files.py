@@ -26,6 +26,8 @@ except ImportError:  # Windows
 
 # The name of a draft: the target's stem, a random number, and the target's suffix.
 DRAFT = re.compile(r"\.(?P<stem>.*)\.[0-9a-f]{8}\.tmp(?P<suffix>\.[^.]*)?", re.DOTALL)
+# The reason that a clip gets if it does not stay the same file while it is read.
+REPLACED = "the file was changed or replaced while it was read"
 # For each folder, the drafts that existed when this process first wrote there; killed processes may have left them.
 _left: dict[Path, list[str]] = {}
 
@@ -87,14 +89,20 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = True, m
     return descriptor
 
 
-def describe_file(path: Path) -> Entry:
+def describe_file(path: Path, *, expected: Identity | None = None) -> Entry:
     """The size and digest of a regular file.
 
+    Args:
+        path: path of the file.
+        expected: identity that the file must have; None for any.
+
     Raises:
-        OSError: the file cannot be read or is not a regular file.
+        OSError: the file cannot be read, is not a regular file, or is not the expected one.
     """
     digest = hashlib.sha256()
     with open(open_regular(path), "rb") as file:
+        if expected not in (None, Identity.of(os.fstat(file.fileno()))):
+            raise OSError(errno.ESTALE, "was replaced since it was read", str(path))
         while chunk := file.read(2**20):
             digest.update(chunk)
         return Entry(file.tell(), digest.hexdigest())

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import BlockDecoder, GlobalParams
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dfdc.errors import WeightsError
-from dfdc.weights import CHANGE_GAIN, DIGEST_DIGITS, GREY, VIEW_MARGIN, ModelSpec, WeightsFile, file_digest
+from dfdc.weights import (
+    CHANGE_GAIN,
+    DIGEST_DIGITS,
+    GREY,
+    VIEW_MARGIN,
+    ModelSpec,
+    WeightsFile,
+    file_digest,
+    read_header,
+    read_regular,
+)
 
 # EfficientNet-Lite0: B0 without squeeze-and-excitation, and with ReLU6 instead of swish.
 LITE0_BLOCKS = (
@@ -96,7 +108,21 @@ def _build_lite0(input_size: int) -> nn.Module:
     return net
 
 
-def load_initial(model: FrameModel | VoiceModel, path: Path) -> tuple[int, int]:
+class Initial(NamedTuple):
+    """The result of `load_initial`.
+
+    Attributes:
+        n_taken: number of the model's tensors that were loaded.
+        n_tensors: number of tensors that the model has.
+        digest: SHA-256 of the bytes that were loaded, as 64 hex digits.
+    """
+
+    n_taken: int
+    n_tensors: int
+    digest: str
+
+
+def load_initial(model: FrameModel | VoiceModel, path: Path) -> Initial:
     """Initialise a model from a weights file: every tensor with a matching name and shape is loaded.
 
     If the file is one of this package's, for the same kind of input, its mean and std are used too. A sound model
@@ -107,16 +133,13 @@ def load_initial(model: FrameModel | VoiceModel, path: Path) -> tuple[int, int]:
         model: changed in place.
         path: a safetensors file with the network's own keys, or with this package's prefix "net.".
 
-    Returns:
-        The number of the model's tensors that were loaded, and the number that it has.
-
     Raises:
         WeightsError: the file is not a safetensors file, or no tensor in it fits.
     """
     try:
-        tensors = {key.removeprefix("net."): value for key, value in load_file(path).items()}
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("spec")
+        data = read_regular(path)
+        tensors = {key.removeprefix("net."): value for key, value in load(data).items()}
+        text = read_header(data).get("spec")
         stated = None if text is None else ModelSpec.from_json(text)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
@@ -133,7 +156,7 @@ def load_initial(model: FrameModel | VoiceModel, path: Path) -> tuple[int, int]:
             nn.init.constant_(module.bias, OPEN_GATE)
     if stated is not None and stated.sees == model.spec.sees:
         model.normalize(stated.mean, stated.std)
-    return len(fitting), len(own)
+    return Initial(len(fitting), len(own), hashlib.sha256(data).hexdigest())
 
 
 def _adapt(value: Tensor, wanted: Tensor) -> Tensor:

@@ -20,9 +20,9 @@ from dfdc.quality import measure_trust
 MIN_OVERLAP = 0.15
 # A person who is missing for more than this many frames in a row starts a new track.
 MAX_GAP = 4
-# A track is taken for a false detection if it was found in less than MIN_SHARE of the frames of the longest track, or
-# only once, or if its mean detector score is below MIN_SCORE: on ten clips, patterned cloth scored .89 and persons .97
-# or more.
+# Beside longer tracks, a track is taken for a false detection if it was found only once, or if its mean detector score
+# is below MIN_SCORE: on ten clips, patterned cloth scored .89 and persons .97 or more. A track that was found in less
+# than MIN_SHARE of the frames of the longest track always gets a second look.
 MIN_SHARE = 0.25
 MIN_SCORE = 0.92
 # A track with at least this many hits and this mean score is a person. In 68 clips without people, no track has more
@@ -33,11 +33,12 @@ CERTAIN_HITS, CERTAIN_SCORE = 3, 0.98
 # people never passed both of these limits and the next one. In 19 further clips with people, one track was lost: a
 # distant person seen in 2 of 16 frames.
 MIN_SECOND_SCORE, MAX_MIRROR_ERROR = 0.8, 0.04
-# A face that was found only once needs a higher score, because nothing else confirms it.
+# A face that was found only once, or in few frames, needs a higher score, because little else confirms it.
 MIN_LONE_SCORE = 0.95
-# Heads rolled by less than UPRIGHT_DEGREES are cropped without rotation, like the training crops. From ROLLED_DEGREES
-# on they are turned upright fully, and in between partly, so that a crop never jumps from frame to frame.
-UPRIGHT_DEGREES, ROLLED_DEGREES = 8.0, 16.0
+# Heads rolled by less than UPRIGHT_DEGREES are cropped without rotation, because the models were trained on such crops,
+# rolled by up to 20 degrees. From ROLLED_DEGREES on heads are turned upright fully, and in between partly, so that a
+# crop never jumps from frame to frame. Scores are nearest to the upright ones with these limits (docs/reliability.md).
+UPRIGHT_DEGREES, ROLLED_DEGREES = 12.0, 20.0
 # The roll angle is a median over this many frames, because landmarks jitter more than heads move.
 SMOOTHED_FRAMES = 5
 # A second look at rolled heads corrects their angle, which landmarks underestimate; a larger correction is not a roll.
@@ -77,6 +78,11 @@ class Track:
     def __len__(self) -> int:
         return len(self.frames)
 
+    @property
+    def n_hits(self) -> int:
+        """Number of frames in which the face was found."""
+        return int(self.found.sum())
+
     def at(self, places: np.ndarray) -> Track:
         """The track at some of its T places, given by index or mask."""
         parts = {name: getattr(self, name)[places] for name in ("frames", "boxes", "found", "angles")}
@@ -99,9 +105,13 @@ def find_tracks(frames: Sequence[np.ndarray], detector: FaceDetector) -> tuple[l
     searched, faces = detector.search(frames)
     places = np.array(searched)
     linked = [replace(track, frames=places[track.frames]) for track in link_tracks(faces)]
+    longest = max((track.n_hits for track in linked), default=0)
+    looked_at = [
+        confirm_track(track, frames, detector, is_brief=track.n_hits < MIN_SHARE * longest) for track in linked
+    ]
     confirmed = [
         replace(track, trust=measure_trust(frames, track.frames, track.boxes, track.angles))
-        for track in (_confirm(track, frames, detector) for track in linked)
+        for track in looked_at
         if track
     ]
     if len(confirmed) > 1:
@@ -116,8 +126,8 @@ def find_tracks(frames: Sequence[np.ndarray], detector: FaceDetector) -> tuple[l
 def link_tracks(faces: list[Faces]) -> list[Track]:
     """Link the faces of successive frames to tracks.
 
-    Each frame's boxes are matched to the last boxes of the tracks so that the sum of the overlaps is largest. Short or
-    doubtful tracks are dropped if there are better ones, and kept if there are not.
+    Each frame's boxes are matched to the last boxes of the tracks so that the sum of the overlaps is largest. Tracks
+    with a single face and doubtful ones are dropped if there are better ones, and kept if there are not.
 
     Args:
         faces: one entry per frame, in order of time.
@@ -142,7 +152,7 @@ def link_tracks(faces: list[Faces]) -> list[Track]:
                     hits[column] = None
         linked += [[hit] for hit in hits if hit]
     longest = max((len(track) for track in linked), default=0)
-    least = max(MIN_SHARE * longest, 2) if longest > 1 else 1
+    least = min(longest, 2)
     tracks = [_fill(track) for track in sorted(linked, key=len, reverse=True) if len(track) >= least]
     return [track for track in tracks if track.score >= MIN_SCORE] or tracks
 
@@ -214,12 +224,23 @@ def settle_angles(angles: np.ndarray) -> np.ndarray:
     return (180 - (180 - quarters - np.sign(beyond) * sizes) % 360).astype(np.float32)
 
 
-def _confirm(track: Track, frames: Sequence[np.ndarray], detector: FaceDetector) -> Track | None:
-    """The track with its angles corrected; None if it is not a face."""
+def confirm_track(
+    track: Track, frames: Sequence[np.ndarray], detector: FaceDetector, *, is_brief: bool = False
+) -> Track | None:
+    """Take a second look at a track that is doubtful or rolled.
+
+    Args:
+        track: as `link_tracks` makes it; it refers to frames by index.
+        frames: (H, W, 3) uint8 RGB each.
+        detector: the face detector.
+        is_brief: whether it is much shorter than another track, and therefore doubtful.
+
+    Returns:
+        The track with its angles corrected; None if it is not a face.
+    """
     # An angle of a few degrees is accurate within one or two and does not need a second look.
     rolled = (np.abs(track.angles - np.round(track.angles / 90) * 90) > UPRIGHT_DEGREES) & track.found
-    n_hits = int(track.found.sum())
-    certain = n_hits >= CERTAIN_HITS and track.score >= CERTAIN_SCORE
+    certain = track.n_hits >= CERTAIN_HITS and track.score >= CERTAIN_SCORE and not is_brief
     if certain and not rolled.any():
         return track
     places = np.flatnonzero(rolled if rolled.any() else track.found)
@@ -228,13 +249,13 @@ def _confirm(track: Track, frames: Sequence[np.ndarray], detector: FaceDetector)
         angles = np.where(track.angles % 90 != 0, settle_angles(track.angles + look.roll), track.angles)
         track = replace(track, angles=angles.astype(np.float32))
         look = look if certain else _look_again(track, places, frames, detector)
-    return track if certain or _is_face(look, n_hits) else None
+    return track if certain or _is_face(look, is_brief=is_brief or track.n_hits == 1) else None
 
 
 def _look_again(track: Track, places: np.ndarray, frames: Sequence[np.ndarray], detector: FaceDetector) -> SecondLook:
     return look_again(detector, [frames[i] for i in track.frames[places]], track.boxes[places], track.angles[places])
 
 
-def _is_face(look: SecondLook, n_hits: int) -> bool:
-    least = MIN_SECOND_SCORE if n_hits > 1 else MIN_LONE_SCORE
+def _is_face(look: SecondLook, *, is_brief: bool) -> bool:
+    least = MIN_LONE_SCORE if is_brief else MIN_SECOND_SCORE
     return look.score >= least and look.mirror_error <= MAX_MIRROR_ERROR

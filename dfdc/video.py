@@ -12,7 +12,7 @@ import ctypes
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from dfdc.container import MediaFile
 from dfdc.deadline import NEVER, Deadline
 from dfdc.decoding import Frame, Seen, Window, decode, nearest
 from dfdc.errors import MachineError, VideoError, VideoTimeout
+from dfdc.files import Identity
 from dfdc.listing import Listing, list_frames, span_s, spread
 from dfdc.webp import read_animation
 
@@ -51,6 +52,7 @@ class Reading:
             `MAX_GAP_BYTES` without a frame.
         tone_mapped: whether frames were HDR10 and were tone-mapped to SDR.
         deinterlaced: whether frames were interlaced and were deinterlaced.
+        identity: identity of the file that was read; None if it is not known.
     """
 
     frames: list[Frame]
@@ -59,6 +61,7 @@ class Reading:
     is_cut: bool = False
     tone_mapped: bool = False
     deinterlaced: bool = False
+    identity: Identity | None = None
 
     @property
     def from_s(self) -> float:
@@ -179,15 +182,23 @@ def stream_frames(path: Path) -> Iterator[Frame]:
 def _read(path: Path, n_frames: int, *, n_pairs: int, deadline: Deadline, gpu: int | None) -> Reading:
     with MediaFile(path, deadline=deadline) as file:
         if pictures := read_animation(file):
-            return _pick(list(pictures), n_frames)
-        problem: VideoError | None = None
-        for listing in list_frames(file):
-            try:
-                return _read_stream(file, listing, n_frames, n_pairs=n_pairs, gpu=gpu)
-            except VideoTimeout:
-                raise
-            except VideoError as error:
-                problem = problem or error
+            reading = _pick(list(pictures), n_frames)
+        else:
+            reading = _read_first(file, n_frames, n_pairs=n_pairs, gpu=gpu)
+        file.check()
+        return replace(reading, identity=file.identity)
+
+
+def _read_first(file: MediaFile, n_frames: int, *, n_pairs: int, gpu: int | None) -> Reading:
+    """Read the first of the video streams of which a frame decodes."""
+    problem: VideoError | None = None
+    for listing in list_frames(file):
+        try:
+            return _read_stream(file, listing, n_frames, n_pairs=n_pairs, gpu=gpu)
+        except VideoTimeout:
+            raise
+        except VideoError as error:
+            problem = problem or error
     raise problem or AssertionError("unreachable")
 
 

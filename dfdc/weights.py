@@ -210,7 +210,7 @@ def read_weights(path: Path) -> tuple[bytes, str]:
             "as tools/train.py writes it"
         )
     try:
-        data = _read_regular(path)
+        data = read_regular(path)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
     digest = hashlib.sha256(data).hexdigest()
@@ -222,8 +222,13 @@ def read_weights(path: Path) -> tuple[bytes, str]:
     return data, digest
 
 
-def _read_regular(path: Path) -> bytes:
-    """Read a regular file, without waiting for a pipe or a device."""
+def read_regular(path: Path) -> bytes:
+    """Read a regular file, without waiting for a pipe or a device.
+
+    Raises:
+        WeightsError: it is not a regular file, or larger than `MAX_FILE_BYTES`.
+        OSError: it cannot be read.
+    """
     opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(opened, "rb") as file:
         status = os.fstat(opened)
@@ -244,13 +249,21 @@ def open_weights(path: Path) -> WeightsFile:
     return WeightsFile(path, digest, _read_spec(path, data))
 
 
+def read_header(data: bytes) -> dict[str, str]:
+    """Read the metadata in a safetensors header: 8 bytes of length (little endian), then JSON.
+
+    Raises:
+        ValueError, TypeError, AttributeError, RecursionError: the header is not valid.
+    """
+    length = int.from_bytes(data[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {length} bytes")
+    return dict(json.loads(data[8 : 8 + length]).get("__metadata__") or {})
+
+
 def _read_spec(path: Path, data: bytes) -> ModelSpec:
-    """Read the specification in a safetensors header: 8 bytes of length (little endian), then JSON."""
     try:
-        length = int.from_bytes(data[:8], "little")
-        if length > MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {length} bytes")
-        return ModelSpec.from_json(json.loads(data[8 : 8 + length])["__metadata__"]["spec"])
+        return ModelSpec.from_json(read_header(data)["spec"])
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise WeightsError(
             f"{path}: no valid model specification in its header ({error!r}); "

@@ -18,7 +18,9 @@ from clips import claim_size, numbers, write_audio, write_clip
 
 from dfdc import container, pixels, video
 from dfdc.audio import read_sound
+from dfdc.container import MediaFile
 from dfdc.errors import MachineError, VideoError
+from dfdc.files import identify
 from dfdc.video import read_frames, stream_frames
 
 
@@ -306,8 +308,57 @@ def test_too_little_memory_is_the_machines_fault(monkeypatch, large_clip):
         raise av.error.MemoryError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     monkeypatch.setattr(pixels, "VideoReformatter", lambda: SimpleNamespace(reformat=run_out))
-    with pytest.raises(MachineError, match="Cannot allocate memory"):
+    monkeypatch.setattr(container, "ROOM_BYTES", 2**60)  # more than there is
+    with pytest.raises(MachineError, match="memory is short"):
         read_frames(large_clip, 8)
+
+
+def test_packet_that_claims_more_than_there_is_is_damage(tmp_path):
+    path = write_clip(tmp_path / "a.ivf", codec="libvpx", n_frames=12)
+    data = bytearray(path.read_bytes())
+    places = [32]  # IVF: a header of 32 bytes; each frame begins with its size (4 bytes) and its time (8 bytes)
+    while places[-1] < len(data):
+        places.append(places[-1] + 12 + int.from_bytes(data[places[-1] : places[-1] + 4], "little"))
+    data[places[6] : places[6] + 4] = b"\xff" * 4  # FFmpeg: "Cannot allocate memory"
+    path.write_bytes(data)
+    assert numbers(read_frames(path, 12)) == [0, 1, 2, 3, 4, 5]
+
+
+# Which file was read
+
+
+def test_reading_names_the_file_that_was_opened(tmp_path):
+    one, other = write_clip(tmp_path / "one.mp4"), write_clip(tmp_path / "other.mp4", size=(80, 48))
+    link = tmp_path / "link"
+    link.symlink_to(one)
+    with MediaFile(link) as file:
+        link.unlink()
+        link.symlink_to(other)
+        assert file.identity == identify(one) != identify(link)
+        with pytest.raises(MachineError, match="changed or replaced"):
+            MediaFile(link, expected=file.identity)
+    assert video.read_clip(link, 2).identity == identify(other)
+
+
+def test_file_that_is_changed_while_it_is_read_is_not_scored(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "RETRY_PAUSE_S", 0)
+    path, decode = write_clip(tmp_path / "a.mp4"), video.decode
+
+    def change(*args, **kwargs):
+        yield from decode(*args, **kwargs)
+        with open(path, "ab") as file:
+            file.write(b"more")
+
+    monkeypatch.setattr(video, "decode", change)
+    with pytest.raises(MachineError, match="changed or replaced"):
+        video.read_clip(path, 2)
+
+
+def test_sound_of_another_file_is_not_heard(tmp_path):
+    one, other = (write_audio(tmp_path / name) for name in ("one.m4a", "other.m4a"))
+    assert read_sound(one, expected=identify(one)) is not None
+    with pytest.raises(MachineError, match="changed or replaced"):
+        read_sound(one, expected=identify(other))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")

@@ -219,7 +219,7 @@ def test_clip_on_its_side_gives_the_boxes_of_the_upright_clip(
     assert np.diag(iou(boxes, upright.boxes)).min() > 0.95
 
 
-@pytest.mark.parametrize("degrees", [20, 30, 40])
+@pytest.mark.parametrize("degrees", [20, 30, 40, 45, -45, 135])
 def test_rolled_head_has_its_angle(detector: FaceDetector, portrait: np.ndarray, degrees: int) -> None:
     frames = [scene(portrait, (260 + 4 * i, 130)) for i in range(6)]
     (upright,), _ = find_tracks(frames, detector)

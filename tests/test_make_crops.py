@@ -151,10 +151,35 @@ def test_crop_loads_as_the_tensor_that_the_kernel_cuts(pair) -> None:
     crops = load_crops(out / "crops.csv", split="train", progress=False)
     frames = read_frames(out.parent / "clips/real.mp4", 3)
     own = [i for i, row in enumerate(rows) if row["label"] == "REAL"]
-    faces = [(frames[int(rows[i]["frame"])].pixels, np.array(rows[i]["box"].split(), np.float32)) for i in own]
+    faces = [
+        (frames[int(rows[i]["frame"])].pixels, np.array(rows[i]["box"].split(), np.float32), float(rows[i]["angle"]))
+        for i in own
+    ]
     assert np.array_equal(crops.images[own].permute(0, 2, 3, 1), cut_crops(faces, SETTINGS.geometry))
     fakes = [i for i, row in enumerate(rows) if row["label"] == "FAKE"]
     assert crops.originals[fakes].tolist() == own
+
+
+def test_rolled_heads_are_cut_upright_from_originals_and_fakes(tmp_path: Path) -> None:
+    def roll(frame: np.ndarray) -> np.ndarray:
+        height, width = frame.shape[:2]
+        return cv2.warpAffine(frame, cv2.getRotationMatrix2D((width / 2, height / 2), -30, 0.8), (width, height))
+
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    write_clip(clips / "real.mp4", [roll(portrait(i)) for i in range(N_FRAMES)], b_frames=0)
+    write_clip(clips / "fake.mp4", [roll(paint_mouth(portrait(i), i)) for i in range(N_FRAMES)], b_frames=0)
+    (clips / "metadata.json").write_text(json.dumps({"fake.mp4": FAKE, "real.mp4": REAL}))
+    rows = cut(clips, tmp_path / "out")
+    assert len(rows) == 6
+    for row in rows:
+        assert float(row["angle"]) == pytest.approx(30, abs=12)  # the portrait has a few degrees of its own
+        frame = read_frames(clips / row["video"], 3)[int(row["frame"])].pixels
+        face = frame, np.array(row["box"].split(), np.float32), float(row["angle"])
+        (wanted,) = cut_crops([face], SETTINGS.geometry)
+        stored = cv2.cvtColor(cv2.imread(str(tmp_path / "out" / row["path"])), cv2.COLOR_BGR2RGB)
+        # The table holds hundredths of a degree.
+        assert np.abs(stored.astype(int) - wanted).mean() < 0.5
 
 
 def test_fake_with_trimmed_sides_is_still_aligned(material: Path, tmp_path: Path) -> None:

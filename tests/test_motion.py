@@ -105,6 +105,14 @@ def test_frames_without_neighbours_and_cuts_to_another_scene_give_no_pair() -> N
     assert cut_track(frames, track(4), GEOMETRY).shape == (1, 64, 64, 6)
 
 
+def test_pairs_show_rolled_heads_upright() -> None:
+    rolled = moved(PORTRAIT, turn=-30)  # clockwise
+    frames = [Frame(0, rolled, rolled)]
+    pairs = cut_track(frames, replace(track(1), angles=np.array([30.0])), GEOMETRY)
+    assert np.array_equal(pairs[0, ..., :3], crop_face(rolled, BOX, GEOMETRY, angle=30.0))
+    assert not np.array_equal(pairs, cut_track(frames, track(1), GEOMETRY))
+
+
 def test_plain_pictures_are_neither_aligned_nor_an_error() -> None:
     grey, white = np.full((64, 64, 3), 90, np.uint8), np.full((64, 64, 3), 255, np.uint8)
     assert np.array_equal(align(grey, white), white)

@@ -65,9 +65,9 @@ def test_photographs_are_cut_by_the_kernels_detector_and_crop(tmp_path: Path, fr
     found = read_table(out / "crops.csv")
     assert list(found.label) == ["REAL", "FAKE"] and list(found.identity) == ["p1", ""]
     crops = load_crops(out / "crops.csv", split="val", progress=False)
-    box = find_face(FaceDetector(), frame)
+    box, angle = find_face(FaceDetector(), frame)
     geometry = CropGeometry()
-    wanted = crop_face(frame, box, geometry)
+    wanted = crop_face(frame, box, geometry, angle=angle)
     assert (crops.images[0].permute(1, 2, 0).numpy() == wanted).all()
     assert crops.originals.tolist() == [-1, 0]
     assert found.source_size.astype(int)[0] == geometry.square(box)[2]
@@ -77,9 +77,9 @@ def test_photographs_are_cut_by_the_kernels_detector_and_crop(tmp_path: Path, fr
 
 
 def test_crops_of_others_need_a_border(tmp_path: Path, frame: np.ndarray) -> None:
-    x0, y0, x1, y1 = find_face(FaceDetector(), frame).round().astype(int)
+    x0, y0, x1, y1 = find_face(FaceDetector(), frame)[0].round().astype(int)
     tight = frame[max(y0, 0) : y1, max(x0, 0) : x1]
-    box = find_face(FaceDetector(), tight, border=0.2)
+    box, _ = find_face(FaceDetector(), tight, border=0.2)
     assert box is not None
     side = (y1 - y0 + x1 - x0) / 2
     assert np.abs(box - (0, 0, x1 - x0, y1 - y0)).max() < 0.2 * side

@@ -69,6 +69,12 @@ def test_false_hit_that_appears_once_drops_out() -> None:
     assert len(link_tracks(found)) == 1
 
 
+def test_person_who_appears_late_has_a_track() -> None:
+    found = [faces(at(0)) for _ in range(32)]
+    found[30] = found[31] = faces(at(0), at(700))
+    assert [track.n_hits for track in link_tracks(found)] == [32, 2]
+
+
 def test_hit_that_is_the_only_one_is_kept() -> None:
     (track,) = link_tracks([faces(), faces(at(5)), faces()])
     assert (track.frames.tolist(), track.boxes[0].tolist()) == ([1], list(at(5)))
@@ -115,7 +121,7 @@ def test_upright_heads_are_cut_as_they_are() -> None:
 
 def test_angles_near_whole_quarters_settle_without_a_jump() -> None:
     settled = settle_angles(np.array([0.0, 8, 12, 16, 30, -12, 84, 97, 104, 179, -176, 250]))
-    assert settled.tolist() == pytest.approx([0, 0, 8, 16, 30, -8, 90, 90, 102, 180, 180, -110])
+    assert settled.tolist() == pytest.approx([0, 0, 0, 10, 30, 0, 90, 90, 95, 180, 180, -110])
 
 
 def person(n_frames: int, start: int = 0) -> Track:

@@ -113,7 +113,7 @@ def test_net_of_pictures_becomes_one_of_sound(tmp_path: Path) -> None:
     torch.manual_seed(1)
     face = lively(FrameModel(ModelSpec("efficientnet-lite0", COLUMNS)))
     model = VoiceModel(SPEC).eval()
-    taken, total = load_initial(model, save_model(face, tmp_path, name="face"))
+    taken, total, _ = load_initial(model, save_model(face, tmp_path, name="face"))
     assert taken == total
     grey = torch.rand(2, COLUMNS, COLUMNS) - 0.5
     with torch.inference_mode():

@@ -231,7 +231,7 @@ def test_lite0_has_the_published_number_of_parameters_and_no_squeeze_excitation(
 def test_pretrained_backbone_is_taken_over_whole(shared: Path) -> None:
     model = FrameModel(replace(SPEC, input_size=224))
     path = shared / "pretrained/efficientnet_lite0_imagenet.safetensors"
-    taken, total = load_initial(model, path)
+    taken, total, _ = load_initial(model, path)
     assert taken == len(load_file(path))
     # What is left: the classifier's two tensors and the norms' batch counters.
     assert total - taken == 2 + sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())

@@ -48,6 +48,7 @@ class CropRow:
         ssim: structural similarity to the original's crop, likewise.
         dataset, identity, source: what the metadata or the table of pictures tells; otherwise empty.
         format: suffix of the source's file, in lower case without the dot.
+        angle: degrees clockwise by which the head is rolled; the crop is turned upright. Empty where that is not known.
     """
 
     path: str
@@ -68,6 +69,7 @@ class CropRow:
     identity: str = ""
     source: str = ""
     format: str = ""
+    angle: float | str = ""  # records of older versions lack it, and end before it
 
 
 CROP_COLUMNS = tuple(field.name for field in fields(CropRow))

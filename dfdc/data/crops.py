@@ -50,6 +50,7 @@ class Cut:
         track: index of the person.
         box: (4,) float32 x0, y0, x1, y1 in pixels of the frame.
         landmarks: (5, 2) float32 x, y; None where the box is interpolated.
+        angle: degrees clockwise by which the head is rolled; the crop shows it upright.
         crop: (size, size, 3) uint8 RGB.
     """
 
@@ -58,6 +59,7 @@ class Cut:
     track: int
     box: np.ndarray
     landmarks: np.ndarray | None
+    angle: float
     crop: np.ndarray
 
 
@@ -70,7 +72,7 @@ class CutClip:
 
 
 def cut_clip(path: Path, detector: FaceDetector, settings: CutSettings) -> CutClip:
-    """Find and cut the faces of a clip as the kernel does.
+    """Find and cut the faces of a clip's persons as the kernel does.
 
     Raises:
         VideoError: it gives no frame.
@@ -84,16 +86,17 @@ def cut_clip(path: Path, detector: FaceDetector, settings: CutSettings) -> CutCl
             number,
             box,
             _landmarks(faces[index], box) if found else None,
-            crop_face(frames[index].pixels, box, settings.geometry),
+            float(angle),
+            crop_face(frames[index].pixels, box, settings.geometry, angle=float(angle)),
         )
-        for number, track in enumerate(tracks)
-        for index, box, found in zip(track.frames, track.boxes, track.found, strict=True)
+        for number, track in enumerate(track for track in tracks if track.kind == "person")
+        for index, box, found, angle in zip(track.frames, track.boxes, track.found, track.angles, strict=True)
     ]
     return CutClip(frames[0].pixels.shape[:2], cuts)
 
 
 def cut_fake(path: Path, original: CutClip, settings: CutSettings) -> CutClip:
-    """Cut a fake where its original was cut: the same moments, the same boxes.
+    """Cut a fake where its original was cut: the same moments, the same boxes and angles.
 
     Args:
         path: of the fake.
@@ -119,7 +122,7 @@ def cut_fake(path: Path, original: CutClip, settings: CutSettings) -> CutClip:
         if abs(frame.time_s - cut.time_s) <= SAME_TIME_S:
             box = cut.box + np.tile(shift, 2)
             landmarks = None if cut.landmarks is None else cut.landmarks + shift
-            crop = crop_face(frame.pixels, box, settings.geometry)
+            crop = crop_face(frame.pixels, box, settings.geometry, angle=cut.angle)
             cuts.append(replace(cut, box=box, landmarks=landmarks, crop=crop))
     if not cuts:
         raise Misaligned("none of its frames is shown when one of its original's is")
@@ -262,6 +265,7 @@ def _describe(
             identity=clip.identity,
             source=clip.origin,
             format=format_of(clip.path),
+            angle=round(cut.angle, 2),
         )
         rows.append(astuple(row))
     if not rows:

@@ -20,6 +20,8 @@ from dfdc.data.clips import TOLD, LabelledClip, is_held_out
 from dfdc.data.crop_folder import CropRow, format_of, write_image
 from dfdc.data.dataset import LABELS, read_columns
 from dfdc.detect import DetectorSettings, FaceDetector
+from dfdc.faces import Faces
+from dfdc.tracks import confirm_track, link_tracks
 
 # A photograph shows its face larger than a clip does, and a false face costs more than a missed one.
 PHOTOGRAPH_DETECTION = DetectorSettings(min_face_ratio=0.1, thresholds=(0.6, 0.7, 0.8))
@@ -86,25 +88,35 @@ def read_photographs(csv: Path, *, val_share: float = 0.0) -> list[Photograph]:
     return pictures
 
 
-def find_face(detector: FaceDetector, image: np.ndarray, *, border: float = 0.0) -> np.ndarray | None:
-    """The box (4,) of the face that is largest and nearest to the middle, in pixels of the image; None without one.
+def find_face(
+    detector: FaceDetector, image: np.ndarray, *, border: float = 0.0
+) -> tuple[np.ndarray, float] | tuple[None, None]:
+    """Find the face that is largest and nearest to the middle.
 
     Args:
         detector: the kernel's.
         image: (H, W, 3) uint8 RGB.
         border: black margin that the detector is shown around it, as a share of the longer side.
+
+    Returns:
+        Its box (4,) in pixels of the image, and the degrees clockwise by which it is turned upright, as the kernel
+        does; None and None if there is no face.
     """
     height, width = image.shape[:2]
     margin = round(border * max(height, width))
     shown = cv2.copyMakeBorder(image, *(margin,) * 4, cv2.BORDER_CONSTANT) if margin else image
     (faces,) = detector.detect([shown], PHOTOGRAPH_DETECTION)
     best, greatest = None, 0.0
-    for box, score in zip(faces.boxes - margin, faces.scores, strict=True):
+    for place, (box, score) in enumerate(zip(faces.boxes - margin, faces.scores, strict=True)):
         off = np.abs((box[:2] + box[2:]) / 2 - (width / 2, height / 2)).max() / max(height, width)
         worth = float(np.sqrt(np.prod(box[2:] - box[:2]))) * (1 - off)
         if score >= MIN_SCORE and worth > greatest:
-            best, greatest = box, worth
-    return best
+            best, greatest = place, worth
+    if best is None:
+        return None, None
+    (track,) = link_tracks([Faces(*(part[best : best + 1] for part in (faces.boxes, faces.scores, faces.landmarks)))])
+    track = confirm_track(track, [shown], detector) or track
+    return faces.boxes[best] - margin, float(track.angles[0])
 
 
 def cut_photographs(
@@ -139,14 +151,14 @@ def cut_photographs(
             yield picture, None
             continue
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        box = find_face(detector, image, border=BORDER if precut else 0.0)
+        box, angle = find_face(detector, image, border=BORDER if precut else 0.0)
         if box is None:
             yield picture, None
             continue
         path = out / IMAGES / f"{picture.name}.{'png' if jpeg_quality is None else 'jpg'}"
         if not path.exists():
             draft = path.with_name(f".{path.name}{path.suffix}")
-            write_image(draft, crop_face(image, box, geometry), jpeg_quality)
+            write_image(draft, crop_face(image, box, geometry, angle=angle), jpeg_quality)
             draft.replace(path)
         yield picture, _describe(picture, path.relative_to(out), box, geometry)
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import cv2
@@ -185,7 +186,7 @@ def find_fakes(paths: Iterable[Path]) -> dict[str, list[LabelledClip]]:
 
 def _rows(record: Report | None) -> list[Row]:
     rows = record.rows if record else ()
-    return [{name: str(value) for name, value in zip(CROP_COLUMNS, row, strict=True)} for row in rows]
+    return [{name: str(value) for name, value in zip_longest(CROP_COLUMNS, row, fillvalue="")} for row in rows]
 
 
 def _lay_out(folder: Path, rows: list[Row], originals: list[Row]) -> tuple[Shot, ...]:

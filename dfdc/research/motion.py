@@ -95,20 +95,21 @@ def cut_track(frames: Sequence[Frame], track: Track, geometry: CropGeometry) -> 
         (P, size, size, 6) uint8, see `cut_pair`; P may be 0.
     """
     pairs = [np.zeros((0, geometry.size, geometry.size, 6), np.uint8)]
-    for index, box in zip(track.frames, track.boxes, strict=True):
-        pair = cut_pair(frames[index], box, geometry)
+    for index, box, angle in zip(track.frames, track.boxes, track.angles, strict=True):
+        pair = cut_pair(frames[index], box, geometry, angle=float(angle))
         if pair is not None:
             pairs.append(pair[None])
     return np.concatenate(pairs)
 
 
-def cut_pair(frame: Frame, box: np.ndarray, geometry: CropGeometry) -> np.ndarray | None:
+def cut_pair(frame: Frame, box: np.ndarray, geometry: CropGeometry, *, angle: float = 0.0) -> np.ndarray | None:
     """Cut a face from a frame and from its neighbour with the same box, and align the second crop to the first.
 
     Args:
         frame: with or without a neighbour.
         box: (4,) x0, y0, x1, y1 in pixels of the frame.
         geometry: how a crop is cut.
+        angle: degrees clockwise by which the head is rolled; both crops show it upright.
 
     Returns:
         (size, size, 6) uint8: the first crop's RGB, then the second's. None without a neighbour, or if the two are
@@ -116,7 +117,7 @@ def cut_pair(frame: Frame, box: np.ndarray, geometry: CropGeometry) -> np.ndarra
     """
     if frame.neighbour is None:
         return None
-    first, second = (crop_face(pixels, box, geometry) for pixels in (frame.pixels, frame.neighbour))
+    first, second = (crop_face(pixels, box, geometry, angle=angle) for pixels in (frame.pixels, frame.neighbour))
     aligned = align(first, second)
     if correlate(first, aligned) < MIN_CORRELATION:
         return None

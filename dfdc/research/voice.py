@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dfdc.audio import HOP, N_BANDS, QUIETEST_DB, RATE, log_mel, read_sound
+from dfdc.files import Identity
 from dfdc.models import open_models
 from dfdc.runtime import Network, run_logits
 from dfdc.weights import WeightsFile
@@ -56,15 +57,20 @@ class VoiceModels:
         """The upper bound of the ensemble's probability: the mean of the models' bounds."""
         return float(np.mean([spec.calibration.high for spec in self.specs]))
 
-    def listen(self, path: Path) -> float | None:
+    def listen(self, path: Path, *, expected: Identity | None = None) -> float | None:
         """The calibrated logit that a clip's voice is synthetic, if half of all voices were.
 
         None if the clip has no sound, no speech is heard, or there is no model.
 
+        Args:
+            path: of the clip.
+            expected: see `dfdc.audio.read_sound`.
+
         Raises:
             VideoError: the file is unreadable.
+            MachineError: the disk failed, memory was short, or it is not the expected file.
         """
-        sound = read_sound(path, max_s=MAX_HEARD_S) if self.models else None
+        sound = read_sound(path, max_s=MAX_HEARD_S, expected=expected) if self.models else None
         return None if sound is None else self.score(sound)
 
     def score(self, samples: np.ndarray) -> float | None:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 # File names with these suffixes count as clips when a folder is given. A file that is given itself may have any name.
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".qt", ".webm", ".mkv", ".avi", ".divx", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
-    | {".3gp", ".3g2", ".flv", ".f4v", ".wmv", ".ogv", ".mxf", ".vob", ".h264"}
+    | {".3gp", ".3g2", ".flv", ".f4v", ".wmv", ".ogv", ".mxf", ".vob", ".h264", ".264", ".hevc", ".h265", ".265"}
 )
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
 SUFFIXES = VIDEO_SUFFIXES | PICTURE_SUFFIXES

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from dfdc.analysis_files import write_analysis
 from dfdc.deadline import Deadline
 from dfdc.errors import InputError, WeightsError
-from dfdc.files import Identity, identify
+from dfdc.files import REPLACED, Identity, identify
 from dfdc.log import show_log
 from dfdc.prediction import Prediction
 from dfdc.run.limits import limit_memory
@@ -84,7 +84,7 @@ class Answer:
 
     Attributes:
         prediction: prediction of the clip.
-        file: identity of the file that was scored; None if it is not known.
+        file: identity of the file that was opened and scored; None if it is not known.
         last: whether the worker ends after this answer, so that it must not get another clip.
     """
 
@@ -112,7 +112,6 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
     with contextlib.suppress(EOFError, OSError):  # the supervisor closed the connection
         while True:
             path, task = connection.recv()
-            before = identify(path)
             deadline = Deadline.after(task.limit_s)
             analysis = analyzer.analyze(
                 path,
@@ -132,10 +131,10 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
             # A CUDA context does not recover from a fault, and not every such error message names CUDA. So every clip
             # that fails while CUDA is used is tried again without it.
             broken = prediction.status == "error" and analyzer.device == "cuda"
-            if before != identify(path):
-                reason = "the file was changed or replaced while it was read"
-                prediction = Prediction(task.name, status="error", reason=reason)
-            connection.send(Answer(prediction, before, last=broken))
+            # The journal must not keep the score of a file to which the clip's path no longer leads.
+            if analysis.identity not in (None, identify(path)):
+                prediction = Prediction(task.name, status="error", reason=REPLACED)
+            connection.send(Answer(prediction, analysis.identity, last=broken))
             if broken:
                 return
 

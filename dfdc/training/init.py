@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dfdc.errors import WeightsError
 from dfdc.networks import FrameModel, VoiceModel, build_model, load_initial
-from dfdc.weights import ModelSpec, file_digest
+from dfdc.weights import ModelSpec
 
 # Of pixels in 0..255: what most published weights were trained with.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -183,10 +183,11 @@ def start_model(
     model = build_model(spec)
     if init is None:
         return model, None
-    taken, total = load_initial(model, init)
+    initial = load_initial(model, init)
     if progress:
-        print(f"Starting from {init.stem}: {taken} of {total} tensors loaded; the rest start at random.")
-    return model, file_digest(init)
+        counts = f"{initial.n_taken} of {initial.n_tensors}"
+        print(f"Starting from {init.stem}: {counts} tensors loaded; the rest start at random.")
+    return model, initial.digest
 
 
 def has_folded_norms(model: FrameModel | VoiceModel) -> bool:

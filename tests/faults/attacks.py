@@ -15,6 +15,8 @@ from tests.faults.kernels import judge, labels
 from tests.faults.parts import Bench, Outcome, tail
 
 PRECIOUS = "precious\n"
+# A run on a machine that gives it too few processes or too little memory ends by this limit in seconds.
+ENVIRONMENT_LIMIT_S = 120
 # A run may end this many seconds after its limit, for the end of the interpreter on a busy machine.
 SLACK_S = 1.5
 
@@ -203,8 +205,13 @@ def names(bench: Bench) -> list[Outcome]:
     return [Outcome("names that steer a terminal or forge a line", len(NAMES), lost, wrong)]
 
 
+# An ordinary user, whom Linux counts and limits unlike root, but who may read a Python that lies in root's home.
+ORDINARY = ("--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+dac_override")
+AS_USER = ("setpriv", *ORDINARY, "--ambient-caps=+dac_override")
+
+
 def environments(bench: Bench) -> list[Outcome]:
-    """Poor environments: every run must still score everything."""
+    """Poor environments: a run must still score everything, or fail and say so where what is left does not suffice."""
     folder = bench.new_folder("environment")
     (folder / "clips").mkdir()
     expected = bench.intact(folder / "clips", 4)
@@ -220,16 +227,34 @@ def environments(bench: Bench) -> list[Outcome]:
         "closed stdin, stdout and stderr": {"prefix": [*shell, 'exec "$0" "$@" 0<&- 1>&- 2>&-']},
         "64 descriptors": {"prefix": [*shell, 'ulimit -n 64; exec "$0" "$@"']},
     }
+    tight = {
+        "24 descriptors": {"prefix": [*shell, 'ulimit -n 24; exec "$0" "$@"']},
+        "4 GB of addresses": {"prefix": [*shell, 'ulimit -v 4000000; exec "$0" "$@"']},
+        "1 GB of addresses": {"prefix": [*shell, 'ulimit -v 1000000; exec "$0" "$@"']},
+    }
+    if shutil.which("setpriv") and os.geteuid() == 0:
+        folder.chmod(0o777)
+        bench.folder.chmod(0o711)
+        cases["an ordinary user without HOME"] = {"prefix": AS_USER, "environment": {"HOME": None}}
+        for limit in (100, 30, 8, 3):
+            few = [*AS_USER, *shell, f'ulimit -u {limit}; exec "$0" "$@"']
+            tight[f"an ordinary user with {limit} processes and threads"] = {"prefix": few}
+    cases |= tight
     if _may_unshare():
         cases["no /dev/shm"] = {"prefix": ["unshare", "--mount", *shell, 'umount -l /dev/shm; exec "$0" "$@"']}
     found = []
     for fault, how in cases.items():
-        out = folder / "submission.csv"
-        kernel = bench.start(folder / "clips", out, "--fresh", **how)
+        out = bench.new_folder("environment/out") / "submission.csv"
+        out.parent.chmod(0o777)
+        kernel = bench.start(folder / "clips", out, "--fresh", "--time-limit", ENVIRONMENT_LIMIT_S, **how)
         code = kernel.wait()
-        verdict = judge(out, list(expected), expected)
-        details = {"exit code": code, "log": tail(kernel, 4)}
-        found.append(Outcome(fault, 1, len(verdict.lost), len(verdict.wrong) + (code != 0), details=details))
+        statuses = [row["status"] for row in kernels.details(out).values()]
+        verdict = judge(out, list(expected), expected, may_miss=fault in tight)
+        # Where too little is left, there may be no file at all, but never a success without scores.
+        lost = 0 if fault in tight and code != 0 and not out.exists() else len(verdict.lost)
+        wrong = len(verdict.wrong) + (code != 0 if fault not in tight else code == 0 and set(statuses) != {"ok"})
+        details = {"exit code": code, "statuses": statuses, "log": tail(kernel, 4)}
+        found.append(Outcome(fault, 1, lost, wrong, kernel.age_s(), "one run", details))
     return found
 
 
