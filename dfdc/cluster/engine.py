@@ -97,6 +97,16 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
+def prepare() -> None:
+    """Set Ray Data up for the stages of this package."""
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = BLOCK_BYTES
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_fallback_to_arrow_object_ext_type = True  # findings are objects
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
 def score_clips(
     results: Place,
     done: np.ndarray,
@@ -117,12 +127,7 @@ def score_clips(
         MachineError: the cluster cannot do the work.
         InputError: a node runs another version.
     """
-    context = ray.data.DataContext.get_current()
-    context.target_max_block_size = BLOCK_BYTES
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.enable_fallback_to_arrow_object_ext_type = True  # findings are objects
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    prepare()
     pieces = [
         {"piece": number, "done": done[number * PIECE_LINES : (number + 1) * PIECE_LINES].tobytes()}
         for number in range(-(-len(done) // PIECE_LINES))
@@ -153,7 +158,7 @@ def score_clips(
             **judge,
         )
     )
-    with _errors_told():
+    with told():
         yield from rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
@@ -170,7 +175,7 @@ def _list_open(results: str) -> Callable[[dict[str, Sequence]], dict[str, list]]
 
 
 @contextlib.contextmanager
-def _errors_told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """Tell errors of the nodes as errors of ours."""
     try:
         yield
