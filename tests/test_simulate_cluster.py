@@ -22,14 +22,14 @@ def erlang_wait_s(rate: float, service_s: float, n_servers: int) -> float:
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_mean_latency_is_that_of_queueing_theory(stage: int) -> None:
-    """One stage takes exponential times, the other none. Over 60,000 clips the mean is within 5 % of the formula."""
+    """One stage takes exponential times, the other none. Over 30,000 clips the mean is within 6 % of the formula."""
     times = np.random.default_rng(1).exponential(2.0, 20_000)
     rate, zeros = 1.6, np.zeros_like(times)
     setup = Setup(rate * DAY_S, 4, 4, waiting=10**9)
     pair = (times, zeros) if stage == 0 else (zeros, times)
-    course = simulate(*pair, setup, n_clips=60_000)
+    course = simulate(*pair, setup, n_clips=30_000)
     expected = erlang_wait_s(rate, times.mean(), 4) + times.mean()
-    assert course.latencies_s.mean() == pytest.approx(expected, rel=0.05)
+    assert course.latencies_s.mean() == pytest.approx(expected, rel=0.06)
     busy = (course.scouts_busy, course.judges_busy)[stage]
     assert busy == pytest.approx(rate * times.mean() / 4, rel=0.03)
 
@@ -52,12 +52,12 @@ def test_slow_judges_hold_scouts_back() -> None:
 def test_lost_nodes_cost_time_and_no_clip() -> None:
     times = np.array([1.0, 2.0, 3.0])
     setup = Setup(0.5 * DAY_S, 16, 8, per_node=4)
-    calm = simulate(times, times / 2, setup, n_clips=5_000)
+    calm = simulate(times, times / 2, setup, n_clips=3_000)
     rough = simulate(
-        times, times / 2, Setup(0.5 * DAY_S, 16, 8, per_node=4, mtbf_s=600.0, repair_s=60.0), n_clips=5_000
+        times, times / 2, Setup(0.5 * DAY_S, 16, 8, per_node=4, mtbf_s=600.0, repair_s=60.0), n_clips=3_000
     )
     assert calm.n_lost_nodes == calm.n_again == 0
-    assert rough.n_lost_nodes > 50
+    assert rough.n_lost_nodes > 20
     assert rough.n_again > 0
     assert not np.isnan(rough.latencies_s).any()
     assert rough.latencies_s.mean() > calm.latencies_s.mean()

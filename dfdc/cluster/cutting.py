@@ -43,7 +43,6 @@ class CutFaces:
 
     out: Path
     settings: CutSettings
-    memory_bytes: int | None = None
     device: str = "cpu"
 
     def prepare(self) -> Callable[[Call], list[Report]]:
@@ -53,7 +52,7 @@ class CutFaces:
 
         cv2.setNumThreads(1)
         detector = FaceDetector(self.device, threads=1)
-        limit_memory(self.memory_bytes)
+        limit_memory(share_memory(count_cores()))
 
         def cut(call: Call) -> list[Report]:
             open_ = {clip.name: clip for clip in call.family if clip.name not in call.done}
@@ -109,7 +108,7 @@ def cut_on_cluster(
     ]
     if not calls:
         return
-    craft = CutFaces(out.absolute(), settings, share_memory(count_cores()))
+    craft = CutFaces(out.absolute(), settings)
     with cluster(address) as resources:
         prepare()
         reports = (

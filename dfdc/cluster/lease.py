@@ -115,14 +115,26 @@ def hold(place: Place, *, renew_s: float = RENEW_S, patience_s: float = PATIENCE
                     place.remove(f"{FOLDER}/{number:06d}.json")
 
 
-def _take(place: Place, patience_s: float) -> Lease:
-    holder = Holder(secrets.token_hex(8), _name_machine(), os.getpid(), _born(os.getpid()))
-    numbers = _numbers(place)
-    number = max(numbers, default=0)
-    if numbers and not _is_dead(place, number, patience_s):
+def check_free(place: Place, *, patience_s: float = PATIENCE_S) -> int:
+    """Check that no other job holds the lease of a folder.
+
+    Returns:
+        The number of the last lease, whose holder is dead; 0 if there is none.
+
+    Raises:
+        InputError: a job holds it.
+    """
+    number = max(_numbers(place), default=0)
+    if number and not _is_dead(place, number, patience_s):
         raise InputError(
             f"{place.url}: another job is writing these results; wait until it ends, or choose another --out"
         )
+    return number
+
+
+def _take(place: Place, patience_s: float) -> Lease:
+    holder = Holder(secrets.token_hex(8), _name_machine(), os.getpid(), _born(os.getpid()))
+    number = check_free(place, patience_s=patience_s)
     if not place.create(f"{FOLDER}/{number + 1:06d}.json", holder.to_bytes()):
         raise InputError(f"{place.url}: another job began at the same moment; choose another --out")
     return Lease(place, number + 1, holder)

@@ -72,6 +72,7 @@ def open_source(source: str) -> tuple[str, Callable[[], Iterator[str]]]:
     """
     if not source.lower().endswith(MANIFESTS):
         place = Place(source)
+        place.check_readable()
         return place.url, lambda: _list_clips(place)
     folder, _, name = source.rpartition("/")
     place = Place(folder or ".")

@@ -204,6 +204,19 @@ class Place:
                     below.append(f"{prefix}{name}/")
             waiting += reversed(below)
 
+    def check_readable(self) -> None:
+        """Check that this folder exists and may be read.
+
+        Raises:
+            InputError: it does not, or must not.
+        """
+        try:
+            kind = persist(lambda: self.fs.info(self.root), self.url)["type"]
+        except (*LASTING, OSError, MachineError) as error:
+            raise InputError(f"{self.url}: cannot be listed ({_tell(error)}); {_cure(error)}") from error
+        if kind != "directory":
+            raise InputError(f"{self.url}: is a file; name a folder of clips, or a manifest (.txt or .csv)")
+
     def check_writable(self) -> None:
         """Check that files can be written here, by writing one and removing it.
 

@@ -22,7 +22,6 @@ from dfdc.cluster.stages import CarriedWeights, StageSettings
 from dfdc.errors import InputError
 from dfdc.prediction import STATUSES
 from dfdc.run.journal import digest_code, scoring_key
-from dfdc.run.limits import count_cores, share_memory
 from dfdc.weights import WeightsFile, select
 
 log = logging.getLogger(__name__)
@@ -107,7 +106,6 @@ def score_corpus(source: str, out: str, settings: ScoreSettings, *, address: str
                 code=digest_code(),
                 n_frames=settings.n_frames,
                 device=settings.device,
-                memory_bytes=share_memory(count_cores()),
                 per_frame=settings.per_frame,
             )
             carried = [CarriedWeights.of(file) for file in weights]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfdc.analysis import Analysis
 from dfdc.cluster.guard import Death, Guard
 from dfdc.cluster.places import fetch, resolve
 from dfdc.cluster.sink import to_table
@@ -23,7 +24,7 @@ from dfdc.errors import InputError
 from dfdc.files import identify
 from dfdc.findings import Findings, blank_analysis, judge, settle
 from dfdc.run.journal import digest_code
-from dfdc.run.limits import limit_memory
+from dfdc.run.limits import count_cores, limit_memory, share_memory
 from dfdc.run.plan import GRACE_S
 from dfdc.weights import ModelSpec, WeightsFile
 
@@ -67,7 +68,6 @@ class StageSettings:
         n_frames: frames to look at per clip.
         device: "cpu" or "cuda", for the models.
         clip_limit_s: wall seconds that reading one clip may take.
-        memory_bytes: limit of data of a process that reads clips; None for none.
         per_frame: whether rows of the per-frame table are wanted.
     """
 
@@ -78,7 +78,6 @@ class StageSettings:
     n_frames: int = 32
     device: str = "cpu"
     clip_limit_s: float = 60.0
-    memory_bytes: int | None = None
     per_frame: bool = False
 
     def check_node(self) -> None:
@@ -113,7 +112,7 @@ class FindFaces:
 
         cv2.setNumThreads(1)
         finder, settings = Finder(threads=1), self.settings
-        limit_memory(settings.memory_bytes)
+        limit_memory(share_memory(count_cores()))
 
         def find(errand: Errand) -> Findings:
             before = identify(errand.path)
@@ -204,7 +203,7 @@ class Judge:
             [int(line) for line in batch["line"]], analyses, models=self.names, per_frame=self.settings.per_frame
         )
 
-    def judge(self, findings: Findings):
+    def judge(self, findings: Findings) -> Analysis:
         """Score one clip; what fails on CUDA is scored on the CPU, and so is everything after it."""
         blank = blank_analysis(findings.analysis.filename, self.settings.n_frames, self.settings.digests)
         path = Path(findings.analysis.filename)
