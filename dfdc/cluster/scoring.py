@@ -14,7 +14,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from dfdc.cluster.engine import Resources, cluster, score_clips
-from dfdc.cluster.lease import hold
+from dfdc.cluster.lease import check_free, hold
 from dfdc.cluster.manifest import Frozen, digest, freeze, open_source
 from dfdc.cluster.places import Place
 from dfdc.cluster.sink import PREDICTIONS, Sink
@@ -92,6 +92,7 @@ def score_corpus(source: str, out: str, settings: ScoreSettings, *, address: str
         raise InputError(f"{out}: holds the clips; name another folder for the results")
     place = Place(out)
     weights = select("face", list(settings.weights))
+    check_free(place)
     with cluster(address) as resources:
         settings = replace(settings, device=_choose_device(settings.device, resources))
         place.check_writable()
