@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dfdc.cluster.command import add_cluster_arguments, score_on_ray
 from dfdc.deadline import Deadline, process_start_s
 from dfdc.errors import DfdcError, InputError
 from dfdc.log import open_streams, show_log, shown
@@ -35,13 +36,13 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "paths",
         nargs="*",
-        type=Path,
+        type=path_or_url,
         metavar="PATH",
         help="video or picture, or folder that is searched with its sub-folders (default: Kaggle's test_videos)",
     )
     add(
         "--out",
-        type=Path,
+        type=path_or_url,
         default=Path("submission.csv"),
         help="file to write; details go to predictions.csv beside it, or to NAME.predictions.csv beside NAME.csv "
         "(default: %(default)s)",
@@ -112,6 +113,11 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HTML",
         help="page to write that shows each clip's faces, scores over time and facts (default: none)",
     )
+
+
+def path_or_url(text: str) -> Path | str:
+    """A converter for argparse: a URL stays a text, because a path would lose one of its slashes."""
+    return text if "://" in text else Path(text)
 
 
 def number(kind: type, most: float) -> Callable[[str], float]:
@@ -186,6 +192,8 @@ def _score(args: argparse.Namespace, deadline: Deadline, *, program: str, kaggle
 
     show_log(program)
     try:
+        if urls := [path for path in (*args.paths, args.out) if isinstance(path, str)]:
+            raise InputError(f"{urls[0]}: URLs go with --ray; copy the clips to a folder, or add --ray")
         if args.sample_submission and not args.paths:
             raise InputError(
                 "--sample-submission: lists the rows that are wanted, but no PATH says where their clips lie; name one"
@@ -272,7 +280,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"dfdc {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     about = "score clips and write submission.csv"
-    add_score_arguments(commands.add_parser("score", help=about, description=f"{about[0].upper()}{about[1:]}."))
+    scoring = commands.add_parser("score", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    add_score_arguments(scoring)
+    add_cluster_arguments(scoring)
     about = "write a page from the analyses that `dfdc score --analyses FOLDER` left"
     reporting = commands.add_parser("report", help=about, description=f"{about[0].upper()}{about[1:]}.")
     reporting.add_argument("folder", type=Path, metavar="FOLDER", help="folder of analyses")
@@ -292,6 +302,9 @@ def main(argv: list[str] | None = None) -> int:
         return report(args)
     if args.command == "app":
         return app(args)
+    if args.ray is not None:
+        with ending_once():
+            return score_on_ray(args)
     return score(args, program="dfdc", started_s=process_start_s() if argv is None else None)
 
 

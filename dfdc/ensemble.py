@@ -10,7 +10,7 @@ from dfdc.crop import CropGeometry, crop_face
 from dfdc.errors import WeightsError
 from dfdc.models import open_models
 from dfdc.runtime import Network, run_logits
-from dfdc.weights import WeightsFile, select
+from dfdc.weights import ModelSpec, WeightsFile, select
 
 # A frame, a box and, unless the face is upright, an angle.
 Face = tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, float]
@@ -82,13 +82,8 @@ class Ensemble:
         return self.score_cut(self.cut(faces, n_models=n_models), lengths=lengths)
 
     def cut(self, faces: list[Face], *, n_models: int | None = None) -> list[np.ndarray]:
-        """Crop faces (see `score`) for each model: (N, S, S, 3) uint8 RGB; models of equal geometry share an array."""
-        crops: dict[CropGeometry, np.ndarray] = {}
-        specs = self.specs[:n_models]
-        for spec in specs:
-            if spec.crop not in crops:
-                crops[spec.crop] = cut_crops(faces, spec.crop)
-        return [crops[spec.crop] for spec in specs]
+        """Crop faces (see `score`) for each of the first n models; see `cut_for`."""
+        return cut_for(self.specs[:n_models], faces)
 
     def score_crops(self, crops: np.ndarray) -> np.ndarray:
         """Score crops that are already cut, the same ones for every model.
@@ -163,3 +158,12 @@ def cut_crops(faces: list[Face], geometry: CropGeometry) -> np.ndarray:
     for crop, (frame, box, *angle) in zip(crops, faces, strict=True):
         crop[:] = crop_face(frame, box, geometry, angle=angle[0] if angle else 0.0)
     return crops
+
+
+def cut_for(specs: Sequence[ModelSpec], faces: list[Face]) -> list[np.ndarray]:
+    """Crop faces for each model: (N, S, S, 3) uint8 RGB; models of equal geometry share an array."""
+    crops: dict[CropGeometry, np.ndarray] = {}
+    for spec in specs:
+        if spec.crop not in crops:
+            crops[spec.crop] = cut_crops(faces, spec.crop)
+    return [crops[spec.crop] for spec in specs]

@@ -217,7 +217,7 @@ def test_each_persons_change_is_added_to_their_own_frames(
         (track,), faces = find_tracks(*arguments)
         return [track, track.at(np.arange(0, len(track), 2))], faces
 
-    monkeypatch.setattr("dfdc.analyze.find_tracks", find_two)
+    monkeypatch.setattr("dfdc.findings.find_tracks", find_two)
     joined = Analyzer(files)
     found = joined.find_people(ROOT / "samples/real.mp4", 12)
     changes = joined.motion.score(found.frames, found.tracks)

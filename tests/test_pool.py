@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dfdc import analyze
+from dfdc import analyze, findings
 from dfdc.deadline import NEVER, Deadline
 from dfdc.errors import InputError, MachineError, VideoError
 from dfdc.prediction import Prediction
@@ -205,11 +205,12 @@ def test_clips_are_decoded_where_nets_run_if_that_can(
         asked.append(gpu)
         raise VideoError("no frames here")
 
-    for part in ("FaceDetector", "Ensemble", "Motion", "VoiceModels"):
+    for part in ("Ensemble", "Motion", "VoiceModels"):
         monkeypatch.setattr(analyze, part, lambda *_, **__: SimpleNamespace(n_pairs=0, models=[]))
-    monkeypatch.setattr(analyze, "has_gpu_decoder", lambda: decodes)
-    monkeypatch.setattr(analyze, "current_gpu", lambda: 1)
-    monkeypatch.setattr(analyze, "read_clip", refuse_to_read)
+    monkeypatch.setattr(findings, "FaceDetector", lambda *_, **__: None)
+    monkeypatch.setattr(findings, "has_gpu_decoder", lambda: decodes)
+    monkeypatch.setattr(findings, "current_gpu", lambda: 1)
+    monkeypatch.setattr(findings, "read_clip", refuse_to_read)
     monkeypatch.setattr("dfdc.runtime.choose_device", lambda wanted, place: device)
     monkeypatch.setattr("dfdc.runtime.describe_runtime", lambda device: "a net")
     monkeypatch.setattr("cv2.setNumThreads", lambda _: None)  # which later tests would keep

@@ -4,6 +4,7 @@ python tools/make_crops.py dfdc_train_part_0 dfdc_train_part_1 --val dfdc_train_
 python tools/make_crops.py photographs.csv --out crops          # columns path, label and, where known, dataset,
                                             # manipulation, identity, source, split, original (a path)
 python tools/make_crops.py clips --out frames --plain-frames        # all frames whole, and a CSV of name,label
+python tools/make_crops.py dfdc_train_part_0 --out crops --ray HOST:6379        # on a cluster
 
 It goes on where it was stopped; which clips are kept for validation may change from run to run.
 """
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dfdc.cluster.command import MISSING, add_ray_argument, to_address
 from dfdc.crop import CropGeometry
 from dfdc.data.clips import METADATA, LabelledClip, group_families, is_held_out, read_metadata
 from dfdc.data.crop_folder import (
@@ -39,7 +41,7 @@ from dfdc.data.crops import cut_families
 from dfdc.data.dataset import read_table
 from dfdc.data.photographs import cut_photographs, read_photographs
 from dfdc.detect import FaceDetector
-from dfdc.errors import DataError, DeviceError
+from dfdc.errors import DataError, DfdcError
 from dfdc.files import write_csv
 from dfdc.flags import positive
 from dfdc.run.limits import count_cores
@@ -57,6 +59,7 @@ def make_crops(
     device: str = "cpu",
     overwrite: bool = False,
     progress: bool = True,
+    cluster: str | None = None,
 ) -> Path:
     """Cut clips into face crops and write their table.
 
@@ -70,6 +73,7 @@ def make_crops(
         device: "auto", "cpu" or "cuda": where faces are looked for.
         overwrite: start anew instead of going on.
         progress: draw a progress bar.
+        cluster: "local" or the address of a Ray cluster that cuts on its CPUs instead of workers here; None for none.
 
     Returns:
         The path of crops.csv, or of frames.csv where whole frames are wanted.
@@ -95,9 +99,7 @@ def make_crops(
     bar = tqdm(total=len(clips), initial=n_done, desc="cutting", unit="clip", disable=not progress)
     try:
         with bar:
-            for cut in cut_families(
-                wanted, out, settings, n_workers=n_workers, device=choose_device(device), done=done
-            ):
+            for cut in _cut(wanted, out, settings, n_workers, device, done, cluster):
                 bar.update(len(cut))
                 reports += cut
     except BrokenProcessPool as error:
@@ -169,6 +171,25 @@ def make_photograph_crops(
     write_csv(out / "crops.csv", CROP_COLUMNS, rows)
     read_table(out / "crops.csv")
     return out / "crops.csv"
+
+
+def _cut(
+    families: list[list[LabelledClip]],
+    out: Path,
+    settings: CutSettings,
+    n_workers: int,
+    device: str,
+    done: frozenset[str],
+    cluster: str | None,
+) -> Iterator[list[Report]]:
+    """Cut here, or on a cluster."""
+    if cluster is None:
+        return cut_families(families, out, settings, n_workers=n_workers, device=choose_device(device), done=done)
+    try:
+        from dfdc.cluster.cutting import cut_on_cluster
+    except ModuleNotFoundError as error:
+        raise DataError(f"{error}; {MISSING}") from error
+    return cut_on_cluster(families, out, settings, address=to_address(cluster), done=done)
 
 
 def _label(videos: list[Path], held_out: list[Path], val_share: float) -> list[LabelledClip]:
@@ -248,6 +269,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--precut", action="store_true", help="the photographs are face crops already")
     add("--workers", type=positive, default=count_cores(), help="clips at once (default: one a core, %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="finds faces (default: CUDA if there)")
+    add_ray_argument(parser, "cut the clips of folders that all nodes see on the CPUs")
     add("--overwrite", action="store_true", help="start anew instead of going on")
     args = parser.parse_args(argv)
     tables = [path for path in args.videos if path.suffix == ".csv"]
@@ -255,6 +277,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("SOURCE: cut clips and photographs into folders of their own; tools/train.py takes several tables")
     if tables and (args.val or args.plain_frames or args.frames or args.skip_equal):
         parser.error("--val, --frames, --skip-equal, --plain-frames: go with clips, not with photographs")
+    if args.ray is not None and (tables or args.device == "cuda"):
+        parser.error("--ray: goes with clips, and on CPUs; leave out tables of photographs and --device cuda")
     if args.precut and not tables:
         parser.error("--precut: goes with tables of photographs")
     try:
@@ -279,9 +303,10 @@ def main(argv: list[str] | None = None) -> int:
                 n_workers=args.workers,
                 device=args.device,
                 overwrite=args.overwrite,
+                cluster=args.ray,
             )
         )
-    except (DataError, DeviceError, ValueError, OSError) as error:
+    except (DfdcError, ValueError, OSError) as error:
         print(f"make_crops: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

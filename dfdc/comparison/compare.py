@@ -10,7 +10,6 @@ import numpy as np
 from scipy.ndimage import median_filter
 
 from dfdc.aggregate import clip_probability
-from dfdc.analyze import score_tracks
 from dfdc.audio import log_mel, read_sound
 from dfdc.comparison.separate import read_pairs
 from dfdc.comparison.sound import SoundComparison, compare_sounds
@@ -18,6 +17,7 @@ from dfdc.crop import CropGeometry, crop_face
 from dfdc.data.align import Alignment, align_clips, frame_period, walk_pairs
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
+from dfdc.findings import score_tracks
 from dfdc.tracks import Track, find_tracks
 
 # A face as a person is shown it: with its surroundings, where the seam of a face swap lies.
@@ -175,7 +175,7 @@ def compare_clips(
 
 def _score(frames: list[np.ndarray], tracks: list[Track], ensemble: Ensemble) -> Scores:
     """A clip's scores as the kernel has them: each person's mean, then the chance that any is fake."""
-    logits, _ = score_tracks(ensemble, frames, tracks)
+    logits = score_tracks(ensemble, frames, tracks)
     alone = np.full(len(frames), np.nan)
     low, high = ensemble.bounds()
     for index in range(len(frames)):

@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dfdc.analyze import Analyzer, score_tracks
+from dfdc.analyze import Analyzer
 from dfdc.data.clips import LabelledClip, read_present
 from dfdc.errors import VideoError
 from dfdc.files import make_folder, write_json
+from dfdc.findings import score_tracks
 from dfdc.flags import input_side, make_parser, natural, positive, run_tool, several, tool
 from dfdc.networks import FrameModel, load_initial, save_model
 from dfdc.research.fusion import SeenClip, calibrate, choose_weight, measure_motion
@@ -153,7 +154,7 @@ def _score_clips(
             tqdm.write(f"{clip.name}: {error}", file=sys.stderr)
             seen.append((clip, (), ()))
             continue
-        logits, _ = score_tracks(analyzer.ensemble, [frame.pixels for frame in sighting.frames], sighting.tracks)
+        logits = score_tracks(analyzer.ensemble, [frame.pixels for frame in sighting.frames], sighting.tracks)
         cut = [torch.from_numpy(cut_track(sighting.frames, track, model.spec.crop)) for track in sighting.tracks]
         changes = tuple(describe_pairs(model, pairs.permute(0, 3, 1, 2)) for pairs in cut)
         seen.append((clip, tuple(logits), changes))

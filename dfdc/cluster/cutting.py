@@ -1,0 +1,132 @@
+"""`tools/make_crops.py --ray`: cut the faces of labelled clips on a cluster whose nodes see the same folders.
+
+The work is that of `dfdc.data.crops.cut_family`, a family of clips at a time. What a lost node had finished is found on
+the disk and not cut again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray.data
+
+from dfdc.cluster.engine import cluster, prepare, told
+from dfdc.cluster.guard import Death, Guard
+from dfdc.data.clips import LabelledClip
+from dfdc.data.crop_folder import CutSettings, Report, find_done
+from dfdc.data.crops import cut_family
+from dfdc.errors import MachineError
+from dfdc.run.limits import count_cores, limit_memory, share_memory
+
+log = logging.getLogger(__name__)
+
+# A family is given up after so many seconds for each of its clips.
+CLIP_LIMIT_S = 600.0
+# A lost node repeats at most so many families for each of its actors.
+BLOCK_FAMILIES = 4
+
+
+@dataclass(frozen=True)
+class Call:
+    """A family to cut, and the names of its clips that are done."""
+
+    family: tuple[LabelledClip, ...]
+    done: frozenset[str]
+
+
+@dataclass(frozen=True)
+class CutFaces:
+    """The craft of a cutter's child."""
+
+    out: Path
+    settings: CutSettings
+    device: str = "cpu"
+
+    def prepare(self) -> Callable[[Call], list[Report]]:
+        import cv2
+
+        from dfdc.detect import FaceDetector
+
+        cv2.setNumThreads(1)
+        detector = FaceDetector(self.device, threads=1)
+        limit_memory(share_memory(count_cores()))
+
+        def cut(call: Call) -> list[Report]:
+            open_ = {clip.name: clip for clip in call.family if clip.name not in call.done}
+            found = find_done(self.out, open_)  # by a node that was lost before it could tell
+            reports = cut_family(detector, list(call.family), self.out, self.settings, call.done | frozenset(found))
+            return [*found.values(), *reports]
+
+        return cut
+
+
+class Cutter:
+    """Has its child cut families."""
+
+    def __init__(self, craft: CutFaces) -> None:
+        self.guard = Guard(craft)
+
+    def __call__(self, batch: Mapping[str, Sequence[Call]]) -> Iterator[dict[str, list]]:
+        """Cut families.
+
+        Args:
+            batch: column call.
+
+        Yields:
+            Column reports, one family at a time.
+        """
+        for call in batch["call"]:
+            found = self.guard.do(call, limit_s=CLIP_LIMIT_S * len(call.family))
+            if isinstance(found, Death):
+                found = [Report(clip.name, "error", found.reason) for clip in call.family if clip.name not in call.done]
+            yield {"reports": [found]}
+
+
+def cut_on_cluster(
+    families: Sequence[Sequence[LabelledClip]],
+    out: Path,
+    settings: CutSettings,
+    *,
+    address: str | None = None,
+    done: frozenset[str] = frozenset(),
+) -> Iterator[list[Report]]:
+    """The same as `dfdc.data.crops.cut_families`, on the CPUs of a cluster.
+
+    Args:
+        families, out, settings, done: see there; every node sees the folders under the same paths.
+        address: see `dfdc.cluster.engine.cluster`.
+
+    Raises:
+        InputError: no cluster answers.
+        MachineError: the output cannot be written, or the cluster gave up; the same call goes on.
+    """
+    calls = [
+        {"call": Call(tuple(family), done & {clip.name for clip in family})} for family in families if len(family) > 0
+    ]
+    if not calls:
+        return
+    craft = CutFaces(out.absolute(), settings)
+    with cluster(address) as resources:
+        prepare()
+        reports = (
+            ray.data.from_items(calls)
+            .repartition(target_num_rows_per_block=BLOCK_FAMILIES)
+            .map_batches(
+                Cutter,
+                fn_constructor_args=(craft,),
+                batch_size=None,
+                num_cpus=1,
+                concurrency=(1, max(int(min(resources.n_cpus, len(calls))), 1)),
+            )
+        )
+        with told():
+            n_cut = 0
+            for batch in reports.iter_batches(batch_size=None, prefetch_batches=0):
+                for family in batch["reports"]:
+                    n_cut += 1
+                    yield family
+            if n_cut < len(calls):
+                raise MachineError(f"{n_cut} of {len(calls)} families came back; the same command goes on")
