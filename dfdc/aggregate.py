@@ -11,19 +11,41 @@ from dfdc.weights import sigmoid
 
 # Assumed share of clips with a synthetic voice. The true share is not published; DFDC's few sound-only fakes guide it.
 MADE_VOICES = 0.03
+# A fake may last for a part of the clip only. Of real persons' frames the suspicious third lies .35 above the mean
+# (median; .83 in 95 of 100), of those with a fake third 1.5: see docs/experiments.md, tools/research/compare_parts.py.
+PART, MIN_PART_FRAMES, PART_MARGIN = 1 / 3, 4, 0.75
+
+
+def track_logit(logits: np.ndarray, *, margin: float = PART_MARGIN) -> float:
+    """Combine the frame logits of one person.
+
+    It is the mean over all frames, because averaging many frames separates a fake from a single bad frame. Where a
+    third of the person's time is far more suspicious than the whole, it is that third's mean less a margin, which is
+    what real clips allow: a fake that lasts for a part of the clip would otherwise pass as real.
+
+    Args:
+        logits: (T,) in order of time, T at least 1.
+        margin: in log-odds; infinite for the mean alone.
+    """
+    whole = float(np.mean(logits))
+    n_part = max(math.ceil(len(logits) * PART), MIN_PART_FRAMES)
+    if n_part >= len(logits):
+        return whole
+    sums = np.cumsum(np.concatenate([[0.0], logits]))
+    part = float(np.max(sums[n_part:] - sums[:-n_part])) / n_part
+    return max(whole, part - margin)
 
 
 def clip_probability(tracks: list[np.ndarray], *, low: float, high: float) -> float:
     """Combine the frame logits of a clip's persons into one probability.
 
-    A track's logit is the mean of its frames' logits, because averaging many frames separates a fake from a single bad
-    frame. A clip is fake if any of its persons is. Each of K persons is fake with the prior 1 - (1 - PRIOR)^(1/K), so
-    the clip's prior stays `PRIOR` however many faces are found; then the probabilities that each person is real are
-    multiplied. For example, a fake at .98 beside a certain real person gives .95, where a mean would give .5; a certain
-    real person beside a face without evidence gives .30, where a maximum would give .5.
+    A clip is fake if any of its persons is; `track_logit` scores each. Each of K persons is fake with the prior
+    1 - (1 - PRIOR)^(1/K), so the clip's prior stays `PRIOR` however many faces are found; then the probabilities that
+    each person is real are multiplied. For example, a fake at .98 beside a certain real person gives .95, where a mean
+    would give .5; a certain real person beside a face without evidence gives .30, where a maximum would give .5.
 
     Args:
-        tracks: for each person, the calibrated logits (T,) of the frames, T at least 1.
+        tracks: for each person, the calibrated logits (T,) of the frames in order of time, T at least 1.
         low, high: bounds of the probability.
 
     Returns:
@@ -31,7 +53,7 @@ def clip_probability(tracks: list[np.ndarray], *, low: float, high: float) -> fl
     """
     if not tracks:
         return PRIOR
-    fake = sigmoid(np.array([np.mean(logits) for logits in tracks]) + prior_shift(len(tracks)))
+    fake = sigmoid(np.array([track_logit(logits) for logits in tracks]) + prior_shift(len(tracks)))
     return float(np.clip(1 - np.prod(1 - fake), low, high))
 
 

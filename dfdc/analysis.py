@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dfdc.aggregate import track_logit
 from dfdc.crop import CropGeometry
 from dfdc.errors import InputError
 from dfdc.files import Identity
@@ -113,8 +114,8 @@ class FaceTrack:
 
     @property
     def probability(self) -> float:
-        """The probability that this person's face is fake: the sigmoid of the frames' mean log-odds."""
-        return float(sigmoid(np.mean(self.logits)))
+        """The probability that this person's face is fake; see `dfdc.aggregate.track_logit`."""
+        return float(sigmoid(np.array(track_logit(self.logits))))
 
 
 @dataclass(frozen=True, eq=False)

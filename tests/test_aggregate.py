@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dfdc.aggregate import clip_probability, logit
+from dfdc.aggregate import PART_MARGIN, clip_probability, logit, track_logit
 from dfdc.weights import sigmoid
 
 BOUNDS = {"low": 0.01, "high": 0.99}
@@ -67,3 +67,24 @@ def test_no_person_is_the_prior() -> None:
 
 def test_logit_is_the_sigmoids_inverse() -> None:
     assert sigmoid(np.array(logit(0.3))) == pytest.approx(0.3)
+
+
+def test_fake_third_of_a_clip_does_not_pass_as_real() -> None:
+    for start in (0, 4, 8):
+        logits = np.full(12, -2.0)
+        logits[start : start + 4] = 3.0
+        assert track_logit(logits) == pytest.approx(3.0 - PART_MARGIN)
+
+
+def test_one_bad_frame_and_ordinary_spread_leave_the_mean() -> None:
+    single = np.full(12, -2.0)
+    single[5] = 2.0
+    assert track_logit(single) == pytest.approx(single.mean())
+    waves = np.tile([-2.5, -1.5], 8)
+    assert track_logit(waves) == pytest.approx(-2.0)
+
+
+@pytest.mark.parametrize("n_frames", [1, 3, 4])
+def test_few_frames_get_their_mean(n_frames: int) -> None:
+    logits = np.linspace(-3, 3, n_frames)
+    assert track_logit(logits) == pytest.approx(logits.mean())

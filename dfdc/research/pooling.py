@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import minimize
 
-from dfdc.aggregate import clip_probability, logit, prior_shift
+from dfdc.aggregate import clip_probability, logit, prior_shift, track_logit
 from dfdc.errors import DataError, SettingError
 from dfdc.evaluation.metrics import balance, draw_scores, interval
 from dfdc.weights import sigmoid
@@ -27,7 +27,7 @@ EDGES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 SCALE_SPREAD, BIAS_SPREAD = 0.45, 0.5
 # Log loss excludes certainty, so probabilities are kept this far from 0 and 1.
 TINY = 1e-12
-KERNELS, LEARNED = "mean of logits", "learned"
+KERNELS, LEARNED = "the kernel's rule", "learned"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ScoredClip:
 
 
 def take_mean(logits: np.ndarray) -> float:
-    """The kernel's rule: the mean."""
+    """The mean of all frames' logits."""
     return float(np.mean(logits))
 
 
@@ -94,7 +94,8 @@ def take_any_keeping_prior(logits: np.ndarray) -> float:
 
 
 FIXED_RULES: dict[str, Rule] = {
-    KERNELS: take_mean,
+    KERNELS: track_logit,
+    "mean of logits": take_mean,
     "maximum": take_maximum,
     "winner's confident rule": trust_confident,
     "NTech's weighted mean": weigh_by_confidence,
