@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -83,8 +84,10 @@ def _connect(address: str | None) -> None:
     except Exception as error:  # Ray raises many kinds
         raise MachineError(f"Ray cannot be started on this machine ({_first_line(error)}); free some memory") from error
     del common["include_dashboard"]
-    os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", str(CONNECT_S))
     try:
+        if address != "auto":  # Ray itself would try for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
         ray.init(address, **common)
     except Exception as error:
         raise InputError(
