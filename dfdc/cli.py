@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dfdc.cluster.command import add_cluster_arguments, score_on_ray
+from dfdc.cluster.command import add_cluster_arguments, path_or_url, score_on_ray
 from dfdc.deadline import Deadline, process_start_s
 from dfdc.errors import DfdcError, InputError
 from dfdc.log import open_streams, show_log, shown
@@ -113,11 +113,6 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HTML",
         help="page to write that shows each clip's faces, scores over time and facts (default: none)",
     )
-
-
-def path_or_url(text: str) -> Path | str:
-    """A converter for argparse: a URL stays a text, because a path would lose one of its slashes."""
-    return text if "://" in text else Path(text)
 
 
 def number(kind: type, most: float) -> Callable[[str], float]:

@@ -228,8 +228,8 @@ def test_store_that_fails_and_throttles_is_source_and_sink(
 
 
 @pytest.mark.slow
-def test_crops_of_a_cluster_are_those_of_the_plain_tool(tmp_path: Path, shared_videos: Path) -> None:
-    """Byte for byte, and the same table; a second run finds all of it done."""
+def test_crops_of_a_cluster_are_those_of_the_plain_tool(tmp_path: Path, shared_videos: Path, store: FlakyStore) -> None:
+    """Byte for byte, and the same table: in a folder, and in a store that fails now and then."""
     folder = tmp_path / "videos"
     folder.mkdir()
     for name in ("ff_183.mp4", "ff_183_253_faceswap.mp4", "aajsqyyjni.mp4"):
@@ -239,8 +239,8 @@ def test_crops_of_a_cluster_are_those_of_the_plain_tool(tmp_path: Path, shared_v
         '"ff_183_253_faceswap.mp4": {"label": "FAKE", "original": "ff_183.mp4"}}'
     )
 
-    def cut(out: str, *more: str) -> Path:
-        command = [sys.executable, "tools/make_crops.py", str(folder), "--out", str(tmp_path / out), "--frames", "3"]
+    def cut(source: object, out: object, *more: str) -> None:
+        command = [sys.executable, "tools/make_crops.py", str(source), "--out", str(out), "--frames", "3"]
         done = subprocess.run(
             [*command, "--device", "cpu", *more],
             cwd=ROOT,
@@ -250,12 +250,24 @@ def test_crops_of_a_cluster_are_those_of_the_plain_tool(tmp_path: Path, shared_v
             timeout=LIMIT_S,
         )
         assert done.returncode == 0, done.stderr
-        return tmp_path / out
 
-    plain, ray = cut("plain", "--workers", "1"), cut("ray", "--ray")
+    plain, ray = tmp_path / "plain", tmp_path / "ray"
+    cut(folder, plain, "--workers", "1")
+    cut(folder, ray, "--ray")
     with open(plain / "crops.csv") as ours, open(ray / "crops.csv") as theirs:
         assert list(csv.DictReader(ours)) == list(csv.DictReader(theirs))
     images = sorted(path.relative_to(plain) for path in plain.glob("images/*/*.png"))
     assert len(images) == 9
     for image in images:
         assert (plain / image).read_bytes() == (ray / image).read_bytes()
+    bucket = Place("s3://bucket")
+    bucket.fs.mkdir("bucket")
+    for path in folder.iterdir():
+        bucket.write(f"videos/{path.name}", path.read_bytes())
+    store.faulty = True
+    cut("s3://bucket/videos", "s3://bucket/crops", "--ray")
+    store.faulty = False
+    crops = Place("s3://bucket/crops")
+    assert crops.read("crops.csv") == (plain / "crops.csv").read_bytes()
+    for image in images:
+        assert crops.read(image.as_posix()) == (plain / image).read_bytes()

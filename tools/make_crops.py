@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dfdc.cluster.command import MISSING, add_ray_argument, to_address
+from dfdc.cluster.command import MISSING, add_ray_argument, path_or_url, to_address
 from dfdc.crop import CropGeometry
 from dfdc.data.clips import METADATA, LabelledClip, group_families, is_held_out, read_metadata
 from dfdc.data.crop_folder import (
@@ -116,6 +116,33 @@ def make_crops(
         raise DataError(f"{out}: no clip gave an image; the reasons are above")
     if not settings.plain_frames:
         read_table(table)
+    return table
+
+
+def make_stored_crops(
+    videos: list[Path | str], out: Path | str, *, held_out: list[Path | str], settings: CutSettings, cluster: str
+) -> str:
+    """Cut clips of an object store into crops there, on a cluster; returns the URL of crops.csv.
+
+    Args:
+        videos, held_out: as in `make_crops`; paths or URLs.
+        out: path or URL for the crops.
+        settings: how to cut.
+        cluster: see `make_crops`.
+
+    Raises:
+        DfdcError: see `dfdc.cluster.crop_store.cut_in_store`; or clips of one face have different splits.
+    """
+    try:
+        from dfdc.cluster.crop_store import cut_in_store, read_stored
+    except ModuleNotFoundError as error:
+        raise DataError(f"{error}; {MISSING}") from error
+    stored = [entry for place in videos for entry in read_stored(str(place))]
+    stored += [entry for place in held_out for entry in read_stored(str(place), split="val")]
+    for family in group_families(entry.clip for entry in stored):
+        _refuse_mixed(family)
+    table, reports = cut_in_store(stored, str(out), settings, address=to_address(cluster))
+    _summarize(reports, sum(len(report.rows) for report in reports))
     return table
 
 
@@ -221,13 +248,17 @@ def _report_alone(families: list[list[LabelledClip]]) -> None:
 def _refuse_leaks(families: list[list[LabelledClip]]) -> None:
     """Refuse an original that stands in another split than a fake of its, before days of cutting."""
     for family in families:
-        there = [clip for clip in family if clip.path.is_file()]
-        other = [clip for clip in there if clip.split != there[0].split]
-        if other:
-            raise DataError(
-                f"{there[0].path} is for {there[0].split} and {other[0].path} for {other[0].split}, and they share "
-                f"a face: put them into one folder, or correct the splits in {METADATA}"
-            )
+        _refuse_mixed([clip for clip in family if clip.path.is_file()])
+
+
+def _refuse_mixed(family: list[LabelledClip]) -> None:
+    """Refuse clips of one face that stand in several splits."""
+    other = [clip for clip in family if clip.split != family[0].split]
+    if other:
+        raise DataError(
+            f"{family[0].path} is for {family[0].split} and {other[0].path} for {other[0].split}, and they share a "
+            f"face: put them into one folder, or correct the splits in {METADATA}"
+        )
 
 
 def _rows(report: Report, settings: CutSettings, clips: dict[str, LabelledClip]) -> Iterator[tuple[object, ...]]:
@@ -256,9 +287,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     sources_help = "folder of clips with metadata.json; or CSV tables of photographs (path, label)"
-    add("videos", nargs="+", type=Path, metavar="SOURCE", help=sources_help)
-    add("--out", type=Path, required=True, help="folder for the crops and crops.csv")
-    add("--val", nargs="+", type=Path, default=[], metavar="VIDEOS", help="folders that are kept for validation")
+    add("videos", nargs="+", type=path_or_url, metavar="SOURCE", help=sources_help)
+    add("--out", type=path_or_url, required=True, help="folder for the crops and crops.csv")
+    add("--val", nargs="+", type=path_or_url, default=[], metavar="VIDEOS", help="folders that are kept for validation")
     add("--val-share", type=float, default=0.0, help="share of the other originals kept for it (default: %(default)s)")
     frames_help = f"frames cut per clip (default: {defaults.n_frames}; all with --plain-frames)"
     add("--frames", type=positive, help=frames_help)
@@ -272,7 +303,12 @@ def main(argv: list[str] | None = None) -> int:
     add_ray_argument(parser, "cut the clips of folders that all nodes see on the CPUs")
     add("--overwrite", action="store_true", help="start anew instead of going on")
     args = parser.parse_args(argv)
-    tables = [path for path in args.videos if path.suffix == ".csv"]
+    urls = any(isinstance(place, str) for place in (*args.videos, *args.val, args.out))
+    if urls and args.ray is None:
+        parser.error("SOURCE, --val, --out: URLs go with --ray; copy the clips to a folder, or add --ray")
+    if urls and (args.val_share or args.plain_frames or args.overwrite):
+        parser.error("--val-share, --plain-frames, --overwrite: do not go with URLs; leave them out")
+    tables = [] if urls else [path for path in args.videos if path.suffix == ".csv"]
     if tables and len(tables) < len(args.videos):
         parser.error("SOURCE: cut clips and photographs into folders of their own; tools/train.py takes several tables")
     if tables and (args.val or args.plain_frames or args.frames or args.skip_equal):
@@ -294,6 +330,8 @@ def main(argv: list[str] | None = None) -> int:
                 tables, args.out, val_share=args.val_share, settings=settings, precut=args.precut, device=args.device
             )
             if tables
+            else make_stored_crops(args.videos, args.out, held_out=args.val, settings=settings, cluster=args.ray)
+            if urls
             else make_crops(
                 args.videos,
                 args.out,

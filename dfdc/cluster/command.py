@@ -45,6 +45,11 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def path_or_url(text: str) -> Path | str:
+    """A converter for argparse: a URL stays a text, because a path would lose one of its slashes."""
+    return text if "://" in text else Path(text)
+
+
 def to_address(argument: str) -> str | None:
     """The cluster that `--ray` names; None for one on this machine."""
     return None if argument == LOCAL else argument

@@ -79,10 +79,14 @@ class Cutter:
             Column reports, one family at a time.
         """
         for call in batch["call"]:
-            found = self.guard.do(call, limit_s=CLIP_LIMIT_S * len(call.family))
-            if isinstance(found, Death):
-                found = [Report(clip.name, "error", found.reason) for clip in call.family if clip.name not in call.done]
-            yield {"reports": [found]}
+            yield {"reports": [self.cut(call)]}
+
+    def cut(self, call: Call) -> list[Report]:
+        """Cut one family; one that kills the child twice is reported as failed."""
+        found = self.guard.do(call, limit_s=CLIP_LIMIT_S * len(call.family))
+        if isinstance(found, Death):
+            return [Report(clip.name, "error", found.reason) for clip in call.family if clip.name not in call.done]
+        return found
 
 
 def cut_on_cluster(
@@ -103,20 +107,30 @@ def cut_on_cluster(
         InputError: no cluster answers.
         MachineError: the output cannot be written, or the cluster gave up; the same call goes on.
     """
-    calls = [
-        {"call": Call(tuple(family), done & {clip.name for clip in family})} for family in families if len(family) > 0
-    ]
+    craft = CutFaces(out.absolute(), settings)
+    yield from run_cutters(families, Cutter, (craft,), address=address, done=done)
+
+
+def run_cutters(
+    families: Sequence[Sequence[LabelledClip]],
+    kind: type[Cutter],
+    arguments: tuple[object, ...],
+    *,
+    address: str | None,
+    done: frozenset[str],
+) -> Iterator[list[Report]]:
+    """Let actors of a kind, made with these arguments, cut families; see `cut_on_cluster`."""
+    calls = [{"call": Call(tuple(family), done & {clip.name for clip in family})} for family in families]
     if not calls:
         return
-    craft = CutFaces(out.absolute(), settings)
     with cluster(address) as resources:
         prepare()
         reports = (
             ray.data.from_items(calls)
             .repartition(target_num_rows_per_block=BLOCK_FAMILIES)
             .map_batches(
-                Cutter,
-                fn_constructor_args=(craft,),
+                kind,
+                fn_constructor_args=arguments,
                 batch_size=None,
                 num_cpus=1,
                 concurrency=(1, max(int(min(resources.n_cpus, len(calls))), 1)),
