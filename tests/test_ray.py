@@ -101,7 +101,7 @@ def test_one_machine_gives_the_kernels_probabilities(tmp_path: Path, expected: l
     assert pq.read_table(part).num_rows == 10
     assert "5 clips: 5 had a row before; this run: none" in finish(start_job(*command))
     other = start_job(*command[:-3], "--frames", 3, "--per-frame")
-    assert "n_frames was 2, is 3" in other.communicate(timeout=LIMIT_S)[1]
+    assert "--frames was 2, is 3" in other.communicate(timeout=LIMIT_S)[1]
 
 
 class KillReaders:

@@ -62,6 +62,7 @@ def cluster(address: str | None) -> Iterator[Resources]:
     """
     mine = not ray.is_initialized()
     if mine:
+        check_address(address)
         _connect(address)
     try:
         found = ray.cluster_resources()
@@ -85,15 +86,31 @@ def _connect(address: str | None) -> None:
         raise MachineError(f"Ray cannot be started on this machine ({_first_line(error)}); free some memory") from error
     del common["include_dashboard"]
     try:
-        if address != "auto":  # Ray itself would try for minutes
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
         ray.init(address, **common)
     except Exception as error:
-        raise InputError(
-            f"--ray {address}: no cluster answers there ({_first_line(error)}); allowed are HOST:PORT of a cluster's "
-            "head, as `ray start --head` prints it, and auto; this machine must be one of its nodes"
-        ) from error
+        raise _no_answer(address, error) from error
+
+
+def check_address(address: str | None) -> None:
+    """See whether anything answers at the address of a cluster; Ray itself would try for minutes.
+
+    Raises:
+        InputError: nothing does.
+    """
+    if address is None or address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _no_answer(address, error) from error
+
+
+def _no_answer(address: str, error: Exception) -> InputError:
+    return InputError(
+        f"--ray {address}: no cluster answers there ({_first_line(error)}); allowed are HOST:PORT of a cluster's head, "
+        "as `ray start --head` prints it, and auto; this machine must be one of its nodes"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -8,14 +8,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 from tqdm import tqdm
 
-from dfdc.cluster.engine import Resources, cluster, score_clips
-from dfdc.cluster.lease import check_free, hold
-from dfdc.cluster.manifest import Frozen, digest, freeze, open_source
+from dfdc.cluster.engine import Resources, check_address, cluster, score_clips
+from dfdc.cluster.lease import hold
+from dfdc.cluster.manifest import MANIFESTS, Frozen, digest, freeze, open_source
 from dfdc.cluster.places import Place
 from dfdc.cluster.sink import PREDICTIONS, Sink
 from dfdc.cluster.stages import CarriedWeights, StageSettings
@@ -37,7 +37,7 @@ class ScoreSettings:
 
     Attributes:
         weights: checked weights of the face models.
-        device: "auto" for GPUs if the cluster has some, "cpu" or "cuda".
+        device: "auto" for GPUs if the cluster has some when the work begins, "cpu" or "cuda".
         n_frames: frames to look at per clip.
         per_frame: whether to write the per-frame table.
     """
@@ -88,35 +88,43 @@ def score_corpus(source: str, out: str, settings: ScoreSettings, *, address: str
     """
     began_s = time.monotonic()
     base, read_names = open_source(source)
-    if not Place(source).local and Place(out).url == Place(source).url:
-        raise InputError(f"{out}: holds the clips; name another folder for the results")
     place = Place(out)
+    if place.url == Place(source).url:
+        raise InputError(f"{out}: holds the clips; name another folder for the results")
     weights = select("face", list(settings.weights))
-    check_free(place)
-    with cluster(address) as resources:
-        settings = replace(settings, device=_choose_device(settings.device, resources))
-        place.check_writable()
-        with hold(place) as lease:
-            job = _open_job(source, base, read_names, place, settings)
-            sink = Sink(place, lease, n_clips=job.n_clips)
-            n_before = sink.n_done
-            stages = StageSettings(
-                base=job.base,
-                specs=tuple(file.spec for file in weights),
-                digests=tuple(file.digest for file in weights),
-                code=digest_code(),
-                n_frames=settings.n_frames,
-                device=settings.device,
-                per_frame=settings.per_frame,
-            )
-            carried = [CarriedWeights.of(file) for file in weights]
-            statuses: Counter[str] = Counter()
-            if n_before < job.n_clips:
+    wanted = {
+        "schema": SCHEMA,
+        "source": source,
+        "per_frame": settings.per_frame,
+        **scoring_key(weights, device=settings.device, n_frames=settings.n_frames),
+    }
+    check_address(address)
+    place.check_writable()
+    statuses: Counter[str] = Counter()
+    with hold(place) as lease:
+        job = _find_job(source, read_names, place, wanted)
+        sink = Sink(place, lease, n_clips=job.n_clips) if job else None
+        n_before = sink.n_done if sink else 0
+        if job is None or sink is None or n_before < job.n_clips:
+            with cluster(address) as resources:
+                stages = StageSettings(
+                    base=base,
+                    specs=tuple(file.spec for file in weights),
+                    digests=tuple(file.digest for file in weights),
+                    code=digest_code(),
+                    n_frames=settings.n_frames,
+                    device=_choose_device(settings.device, resources),
+                    per_frame=settings.per_frame,
+                )
+                if job is None or sink is None:
+                    job = freeze(source, base, read_names(), place)
+                    place.write(JOB, json.dumps({**wanted, **asdict(job)}, indent=1).encode())
+                    sink = Sink(place, lease, n_clips=job.n_clips)
+                carried = [CarriedWeights.of(file) for file in weights]
                 names = [file.path.stem for file in weights]
-                rows = score_clips(place, sink.done.copy(), stages, carried, names, resources)
-                with closing(rows):
+                with closing(score_clips(place, sink.done.copy(), stages, carried, names, resources)) as rows:
                     statuses = _write_rows(rows, sink, n_before)
-            sink.finish()
+        sink.finish()
     return Outcome(place.url, job.n_clips, n_before, dict(statuses), time.monotonic() - began_s)
 
 
@@ -153,28 +161,20 @@ def _write_rows(rows: Iterator[pa.Table], sink: Sink, n_before: int) -> Counter[
     return statuses
 
 
-def _open_job(
-    source: str, base: str, read_names: Callable[[], Iterator[str]], place: Place, settings: ScoreSettings
-) -> Frozen:
-    """Begin a job, or go on with the one whose results lie there.
+def _find_job(
+    source: str, read_names: Callable[[], Iterator[str]], place: Place, wanted: dict[str, object]
+) -> Frozen | None:
+    """The clips of the job whose results lie there; None if there are none.
 
     Raises:
         InputError: the results belong to another job.
     """
-    wanted = {
-        "schema": SCHEMA,
-        "source": source,
-        "per_frame": settings.per_frame,
-        **scoring_key(select("face", list(settings.weights)), device=settings.device, n_frames=settings.n_frames),
-    }
     try:
         found = json.loads(place.read(JOB))
     except FileNotFoundError:
         if place.names(PREDICTIONS):
             raise InputError(f"{place.url}: holds results without {JOB}; name another --out") from None
-        frozen = freeze(source, base, read_names(), place)
-        place.write(JOB, json.dumps({**wanted, **asdict(frozen)}, indent=1).encode())
-        return frozen
+        return None
     except ValueError as error:
         raise InputError(f"{place.full(JOB)}: is not a job of this program ({error}); name another --out") from error
     other = [name for name, value in wanted.items() if found.get(name) != value]
@@ -182,7 +182,7 @@ def _open_job(
         told = "; ".join(f"{name} was {_short(found.get(name))}, is {_short(wanted[name])}" for name in other)
         raise InputError(f"{place.url}: holds another job: {told}; use the same settings, or name another --out")
     frozen = Frozen(found["base"], found["n_clips"], found["sha256"])
-    if source.lower().endswith((".txt", ".csv")) and digest(read_names()) != (frozen.n_clips, frozen.sha256):
+    if source.lower().endswith(MANIFESTS) and digest(read_names()) != (frozen.n_clips, frozen.sha256):
         raise InputError(f"{source}: has changed since its job began; name another --out for the new list")
     return frozen
 
