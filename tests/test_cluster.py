@@ -229,17 +229,27 @@ def test_results_have_the_fields_of_predictions_csv(tmp_path: Path) -> None:
 
 def test_later_run_knows_what_is_done_and_never_writes_a_clip_twice(tmp_path: Path) -> None:
     place = Place(str(tmp_path))
-    row = to_table([1], [Analysis("b.mp4")], models=[])
+    row = to_table([1, 1], [Analysis("b.mp4"), Analysis("b.mp4")], models=[])
     with hold(place) as lease:
         Sink(place, lease, n_clips=3).write(row)
     with hold(place) as lease:
         sink = Sink(place, lease, n_clips=3)
         assert sink.done.tolist() == [False, True, False]
-        with pytest.raises(InputError, match="line 1 has a row already"):
-            sink.write(row)
+        sink.write(row)
+        assert read_results(str(tmp_path)).num_rows == 1
         with pytest.raises(InputError, match="2 of 3 clips have no row, such as that of line 0"):
             sink.finish()
     assert not (tmp_path / "complete.json").exists()
+
+
+def test_line_with_two_rows_is_refused(tmp_path: Path) -> None:
+    place = Place(str(tmp_path))
+    with hold(place) as lease:
+        Sink(place, lease, n_clips=3).write(to_table([1], [Analysis("b.mp4")], models=[]))
+        part = place.read("predictions/part-000001-000000.parquet")
+        place.write("predictions/part-000009-000000.parquet", part)
+        with pytest.raises(InputError, match="line 1 has a row already"):
+            Sink(place, lease, n_clips=3)
 
 
 def test_part_of_another_job_is_refused(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 JOB, SCHEMA = "job.json", "dfdc.job/1"
 # Rows are written after so many seconds or clips; a kill costs what was scored since.
 WRITE_S, WRITE_ROWS = 30.0, 5000
+# Clips without a row at the end of a pass, which only faults of the cluster leave, get another one.
+MAX_PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,11 @@ def score_corpus(source: str, out: str, settings: ScoreSettings, *, address: str
                     sink = Sink(place, lease, n_clips=job.n_clips)
                 carried = [CarriedWeights.of(file) for file in weights]
                 names = [file.path.stem for file in weights]
-                with closing(score_clips(place, sink.done.copy(), stages, carried, names, resources)) as rows:
-                    statuses = _write_rows(rows, sink, n_before)
+                for _ in range(MAX_PASSES):
+                    if sink.n_done < job.n_clips:
+                        rows = score_clips(place, sink.done.copy(), stages, carried, names, resources)
+                        with closing(rows):
+                            statuses += _write_rows(rows, sink)
         sink.finish()
     return Outcome(place.url, job.n_clips, n_before, dict(statuses), time.monotonic() - began_s)
 
@@ -134,7 +139,7 @@ def _choose_device(wanted: str, resources: Resources) -> str:
     return "cuda" if wanted != "cpu" and resources.n_gpus else "cpu"
 
 
-def _write_rows(rows: Iterator[pa.Table], sink: Sink, n_before: int) -> Counter[str]:
+def _write_rows(rows: Iterator[pa.Table], sink: Sink) -> Counter[str]:
     """Write rows in parts as they come; returns how many have each status."""
     held: list[pa.Table] = []
     statuses: Counter[str] = Counter()
@@ -146,7 +151,7 @@ def _write_rows(rows: Iterator[pa.Table], sink: Sink, n_before: int) -> Counter[
             held.clear()
             sink.write(part)
 
-    bar = tqdm(total=len(sink.done), initial=n_before, desc="scoring", unit="clip", disable=None)
+    bar = tqdm(total=len(sink.done), initial=sink.n_done, desc="scoring", unit="clip", disable=None)
     try:
         with bar:
             for table in rows:

@@ -115,17 +115,23 @@ class Sink:
         return int(self.done.sum())
 
     def write(self, table: pa.Table) -> None:
-        """Write rows as one part.
+        """Write rows as one part; a clip that has a row already, or has come twice, gets no second one.
+
+        Ray repeats the work of lost nodes, and what it repeats may be divided into other blocks than before.
 
         Args:
-            table: see `to_table`; no clip in it has a row yet.
+            table: see `to_table`.
 
         Raises:
             MachineError: the part cannot be written, or another job has taken over.
-            InputError: a clip has a row already.
         """
         name = f"part-{self._lease.number:06d}-{self._n_parts:06d}.parquet"
-        table = table.combine_chunks()
+        lines = table["line"].to_numpy()
+        first = np.zeros(len(lines), bool)
+        first[np.unique(lines, return_index=True)[1]] = True
+        table = table.filter(pa.array(first & ~self.done[lines])).combine_chunks()
+        if not table.num_rows:
+            return
         self._mark(table["line"].to_numpy(), name)
         self._lease.check()
         if FRAME_ROWS in table.column_names:
