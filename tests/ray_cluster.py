@@ -114,7 +114,7 @@ class FlakyStore:
         from werkzeug.serving import make_server
 
         self.answers: Counter[str] = Counter()
-        self._app = DomainDispatcherApplication(create_backend_app, service="s3")
+        self._app = DomainDispatcherApplication(create_backend_app)
         self._fail_every, self._throttle_every, self._deny = fail_every, throttle_every, deny
         self.faulty = False
         self._lock = threading.Lock()

@@ -149,14 +149,13 @@ def _write_rows(rows: Iterator[pa.Table], sink: Sink) -> Counter[str]:
         if held:
             part = pa.concat_tables(held)
             held.clear()
-            sink.write(part)
+            statuses.update(sink.write(part)["status"].to_pylist())
 
     bar = tqdm(total=len(sink.done), initial=sink.n_done, desc="scoring", unit="clip", disable=None)
     try:
         with bar:
             for table in rows:
                 held.append(table)
-                statuses.update(table["status"].to_pylist())
                 bar.update(table.num_rows)
                 if time.monotonic() >= next_s or sum(table.num_rows for table in held) >= WRITE_ROWS:
                     write()

@@ -114,13 +114,16 @@ class Sink:
     def n_done(self) -> int:
         return int(self.done.sum())
 
-    def write(self, table: pa.Table) -> None:
+    def write(self, table: pa.Table) -> pa.Table:
         """Write rows as one part; a clip that has a row already, or has come twice, gets no second one.
 
         Ray repeats the work of lost nodes, and what it repeats may be divided into other blocks than before.
 
         Args:
             table: see `to_table`.
+
+        Returns:
+            The rows that were written.
 
         Raises:
             MachineError: the part cannot be written, or another job has taken over.
@@ -131,7 +134,7 @@ class Sink:
         first[np.unique(lines, return_index=True)[1]] = True
         table = table.filter(pa.array(first & ~self.done[lines])).combine_chunks()
         if not table.num_rows:
-            return
+            return table
         self._mark(table["line"].to_numpy(), name)
         self._lease.check()
         if FRAME_ROWS in table.column_names:
@@ -141,6 +144,7 @@ class Sink:
             table = table.drop_columns([FRAME_ROWS])
         self.place.write(f"{PREDICTIONS}/{name}", _to_parquet(table))
         self._n_parts += 1
+        return table
 
     def finish(self) -> None:
         """Read all parts again, check that every clip has exactly one row, and mark the results as complete.
