@@ -129,7 +129,6 @@ class FlakyStore:
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_CA_BUNDLE": "",
         }
 
     def close(self) -> None:
