@@ -98,6 +98,8 @@ def kill(pid: int) -> None:
 class FlakyStore:
     """Moto's S3 server on the loopback interface; it fails and throttles a share of the requests.
 
+    All servers of a process have the same buckets.
+
     Attributes:
         url: its address.
         answers: number of answers by kind: "passed", "failed" (500), "throttled" (503), "denied" (403).

@@ -196,8 +196,8 @@ def test_bucket_without_permission_is_told_before_anything_is_written(
 
 
 def test_only_one_of_two_creates_an_object(store: FlakyStore) -> None:
-    place = Place("s3://open/x")
-    place.fs.mkdir("open")
+    place = Place("s3://alone/x")
+    place.fs.mkdir("alone")
     store.faulty = True
     assert place.create("a", b"first")
     assert not place.create("a", b"second")
@@ -260,14 +260,14 @@ def test_crops_of_a_cluster_are_those_of_the_plain_tool(tmp_path: Path, shared_v
     assert len(images) == 9
     for image in images:
         assert (plain / image).read_bytes() == (ray / image).read_bytes()
-    bucket = Place("s3://bucket")
-    bucket.fs.mkdir("bucket")
+    films = Place("s3://films")
+    films.fs.mkdir("films")
     for path in folder.iterdir():
-        bucket.write(f"videos/{path.name}", path.read_bytes())
+        films.write(f"videos/{path.name}", path.read_bytes())
     store.faulty = True
-    cut("s3://bucket/videos", "s3://bucket/crops", "--ray")
+    cut("s3://films/videos", "s3://films/crops", "--ray")
     store.faulty = False
-    crops = Place("s3://bucket/crops")
+    crops = Place("s3://films/crops")
     assert crops.read("crops.csv") == (plain / "crops.csv").read_bytes()
     for image in images:
         assert crops.read(image.as_posix()) == (plain / image).read_bytes()
