@@ -65,7 +65,7 @@ def test_lost_nodes_cost_time_and_no_clip() -> None:
 
 def test_tool_reads_the_times_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "predictions.csv"
-    header = ("filename", "label", "status", "nets", "decode_s", "detect_s", "crop_s", "score_s")
+    header = ("filename", "label", "status", "n_models", "decode_s", "detect_s", "crop_s", "score_s")
     write_csv(path, header, [("a.mp4", 0.5, "ok", 2, 0.9, 0.3, 0.1, 0.8), ("b.mp4", 0.5, "unreadable", 0, 0, 0, 0, 0)])
     assert main([str(path), "--clips", "200", "--mtbf-h", "1"]) == 0
     out = capsys.readouterr().out

@@ -21,7 +21,7 @@ from dfdc.cluster.places import fetch, resolve
 from dfdc.cluster.sink import to_table
 from dfdc.deadline import Deadline
 from dfdc.errors import InputError
-from dfdc.files import identify
+from dfdc.files import REPLACED, identify
 from dfdc.findings import Findings, blank_analysis, judge, settle
 from dfdc.run.journal import digest_code
 from dfdc.run.limits import count_cores, limit_memory, share_memory
@@ -115,13 +115,11 @@ class FindFaces:
         limit_memory(share_memory(count_cores()))
 
         def find(errand: Errand) -> Findings:
-            before = identify(errand.path)
             blank = blank_analysis(errand.name, settings.n_frames, settings.digests)
             deadline = Deadline.after(settings.clip_limit_s)
             findings = finder.look(errand.path, blank, settings.specs, deadline=deadline)
-            if before != identify(errand.path):
-                reason = "the file was changed or replaced while it was read"
-                return Findings(replace(blank, status="error", reason=reason))
+            if findings.analysis.identity not in (None, identify(errand.path)):
+                return Findings(replace(blank, status="error", reason=REPLACED))
             return findings
 
         return find

@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
-        rows = [row for row in read_predictions(args.predictions) if row.nets]
+        rows = [row for row in read_predictions(args.predictions) if row.n_models]
         if not rows:
             raise InputError(f"{args.predictions}: holds no clip that was scored; score some clips first")
     except (OSError, KeyError, ValueError, InputError) as error:
