@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dfdc.run.processes import find_tree
+
 ROOT = Path(__file__).resolve().parent.parent
 # A small store for each node, no dashboard, and workers as urgent as the test itself.
 STORE_BYTES = 200 * 2**20
@@ -79,13 +81,14 @@ def wait_until(seen: Callable[[], bool], job: subprocess.Popen, *, limit_s: floa
 
 
 def find_actors(kind: str) -> list[int]:
-    """The processes of actors of a kind, "Scout" or "Judge", oldest first."""
+    """The processes below this one that are actors of a kind, "Scout" or "Judge", oldest first."""
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
+    for pid in find_tree(os.getpid()):  # other tests may run clusters at the same time
+        process = Path(f"/proc/{pid}")
         try:
             command = (process / "cmdline").read_bytes().decode(errors="replace")
             if command.startswith("ray::MapWorker") and kind in command:
-                found.append((int((process / "stat").read_text().rpartition(")")[2].split()[19]), int(process.name)))
+                found.append((int((process / "stat").read_text().rpartition(")")[2].split()[19]), pid))
         except (OSError, IndexError):  # it has ended
             continue
     return [pid for _, pid in sorted(found)]
