@@ -78,11 +78,6 @@ class Findings:
     tracks: tuple[Track, ...] = ()
     crops: tuple[np.ndarray, ...] = ()
 
-    @property
-    def n_bytes(self) -> int:
-        """The size of the crops; arrays that models share count once."""
-        return sum({id(crops): crops.nbytes for crops in self.crops}.values())
-
 
 class Finder:
     """Reads clips and finds their people."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +25,6 @@ from dfdc.cluster.places import Place, fetch
 from dfdc.data.clips import METADATA, LabelledClip, group_families, read_metadata
 from dfdc.data.crop_folder import IMAGES, CutSettings, Report
 from dfdc.errors import DataError, MachineError, VideoError
-
-log = logging.getLogger(__name__)
 
 RECORDS, SETTINGS = "records", "settings.json"
 

@@ -6,7 +6,6 @@ the disk and not cut again.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,6 @@ from dfdc.data.crop_folder import CutSettings, Report, find_done
 from dfdc.data.crops import cut_family
 from dfdc.errors import MachineError
 from dfdc.run.limits import count_cores, limit_memory, share_memory
-
-log = logging.getLogger(__name__)
 
 # A family is given up after so many seconds for each of its clips.
 CLIP_LIMIT_S = 600.0

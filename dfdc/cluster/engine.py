@@ -24,8 +24,6 @@ from dfdc.cluster.stages import CarriedWeights, Judge, Scout, StageSettings
 from dfdc.errors import InputError, MachineError
 from dfdc.run.limits import count_cores
 
-log = logging.getLogger(__name__)
-
 # A block of findings is closed at this size, about six clips of one person; a block of clips at this number. Work that
 # a lost node repeats is at most a block of clips for each of its actors and what had not been passed on.
 BLOCK_BYTES, BLOCK_CLIPS = 32 * 2**20, 8

@@ -7,7 +7,6 @@ instead: the clip is tried once more, and then it gets its row with the reason.
 from __future__ import annotations
 
 import contextlib
-import logging
 import signal
 import sys
 import time
@@ -21,8 +20,6 @@ from dfdc.log import show_log
 from dfdc.run.pool import MAX_TRIES
 from dfdc.run.spawn import START_LIMIT_S, Worker, end_workers, start_worker
 from dfdc.run.worker import Ready, Refusal, release_memory
-
-log = logging.getLogger(__name__)
 
 
 class Craft(Protocol):
@@ -52,7 +49,6 @@ class Guard:
 
     def __init__(self, craft: Craft) -> None:
         self.craft = craft
-        self.n_deaths = 0
         self._worker: Worker | None = None
         # A child of multiprocessing runs the parent's main script again; Ray's imports all of Ray.
         with contextlib.suppress(KeyError, AttributeError):
@@ -87,7 +83,6 @@ class Guard:
             death = Death(
                 "error" if answered else "timeout", f"its worker {fault}, in {MAX_TRIES} of {MAX_TRIES} tries"
             )
-            self.n_deaths += 1
             self.close()
         return death
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import secrets
@@ -17,7 +16,6 @@ from fsspec.core import url_to_fs
 from dfdc.errors import InputError, MachineError, VideoError
 from dfdc.files import drafted
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # A step that fails is tried again after pauses of .2, .4, .8, 1.6 and 3.2 s, each varied by half of it, so that the

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,8 +22,6 @@ from dfdc.errors import InputError
 from dfdc.prediction import STATUSES
 from dfdc.run.journal import digest_code, scoring_key
 from dfdc.weights import WeightsFile, select
-
-log = logging.getLogger(__name__)
 
 JOB, SCHEMA = "job.json", "dfdc.job/1"
 # Rows are written after so many seconds or clips; a kill costs what was scored since.

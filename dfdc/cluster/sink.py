@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -29,8 +28,6 @@ from dfdc.cluster.lease import Lease
 from dfdc.cluster.places import Place, persist
 from dfdc.errors import InputError
 from dfdc.prediction import Prediction
-
-log = logging.getLogger(__name__)
 
 PREDICTIONS, FRAMES, COMPLETE = "predictions", "frames", "complete.json"
 # In a row on its way to the sink: the clip's part of the per-frame table, as Arrow's stream.
