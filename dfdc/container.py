@@ -157,7 +157,14 @@ class MediaFile:
             self.deadline = deadline
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
+        """Move to a place; a negative number if there can be no such place, as FFmpeg expects.
+
+        Damaged clips refer to places behind the largest possible file, which some file systems refuse.
+        """
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, OverflowError):
+            return -errno.EINVAL
 
     def tell(self) -> int:
         return self._file.tell()

@@ -324,6 +324,15 @@ def test_packet_that_claims_more_than_there_is_is_damage(tmp_path):
     assert numbers(read_frames(path, 12)) == [0, 1, 2, 3, 4, 5]
 
 
+def test_place_behind_the_largest_file_is_no_place(tmp_path):
+    with MediaFile(write_clip(tmp_path / "a.mp4")) as file:
+        file.seek(7)
+        for offset in (2**62, 2**70, -1):
+            assert file.seek(offset) < 0 or file.seek(offset) == offset  # some file systems allow 2**62
+        file.seek(7)
+        assert file.tell() == 7
+
+
 # Which file was read
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from dfdc.convolution import convolve, without_cudnn
+from dfdc.errors import DeviceError
 from dfdc.models import MTCNN
 from dfdc.mtcnn import load_mtcnn
 from dfdc.networks import FrameModel
@@ -85,21 +86,6 @@ def check_net(net: nn.Module, images: torch.Tensor) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("layer", [name for name in LAYERS if name not in ("depthwise", "two groups")])
-def test_filters_that_see_all_channels_are_multiplied(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    channels, n_filters, side, stride, *_ = LAYERS[layer]
-    monkeypatch.setattr(torch, "conv2d", lambda *_: pytest.fail("convolved by torch"))
-    convolve(torch.randn(1, channels, 9, 9), torch.randn(n_filters, channels, side, side), None, (stride,) * 2)
-
-
-def test_single_channels_reach_torch_as_its_kernels_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setattr(torch, "conv2d", lambda images, filters, *_: seen.extend([images, filters]))
-    images = torch.randn(2, 4, 9, 9).to(memory_format=torch.channels_last)
-    convolve(images, torch.randn(4, 1, 3, 3), None, groups=4)
-    assert not images.is_contiguous() and all(tensor.is_contiguous() for tensor in seen)
-
-
 class Crowded(nn.Module):
     """Has room for so many images, and notes whether cuDNN may be used."""
 
@@ -115,12 +101,12 @@ class Crowded(nn.Module):
         return images.float().mean((1, 2, 3))
 
 
-def test_nets_on_cuda_do_without_cudnn_and_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu, net = FakeGpu(monkeypatch), Crowded(room=8)
+def test_nets_on_cuda_answer_without_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeGpu(monkeypatch)
+    net = Crowded(room=8)
     run = run_in_torch(net, "cuda")
     assert run(np.full((3, 4, 4, 3), 7, np.uint8))[0].tolist() == [7.0] * 3
-    assert net.sizes == [3] and gpu.noted == ["waited"]
-    assert net.cudnn == {False}
+    assert net.sizes == [3] and net.cudnn == {False}
 
 
 def test_gpu_without_room_says_so_and_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,28 +119,36 @@ def test_gpu_without_room_says_so_and_is_emptied(monkeypatch: pytest.MonkeyPatch
     assert [len(part) for (part,) in run_batches(run, images, 3)] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("cudnn", [False, True])
-def test_device_is_tried_with_cudnn_where_that_is_needed(cudnn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_whose_cudnn_is_broken_scores_but_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 1)
-    tried, convolved = [], functional.conv2d
-    monkeypatch.setattr(
-        functional, "conv2d", lambda *args: tried.append(torch.backends.cudnn.enabled) or convolved(*args)
-    )
-    assert choose_device("cuda", cudnn=cudnn) == "cuda"
-    assert tried == [cudnn]
+    whole = functional.conv2d
+
+    def broken(*args: torch.Tensor) -> torch.Tensor:
+        if torch.backends.cudnn.enabled:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED")
+        return whole(*args)
+
+    monkeypatch.setattr(functional, "conv2d", broken)
+    assert choose_device("cuda") == "cuda"
+    with pytest.raises(DeviceError, match="CUDNN_STATUS_NOT_INITIALIZED"):
+        choose_device("cuda", cudnn=True)
+    assert choose_device("auto", cudnn=True) == "cpu"
 
 
-def test_cudnn_is_left_alone_inside_and_used_again_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr("dfdc.convolution.convolve", lambda *args: asked.append(torch.backends.cudnn.enabled))
+def test_block_without_cudnn_changes_no_answer_and_ends_with_cudnn_as_it_was() -> None:
+    torch.manual_seed(0)
+    layer, images = nn.Conv2d(2, 3, 3, stride=2, padding=1), torch.randn(2, 2, 9, 8)
     before = torch.backends.cudnn.enabled
-    layer, images = nn.Conv2d(2, 2, 3), torch.randn(1, 2, 5, 5)
+    expected = layer(images)
     with without_cudnn():
-        layer(images)
+        assert not torch.backends.cudnn.enabled
+        torch.testing.assert_close(layer(images), expected, atol=1e-5, rtol=1e-4)
         assert functional.relu(torch.tensor(-1.0)) == 0
-    assert asked == [False]
-    layer(images)
-    assert len(asked) == 1 and torch.backends.cudnn.enabled == before
+    assert torch.backends.cudnn.enabled == before
+    with pytest.raises(RuntimeError, match="channels"), without_cudnn():
+        layer(torch.randn(2, 5, 9, 8))
+    assert torch.backends.cudnn.enabled == before
+    assert torch.equal(layer(images), expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
