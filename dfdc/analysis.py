@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 THUMBNAIL = CropGeometry(side_ratio=1.5, shift_ratio=0.0, size=160)
 # The version of the JSON form; it changes if a field is removed or changes its meaning.
 SCHEMA = "dfdc.analysis/1"
+# The columns of the table with one row per frame and face.
+FRAME_COLUMNS = ("filename", "person", "frame", "time_s", "x0", "y0", "x1", "y1", "found", "score")
 
 
 @dataclass(frozen=True)
@@ -215,22 +218,14 @@ class Analysis:
         """
         import pandas as pd
 
-        parts = [
-            pd.DataFrame(
-                {
-                    "filename": self.filename,
-                    "person": person,
-                    "frame": track.frames,
-                    "time_s": track.times_s,
-                    **{side: track.boxes[:, i] for i, side in enumerate(("x0", "y0", "x1", "y1"))},
-                    "found": track.found,
-                    "score": track.scores,
-                }
-            )
-            for person, track in enumerate(self.tracks)
-        ]
-        columns = ["filename", "person", "frame", "time_s", "x0", "y0", "x1", "y1", "found", "score"]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+        return pd.DataFrame(list(self.frame_rows()), columns=list(FRAME_COLUMNS))
+
+    def frame_rows(self) -> Iterator[list[Any]]:
+        """One list per frame and face, with the values of `FRAME_COLUMNS`: the rows of `to_dataframe`."""
+        for person, track in enumerate(self.tracks):
+            columns = (track.frames, track.times_s, track.boxes, track.found, track.scores)
+            for frame, time_s, box, found, score in zip(*(column.tolist() for column in columns), strict=True):
+                yield [self.filename, person, frame, time_s, *box, found, score]
 
     def to_json(self) -> str:
         """Convert to JSON (see docs/analysis_schema.md); `from_json` is the inverse."""
