@@ -90,7 +90,7 @@ class FaceTrack:
         detection_score: mean score of the face detector in the frames where it found the face, 0 to 1.
         thumbnails: frame index -> JPEG of the face; empty unless thumbnails were requested.
         heat: frame index -> (h, w) float32, the log-odds that each part of the crop contributes in the first model
-            (class activation map); for the frames with a thumbnail.
+            (class activation map); for some of the frames with a thumbnail.
         trust: factor by which the logits were shrunk, at most 1; small or blurred faces are trusted less.
     """
 

@@ -24,15 +24,6 @@ function draw(tag, attributes = {}, text = null) {
 const percent = (p) => p < 0.095 ? `${(100 * p).toFixed(1)} %` : `${Math.round(100 * p)} %`;
 const seconds = (t) => `${t.toFixed(t < 100 ? 1 : 0)} s`;
 
-// A probability in words. Low scores never read "real": only known manipulations can be found.
-function finding(clip) {
-  if (!clip.scored) return { text: "not scored", tone: "", rank: -1 };
-  const p = clip.probability;
-  if (p >= 0.9) return { text: "strong signs of a known manipulation", tone: "strong", rank: 4 };
-  if (p >= 0.7) return { text: "signs of a known manipulation", tone: "strong", rank: 3 };
-  if (p >= 0.3) return { text: "unclear", tone: "", rank: 2 };
-  return { text: "no sign of a known manipulation found", tone: "weak", rank: 1 };
-}
 function posterior(p, share) {
   const odds = (p / (1 - p)) * (share / (1 - share));
   return odds / (1 + odds);
@@ -43,7 +34,7 @@ function baseShare() {
 }
 const KEYS = {
   filename: (clip) => clip.filename.toLowerCase(), probability: (clip) => clip.scored ? clip.probability : -1,
-  verdict: (clip) => finding(clip).rank, persons: (clip) => clip.tracks.length, status: (clip) => clip.status,
+  verdict: (clip) => clip.finding.rank, persons: (clip) => clip.tracks.length, status: (clip) => clip.status,
 };
 
 function chosen() {
@@ -60,7 +51,7 @@ function chosen() {
 function list() {
   const found = chosen(), body = $("list").tBodies[0];
   body.replaceChildren(...found.slice(0, state.shown).map((clip) => {
-    const said = finding(clip), share = baseShare();
+    const said = clip.finding, share = baseShare();
     const bar = make("span", { class: "bar", "aria-hidden": "true" }, make("span"));
     bar.firstChild.style.width = `${100 * clip.probability}%`;
     const cell = make("td", { class: "number" });
@@ -148,8 +139,12 @@ function chart(clip, track, person, select) {
   return svg;
 }
 
+// The greatest value in a clip's maps, so that faint maps look faint beside strong ones of the same clip.
+function strongestHeat(clip) {
+  return Math.max(0, ...clip.tracks.flatMap((track) => Object.values(track.heat || {})).flat(2).map(Math.abs));
+}
 // Class activation: how much each part of the crop moved the log-odds, painted over the face where the crop lies.
-function heatMap(track, frame) {
+function heatMap(clip, track, frame) {
   const map = (track.heat || {})[frame], picture = track.thumbnails[frame];
   if (!map || !picture) return null;
   const side = 192, [left, top, size] = report.crop_in_thumbnail.map((share) => share * side);
@@ -159,7 +154,7 @@ function heatMap(track, frame) {
   image.onload = () => {
     const paint = canvas.getContext("2d"), n = map.length, small = make("canvas", { width: n, height: n });
     paint.drawImage(image, 0, 0, side, side);
-    const cells = small.getContext("2d").createImageData(n, n), most = Math.max(...map.flat().map(Math.abs), 1e-9);
+    const cells = small.getContext("2d").createImageData(n, n), most = Math.max(strongestHeat(clip), 1e-9);
     map.flat().forEach((value, i) => cells.data.set(
       [...(value > 0 ? [213, 94, 0] : [0, 114, 178]), 200 * Math.abs(value) / most], 4 * i));
     small.getContext("2d").putImageData(cells, 0, 0);
@@ -185,12 +180,15 @@ function person(clip, track, number) {
     buttons.forEach((button, each) => button.setAttribute("aria-pressed", String(each === near)));
     detail.replaceChildren();
     if (near !== null) {
-      const alt = `Face of person ${number + 1} at ${seconds(clip.times_s[near])}`;
-      detail.append(make("figure", {}, make("img", { src: jpeg(track.thumbnails[near]), alt }),
-        make("figcaption", {}, `At ${seconds(clip.times_s[near])}, untouched`)));
-      const heat = withHeat.checked ? heatMap(track, near) : null;
+      // Only some frames have a heat map; the untouched face beside it is of the same frame.
+      const pictured = withHeat.checked ? nearest(track.heat, frame) : near, when = seconds(clip.times_s[pictured]);
+      const alt = `Face of person ${number + 1} at ${when}`;
+      detail.append(make("figure", {}, make("img", { src: jpeg(track.thumbnails[pictured]), alt }),
+        make("figcaption", {}, `At ${when}, untouched` + (pictured === near ? "" : "; the nearest frame with a heat map"))));
+      const heat = withHeat.checked ? heatMap(clip, track, pictured) : null;
       if (heat) detail.append(make("figure", {}, heat, make("figcaption", {},
-        "Orange raised the score, blue lowered it. The map is coarse: it shows regions, not details, and partly where the model is active at all.")));
+        `Orange raised the first model's score, blue lowered it; full colour is ${strongestHeat(clip).toFixed(1)} log-odds, the most in this clip. `
+        + "The map is coarse: it shows regions, not details, and partly where the model is active at all. It is no evidence by itself.")));
     }
     const whole = scene(clip, frame);
     if (whole) state.scene.replaceChildren(whole);
@@ -234,12 +232,12 @@ function facts(clip) {
 
 function open(clip) {
   state.clip = clip; state.frame = {}; state.scene = make("div");
-  const said = finding(clip), heading = $("clip-heading");
+  const said = clip.finding, heading = $("clip-heading");
   heading.textContent = clip.filename;
   const verdict = make("p", { class: `finding ${said.tone}` }, clip.scored ? `${percent(clip.probability)}: ${said.text}` : `${clip.status}: ${clip.reason}`);
   const people = clip.tracks.map((track, number) => person(clip, track, number));
   const missing = clip.pictures_left_out ? make("p", { class: "quiet" },
-    "Some pictures were left out to keep this page small. `dfdc report` on this clip's analysis alone shows all of them.") : null;
+    "Some pictures were left out or reduced to keep this page small. `dfdc report` on this clip's analysis alone shows all of them.") : null;
   $("clip-body").replaceChildren(verdict, state.scene, ...people.map((each) => each.box), ...(missing ? [missing] : []),
     make("h3", {}, "Facts"), facts(clip));
   $("clip").hidden = false;
