@@ -39,6 +39,7 @@ if failed and not (predictions.exists() and len(predictions.read_bytes().splitli
     raise RuntimeError("no submission was made; the reason stands above")"""
 PICTURE_CELL = """\
 import contextlib
+import os
 import subprocess
 
 from IPython.display import Image, display
@@ -50,7 +51,9 @@ with contextlib.suppress(Exception):
     clips = find_test_videos(KAGGLE_INPUT)
     command = [sys.executable, "-m", "dfdc.report.gallery", "predictions.csv", "--clips", str(clips)]
     command += ["--out", "report.png", "--details", "details.png"]
-    print(subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=600).stderr)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # the bundle's packages
+    run = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=600, env=environment)
+    print(run.stderr)
 for picture in ("report.png", "details.png"):
     if Path(picture).exists():
         display(Image(picture))"""
