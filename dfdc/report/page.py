@@ -12,6 +12,7 @@ from typing import Any
 
 from dfdc.analysis import THUMBNAIL, Analysis
 from dfdc.crop import CropGeometry
+from dfdc.detect import QUICK
 from dfdc.errors import InputError
 from dfdc.files import drafted
 from dfdc.report.budget import fit_pictures
@@ -68,6 +69,7 @@ def _write_data(analyses: Iterable[Analysis], share: int) -> Iterator[str]:
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "models": list(models.values()),
         "crop_in_thumbnail": crop_in_thumbnail(CropGeometry()),
+        "min_face_ratio": QUICK.min_face_ratio,
     }
     yield "], " + json.dumps(about)[1:]
 

@@ -74,8 +74,9 @@ def paint_heat(track: FaceTrack, frame: int, strongest: float) -> np.ndarray:
 
 
 def strongest_heat(analysis: Analysis) -> float:
-    """The greatest absolute value in a clip's heat maps, at which their colour is fullest; 0 without maps."""
-    return max((float(np.abs(heat).max()) for track in analysis.tracks for heat in track.heat.values()), default=0.0)
+    """The absolute value that 95 % of a clip's heat maps stay below, where their colour is fullest; 0 without maps."""
+    values = [np.abs(heat).ravel() for track in analysis.tracks for heat in track.heat.values()]
+    return float(np.quantile(np.concatenate(values), 0.95)) if values else 0.0
 
 
 def decode(jpeg: bytes) -> np.ndarray:

@@ -98,16 +98,17 @@ function scene(clip, frame) {
   return make("figure", {}, picture, make("figcaption", {}, `The whole frame at ${seconds(clip.times_s[index])}`));
 }
 
-const CHART = { width: 640, height: 180, left: 44, right: 10, top: 12, bottom: 30 };
+// The chart is drawn as wide as the page allows, so that its text keeps its size on a phone.
+const CHART = { height: 180, left: 44, right: 10, top: 12, bottom: 30 };
 function chart(clip, track, person, select) {
-  const { width, height, left, right, top, bottom } = CHART;
+  const { height, left, right, top, bottom } = CHART, width = Math.min(640, document.documentElement.clientWidth - 32);
   const end = Math.max(clip.times_s[clip.times_s.length - 1], 1e-9);
   const x = (t) => left + (t / end) * (width - left - right), y = (p) => height - bottom - p * (height - top - bottom);
   const svg = draw("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, tabindex: "0", role: "slider",
     "aria-label": `Score of person ${person + 1} over time; arrow keys move from frame to frame`,
     "aria-valuemin": "1", "aria-valuemax": String(track.frames.length) });
   for (const p of [0, 0.5, 1]) {
-    svg.append(draw("line", { class: "axis", x1: left, x2: width - right, y1: y(p), y2: y(p) }));
+    svg.append(draw("line", { class: p === 0.5 ? "axis half" : "axis", x1: left, x2: width - right, y1: y(p), y2: y(p) }));
     svg.append(draw("text", { x: left - 6, y: y(p) + 4, "text-anchor": "end" }, `${100 * p} %`));
   }
   for (let i = 0; i <= 4; i++) svg.append(draw("text", { x: x(end * i / 4), y: height - 10, "text-anchor": i ? (i === 4 ? "end" : "middle") : "start" }, seconds(end * i / 4)));
@@ -139,9 +140,11 @@ function chart(clip, track, person, select) {
   return svg;
 }
 
-// The greatest value in a clip's maps, so that faint maps look faint beside strong ones of the same clip.
+// Of the values in a clip's maps, 95 % are smaller: the colour is fullest from here on, so that faint maps look faint
+// beside strong ones of the same clip.
 function strongestHeat(clip) {
-  return Math.max(0, ...clip.tracks.flatMap((track) => Object.values(track.heat || {})).flat(2).map(Math.abs));
+  const values = clip.tracks.flatMap((track) => Object.values(track.heat || {})).flat(2).map(Math.abs).sort((a, b) => a - b);
+  return values.length ? values[Math.floor(0.95 * (values.length - 1))] : 0;
 }
 // Class activation: how much each part of the crop moved the log-odds, painted over the face where the crop lies.
 function heatMap(clip, track, frame) {
@@ -156,7 +159,7 @@ function heatMap(clip, track, frame) {
     paint.drawImage(image, 0, 0, side, side);
     const cells = small.getContext("2d").createImageData(n, n), most = Math.max(strongestHeat(clip), 1e-9);
     map.flat().forEach((value, i) => cells.data.set(
-      [...(value > 0 ? [213, 94, 0] : [0, 114, 178]), 200 * Math.abs(value) / most], 4 * i));
+      [...(value > 0 ? [213, 94, 0] : [0, 114, 178]), 200 * Math.min(Math.abs(value) / most, 1)], 4 * i));
     small.getContext("2d").putImageData(cells, 0, 0);
     paint.drawImage(small, left, top, size, size);
   };
@@ -187,7 +190,7 @@ function person(clip, track, number) {
         make("figcaption", {}, `At ${when}, untouched` + (pictured === near ? "" : "; the nearest frame with a heat map"))));
       const heat = withHeat.checked ? heatMap(clip, track, pictured) : null;
       if (heat) detail.append(make("figure", {}, heat, make("figcaption", {},
-        `Orange raised the first model's score, blue lowered it; full colour is ${strongestHeat(clip).toFixed(1)} log-odds, the most in this clip. `
+        `Orange raised the first model's score, blue lowered it; full colour means ${strongestHeat(clip).toFixed(1)} log-odds or more. `
         + "The map is coarse: it shows regions, not details, and partly where the model is active at all. It is no evidence by itself.")));
     }
     const whole = scene(clip, frame);
@@ -203,7 +206,8 @@ function person(clip, track, number) {
     strip.append(make("li", {}, button));
   }
   const scroll = make("div", { class: "scroll" }, strip);
-  box.append(scroll, line, live);
+  const hint = make("p", { class: "quiet" }, "Score of each frame over time, in percent. Hover, tap or use the arrow keys to see a frame.");
+  box.append(scroll, hint, line, live);
   if (track.heat && Object.keys(track.heat).length)
     box.append(make("p", {}, withHeat, " ", make("label", { for: `heat-${number}` }, "Show what drove the score (heat map)")));
   box.append(detail);
@@ -223,7 +227,14 @@ function facts(clip) {
     add("Frames with a face", `${clip.n_faces}`);
   }
   for (const note of clip.notes || []) add("Note", note);
-  add("Sound", clip.voice === null ? "not checked, or no voice was heard" : `probability of a synthetic voice: ${percent(clip.voice)}`);
+  const heard = clips.some((each) => each.voice !== null);
+  if (clip.voice !== null) add("Sound", `probability of a synthetic voice: ${percent(clip.voice)}`);
+  else if (heard) add("Sound", "no voice was heard");
+  const missed = [];
+  if (!heard) missed.push("the sound");
+  if (clip.tracks.length && !clip.n_pairs) missed.push("the change from one frame to the next");
+  if (clip.frame_size) missed.push(`faces narrower than about ${Math.round(Math.max(report.min_face_ratio * Math.max(...clip.frame_size), 20))} px`);
+  add("Not looked at", missed.join(", "));
   add("Models", `${clip.n_models}`);
   add("File", made.sha256 ? `SHA-256 ${made.sha256}, ${made.n_bytes} bytes` : null);
   add("Analyzed", made.created ? `${made.created} by dfdc ${made.version}` : null);
@@ -250,8 +261,8 @@ function open(clip) {
 function start() {
   const scored = clips.filter((clip) => clip.scored).length;
   $("summary").textContent = `${clips.length} clip${clips.length === 1 ? "" : "s"}, ${scored} scored.`;
-  $("known-data").textContent = report.models.length
-    ? `The models were trained on: ${[...new Set(report.models.map((model) => model.trained_on))].join("; ")}.` : "";
+  $("known-data").hidden = !report.models.length;
+  $("known-data").append(make("ul", {}, ...report.models.map((model) => make("li", {}, `${model.name}: ${model.trained_on}`))));
   if (clips.some((clip) => clip.voice !== null))
     $("sound-note").textContent = "The voice was scored where one was heard; the voice model knows only old vocoders.";
   $("made").textContent = `Made on ${report.created} by dfdc ${report.version}. `
