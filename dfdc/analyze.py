@@ -39,8 +39,8 @@ MIN_SHARE = 0.5
 # Heads that are rolled by more than this are said to have been turned upright; lesser rolls are ordinary.
 NOTED_DEGREES = 20.0
 # Heat maps of a clip. A map costs as much as scoring a frame by the first model, so that twelve cost 8 % of a clip's
-# scoring; four cost under 3 %.
-MAX_HEAT_MAPS = 4
+# scoring; three cost 2 %.
+MAX_HEAT_MAPS = 3
 
 
 @dataclass(frozen=True)
