@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 THUMBNAIL = CropGeometry(side_ratio=1.5, shift_ratio=0.0, size=160)
 # The version of the JSON form; it changes if a field is removed or changes its meaning.
 SCHEMA = "dfdc.analysis/1"
+# The columns of the table with one row per frame and face.
+FRAME_COLUMNS = ("filename", "person", "frame", "time_s", "x0", "y0", "x1", "y1", "found", "score")
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class FaceTrack:
         detection_score: mean score of the face detector in the frames where it found the face, 0 to 1.
         thumbnails: frame index -> JPEG of the face; empty unless thumbnails were requested.
         heat: frame index -> (h, w) float32, the log-odds that each part of the crop contributes in the first model
-            (class activation map); for the frames with a thumbnail.
+            (class activation map); for some of the frames with a thumbnail.
         trust: factor by which the logits were shrunk, at most 1; small or blurred faces are trusted less.
     """
 
@@ -220,22 +223,14 @@ class Analysis:
         """
         import pandas as pd
 
-        parts = [
-            pd.DataFrame(
-                {
-                    "filename": self.filename,
-                    "person": person,
-                    "frame": track.frames,
-                    "time_s": track.times_s,
-                    **{side: track.boxes[:, i] for i, side in enumerate(("x0", "y0", "x1", "y1"))},
-                    "found": track.found,
-                    "score": track.scores,
-                }
-            )
-            for person, track in enumerate(self.tracks)
-        ]
-        columns = ["filename", "person", "frame", "time_s", "x0", "y0", "x1", "y1", "found", "score"]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+        return pd.DataFrame(list(self.frame_rows()), columns=list(FRAME_COLUMNS))
+
+    def frame_rows(self) -> Iterator[list[Any]]:
+        """One list per frame and face, with the values of `FRAME_COLUMNS`: the rows of `to_dataframe`."""
+        for person, track in enumerate(self.tracks):
+            columns = (track.frames, track.times_s, track.boxes, track.found, track.scores)
+            for frame, time_s, box, found, score in zip(*(column.tolist() for column in columns), strict=True):
+                yield [self.filename, person, frame, time_s, *box, found, score]
 
     def to_json(self) -> str:
         """Convert to JSON (see docs/analysis_schema.md); `from_json` is the inverse."""

@@ -1,7 +1,7 @@
 """The command line: `dfdc score` scores clips, as kernel.py does, and `dfdc --version` prints the version.
 
 dfdc score PATH... --out submission.csv --report report.html
-dfdc report submission.analyses --out report.html
+dfdc report submission.analyses --out report.html --table frames.parquet
 """
 
 from __future__ import annotations
@@ -225,14 +225,19 @@ def _score(args: argparse.Namespace, deadline: Deadline, *, program: str, kaggle
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write a page from the analyses in a folder; returns the exit code."""
+    """Write a page, and perhaps a table, from the analyses in a folder; returns the exit code."""
     from dfdc.analysis_files import SUFFIX, read_analyses
     from dfdc.files import check_out
+    from dfdc.report.frames import check_table, write_frames
     from dfdc.report.page import write_report
 
     try:
         analyses = sorted(args.folder.glob(f"*{SUFFIX}"))
         check_out(args.out, analyses)
+        if args.table:
+            check_table(args.table)
+            check_out(args.table, [*analyses, args.out])
+            print(f"{args.table}: {write_frames(read_analyses(args.folder), args.table)} rows, one per frame and face")
         print(f"{write_report(read_analyses(args.folder), args.out, n_clips=len(analyses))}: open it in a browser")
     except DfdcError as error:
         print(f"dfdc: {error}", file=sys.stderr)
@@ -278,12 +283,16 @@ def main(argv: list[str] | None = None) -> int:
     scoring = commands.add_parser("score", help=about, description=f"{about[0].upper()}{about[1:]}.")
     add_score_arguments(scoring)
     add_cluster_arguments(scoring)
-    about = "write a page from the analyses that `dfdc score --analyses FOLDER` left"
+    about = "write a page, and a table of all frames, from the analyses that `dfdc score --analyses FOLDER` left"
     reporting = commands.add_parser("report", help=about, description=f"{about[0].upper()}{about[1:]}.")
     reporting.add_argument("folder", type=Path, metavar="FOLDER", help="folder of analyses")
     reporting.add_argument(
         "--out", type=Path, default=Path("report.html"), metavar="HTML", help="page to write (default: %(default)s)"
     )
+    table_help = (
+        "CSV or Parquet file to write with one row per frame and face (default: none; Parquet needs dfdc[parquet])"
+    )
+    reporting.add_argument("--table", type=Path, metavar="FILE", help=table_help)
     about = "open a page on this machine where clips can be dropped (needs the extra app)"
     serving = commands.add_parser("app", help=about, description=f"{about[0].upper()}{about[1:]}.")
     add = serving.add_argument

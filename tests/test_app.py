@@ -93,6 +93,17 @@ def test_size_and_number_of_clips_are_limited(client: object, tmp_path: Path, mo
     assert codes == [202, 202, 409]
 
 
+def test_clips_of_one_name_stay_apart(client: object, tmp_path: Path) -> None:
+    import dfdc
+
+    write_analysis(tmp_path, dfdc.Analysis("kept.mp4", 0.25))
+    sent = [
+        client.post("/token/clips", query_string={"name": name}, data=b"x", headers={"Host": "127.0.0.1"})
+        for name in ("a.mp4", "a.mp4", "a.mp4", "kept.mp4")
+    ]
+    assert [answer.json["filename"] for answer in sent] == ["a.mp4", "a (2).mp4", "a (3).mp4", "kept (2).mp4"]
+
+
 def test_what_a_killed_server_left_is_removed_and_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "uploads").mkdir()
     (tmp_path / "uploads/left").write_bytes(b"x")

@@ -43,6 +43,14 @@ def test_masks_are_soft_hulls_of_several_kinds_on_the_face(crops: Tensor) -> Non
     assert ((masks > 0.02) & (masks < 0.2)).flatten(1).any(1).all()  # no mask ends in a step
 
 
+def test_the_soft_edge_is_symmetric(crops: Tensor) -> None:
+    """On the outline a mask has half its opacity, so that as much of the edge lies above one half as below."""
+    masks = draw_masks(crops.repeat(10, 1, 1, 1), seeded())
+    shares = masks / masks.amax((1, 2, 3), keepdim=True)
+    edge = shares[(shares > 0.02) & (shares < 0.98)]
+    assert edge.mean().item() == pytest.approx(0.5, abs=0.05)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_self_blends_stay_crops_and_follow_their_generator(seed: int, crops: Tensor) -> None:
     before = crops.clone()

@@ -474,6 +474,8 @@ def test_faults_of_a_submission_are_named(tmp_path: Path) -> None:
         "its row ['a.mp4', '1.5'] holds no label from 0 to 1",
         "its row ['c.mp4', 'nan'] holds no label from 0 to 1",
     ]
+    path.write_text("filename,label\na.mp4,-0.01\n")
+    assert find_faults(path, ["a.mp4"]) == ["its row ['a.mp4', '-0.01'] holds no label from 0 to 1"]
     path.write_text("name,label\n")
     assert find_faults(path, []) == ["its columns are ['name', 'label']; allowed are ['filename', 'label']"]
     assert "cannot be read" in find_faults(tmp_path / "other.csv", [])[1]

@@ -8,9 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
+import dfdc
 from dfdc.prediction import Prediction
 from dfdc.report import gallery
-from dfdc.report.gallery import draw_report, find_portrait, main
+from dfdc.report.gallery import analyze_extremes, draw_report, find_portrait, main
+from dfdc.report.panels import draw_panels, paint_heat
+from dfdc.report.words import describe_finding, format_percent
 from dfdc.run.submission import read_predictions
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
@@ -61,3 +64,53 @@ def test_file_that_is_no_predictions_is_named(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "predictions.csv").write_text("a,b\n1,2\n")
     assert main([str(tmp_path / "predictions.csv"), "--clips", str(tmp_path)]) == 1
     assert "name the predictions.csv that kernel.py wrote" in capsys.readouterr().err
+
+
+def test_the_extremes_are_analyzed_again_as_the_run_did(one_thread: None) -> None:
+    """The picture shows the scores that were submitted: as many frames and models as in the run."""
+    predictions = [
+        Prediction("doctored.mp4", 0.9, wanted=4, n_models=1),
+        Prediction("gone.mp4", 0.95, wanted=4, n_models=1),
+        Prediction("real.mp4", 0.1, wanted=6, n_models=2),
+        Prediction("unread.mp4", status="unreadable"),
+    ]
+    first, second = analyze_extremes(predictions, SAMPLES)
+    assert (first.filename, len(first.times_s), first.n_models) == ("doctored.mp4", 4, 1)
+    assert (second.filename, len(second.times_s), second.n_models) == ("real.mp4", 6, 2)
+    assert first.scenes and first.tracks[0].thumbnails and first.tracks[0].heat
+
+
+def test_panels_are_drawn_of_faces_and_of_clips_without_one(tmp_path: Path, one_thread: None) -> None:
+    shown = analyze_extremes([Prediction("doctored.mp4", 0.9, wanted=4, n_models=1)], SAMPLES)
+    clips = [*shown, dfdc.Analysis("$x_1$ \udcff.mp4", status="unreadable", reason="no video")]
+    picture = cv2.imread(str(draw_panels(clips, tmp_path / "details.png")))
+    alone = cv2.imread(str(draw_panels(shown, tmp_path / "alone.png")))
+    assert picture.shape[1] == alone.shape[1] == 960 and picture.shape[0] > 1.5 * alone.shape[0]
+    assert np.unique(alone.reshape(-1, 3), axis=0).shape[0] > 1000, "photographs have many colours"
+
+
+def test_heat_is_painted_orange_where_it_raises_and_blue_where_it_lowers_the_score() -> None:
+    grey = cv2.imencode(".png", np.full((160, 160, 3), 128, np.uint8))[1].tobytes()
+    heat = np.zeros((7, 7))
+    heat[:, :2], heat[:, 5:] = 4.0, -2.0
+    track = dfdc.FaceTrack(*(np.zeros(1) for _ in range(6)), 1.0, thumbnails={0: grey}, heat={0: heat})
+    painted = paint_heat(track, 0, 4.0).astype(int)
+    left, middle, right = painted[80, 45], painted[80, 80], painted[80, 115]
+    assert left[0] - left[2] > 100 and right[2] - right[0] > 40 and (middle == 128).all()
+    assert (painted[:5] == 128).all() and (painted[:, :5] == 128).all(), "outside the model's crop nothing is painted"
+
+
+@pytest.mark.parametrize(
+    ("probability", "words", "percent"),
+    [
+        (0.95, "strong signs of a known manipulation", "95 %"),
+        (0.7, "signs of a known manipulation", "70 %"),
+        (0.69, "unclear", "69 %"),
+        (0.29, "no sign of a known manipulation found", "29 %"),
+        (0.011, "no sign of a known manipulation found", "1.1 %"),
+    ],
+)
+def test_low_scores_never_read_real(probability: float, words: str, percent: str) -> None:
+    finding = describe_finding(dfdc.Analysis("a.mp4", probability))
+    assert finding.text == words and "real" not in finding.text and format_percent(probability) == percent
+    assert describe_finding(dfdc.Analysis("a.mp4", status="no_face")).text == "not scored"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 import dfdc
 from dfdc.analysis import Model, Provenance
-from dfdc.report.page import MAX_PICTURE_BYTES, crop_in_thumbnail, write_report
+from dfdc.report.page import crop_in_thumbnail, write_report
 from dfdc.weights import find_weights
 from tests.browser import check_requests, find_violations, start_browser
 
@@ -128,22 +131,40 @@ def test_axe_finds_no_violation(browser: object, scheme: str) -> None:
 
 
 def test_a_large_page_keeps_its_size_and_says_what_it_left_out(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, 60_000).astype(np.uint8).tobytes()
+    """One of 4,000 clips takes at most a 4,000th of 50 MB, also with pictures of noise, which compress worst."""
+    random = np.random.default_rng(0)
+
+    def noise(height: int, width: int) -> bytes:
+        pixels = random.integers(0, 256, (height, width, 3), np.uint8)
+        return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+
     track = dfdc.FaceTrack(
-        np.arange(12),
-        np.arange(12.0),
-        np.zeros((12, 4), np.float32),
-        np.ones(12, bool),
-        np.zeros(12),
-        np.zeros(12),
+        np.arange(32),
+        np.arange(32) / 3,
+        random.uniform(0, 1000, (32, 4)).astype(np.float32),
+        np.ones(32, bool),
+        np.zeros(32, np.float32),
+        random.standard_normal(32),
         1.0,
-        thumbnails={},
+        thumbnails={3 * i: noise(160, 160) for i in range(11)},
+        heat={frame: random.standard_normal((7, 7)) for frame in (0, 9, 21, 30)},
     )
-    clip = dfdc.Analysis("a.mp4", times_s=np.arange(12.0), tracks=(track,), scenes={0: noise, 5: noise, 11: noise})
-    n_clips = MAX_PICTURE_BYTES // 120_000
-    out = write_report((clip for _ in range(n_clips)), tmp_path / "report.html", n_clips=n_clips)
-    assert out.stat().st_size < 1.25 * MAX_PICTURE_BYTES
-    assert out.read_text(encoding="utf-8").count('"pictures_left_out": true') == n_clips
+    scenes = {frame: noise(360, 640) for frame in (0, 15, 31)}
+    clip = dfdc.Analysis("a.mp4", times_s=np.arange(32) / 3, frame_size=(640, 360), tracks=(track,), scenes=scenes)
+    out = write_report((clip for _ in range(40)), tmp_path / "report.html", n_clips=4000)
+    overhead = write_report([], tmp_path / "empty.html", n_clips=4000).stat().st_size
+    assert overhead < 40_000 and (out.stat().st_size - overhead) / 40 * 4000 + overhead <= 50_000_000
+    page = out.read_text(encoding="utf-8")
+    assert page.count('"pictures_left_out":true') == 40
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    shown = json.loads(data)["clips"][0]
+    assert list(shown["scenes"]) == ["15"] and len(shown["tracks"][0]["thumbnails"]) == 1
+    assert set(shown["tracks"][0]["heat"]) == set(shown["tracks"][0]["thumbnails"])
+
+
+def test_a_small_page_shows_all_pictures_untouched(report: Path) -> None:
+    page = report.read_text(encoding="utf-8")
+    assert '"pictures_left_out":true' not in page and page.count('"pictures_left_out":false') == 4
 
 
 def test_the_models_crop_lies_where_the_crop_function_cuts_it() -> None:

@@ -49,6 +49,11 @@ def test_families_have_their_shares_and_classes_are_paired() -> None:
     assert (CROPS.labels.numpy()[pairs] == [0, 1]).all()
 
 
+def test_counts_are_as_near_to_the_shares_as_whole_numbers_can_be() -> None:
+    pairs = draw({"swaps": 2, "faces": 1}, 10)  # 6.67 and 3.33
+    assert Counter(CROPS.families[pairs[:, 0]]) == {"swaps": 7, "faces": 3}
+
+
 def test_groups_are_drawn_equally_often() -> None:
     reals, fakes = draw({"faces": 1}, 24).T
     assert Counter(CROPS.groups[reals]) == {"press": 12, "phone": 12}

@@ -15,6 +15,7 @@ from dfdc import container, video
 from dfdc.container import MediaFile
 from dfdc.deadline import Deadline
 from dfdc.errors import VideoTimeout
+from dfdc.listing import span_s
 from dfdc.pixels import PictureMaker
 from dfdc.run.inputs import SUFFIXES
 from dfdc.video import read_clip, read_frames
@@ -280,6 +281,12 @@ def test_frames_equal_those_of_a_full_decode(tmp_path, suffix, settings):
         assert time == pytest.approx(frame.time_s, abs=1e-6)
         # The two ways differ in how they interpolate chroma, which shows at the bars' edges.
         assert np.abs(frame.pixels - same.to_ndarray(format="rgb24").astype(float)).mean() < 4
+
+
+def test_the_last_frame_is_shown_as_long_as_the_average():
+    assert span_s([1.0, 1.5, 2.0]) == pytest.approx(1.5)
+    assert span_s([0.0, 0.1, 0.4, 0.6]) == pytest.approx(0.8)
+    assert span_s([3.0]) == 0
 
 
 def test_a_container_may_state_neither_duration_nor_frame_count(tmp_path):

@@ -6,7 +6,7 @@ python tools/make_crops.py photographs.csv --out crops          # columns path, 
 python tools/make_crops.py clips --out frames --plain-frames        # all frames whole, and a CSV of name,label
 python tools/make_crops.py dfdc_train_part_0 --out crops --ray HOST:6379        # on a cluster
 
-It goes on where it was stopped; which clips are kept for validation may change from run to run.
+The same command continues a run that was stopped. The choice of validation clips may change from run to run.
 """
 
 from __future__ import annotations
@@ -289,19 +289,44 @@ def main(argv: list[str] | None = None) -> int:
     sources_help = "folder of clips with metadata.json; or CSV tables of photographs (path, label)"
     add("videos", nargs="+", type=path_or_url, metavar="SOURCE", help=sources_help)
     add("--out", type=path_or_url, required=True, help="folder for the crops and crops.csv")
-    add("--val", nargs="+", type=path_or_url, default=[], metavar="VIDEOS", help="folders that are kept for validation")
-    add("--val-share", type=float, default=0.0, help="share of the other originals kept for it (default: %(default)s)")
-    frames_help = f"frames cut per clip (default: {defaults.n_frames}; all with --plain-frames)"
+    add(
+        "--val",
+        nargs="+",
+        type=path_or_url,
+        default=[],
+        metavar="VIDEOS",
+        help="folders whose clips get the split val (default: none)",
+    )
+    add("--val-share", type=float, default=0.0, help="share of the other originals that get it (default: %(default)s)")
+    frames_help = f"number of frames per clip (default: {defaults.n_frames}; all with --plain-frames)"
     add("--frames", type=positive, help=frames_help)
     add("--size", type=int, default=defaults.geometry.size, help="side of a crop in pixels (default: %(default)s)")
     add("--jpeg", type=int, metavar="QUALITY", help="write crops as JPEG, 1 to 100 (default: PNG, lossless)")
-    add("--skip-equal", action="store_true", help="leave out faces of fakes that equal the original's")
-    add("--plain-frames", action="store_true", help="write whole frames as JPEG and frames.csv (name,label) instead")
-    add("--precut", action="store_true", help="the photographs are face crops already")
-    add("--workers", type=positive, default=count_cores(), help="clips at once (default: one a core, %(default)s)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="finds faces (default: CUDA if there)")
+    add(
+        "--skip-equal",
+        action="store_true",
+        help="leave out faces of fakes that equal the original's (default: keep them)",
+    )
+    add(
+        "--plain-frames",
+        action="store_true",
+        help="write whole frames as JPEG, and frames.csv with name and label (default: write crops)",
+    )
+    add("--precut", action="store_true", help="treat the photographs as face crops (default: as whole photographs)")
+    add(
+        "--workers",
+        type=positive,
+        default=count_cores(),
+        help="number of clips at a time (default: one per core, %(default)s)",
+    )
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="device that finds faces (default: CUDA if there is one)",
+    )
     add_ray_argument(parser, "cut the clips of folders that all nodes see on the CPUs")
-    add("--overwrite", action="store_true", help="start anew instead of going on")
+    add("--overwrite", action="store_true", help="delete what is there and start again (default: continue)")
     args = parser.parse_args(argv)
     urls = any(isinstance(place, str) for place in (*args.videos, *args.val, args.out))
     if urls and args.ray is None:

@@ -14,6 +14,7 @@ from dfdc.comparison.page import render_page
 from dfdc.comparison.pair import Pair, cut_face, heat_picture, percent, show_name
 from dfdc.comparison.verdict import judge_scores
 from dfdc.errors import InputError
+from dfdc.evaluation.charts import caption
 from dfdc.files import drafted
 
 WRITTEN = (".html", ".png", ".mp4")
@@ -58,7 +59,7 @@ def _write_picture(path: Path, pair: Pair) -> None:
     grid = figure.add_gridspec(len(ratios), 3, height_ratios=ratios)
     for row, shot in enumerate(rows):
         heat = heat_picture(difference_levels(shot.original, shot.fake), scale)
-        titles = ("original", "fake", f"difference (brightest: {percent(scale):.0f} % of full brightness)")
+        titles = ("original", "fake", f"difference (full: {percent(scale):.0f} % brightness)")
         for column, (picture, name) in enumerate(zip((shot.original, shot.fake, heat), titles, strict=True)):
             axes = figure.add_subplot(grid[row, column])
             axes.imshow(picture)
@@ -72,4 +73,5 @@ def _write_picture(path: Path, pair: Pair) -> None:
         axes = figure.add_subplot(grid[len(rows) + 1, :], sharex=axes)
         plot_scores(axes, comparison)
     axes.set_xlabel("time in seconds")
+    caption(figure, "Bright places were altered; if only the face was, its curve lies far above the background's.")
     FigureCanvasAgg(figure).print_png(str(path))

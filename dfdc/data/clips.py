@@ -29,13 +29,13 @@ FORM = '{"a.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE", "original": "a.m
 
 @dataclass(frozen=True)
 class LabelledClip:
-    """What metadata.json says of one clip.
+    """One entry of metadata.json.
 
     Attributes:
-        path: where the clip should be; it may be absent.
+        path: path of the clip, which may be absent.
         label: REAL or FAKE.
-        original: file name of the clip that a fake was made from; empty where it is unknown, and for reals.
-        manipulation: how a fake was made, in one word; empty where that is unknown.
+        original: file name of the clip that a fake was made from; empty if that is not known, and for reals.
+        manipulation: how a fake was made, in one word; empty if that is not known.
         split: "train", "val" or any other word.
         dataset, identity, origin: the data set, the person and where the clip comes from (the metadata's "source");
             empty where that is not told.

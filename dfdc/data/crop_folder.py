@@ -82,14 +82,15 @@ def format_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class CutSettings:
-    """How clips are cut.
+    """Settings for cutting clips.
 
     Attributes:
-        n_frames: looked at per clip, spread evenly over its time; None for all, of whole frames only.
-        geometry: of the crops.
-        jpeg_quality: of the crops, 1 to 100; None writes PNG, which loses nothing.
-        skip_equal: whether a fake's tracks that are its original's, encoded anew or not, are left out.
-        plain_frames: write whole frames as JPEG instead of crops.
+        n_frames: number of frames per clip, evenly spread over its time; None for all frames, which is allowed only
+            with plain_frames.
+        geometry: crop geometry.
+        jpeg_quality: quality of the crops, 1 to 100; None writes PNG, which is lossless.
+        skip_equal: whether to leave out those tracks of a fake that show the same face as its original.
+        plain_frames: whether to write whole frames as JPEG instead of crops.
     """
 
     n_frames: int | None = 16
@@ -113,17 +114,17 @@ class CutSettings:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of one clip.
+    """The result of cutting one clip.
 
     Attributes:
         video: its name.
         status: one of `STATUSES`.
         reason: why it is not "ok".
-        rows: of the table, one for each image, in the order of the settings' columns.
-        label, original: what the metadata said of it when it was cut; None in records of older versions.
-        path, digest: of the file that was cut, see `dfdc.data.clips.is_same`.
-        original_digest: of the clip that a fake was laid over; empty where it was cut alone. None for reals, and in
-            records of older versions.
+        rows: rows of the table, one for each image, in the order of the settings' columns.
+        label, original: the clip's metadata when it was cut; None in records of older versions.
+        path, digest: the file that was cut, see `dfdc.data.clips.is_same`.
+        original_digest: digest of the original with which a fake was aligned; empty if it was cut without one. None for
+            reals, and in records of older versions.
     """
 
     video: str
@@ -137,7 +138,7 @@ class Report:
     original_digest: str | None = None
 
     def is_of(self, clip: LabelledClip) -> bool:
-        """Whether this file was cut, and as what the metadata say that it is.
+        """Whether this report is of the clip's present file, with the label and original of the present metadata.
 
         Raises:
             DataError: as `dfdc.data.clips.is_same`.
@@ -147,7 +148,7 @@ class Report:
 
 
 def prepare_folder(out: Path, settings: CutSettings, *, overwrite: bool = False) -> None:
-    """Make an output folder ready, and see that what lies there was cut alike.
+    """Create an output folder, and check that crops that are already there were cut with the same settings.
 
     Raises:
         DataError: it holds crops that were cut with other settings.
@@ -166,29 +167,29 @@ def prepare_folder(out: Path, settings: CutSettings, *, overwrite: bool = False)
 
 
 def read_records(out: Path) -> Iterator[Report]:
-    """The reports of the clips that are done, by name."""
+    """Yield the reports of the finished clips, sorted by name."""
     for path in sorted(out.glob(f"{IMAGES}/*/{RECORD}")):
         yield _read_record(path)
 
 
 def find_done(out: Path, clips: Mapping[str, LabelledClip]) -> dict[str, Report]:
-    """The reports of those clips that are done and need not be cut again, by name.
+    """The reports of the clips that need not be cut again, by name.
 
-    One whose file or metadata changed is to be cut again, and so is a fake whose original changed, or was absent then
-    and is there now.
+    A clip is cut again if its file or its metadata changed. A fake is also cut again if its original changed, or was
+    absent before and exists now.
 
     Args:
         out: folder of the crops.
         clips: by name.
 
     Raises:
-        DataError: another clip of one's name was cut into this folder, and is still there.
+        DataError: the folder holds crops of another clip with the same name, and that clip still exists.
     """
     reports = {name: report for name in clips if (report := find_record(out, name))}
     valid = {name: report for name, report in reports.items() if report.is_of(clips[name])}
 
     def lies_right(report: Report) -> bool:
-        """Whether a fake was cut where its original is, as far as that can be told, or has to stand alone."""
+        """Whether a fake was aligned with its present original, as far as the records show, or has none."""
         lead = clips.get(clips[report.video].original)
         if lead is None or report.original_digest is None or (lead.name in valid and valid[lead.name].status != "ok"):
             return True
@@ -198,7 +199,7 @@ def find_done(out: Path, clips: Mapping[str, LabelledClip]) -> dict[str, Report]
 
 
 def find_record(out: Path, video: str) -> Report | None:
-    """The report of one clip; None where it is not done."""
+    """The report of one clip; None if it is not finished."""
     path = out / IMAGES / video / RECORD
     return _read_record(path) if path.exists() else None
 

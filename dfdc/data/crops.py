@@ -1,4 +1,4 @@
-"""Labelled clips -> face crops, those of a fake aligned with its original's pixel for pixel."""
+"""Labelled clips -> face crops; a fake's crops are aligned with those of its original, pixel for pixel."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ from dfdc.video import read_frames, read_frames_at, stream_frames
 
 log = logging.getLogger(__name__)
 
-# A fake's frame belongs to its original's if their times agree to half a frame at 60 a second.
+# A frame of a fake matches one of its original if their times differ by at most half a frame at 60 frames per second.
 SAME_TIME_S = 0.008
-# FaceForensics++'s Face2Face and NeuralTextures trim 11 and 8 px from both sides to get to multiples of 32 (measured by
-# shifting them over their originals); what differs by more was scaled, and cannot be compared pixel for pixel.
+# FaceForensics++'s Face2Face and NeuralTextures trim 11 and 8 px from both sides, to make the sizes multiples of 32
+# (measured by shifting them over their originals). A clip whose size differs by more was scaled and cannot be compared
+# pixel for pixel.
 MAX_TRIM = 64
 PLAIN_JPEG_QUALITY = 95
 
@@ -96,16 +97,16 @@ def cut_clip(path: Path, detector: FaceDetector, settings: CutSettings) -> CutCl
 
 
 def cut_fake(path: Path, original: CutClip, settings: CutSettings) -> CutClip:
-    """Cut a fake where its original was cut: the same moments, the same boxes and angles.
+    """Cut a fake at the same times, with the same boxes and angles as its original.
 
     Args:
         path: of the fake.
-        original: with at least one face.
-        settings: those of the original.
+        original: the original's crops; it shows at least one face.
+        settings: the settings with which the original was cut.
 
     Raises:
-        Misaligned: its frames differ by more than `MAX_TRIM` in size, or none is shown when one of the original's is.
-        VideoError: it gives no frame.
+        Misaligned: the frame sizes differ by more than `MAX_TRIM`, or no frame has the time of one of the original's.
+        VideoError: no frame of the fake decodes.
     """
     times = {cut.time_s for cut in original.cuts}
     frames = read_frames_at(path, sorted(times))
@@ -132,18 +133,18 @@ def cut_fake(path: Path, original: CutClip, settings: CutSettings) -> CutClip:
 def cut_family(
     detector: FaceDetector, clips: list[LabelledClip], out: Path, settings: CutSettings, done: frozenset[str]
 ) -> list[Report]:
-    """Cut an original and its fakes, and write what they give.
+    """Cut an original and its fakes, and write their crops.
 
     Args:
         detector: finds faces.
-        clips: one family, the original first where it is there.
-        out: folder that gets a folder for each clip.
-        settings: how.
-        done: names of clips that are not to be written again.
+        clips: one family, with the original first if it exists.
+        out: output folder; each clip gets a folder in it.
+        settings: how to cut.
+        done: names of the clips that are already finished.
 
     Returns:
-        A report for each clip that was not done. Those that failed are logged; neither they, nor fakes whose original
-        did, nor clips whose file is absent are marked as done.
+        A report for each clip that was not finished. Failures are logged. A clip that failed, a fake whose original
+        failed, and a clip whose file is absent are not marked as finished.
     """
     todo = [clip for clip in clips if clip.name not in done]
     wanted = not settings.plain_frames and any(clip.path.is_file() for clip in todo)
@@ -176,9 +177,11 @@ def cut_family(
 def _cut(
     clip: LabelledClip, original: CutClip | None, detector: FaceDetector, settings: CutSettings, draft: Path
 ) -> tuple[dict[str, np.ndarray], Report, CutClip | None]:
-    """A clip's crops by file name, what to say of it, and its faces where it has some: the one place that catches.
+    """Cut one clip and catch every error that concerns only this clip.
 
-    Whole frames may be too many to hold: they are in the draft already.
+    Returns:
+        The crops by file name, the report, and the faces, which are None if there are none. Whole frames may be too
+        many for the memory, so they are written to the draft at once.
     """
     try:
         if settings.plain_frames:
@@ -205,14 +208,14 @@ def cut_families(
     device: str = "cpu",
     done: frozenset[str] = frozenset(),
 ) -> Iterator[list[Report]]:
-    """`cut_family` over many families, in as many processes, in the order in which they get done.
+    """Run `cut_family` for many families in several processes, and yield the reports as families are finished.
 
     Args:
         families: from `dfdc.data.clips.group_families`.
         out: see `cut_family`.
-        settings: how.
+        settings: how to cut.
         n_workers, device: see `detect_in_parallel`.
-        done: names of clips that are not to be written again.
+        done: names of the clips that are already finished.
 
     Raises:
         BrokenProcessPool: a worker died.
@@ -229,7 +232,7 @@ def _landmarks(faces: Faces, box: np.ndarray) -> np.ndarray:
 def _describe(
     clip: LabelledClip, cut_clip: CutClip, original: CutClip | None, settings: CutSettings
 ) -> tuple[dict[str, np.ndarray], Report]:
-    """The images of a clip by file name, and their rows."""
+    """The images of a clip by file name, and its report with their rows."""
     if not cut_clip.cuts:
         return {}, Report(clip.name, "no_face", f"no face in {settings.n_frames} frames")
     twins = {(cut.frame, cut.track): cut.crop for cut in original.cuts} if original else {}
@@ -274,7 +277,11 @@ def _describe(
 
 
 def _equal_tracks(likeness: dict[tuple[int, int], PictureDifference]) -> set[int]:
-    """The tracks that are their original's, of how crops, given by frame and track, differ from their original's."""
+    """The tracks whose face equals the original's.
+
+    Args:
+        likeness: (frame, track) -> how the crop differs from the original's crop.
+    """
     tracks: dict[int, list[PictureDifference]] = {}
     for (_, track), difference in likeness.items():
         tracks.setdefault(track, []).append(difference)
@@ -282,7 +289,7 @@ def _equal_tracks(likeness: dict[tuple[int, int], PictureDifference]) -> set[int
 
 
 def _write_frames(clip: LabelledClip, settings: CutSettings, draft: Path) -> Report:
-    """Write a clip's whole frames one after another; damage ends them early."""
+    """Write a clip's whole frames one after another, up to the first damaged one."""
     n_frames, names = settings.n_frames, []
     try:
         for frame in stream_frames(clip.path) if n_frames is None else read_frames(clip.path, n_frames):

@@ -1,8 +1,8 @@
-"""Labelled photographs, or crops that others cut, -> face crops of our geometry, and their rows.
+"""Labelled photographs, or face crops from other tools -> face crops of our geometry, and their rows.
 
-The face is found by the kernel's detector and cut by its one crop function, so that a photograph's crop and a frame's
-are the same kind of picture. A picture that is a face crop already gets a border first, without which the detector
-misses faces that fill it.
+The kernel's detector finds the face, and the kernel's crop function cuts it, so that crops of photographs and of frames
+are the same kind of picture. A picture that is already a face crop gets a border first, because the detector misses
+faces that fill the picture.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Photograph:
     Attributes:
         path: of the file.
         label: REAL or FAKE.
-        dataset, manipulation, identity, source, split: what its table tells, else empty ("train" for split).
-        original: name of the picture that a fake was made from; empty where that is not told, and for reals.
+        dataset, manipulation, identity, source, split: values from the table, or empty ("train" for split).
+        original: name of the picture that a fake was made from; empty if that is not known, and for reals.
     """
 
     path: Path
@@ -53,12 +53,12 @@ class Photograph:
 
     @property
     def name(self) -> str:
-        """Of its crop."""
+        """The name of its crop."""
         return name_picture(self.path)
 
 
 def name_picture(path: Path) -> str:
-    """The name of a picture's crop: files of one name in several folders stay apart."""
+    """The name of a picture's crop; pictures with the same file name in different folders get different names."""
     return f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
@@ -68,8 +68,8 @@ def read_photographs(csv: Path, *, val_share: float = 0.0) -> list[Photograph]:
     Args:
         csv: columns path (beside the table), label (REAL|FAKE) and any others of `dfdc.data.clips.TOLD`; original is a
             path, too.
-        val_share: share (0 to 1) of the persons, or of the pictures where these are not told, that get the split "val"
-            where the table tells none.
+        val_share: share (0 to 1) of the persons whose pictures get the split "val" if the table states no split; a
+            picture without an identity counts as one person.
 
     Raises:
         DataError: no such table, a column is missing, or a label is neither REAL nor FAKE.
@@ -96,7 +96,7 @@ def find_face(
     Args:
         detector: the kernel's.
         image: (H, W, 3) uint8 RGB.
-        border: black margin that the detector is shown around it, as a share of the longer side.
+        border: width of a black margin that is added around the picture, as a share of its longer side.
 
     Returns:
         Its box (4,) in pixels of the image, and the degrees clockwise by which it is turned upright, as the kernel
@@ -128,15 +128,15 @@ def cut_photographs(
     jpeg_quality: int | None = None,
     precut: bool = False,
 ) -> Iterator[tuple[Photograph, CropRow | None]]:
-    """Cut one crop out of each picture; one that is there already is not cut again.
+    """Cut one crop out of each picture; a crop that already exists is kept.
 
     Args:
         pictures: see `read_photographs`.
         out: folder of the crop table; the crops go to `IMAGES` in it.
         detector: the kernel's.
-        geometry: of the crops.
+        geometry: crop geometry.
         jpeg_quality: 1 to 100; None writes PNG.
-        precut: whether the pictures are face crops already.
+        precut: whether the pictures are already face crops.
 
     Yields:
         Each picture, and its row; None where it cannot be read or shows no face.

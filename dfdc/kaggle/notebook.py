@@ -39,18 +39,24 @@ if failed and not (predictions.exists() and len(predictions.read_bytes().splitli
     raise RuntimeError("no submission was made; the reason stands above")"""
 PICTURE_CELL = """\
 import contextlib
+import os
 import subprocess
 
 from IPython.display import Image, display
 
-from dfdc.kaggle.paths import find_below
+from dfdc.kaggle.paths import find_test_videos
 
 # In a separate process: if it fails, the submission is not affected.
 with contextlib.suppress(Exception):
-    clips = find_below(KAGGLE_INPUT, "test_videos")
+    clips = find_test_videos(KAGGLE_INPUT)
     command = [sys.executable, "-m", "dfdc.report.gallery", "predictions.csv", "--clips", str(clips)]
-    print(subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=600).stderr)
-    display(Image("report.png"))"""
+    command += ["--out", "report.png", "--details", "details.png"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # the bundle's packages
+    run = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=600, env=environment)
+    print(run.stderr)
+for picture in ("report.png", "details.png"):
+    if Path(picture).exists():
+        display(Image(picture))"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class Names:
 
 
 def make_notebook(source: str, names: Names) -> str:
-    """Convert kernel.py to a notebook: settings, code, a cell that runs it, and one that shows pictures.
+    """Convert kernel.py to a notebook: settings, code, a cell that runs it, and one that shows the report's pictures.
 
     Args:
         source: source code of kernel.py; its last statement is `if __name__ == "__main__":`, which the notebook
@@ -114,7 +120,9 @@ def make_notebook(source: str, names: Names) -> str:
         ),
         new.new_code_cell(RUN_CELL),
         new.new_markdown_cell(
-            "## Pictures\n\nHistogram of the scores, and the faces of the most and the least likely fakes."
+            "## Pictures\n\nFirst the histogram of the scores, and the faces of the most and the least likely fakes. "
+            "Then some of these clips in detail, as the report of `dfdc score --report` shows them: the whole frame "
+            "with the face boxed, the face over time, what drove the score, and the score over time."
         ),
         new.new_code_cell(PICTURE_CELL),
     ]

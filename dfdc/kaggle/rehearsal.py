@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfdc.kaggle.images import Image
-from dfdc.kaggle.rules import find_faults
+from dfdc.kaggle.rules import PICTURES, find_faults
 from dfdc.kaggle.sandbox import N_CORES, can_isolate, kernel_command, lay_out, run_limited
 from dfdc.run.submission import read_predictions
 
@@ -89,8 +89,9 @@ def rehearse(
             faults.append(f"it took {peak_bytes / 1e9:.1f} GB of memory; allowed are {memory_bytes / 1e9:.0f}")
         faults += find_faults(kaggle / "working" / "submission.csv", names)
         faults += find_failures(kaggle / "working" / "predictions.csv", [clip.name for clip in clips])
-        if form == "notebook" and not (kaggle / "working" / "report.png").is_file():
-            faults.append("its notebook drew no picture")
+        if form == "notebook":
+            absent = [name for name in PICTURES if not (kaggle / "working" / name).is_file()]
+            faults += [f"its notebook did not draw {name}" for name in absent]
         shutil.rmtree(keep, ignore_errors=True)
         shutil.copytree(kaggle / "working", keep)
     return Rehearsal(tuple(faults), wall_s, peak_bytes, project(keep / "predictions.csv", wall_s))

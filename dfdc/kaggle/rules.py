@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 COMPETITION = "deepfake-detection-challenge"
+# What the notebook's last cell draws beside the submission.
+PICTURES = ("report.png", "details.png")
 FILE_NAME = "submission.csv"
 COLUMNS = ["filename", "label"]
 # "External data up to 1 GB in size is permitted."

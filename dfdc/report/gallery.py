@@ -1,6 +1,6 @@
-"""Predictions -> a picture: histogram of the scores, and the faces of the least and the most likely fakes.
+"""Predictions -> pictures: histogram of the scores, faces of the extremes, and the report's pictures of some clips.
 
-python -m dfdc.report.gallery predictions.csv --clips FOLDER --out report.png
+python -m dfdc.report.gallery predictions.csv --clips FOLDER --out report.png --details details.png
 
 The kernel's notebook runs it in a separate process, so that a clip that crashes it does not affect the submission.
 """
@@ -16,15 +16,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dfdc.analysis import Analysis
+from dfdc.analyze import Analyzer
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.deadline import Deadline
 from dfdc.detect import FaceDetector
-from dfdc.errors import VideoError
+from dfdc.errors import DfdcError, VideoError
 from dfdc.files import drafted
+from dfdc.kaggle.paths import find_weights_folder
 from dfdc.prediction import STATUSES, Prediction
+from dfdc.report.panels import draw_panels
 from dfdc.run.submission import read_predictions
 from dfdc.tracks import find_tracks
 from dfdc.video import read_frames
+from dfdc.weights import find_weights, select, shipped_weights
 
 # Wider than the models' crops, so that a reader can recognise the person.
 PORTRAIT = CropGeometry(side_ratio=1.5, shift_ratio=0.0, size=160)
@@ -32,6 +37,9 @@ PORTRAIT = CropGeometry(side_ratio=1.5, shift_ratio=0.0, size=160)
 PORTRAIT_FRAMES = 3
 PORTRAIT_LIMIT_S = 20.0
 COLUMNS = 6
+# Number of clips that are shown in detail, and of their frames if the run did not say.
+DETAILED, N_FRAMES = 4, 32
+KAGGLE_INPUT = Path("/kaggle/input")
 
 
 def find_portrait(path: Path, detector: FaceDetector) -> np.ndarray | None:
@@ -77,6 +85,28 @@ def draw_report(predictions: list[Prediction], clips: Path, out: Path) -> Path:
     return out
 
 
+def analyze_extremes(predictions: list[Prediction], clips: Path, *, n_clips: int = DETAILED) -> list[Analysis]:
+    """Analyze the most likely fakes and the least likely one again, with pictures.
+
+    Args:
+        predictions: one per clip of the run.
+        clips: folder of the clips; missing clips are left out.
+        n_clips: number of clips, at least 2.
+
+    Raises:
+        WeightsError: the weights cannot be used.
+    """
+    ranked = sorted((p for p in predictions if p.scored and (clips / p.filename).is_file()), key=lambda p: -p.label)
+    chosen = ranked if len(ranked) <= n_clips else [*ranked[: n_clips - 1], ranked[-1]]
+    files = find_weights(find_weights_folder(shipped_weights(), KAGGLE_INPUT))
+    analyzer = Analyzer(select("face", files)) if chosen else None
+    # As many frames and models as in the run, so that the picture shows the scores that were submitted.
+    return [
+        analyzer.analyze(clips / p.filename, p.wanted or N_FRAMES, n_models=p.n_models or None, thumbnails=True)
+        for p in chosen
+    ]
+
+
 def _draw_scores(axes: Axes, predictions: list[Prediction]) -> None:
     """Draw the histogram of the scores."""
     counts = Counter(p.status for p in predictions)
@@ -103,17 +133,24 @@ def _draw_face(axes: Axes, prediction: Prediction, portrait: np.ndarray | None) 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("details", type=Path, metavar="PREDICTIONS", help="predictions.csv of a run")
+    parser.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="predictions.csv of a run")
     parser.add_argument("--clips", type=Path, required=True, help="folder of the clips")
     parser.add_argument("--out", type=Path, default=Path("report.png"), help="picture to write (default: %(default)s)")
+    details_help = "picture to write of what the report shows of some clips (default: none)"
+    parser.add_argument("--details", type=Path, metavar="PNG", help=details_help)
     args = parser.parse_args(argv)
     try:
-        predictions = read_predictions(args.details)
+        predictions = read_predictions(args.predictions)
     except (OSError, KeyError, ValueError) as error:
-        print(f"report: {args.details}: {error!r}; name the predictions.csv that kernel.py wrote", file=sys.stderr)
+        print(f"report: {args.predictions}: {error!r}; name the predictions.csv that kernel.py wrote", file=sys.stderr)
         return 1
     try:
         print(draw_report(predictions, args.clips, args.out))
+        if args.details:
+            print(draw_panels(analyze_extremes(predictions, args.clips), args.details))
+    except DfdcError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 1
     except (OSError, ValueError) as error:  # matplotlib raises ValueError for an unknown image format
         print(f"report: --out {args.out}: cannot be written ({error}); name a PNG in a folder", file=sys.stderr)
         return 1

@@ -7,16 +7,16 @@ first, so that their difference shows skin, mouth, eyes and noise rather than mo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import cv2
 import numpy as np
 
 from dfdc.crop import CropGeometry, crop_face
-from dfdc.models import open_models
-from dfdc.runtime import Network, run_logits
+from dfdc.research.optional import OptionalModels
+from dfdc.runtime import run_logits
 from dfdc.tracks import Track
 from dfdc.video import Frame
-from dfdc.weights import WeightsFile
 
 # Number of a clip's frames that are read together with their successors.
 N_PAIRS = 8
@@ -25,34 +25,12 @@ ALIGNED_SIDE = 56
 ECC_STEPS = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-3)
 # A pair whose aligned halves correlate less than this shows two scenes or two people and is ignored.
 MIN_CORRELATION = 0.7
-BATCH_PAIRS = {"cpu": 4, "cuda": 256}
 
 
-class Motion:
+class Motion(OptionalModels):
     """Motion models. Their scores are added to the frame scores, each with its own weight."""
 
-    def __init__(
-        self,
-        files: Sequence[WeightsFile],
-        device: str = "cpu",
-        *,
-        threads: int | None = None,
-        models: Sequence[Network] | None = None,
-    ) -> None:
-        """Open every file.
-
-        Args:
-            files: checked weights of motion models; without any, every score is 0.
-            device: "cpu" or "cuda".
-            threads: see `dfdc.models.open_models`.
-            models: the files' models if they are open; None opens them.
-
-        Raises:
-            WeightsError: see `dfdc.models.open_models`.
-        """
-        self.specs = [file.spec for file in files]
-        self.batch_size = BATCH_PAIRS[device]
-        self.models = open_models(files, device=device, threads=threads) if models is None else models
+    batch_sizes: ClassVar = {"cpu": 4, "cuda": 256}
 
     @property
     def n_pairs(self) -> int:

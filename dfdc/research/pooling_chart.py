@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dfdc.evaluation.charts import FAKE, GREY, REAL, plain, save
+from dfdc.evaluation.charts import FAKE, GREY, REAL, caption, plain, save
 from dfdc.research.pooling import KERNELS, LEARNED, ScoredClip
 
 
@@ -21,13 +21,21 @@ def draw_comparison(path: Path, rules: dict[str, dict], clips: Sequence[ScoredCl
     n_sources = len({clip.source for clip in clips})
     figure.suptitle(f"Pooling rules: {len(clips)} clips of {n_sources} sources, 95 % intervals over sources")
     keys = ("balanced_log_loss", "difference", "auc")
-    titles = ("balanced log loss", "difference from the kernel's mean (below 0 is better)", "AUC")
+    titles = (
+        "balanced log loss (dotted: guessing)",
+        "difference from the kernel's mean (below 0 is better)",
+        "AUC (dotted: guessing)",
+    )
     for column, (key, title) in enumerate(zip(keys, titles, strict=True)):
         axes = figure.add_subplot(grid[0, column])
         _draw_intervals(axes, rules, key)
         axes.set_title(title, fontsize=10)
         axes.tick_params(labelleft=column == 0)
     _draw_frames(figure.add_subplot(grid[1, :]), clips)
+    caption(
+        figure,
+        "Black is the kernel's rule. A rule is better where its interval in the middle chart lies wholly left of 0.",
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     save(figure, path)
 

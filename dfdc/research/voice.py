@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from dfdc.audio import HOP, N_BANDS, QUIETEST_DB, RATE, log_mel, read_sound
 from dfdc.files import Identity
-from dfdc.models import open_models
-from dfdc.runtime import Network, run_logits
-from dfdc.weights import WeightsFile
+from dfdc.research.optional import OptionalModels
+from dfdc.runtime import run_logits
 
 # Of a longer sound only the beginning is used, and at most so many evenly spread windows.
 MAX_HEARD_S = 60.0
@@ -24,33 +23,12 @@ SYLLABLES_HZ = (2.0, 8.0)
 LEAST_SWELL_DB = 2.5
 # If fewer windows of a sound do, there is no speech: a single fade looks like a syllable.
 LEAST_SHARE = 0.25
-BATCH_WINDOWS = {"cpu": 4, "cuda": 64}
 
 
-class VoiceModels:
+class VoiceModels(OptionalModels):
     """An ensemble of voice models."""
 
-    def __init__(
-        self,
-        files: Sequence[WeightsFile],
-        device: str = "cpu",
-        *,
-        threads: int | None = None,
-        models: Sequence[Network] | None = None,
-    ) -> None:
-        """Open every file.
-
-        Args:
-            files: checked weights of voice models; without any, nothing is scored.
-            device: "cpu" or "cuda".
-            threads: see `dfdc.models.open_models`.
-            models: the files' models if they are open; None opens them.
-
-        Raises:
-            WeightsError: see `dfdc.models.open_models`.
-        """
-        self.specs, self.batch_size = [file.spec for file in files], BATCH_WINDOWS[device]
-        self.models = open_models(files, device=device, threads=threads) if models is None else models
+    batch_sizes: ClassVar = {"cpu": 4, "cuda": 64}
 
     @property
     def high(self) -> float:

@@ -28,7 +28,8 @@ from dfdc.weights import find_weights  # noqa: E402
 
 # Sides in pixels that faces are reduced to, at most their own, and x264's constant rate factors; None leaves it out.
 MIN_SIDE, CRFS = 20, (None, 23, 28, 34, 40)
-# The factors are to hold for other models and cameras, too: a slight pull towards none, against so few crops.
+# The factors should also hold for other models and cameras. So few crops could be overfitted, so the fit is pulled
+# slightly towards no effect.
 RIDGE = 1e-3
 # Share of crops as they are that are trusted wholly.
 ORDINARY = 0.9

@@ -114,8 +114,14 @@ def _score(name: str, pairs: torch.Tensor, model: FrameModel) -> Row:
 
 def _draw(rows: Sequence[Row], out: Path, size: int) -> None:
     columns = max(len(row.pairs) for row in rows)
-    figure = Figure(figsize=(1.5 * columns, 3.45 * len(rows)), layout="constrained", dpi=110)
-    parts = np.atleast_1d(figure.subfigures(len(rows), 1))
+    figure = Figure(figsize=(1.5 * columns, 3.45 * len(rows) + 0.7), layout="constrained", dpi=110)
+    head, *parts = figure.subfigures(len(rows) + 1, 1, height_ratios=(0.2, *(1 for _ in rows)))
+    head.suptitle("Change between neighbouring frames, and P(fake) of each pair by the motion model", fontsize=12)
+    head.supxlabel(
+        "Upper rows: a face. Lower rows: its change to the next frame, grey where nothing changes. Orange numbers are "
+        "above 60 %, blue ones below 40 %.",
+        fontsize=9,
+    )
     for part, row in zip(parts, rows, strict=True):
         part.suptitle(
             f"{row.name}: {row.probabilities.mean():.0%} on average", fontsize=10, x=0.01, ha="left", parse_math=False

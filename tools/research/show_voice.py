@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from dfdc.aggregate import voice_probability
 from dfdc.audio import HOP, QUIETEST_DB, RATE, log_mel, read_sound
 from dfdc.errors import DataError, VideoError
-from dfdc.evaluation.charts import FAKE, GREY, REAL, save
+from dfdc.evaluation.charts import FAKE, GREY, REAL, caption, save
 from dfdc.flags import check_outputs, make_parser, png, run_tool, tool
 from dfdc.research.vocoders import VOCODERS
 from dfdc.research.voice import VoiceModels, cut_windows
@@ -110,8 +110,13 @@ def _draw(rows: Sequence[Row], out: Path, window_s: float) -> None:
         axes.set_title(f"{row.name}: {said}", fontsize=10, loc="left", parse_math=False)
         axes.set_ylabel("P(synthetic)", fontsize=9)
         axes.set_ylim(0, 1)
-    axes.set_xlabel(
-        "time in seconds. Grey: loudness, 40 Hz to 7.6 kHz. Bars: windows, if half of all voices were synthetic"
+    axes.set_xlabel("time in seconds")
+    figure.suptitle("P(synthetic voice) over time by the voice model")
+    caption(
+        figure,
+        "Bars: windows of speech, orange above 60 %, blue below 40 %, if half of all voices were synthetic. Grey: "
+        "loudness from 40 Hz (bottom)\nto 7.6 kHz (top). Above each sound: the figure for the whole of it, if 3 in 100 "
+        "voices are synthetic.",
     )
     save(figure, out)
 

@@ -24,15 +24,6 @@ function draw(tag, attributes = {}, text = null) {
 const percent = (p) => p < 0.095 ? `${(100 * p).toFixed(1)} %` : `${Math.round(100 * p)} %`;
 const seconds = (t) => `${t.toFixed(t < 100 ? 1 : 0)} s`;
 
-// A probability in words. Low scores never read "real": only known manipulations can be found.
-function finding(clip) {
-  if (!clip.scored) return { text: "not scored", tone: "", rank: -1 };
-  const p = clip.probability;
-  if (p >= 0.9) return { text: "strong signs of a known manipulation", tone: "strong", rank: 4 };
-  if (p >= 0.7) return { text: "signs of a known manipulation", tone: "strong", rank: 3 };
-  if (p >= 0.3) return { text: "unclear", tone: "", rank: 2 };
-  return { text: "no sign of a known manipulation found", tone: "weak", rank: 1 };
-}
 function posterior(p, share) {
   const odds = (p / (1 - p)) * (share / (1 - share));
   return odds / (1 + odds);
@@ -43,7 +34,7 @@ function baseShare() {
 }
 const KEYS = {
   filename: (clip) => clip.filename.toLowerCase(), probability: (clip) => clip.scored ? clip.probability : -1,
-  verdict: (clip) => finding(clip).rank, persons: (clip) => clip.tracks.length, status: (clip) => clip.status,
+  verdict: (clip) => clip.finding.rank, persons: (clip) => clip.tracks.length, status: (clip) => clip.status,
 };
 
 function chosen() {
@@ -60,7 +51,7 @@ function chosen() {
 function list() {
   const found = chosen(), body = $("list").tBodies[0];
   body.replaceChildren(...found.slice(0, state.shown).map((clip) => {
-    const said = finding(clip), share = baseShare();
+    const said = clip.finding, share = baseShare();
     const bar = make("span", { class: "bar", "aria-hidden": "true" }, make("span"));
     bar.firstChild.style.width = `${100 * clip.probability}%`;
     const cell = make("td", { class: "number" });
@@ -107,16 +98,17 @@ function scene(clip, frame) {
   return make("figure", {}, picture, make("figcaption", {}, `The whole frame at ${seconds(clip.times_s[index])}`));
 }
 
-const CHART = { width: 640, height: 180, left: 44, right: 10, top: 12, bottom: 30 };
+// The chart is drawn as wide as the page allows, so that its text keeps its size on a phone.
+const CHART = { height: 180, left: 44, right: 10, top: 12, bottom: 30 };
 function chart(clip, track, person, select) {
-  const { width, height, left, right, top, bottom } = CHART;
+  const { height, left, right, top, bottom } = CHART, width = Math.min(640, document.documentElement.clientWidth - 32);
   const end = Math.max(clip.times_s[clip.times_s.length - 1], 1e-9);
   const x = (t) => left + (t / end) * (width - left - right), y = (p) => height - bottom - p * (height - top - bottom);
   const svg = draw("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, tabindex: "0", role: "slider",
     "aria-label": `Score of person ${person + 1} over time; arrow keys move from frame to frame`,
     "aria-valuemin": "1", "aria-valuemax": String(track.frames.length) });
   for (const p of [0, 0.5, 1]) {
-    svg.append(draw("line", { class: "axis", x1: left, x2: width - right, y1: y(p), y2: y(p) }));
+    svg.append(draw("line", { class: p === 0.5 ? "axis half" : "axis", x1: left, x2: width - right, y1: y(p), y2: y(p) }));
     svg.append(draw("text", { x: left - 6, y: y(p) + 4, "text-anchor": "end" }, `${100 * p} %`));
   }
   for (let i = 0; i <= 4; i++) svg.append(draw("text", { x: x(end * i / 4), y: height - 10, "text-anchor": i ? (i === 4 ? "end" : "middle") : "start" }, seconds(end * i / 4)));
@@ -148,8 +140,14 @@ function chart(clip, track, person, select) {
   return svg;
 }
 
+// Of the values in a clip's maps, 95 % are smaller: the colour is fullest from here on, so that faint maps look faint
+// beside strong ones of the same clip.
+function strongestHeat(clip) {
+  const values = clip.tracks.flatMap((track) => Object.values(track.heat || {})).flat(2).map(Math.abs).sort((a, b) => a - b);
+  return values.length ? values[Math.floor(0.95 * (values.length - 1))] : 0;
+}
 // Class activation: how much each part of the crop moved the log-odds, painted over the face where the crop lies.
-function heatMap(track, frame) {
+function heatMap(clip, track, frame) {
   const map = (track.heat || {})[frame], picture = track.thumbnails[frame];
   if (!map || !picture) return null;
   const side = 192, [left, top, size] = report.crop_in_thumbnail.map((share) => share * side);
@@ -159,9 +157,9 @@ function heatMap(track, frame) {
   image.onload = () => {
     const paint = canvas.getContext("2d"), n = map.length, small = make("canvas", { width: n, height: n });
     paint.drawImage(image, 0, 0, side, side);
-    const cells = small.getContext("2d").createImageData(n, n), most = Math.max(...map.flat().map(Math.abs), 1e-9);
+    const cells = small.getContext("2d").createImageData(n, n), most = Math.max(strongestHeat(clip), 1e-9);
     map.flat().forEach((value, i) => cells.data.set(
-      [...(value > 0 ? [213, 94, 0] : [0, 114, 178]), 200 * Math.abs(value) / most], 4 * i));
+      [...(value > 0 ? [213, 94, 0] : [0, 114, 178]), 200 * Math.min(Math.abs(value) / most, 1)], 4 * i));
     small.getContext("2d").putImageData(cells, 0, 0);
     paint.drawImage(small, left, top, size, size);
   };
@@ -185,12 +183,15 @@ function person(clip, track, number) {
     buttons.forEach((button, each) => button.setAttribute("aria-pressed", String(each === near)));
     detail.replaceChildren();
     if (near !== null) {
-      const alt = `Face of person ${number + 1} at ${seconds(clip.times_s[near])}`;
-      detail.append(make("figure", {}, make("img", { src: jpeg(track.thumbnails[near]), alt }),
-        make("figcaption", {}, `At ${seconds(clip.times_s[near])}, untouched`)));
-      const heat = withHeat.checked ? heatMap(track, near) : null;
+      // Only some frames have a heat map; the untouched face beside it is of the same frame.
+      const pictured = withHeat.checked ? nearest(track.heat, frame) : near, when = seconds(clip.times_s[pictured]);
+      const alt = `Face of person ${number + 1} at ${when}`;
+      detail.append(make("figure", {}, make("img", { src: jpeg(track.thumbnails[pictured]), alt }),
+        make("figcaption", {}, `At ${when}, untouched` + (pictured === near ? "" : "; the nearest frame with a heat map"))));
+      const heat = withHeat.checked ? heatMap(clip, track, pictured) : null;
       if (heat) detail.append(make("figure", {}, heat, make("figcaption", {},
-        "Orange raised the score, blue lowered it. The map is coarse: it shows regions, not details, and partly where the model is active at all.")));
+        `Orange raised the first model's score, blue lowered it; full colour means ${strongestHeat(clip).toFixed(1)} log-odds or more. `
+        + "The map is coarse: it shows regions, not details, and partly where the model is active at all. It is no evidence by itself.")));
     }
     const whole = scene(clip, frame);
     if (whole) state.scene.replaceChildren(whole);
@@ -205,7 +206,8 @@ function person(clip, track, number) {
     strip.append(make("li", {}, button));
   }
   const scroll = make("div", { class: "scroll" }, strip);
-  box.append(scroll, line, live);
+  const hint = make("p", { class: "quiet" }, "Score of each frame over time, in percent. Hover, tap or use the arrow keys to see a frame.");
+  box.append(scroll, hint, line, live);
   if (track.heat && Object.keys(track.heat).length)
     box.append(make("p", {}, withHeat, " ", make("label", { for: `heat-${number}` }, "Show what drove the score (heat map)")));
   box.append(detail);
@@ -225,7 +227,14 @@ function facts(clip) {
     add("Frames with a face", `${clip.n_faces}`);
   }
   for (const note of clip.notes || []) add("Note", note);
-  add("Sound", clip.voice === null ? "not checked, or no voice was heard" : `probability of a synthetic voice: ${percent(clip.voice)}`);
+  const heard = clips.some((each) => each.voice !== null);
+  if (clip.voice !== null) add("Sound", `probability of a synthetic voice: ${percent(clip.voice)}`);
+  else if (heard) add("Sound", "no voice was heard");
+  const missed = [];
+  if (!heard) missed.push("the sound");
+  if (clip.tracks.length && !clip.n_pairs) missed.push("the change from one frame to the next");
+  if (clip.frame_size) missed.push(`faces narrower than about ${Math.round(Math.max(report.min_face_ratio * Math.max(...clip.frame_size), 20))} px`);
+  add("Not looked at", missed.join(", "));
   add("Models", `${clip.n_models}`);
   add("File", made.sha256 ? `SHA-256 ${made.sha256}, ${made.n_bytes} bytes` : null);
   add("Analyzed", made.created ? `${made.created} by dfdc ${made.version}` : null);
@@ -234,12 +243,12 @@ function facts(clip) {
 
 function open(clip) {
   state.clip = clip; state.frame = {}; state.scene = make("div");
-  const said = finding(clip), heading = $("clip-heading");
+  const said = clip.finding, heading = $("clip-heading");
   heading.textContent = clip.filename;
   const verdict = make("p", { class: `finding ${said.tone}` }, clip.scored ? `${percent(clip.probability)}: ${said.text}` : `${clip.status}: ${clip.reason}`);
   const people = clip.tracks.map((track, number) => person(clip, track, number));
   const missing = clip.pictures_left_out ? make("p", { class: "quiet" },
-    "Some pictures were left out to keep this page small. `dfdc report` on this clip's analysis alone shows all of them.") : null;
+    "Some pictures were left out or reduced to keep this page small. `dfdc report` on this clip's analysis alone shows all of them.") : null;
   $("clip-body").replaceChildren(verdict, state.scene, ...people.map((each) => each.box), ...(missing ? [missing] : []),
     make("h3", {}, "Facts"), facts(clip));
   $("clip").hidden = false;
@@ -252,8 +261,8 @@ function open(clip) {
 function start() {
   const scored = clips.filter((clip) => clip.scored).length;
   $("summary").textContent = `${clips.length} clip${clips.length === 1 ? "" : "s"}, ${scored} scored.`;
-  $("known-data").textContent = report.models.length
-    ? `The models were trained on: ${[...new Set(report.models.map((model) => model.trained_on))].join("; ")}.` : "";
+  $("known-data").hidden = !report.models.length;
+  $("known-data").append(make("ul", {}, ...report.models.map((model) => make("li", {}, `${model.name}: ${model.trained_on}`))));
   if (clips.some((clip) => clip.voice !== null))
     $("sound-note").textContent = "The voice was scored where one was heard; the voice model knows only old vocoders.";
   $("made").textContent = `Made on ${report.created} by dfdc ${report.version}. `
