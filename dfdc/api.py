@@ -14,6 +14,7 @@ from dfdc.analysis_files import analysis_path, read_analysis
 from dfdc.analyze import Analyzer
 from dfdc.deadline import NEVER, Deadline
 from dfdc.errors import InputError
+from dfdc.prediction import DEFAULT_FRAMES
 from dfdc.run.inputs import collect
 from dfdc.run.pool import predict_clips
 from dfdc.run.worker import WorkerSettings
@@ -22,8 +23,6 @@ from dfdc.weights import WeightsFile, find_weights, shipped_weights, sigmoid
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
-
-N_FRAMES = 32
 
 
 def load_detector(
@@ -38,7 +37,7 @@ def load_detector(
     Args:
         weights: a weights file, or a folder whose files form an ensemble; None for the weights that the package ships.
         device: "cpu", "cuda", or "auto" for CUDA if there is a GPU that works.
-        n_frames: number of frames to examine per clip, 1 to 256; None for 32.
+        n_frames: number of frames to examine per clip, 1 to 256; None for 16.
         extras: optional models to use as well, "motion" or "sound".
 
     Raises:
@@ -49,7 +48,7 @@ def load_detector(
     return Detector(
         tuple(find_weights(Path(weights) if weights is not None else shipped_weights(), extras=extras)),
         device=choose_device(device),
-        n_frames=N_FRAMES if n_frames is None else n_frames,
+        n_frames=DEFAULT_FRAMES if n_frames is None else n_frames,
     )
 
 
@@ -62,7 +61,9 @@ class Detector:
         n_frames: number of frames to examine per clip.
     """
 
-    def __init__(self, weights: tuple[WeightsFile, ...], *, device: str = "cpu", n_frames: int = N_FRAMES) -> None:
+    def __init__(
+        self, weights: tuple[WeightsFile, ...], *, device: str = "cpu", n_frames: int = DEFAULT_FRAMES
+    ) -> None:
         if not 1 <= n_frames <= 256:
             raise InputError(f"n_frames is {n_frames}; allowed are whole numbers from 1 to 256")
         self.weights, self.device, self.n_frames = weights, device, n_frames

@@ -79,7 +79,7 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
         "--frames",
         type=number(int, MAX_FRAMES),
         metavar="N",
-        help="frames to look at per clip (default: 32, fewer where time is short)",
+        help="frames to look at per clip (default: 16, fewer where time is short)",
     )
     add(
         "--time-limit",

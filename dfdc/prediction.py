@@ -7,6 +7,9 @@ from dataclasses import dataclass
 # P(fake) of a clip about which nothing is known. The competition's test sets contain as many fakes as reals, unlike its
 # training set (83 % fakes). 0.5 costs a log loss of 0.693 whatever the truth is; a wrong guess at 0.83 costs 1.77.
 PRIOR = 0.5
+# Frames to look at per clip if nobody asks for another number. On 101 clips of FaceForensics++, 32 frames score no
+# better (AUC .913, log loss .388; 16 frames .915, .391) and cost half as much again.
+DEFAULT_FRAMES = 16
 # Statuses with a score: as planned; from only a part of the clip; from faces too small or too blurred to judge.
 SCORED = ("ok", "partial", "low_quality")
 STATUSES = (*SCORED, "no_face", "unreadable", "timeout", "error")

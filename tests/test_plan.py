@@ -160,12 +160,12 @@ def test_fixed_frames_are_one_pass_whatever_the_time() -> None:
 
 def test_too_little_for_thorough_looks_goes_to_quick_ones_and_then_to_the_most_uncertain() -> None:
     names = numbered(400)
-    # Enough for quick passes at all and thorough ones at a quarter.
-    run = simulate(names, steady(), 1.02 * pass_s(400, QUICK) + pass_s(100, TOP))
+    # Enough for quick passes at all and thorough ones at a tenth.
+    run = simulate(names, steady(), 1.02 * pass_s(400, QUICK) + pass_s(40, TOP))
     assert [task.name for task in run.passes[:400]] == names
     assert {task.n_frames for task in run.passes[:400]} == {QUICK}
     further = [task.name for task in run.passes[400:]]
-    assert 95 <= len(further) <= 110
+    assert 38 <= len(further) <= 50
     assert {task.n_frames for task in run.passes[400:]} == {TOP}
     assert further == sorted(names, key=lambda name: abs(label_of(name) - 0.5))[: len(further)]
 
@@ -178,7 +178,7 @@ def test_all_nets_answer_in_the_only_look_where_time_allows_it_comfortably() -> 
 
 def test_further_nets_come_after_the_frames_and_for_the_most_uncertain_first() -> None:
     names = numbered(400)
-    # Enough for 32 frames of all with one model, not for the second models of all beside it.
+    # Enough for all frames of all clips with one model, not for the second models of all beside it.
     run = simulate(names, steady(), pass_s(400, QUICK) + pass_s(400, TOP) + pass_s(40, TOP, n_models=2), n_models=2)
     firsts = run.passes[:400]
     assert {(task.n_frames, task.n_models) for task in firsts[PROBES + 4 :]} == {(TOP, 1)}
@@ -201,7 +201,9 @@ def test_further_nets_are_saved_before_frames_are() -> None:
         plan.record(Prediction(task.name, 0.5, frames=task.n_frames))
     firsts = passes[PROBES + 2 : 100]
     assert firsts == sorted(firsts, reverse=True)
-    assert sorted(set(firsts), reverse=True)[:3] == [(TOP, 3), (TOP, 1), (16, 1)]
+    models_saved, *frames_saved = sorted(set(firsts), reverse=True)[1:]
+    assert firsts[0] == (TOP, 3) and models_saved == (TOP, 1)
+    assert frames_saved and {n_models for _, n_models in frames_saved} == {1}
 
 
 def test_more_time_never_lowers_frames_or_nets_of_a_clip() -> None:

@@ -15,6 +15,7 @@ from dfdc.analysis import Analysis
 from dfdc.analysis_files import SUFFIX, analysis_path, read_analysis, write_analysis
 from dfdc.deadline import Deadline
 from dfdc.errors import DfdcError, InputError
+from dfdc.prediction import DEFAULT_FRAMES
 from dfdc.run.pool import predict_clips
 from dfdc.run.worker import WorkerSettings
 
@@ -59,7 +60,8 @@ class JobQueue:
         Raises:
             InputError: the folder cannot be used.
         """
-        self.folder, self.settings = folder, replace(settings, analyses=folder, n_frames=settings.n_frames or 32)
+        self.folder = folder
+        self.settings = replace(settings, analyses=folder, n_frames=settings.n_frames or DEFAULT_FRAMES)
         self._uploads = folder / UPLOADS
         try:
             self._uploads.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from dfdc.cluster.places import Place
 from dfdc.cluster.sink import PREDICTIONS, Sink
 from dfdc.cluster.stages import CarriedWeights, StageSettings
 from dfdc.errors import InputError
-from dfdc.prediction import STATUSES
+from dfdc.prediction import DEFAULT_FRAMES, STATUSES
 from dfdc.run.journal import digest_code, scoring_key
 from dfdc.weights import WeightsFile, select
 
@@ -43,7 +43,7 @@ class ScoreSettings:
 
     weights: tuple[WeightsFile, ...]
     device: str = "auto"
-    n_frames: int = 32
+    n_frames: int = DEFAULT_FRAMES
     per_frame: bool = False
 
 

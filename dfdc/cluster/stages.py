@@ -23,6 +23,7 @@ from dfdc.deadline import Deadline
 from dfdc.errors import InputError
 from dfdc.files import REPLACED, identify
 from dfdc.findings import Findings, blank_analysis, judge, settle
+from dfdc.prediction import DEFAULT_FRAMES
 from dfdc.run.journal import digest_code
 from dfdc.run.limits import count_cores, limit_memory, share_memory
 from dfdc.run.plan import GRACE_S
@@ -75,7 +76,7 @@ class StageSettings:
     specs: tuple[ModelSpec, ...]
     digests: tuple[str, ...]
     code: str
-    n_frames: int = 32
+    n_frames: int = DEFAULT_FRAMES
     device: str = "cpu"
     clip_limit_s: float = 60.0
     per_frame: bool = False

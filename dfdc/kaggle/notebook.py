@@ -16,7 +16,7 @@ GPU = "NvidiaTeslaT4"
 
 SETTINGS_CELL = """\
 # Settings; None leaves the choice to the kernel.
-frames = None        # frames per clip, such as 16; None: as many as the time allows, 32 at most
+frames = None        # frames per clip, such as 32; None: as many as the time allows, 16 at most
 extra_models = []    # models that are off by default: "motion" (change between frames), "sound" (synthetic voices)
 device = "auto"      # "auto", "cpu" or "cuda"
 time_limit = None    # seconds; None: 8.5 hours, half an hour less than Kaggle allows"""

@@ -24,7 +24,7 @@ from dfdc.detect import FaceDetector
 from dfdc.errors import DfdcError, VideoError
 from dfdc.files import drafted
 from dfdc.kaggle.paths import find_weights_folder
-from dfdc.prediction import STATUSES, Prediction
+from dfdc.prediction import DEFAULT_FRAMES, STATUSES, Prediction
 from dfdc.report.panels import draw_panels
 from dfdc.run.submission import read_predictions
 from dfdc.tracks import find_tracks
@@ -37,8 +37,8 @@ PORTRAIT = CropGeometry(side_ratio=1.5, shift_ratio=0.0, size=160)
 PORTRAIT_FRAMES = 3
 PORTRAIT_LIMIT_S = 20.0
 COLUMNS = 6
-# Number of clips that are shown in detail, and of their frames if the run did not say.
-DETAILED, N_FRAMES = 4, 32
+# Number of clips that are shown in detail.
+DETAILED = 4
 KAGGLE_INPUT = Path("/kaggle/input")
 
 
@@ -102,7 +102,7 @@ def analyze_extremes(predictions: list[Prediction], clips: Path, *, n_clips: int
     analyzer = Analyzer(select("face", files)) if chosen else None
     # As many frames and models as in the run, so that the picture shows the scores that were submitted.
     return [
-        analyzer.analyze(clips / p.filename, p.wanted or N_FRAMES, n_models=p.n_models or None, thumbnails=True)
+        analyzer.analyze(clips / p.filename, p.wanted or DEFAULT_FRAMES, n_models=p.n_models or None, thumbnails=True)
         for p in chosen
     ]
 

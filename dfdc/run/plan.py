@@ -1,9 +1,8 @@
 """Plan the passes over the clips: which clip is next, with how many frames and models, in the time that is left.
 
-Reasons for this plan. Log loss falls most with the first frames and little beyond 32 (32 frames instead of one: -.22;
-polimi, ICPR 2020). Decoding a clip costs as much as scoring 30 of its frames, so a second pass over a clip costs nearly
-as much as the first one. A clip without a score costs a log loss of .69, more than any number of frames wins back.
-Therefore:
+Reasons for this plan. Log loss falls most with the first frames and hardly beyond 16 (docs/performance.md). Decoding a
+clip costs as much as scoring 30 of its frames, so a second pass over a clip costs nearly as much as the first one. A
+clip without a score costs a log loss of .69, more than any number of frames wins back. Therefore:
 
 - If there is enough time, every clip gets `TOP` frames and all models in a single pass, and no quick pass is wasted.
 - If there is less time, the plan first saves on models and then on frames: the first model answers alone.
@@ -32,12 +31,12 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from dfdc.deadline import Deadline
-from dfdc.prediction import SCORED, Prediction
+from dfdc.prediction import DEFAULT_FRAMES, SCORED, Prediction
 
 log = logging.getLogger(__name__)
 
 # Frames per clip at each level. All models answer only at the top level.
-LOW, QUICK, TOP = 1, 8, 32
+LOW, QUICK, TOP = 1, 8, DEFAULT_FRAMES
 CERTAIN = (0.05, 0.95)
 # Number of clips that are measured before the level is chosen. Each worker's first clip is left out, because it fills
 # the caches.
