@@ -160,12 +160,12 @@ def test_fixed_frames_are_one_pass_whatever_the_time() -> None:
 
 def test_too_little_for_thorough_looks_goes_to_quick_ones_and_then_to_the_most_uncertain() -> None:
     names = numbered(400)
-    # Enough for quick passes at all and thorough ones at a tenth.
-    run = simulate(names, steady(), 1.02 * pass_s(400, QUICK) + pass_s(40, TOP))
+    # Enough for quick passes at all and thorough ones at half of them.
+    run = simulate(names, steady(), 1.02 * pass_s(400, QUICK) + pass_s(200, TOP))
     assert [task.name for task in run.passes[:400]] == names
     assert {task.n_frames for task in run.passes[:400]} == {QUICK}
     further = [task.name for task in run.passes[400:]]
-    assert 38 <= len(further) <= 50
+    assert 195 <= len(further) <= 215
     assert {task.n_frames for task in run.passes[400:]} == {TOP}
     assert further == sorted(names, key=lambda name: abs(label_of(name) - 0.5))[: len(further)]
 
