@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import astuple, replace
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,7 +26,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfdc.cluster.command import MISSING, add_ray_argument, path_or_url, to_address
 from dfdc.crop import CropGeometry
-from dfdc.data.clips import METADATA, LabelledClip, group_families, is_held_out, read_metadata
+from dfdc.data.clips import (
+    LabelledClip,
+    group_families,
+    is_held_out,
+    read_metadata,
+    refuse_leaks,
+    report_alone,
+)
 from dfdc.data.crop_folder import (
     CROP_COLUMNS,
     STATUSES,
@@ -86,20 +94,22 @@ def make_crops(
     families = group_families(_label(videos, held_out or [], val_share))
     clips = {clip.name: clip for family in families for clip in family}
     if not settings.plain_frames:
-        _refuse_leaks(families)
+        refuse_leaks(families)
     prepare_folder(out, settings, overwrite=overwrite)
     done = frozenset(find_done(out, clips))
     stale = {name: find_record(out, name) for name in clips if name not in done}
     wanted = [family for family in families if any(clip.name not in done for clip in family)]
     n_done = len(clips) - sum(clip.name not in done for family in wanted for clip in family)
     if not settings.plain_frames:
-        _report_alone(wanted)
+        report_alone(wanted)
     table = out / ("frames.csv" if settings.plain_frames else "crops.csv")
+    here = partial(cut_families, n_workers=n_workers, device=choose_device(device))
+    cut_all = here if cluster is None else _join_cluster(cluster)
     reports: list[Report] = []
     bar = tqdm(total=len(clips), initial=n_done, desc="cutting", unit="clip", disable=not progress)
     try:
         with bar:
-            for cut in _cut(wanted, out, settings, n_workers, device, done, cluster):
+            for cut in cut_all(wanted, out, settings, done=done):
                 bar.update(len(cut))
                 reports += cut
     except BrokenProcessPool as error:
@@ -137,10 +147,7 @@ def make_stored_crops(
         from dfdc.cluster.crop_store import cut_in_store, read_stored
     except ModuleNotFoundError as error:
         raise DataError(f"{error}; {MISSING}") from error
-    stored = [entry for place in videos for entry in read_stored(str(place))]
-    stored += [entry for place in held_out for entry in read_stored(str(place), split="val")]
-    for family in group_families(entry.clip for entry in stored):
-        _refuse_mixed(family)
+    stored = read_stored(map(str, videos), map(str, held_out))
     table, reports = cut_in_store(stored, str(out), settings, address=to_address(cluster))
     _summarize(reports, sum(len(report.rows) for report in reports))
     return table
@@ -200,23 +207,13 @@ def make_photograph_crops(
     return out / "crops.csv"
 
 
-def _cut(
-    families: list[list[LabelledClip]],
-    out: Path,
-    settings: CutSettings,
-    n_workers: int,
-    device: str,
-    done: frozenset[str],
-    cluster: str | None,
-) -> Iterator[list[Report]]:
-    """Cut here, or on a cluster."""
-    if cluster is None:
-        return cut_families(families, out, settings, n_workers=n_workers, device=choose_device(device), done=done)
+def _join_cluster(address: str) -> Callable[..., Iterator[list[Report]]]:
+    """The function that cuts on a cluster; see `make_crops`."""
     try:
         from dfdc.cluster.cutting import cut_on_cluster
     except ModuleNotFoundError as error:
         raise DataError(f"{error}; {MISSING}") from error
-    return cut_on_cluster(families, out, settings, address=to_address(cluster), done=done)
+    return partial(cut_on_cluster, address=to_address(address))
 
 
 def _label(videos: list[Path], held_out: list[Path], val_share: float) -> list[LabelledClip]:
@@ -225,40 +222,6 @@ def _label(videos: list[Path], held_out: list[Path], val_share: float) -> list[L
     clips = [clip for folder in videos for clip in read_metadata(folder)]
     clips = [replace(clip, split="val") if is_held_out(clip, val_share) else clip for clip in clips]
     return clips + [replace(clip, split="val") for folder in held_out for clip in read_metadata(folder)]
-
-
-def _report_alone(families: list[list[LabelledClip]]) -> None:
-    """Say which fakes are cut alone, not where and when their original was."""
-    absent = [family for family in families if family[0].label != "REAL" or not family[0].path.is_file()]
-    alone = [clip for family in absent for clip in family if clip.original and clip.path.is_file()]
-    if alone:
-        print(
-            f"fakes cut alone, for their original is absent: {len(alone)}, such as {alone[0].name}, of "
-            f"{alone[0].original}; put the originals there, and the same command cuts them alike",
-            file=sys.stderr,
-        )
-    if nameless := [c for family in families for c in family if c.label == "FAKE" and not c.original]:
-        print(
-            f"fakes that name no original: {len(nameless)}, such as {nameless[0].name}; they are cut alone, and may "
-            f"share a face with clips of the other split: name it in {METADATA}",
-            file=sys.stderr,
-        )
-
-
-def _refuse_leaks(families: list[list[LabelledClip]]) -> None:
-    """Refuse an original that stands in another split than a fake of its, before days of cutting."""
-    for family in families:
-        _refuse_mixed([clip for clip in family if clip.path.is_file()])
-
-
-def _refuse_mixed(family: list[LabelledClip]) -> None:
-    """Refuse clips of one face that stand in several splits."""
-    other = [clip for clip in family if clip.split != family[0].split]
-    if other:
-        raise DataError(
-            f"{family[0].path} is for {family[0].split} and {other[0].path} for {other[0].split}, and they share a "
-            f"face: put them into one folder, or correct the splits in {METADATA}"
-        )
 
 
 def _rows(report: Report, settings: CutSettings, clips: dict[str, LabelledClip]) -> Iterator[tuple[object, ...]]:

@@ -14,7 +14,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from pathlib import Path
 from dfdc.cluster.cutting import Call, CutFaces, Cutter, run_cutters
 from dfdc.cluster.lease import check_free, hold
 from dfdc.cluster.places import Place, fetch
-from dfdc.data.clips import METADATA, LabelledClip, group_families, read_metadata
+from dfdc.data.clips import METADATA, LabelledClip, group_families, read_metadata, refuse_mixed
 from dfdc.data.crop_folder import IMAGES, CutSettings, Report
 from dfdc.errors import DataError, MachineError, VideoError
 
@@ -37,16 +37,22 @@ class StoredClip:
     url: str
 
 
-def read_stored(source: str, *, split: str | None = None) -> list[StoredClip]:
-    """The clips that the metadata.json of a folder lists.
+def read_stored(sources: Iterable[str], held_out: Iterable[str] = ()) -> list[StoredClip]:
+    """The clips that the metadata.json of each folder lists.
 
     Args:
-        source: path or URL of the folder.
-        split: the split of all of them; None for the one that the metadata name.
+        sources: paths or URLs of folders.
+        held_out: more of them, whose clips get the split "val".
 
     Raises:
         DataError: see `dfdc.data.clips.read_metadata`.
     """
+    stored = [entry for source in sources for entry in _read_folder(source)]
+    more = [entry for source in held_out for entry in _read_folder(source)]
+    return stored + [replace(entry, clip=replace(entry.clip, split="val")) for entry in more]
+
+
+def _read_folder(source: str) -> list[StoredClip]:
     place = Place(source)
     try:
         content = place.read(METADATA)
@@ -57,7 +63,7 @@ def read_stored(source: str, *, split: str | None = None) -> list[StoredClip]:
     with tempfile.TemporaryDirectory(prefix="dfdc-") as folder:
         (Path(folder) / METADATA).write_bytes(content)
         clips = read_metadata(Path(folder))
-    return [StoredClip(replace(clip, split=split) if split else clip, place.full(clip.name)) for clip in clips]
+    return [StoredClip(clip, place.full(clip.name)) for clip in clips]
 
 
 class StoreCutter(Cutter):
@@ -120,11 +126,14 @@ def cut_in_store(
         The URL of crops.csv, and the reports of this run.
 
     Raises:
-        DataError: the crops there were cut with other settings, or nothing was cut.
+        DataError: clips of one face have different splits, the crops there were cut with other settings, or nothing
+            was cut.
         InputError, MachineError: the store or the cluster cannot be used, or another job cuts there.
     """
     place = Place(out)
     families = group_families(entry.clip for entry in stored)
+    for family in families:
+        refuse_mixed(family)
     urls = {entry.clip.name: entry.url for entry in stored}
     check_free(place)
     place.check_writable()

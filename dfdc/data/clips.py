@@ -192,3 +192,45 @@ def is_held_out(clip: LabelledClip, share: float) -> bool:
     """
     digest = hashlib.sha256(clip.source.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:4], "big") < share * 2**32
+
+
+def report_alone(families: list[list[LabelledClip]]) -> None:
+    """Say which fakes are cut alone, not where and when their original was."""
+    absent = [family for family in families if family[0].label != "REAL" or not family[0].path.is_file()]
+    alone = [clip for family in absent for clip in family if clip.original and clip.path.is_file()]
+    if alone:
+        print(
+            f"fakes cut alone, for their original is absent: {len(alone)}, such as {alone[0].name}, of "
+            f"{alone[0].original}; put the originals there, and the same command cuts them alike",
+            file=sys.stderr,
+        )
+    if nameless := [c for family in families for c in family if c.label == "FAKE" and not c.original]:
+        print(
+            f"fakes that name no original: {len(nameless)}, such as {nameless[0].name}; they are cut alone, and may "
+            f"share a face with clips of the other split: name it in {METADATA}",
+            file=sys.stderr,
+        )
+
+
+def refuse_leaks(families: list[list[LabelledClip]]) -> None:
+    """Refuse an original that stands in another split than a fake of its, before days of cutting.
+
+    Raises:
+        DataError: there is such a family; clips that are absent do not count.
+    """
+    for family in families:
+        refuse_mixed([clip for clip in family if clip.path.is_file()])
+
+
+def refuse_mixed(family: list[LabelledClip]) -> None:
+    """Refuse clips of one face that stand in several splits.
+
+    Raises:
+        DataError: they do.
+    """
+    other = [clip for clip in family if clip.split != family[0].split]
+    if other:
+        raise DataError(
+            f"{family[0].path} is for {family[0].split} and {other[0].path} for {other[0].split}, and they share a "
+            f"face: put them into one folder, or correct the splits in {METADATA}"
+        )
