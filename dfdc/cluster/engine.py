@@ -23,6 +23,7 @@ from dfdc.cluster.places import Place
 from dfdc.cluster.stages import CarriedWeights, Judge, Scout, StageSettings
 from dfdc.errors import InputError, MachineError
 from dfdc.run.limits import count_cores
+from dfdc.run.spawn import environment
 
 # A block of findings is closed at this size, about six clips of one person; a block of clips at this number. Work that
 # a lost node repeats is at most a block of clips for each of its actors and what had not been passed on.
@@ -78,7 +79,8 @@ def _connect(address: str | None) -> None:
     common = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
     try:
         if address is None:
-            ray.init("local", num_cpus=count_cores() + LIST_CPUS, object_store_memory=STORE_BYTES, **common)
+            with environment():  # Ray's workers need the same settings as the kernel's
+                ray.init("local", num_cpus=count_cores() + LIST_CPUS, object_store_memory=STORE_BYTES, **common)
             return
     except Exception as error:  # Ray raises many kinds
         raise MachineError(f"Ray cannot be started on this machine ({_first_line(error)}); free some memory") from error

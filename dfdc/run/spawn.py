@@ -114,7 +114,7 @@ def start_worker(settings: WorkerSettings, work: Work) -> Worker:
     ours, theirs = context.Pipe()
     try:
         process = context.Process(target=_live, args=(work, theirs, settings, os.getpid()), daemon=True)
-        with _environment():
+        with environment():
             process.start()
     except BaseException:
         ours.close()
@@ -140,7 +140,7 @@ def end_workers(workers: Sequence[Worker]) -> None:
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
+def environment() -> Iterator[None]:
     """Set `ENVIRONMENT` and the path of this package for processes that are started inside the block."""
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     values = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
