@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -32,7 +33,7 @@ from dfdc.runtime import Network, run_batches
 # O-Net; on CUDA, every call waits for the device.
 BATCH_FRAMES = {"cpu": 4, "cuda": 16}
 BATCH_CANDIDATES = {"cpu": 64, "cuda": 1024}
-# Every fourth frame of a clip is searched in full, and at least MIN_WHOLE frames are.
+# One in WHOLE_STEP frames of a clip is searched in full, and at least MIN_WHOLE frames are.
 WHOLE_STEP, MIN_WHOLE = 4, 4
 # If two boxes overlap by more than this (intersection over union), one search window serves both.
 MAX_SHARED = 0.5
@@ -145,7 +146,7 @@ class FaceDetector:
 
         The frames between two searched frames are filled in by repeated halving: a face is looked for near its position
         in the frames before and after. If this finds no face, or fewer faces than a neighbour has, the frame is
-        searched in full.
+        searched in full. The first and the last frame are searched in full, so that somebody who appears late is seen.
 
         Args:
             frames: (H, W, 3) uint8 RGB each, in order of time.
@@ -156,24 +157,27 @@ class FaceDetector:
         step = WHOLE_STEP
         while step > 1 and len(frames) < MIN_WHOLE * step:
             step //= 2
-        found: list[Faces | None] = [None] * len(frames)
-        self._search_whole(frames, found, list(range(0, len(frames), step)))
-        while step > 1:
-            step //= 2
-            self._search_near(frames, found, list(range(step, len(frames), 2 * step)), step)
-        return found
+        n_whole = -(-len(frames) // step)
+        whole = np.linspace(0, len(frames) - 1, n_whole).round().astype(int).tolist()
+        found: dict[int, Faces] = {}
+        self._search_whole(frames, found, whole)
+        gaps = list(pairwise(whole))
+        while gaps := [(before, after) for before, after in gaps if after - before > 1]:
+            self._search_between(frames, found, gaps)
+            gaps = [half for before, after in gaps for half in pairwise((before, (before + after) // 2, after))]
+        return [found[index] for index in range(len(frames))]
 
-    def _search_whole(self, frames: list[np.ndarray], found: list[Faces | None], indices: list[int]) -> None:
-        for index, faces in zip(indices, self.detect([frames[index] for index in indices]), strict=True):
-            found[index] = faces
+    def _search_whole(self, frames: list[np.ndarray], found: dict[int, Faces], indices: list[int]) -> None:
+        found |= zip(indices, self.detect([frames[index] for index in indices]), strict=True)
 
-    def _search_near(self, frames: list[np.ndarray], found: list[Faces | None], indices: list[int], step: int) -> None:
-        """Search the frames whose neighbours, `step` frames before and after, are already searched."""
-        neighbours = [[found[near] for near in (index - step, index + step) if near < len(frames)] for index in indices]
+    def _search_between(self, frames: list[np.ndarray], found: dict[int, Faces], gaps: list[tuple[int, int]]) -> None:
+        """Search the frame in the middle of each gap between two frames that are already searched."""
+        middles = [sum(gap) // 2 for gap in gaps]
+        neighbours = [[found[index] for index in gap] for gap in gaps]
         around = [np.concatenate([faces.boxes for faces in known]) for known in neighbours]
-        looked = self._look_around([frames[index] for index in indices], around)
+        looked = self._look_around([frames[index] for index in middles], around)
         lost = []
-        for index, known, faces in zip(indices, neighbours, looked, strict=True):
+        for index, known, faces in zip(middles, neighbours, looked, strict=True):
             found[index] = faces
             if len(faces) < max(1, *map(len, known)):
                 lost.append(index)
