@@ -19,8 +19,8 @@ from tests.faults.parts import Bench, Outcome, tail
 PRECIOUS = "precious\n"
 # A run on a machine that gives it too few processes or too little memory ends by this limit in seconds.
 ENVIRONMENT_LIMIT_S = 120
-# A run may end this many seconds after its limit, and on a busy machine as much later as its start takes: no program can
-# end before it has begun.
+# A run may end this many seconds after its limit, and on a busy machine as much later as its start takes: no program
+# can end before it has begun.
 SLACK_S = 1.5
 
 
