@@ -37,8 +37,6 @@ BATCH_CANDIDATES = {"cpu": 64, "cuda": 1024}
 WHOLE_STEP, MIN_WHOLE = 4, 4
 # If two boxes overlap by more than this (intersection over union), one search window serves both.
 MAX_SHARED = 0.5
-
-
 # The orientation of a clip is certain if most of its frames with faces have a face with this score.
 CERTAIN_SCORE = 0.99
 # Otherwise TURN_FRAMES frames are also searched in the other ORIENTATIONS. One of them wins if its evidence is larger
@@ -73,8 +71,6 @@ QUICK = DetectorSettings(min_face_ratio=0.03, thresholds=(0.6, 0.7, 0.8))
 HARD = DetectorSettings(min_face_ratio=0.0105, thresholds=(0.5, 0.6, 0.7), brighten=True)
 # The thorough search costs about ten times as much per frame, so it examines only this many frames.
 HARD_FRAMES = 8
-
-
 # Candidates of several frames: boxes (K, 4) and the indices of their frames (K,).
 Candidates = tuple[np.ndarray, np.ndarray]
 
