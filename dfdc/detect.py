@@ -40,9 +40,10 @@ MAX_SHARED = 0.5
 # The orientation of a clip is certain if most of its frames with faces have a face with this score.
 CERTAIN_SCORE = 0.99
 # Otherwise TURN_FRAMES frames are also searched in the other ORIENTATIONS. One of them wins if its evidence is larger
-# by at least MIN_EVIDENCE. Evidence is the mean over the frames of the best face's log-odds, at most MAX_EVIDENCE. For
-# clips on their side, the stored orientation reached 3.5 and the correct one 6 to 7.
-TURN_FRAMES, MIN_EVIDENCE, MAX_EVIDENCE = 3, 1.5, 7.0
+# by at least MIN_GAIN, and at least MIN_EVIDENCE. Evidence is the mean over the frames of the best face's log-odds, at
+# most MAX_EVIDENCE. For clips on their side, the stored orientation reached 3.5 and the correct one 6 to 7; for rolled
+# ones the correct one reached 4 and more, and for drawn leaves a wrong one reached 2.
+TURN_FRAMES, MIN_GAIN, MIN_EVIDENCE, MAX_EVIDENCE = 3, 1.5, 3.0, 7.0
 ORIENTATIONS = (0, 90, 180, 270, 45, 135, 225, 315)
 # If heads are rolled by more than this many degrees, the frames are searched again with the heads upright: the detector
 # misses some heads from 40 degrees on.
@@ -135,7 +136,7 @@ class FaceDetector:
         ways += [self.detect([turn_upright(frames[index], angle) for index in some]) for angle in ORIENTATIONS[1:]]
         evidence = [np.mean([_evidence(faces) for faces in way]) for way in ways]
         best = int(np.argmax(evidence))
-        return ORIENTATIONS[best] if evidence[best] > evidence[0] + MIN_EVIDENCE else 0
+        return ORIENTATIONS[best] if evidence[best] > max(evidence[0] + MIN_GAIN, MIN_EVIDENCE) else 0
 
     def follow(self, frames: list[np.ndarray]) -> list[Faces]:
         """Find the faces in a clip's frames: search some frames in full, the others only where faces are expected.
