@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -32,18 +33,17 @@ from dfdc.runtime import Network, run_batches
 # O-Net; on CUDA, every call waits for the device.
 BATCH_FRAMES = {"cpu": 4, "cuda": 16}
 BATCH_CANDIDATES = {"cpu": 64, "cuda": 1024}
-# Every fourth frame of a clip is searched in full, and at least MIN_WHOLE frames are.
+# One in WHOLE_STEP frames of a clip is searched in full, and at least MIN_WHOLE frames are.
 WHOLE_STEP, MIN_WHOLE = 4, 4
 # If two boxes overlap by more than this (intersection over union), one search window serves both.
 MAX_SHARED = 0.5
-
-
 # The orientation of a clip is certain if most of its frames with faces have a face with this score.
 CERTAIN_SCORE = 0.99
 # Otherwise TURN_FRAMES frames are also searched in the other ORIENTATIONS. One of them wins if its evidence is larger
-# by at least MIN_EVIDENCE. Evidence is the mean over the frames of the best face's log-odds, at most MAX_EVIDENCE. For
-# clips on their side, the stored orientation reached 3.5 and the correct one 6 to 7.
-TURN_FRAMES, MIN_EVIDENCE, MAX_EVIDENCE = 3, 1.5, 7.0
+# by at least MIN_GAIN, and at least MIN_EVIDENCE. Evidence is the mean over the frames of the best face's log-odds, at
+# most MAX_EVIDENCE. For clips on their side, the stored orientation reached 3.5 and the correct one 6 to 7; for rolled
+# ones the correct one reached 4 and more, and for drawn leaves a wrong one reached 2.
+TURN_FRAMES, MIN_GAIN, MIN_EVIDENCE, MAX_EVIDENCE = 3, 1.5, 3.0, 7.0
 ORIENTATIONS = (0, 90, 180, 270, 45, 135, 225, 315)
 # If heads are rolled by more than this many degrees, the frames are searched again with the heads upright: the detector
 # misses some heads from 40 degrees on.
@@ -72,8 +72,6 @@ QUICK = DetectorSettings(min_face_ratio=0.03, thresholds=(0.6, 0.7, 0.8))
 HARD = DetectorSettings(min_face_ratio=0.0105, thresholds=(0.5, 0.6, 0.7), brighten=True)
 # The thorough search costs about ten times as much per frame, so it examines only this many frames.
 HARD_FRAMES = 8
-
-
 # Candidates of several frames: boxes (K, 4) and the indices of their frames (K,).
 Candidates = tuple[np.ndarray, np.ndarray]
 
@@ -138,14 +136,14 @@ class FaceDetector:
         ways += [self.detect([turn_upright(frames[index], angle) for index in some]) for angle in ORIENTATIONS[1:]]
         evidence = [np.mean([_evidence(faces) for faces in way]) for way in ways]
         best = int(np.argmax(evidence))
-        return ORIENTATIONS[best] if evidence[best] > evidence[0] + MIN_EVIDENCE else 0
+        return ORIENTATIONS[best] if evidence[best] > max(evidence[0] + MIN_GAIN, MIN_EVIDENCE) else 0
 
     def follow(self, frames: list[np.ndarray]) -> list[Faces]:
         """Find the faces in a clip's frames: search some frames in full, the others only where faces are expected.
 
         The frames between two searched frames are filled in by repeated halving: a face is looked for near its position
         in the frames before and after. If this finds no face, or fewer faces than a neighbour has, the frame is
-        searched in full.
+        searched in full. The first and the last frame are searched in full, so that somebody who appears late is seen.
 
         Args:
             frames: (H, W, 3) uint8 RGB each, in order of time.
@@ -156,24 +154,27 @@ class FaceDetector:
         step = WHOLE_STEP
         while step > 1 and len(frames) < MIN_WHOLE * step:
             step //= 2
-        found: list[Faces | None] = [None] * len(frames)
-        self._search_whole(frames, found, list(range(0, len(frames), step)))
-        while step > 1:
-            step //= 2
-            self._search_near(frames, found, list(range(step, len(frames), 2 * step)), step)
-        return found
+        n_whole = -(-len(frames) // step)
+        whole = np.linspace(0, len(frames) - 1, n_whole).round().astype(int).tolist()
+        found: dict[int, Faces] = {}
+        self._search_whole(frames, found, whole)
+        gaps = list(pairwise(whole))
+        while gaps := [(before, after) for before, after in gaps if after - before > 1]:
+            self._search_between(frames, found, gaps)
+            gaps = [half for before, after in gaps for half in pairwise((before, (before + after) // 2, after))]
+        return [found[index] for index in range(len(frames))]
 
-    def _search_whole(self, frames: list[np.ndarray], found: list[Faces | None], indices: list[int]) -> None:
-        for index, faces in zip(indices, self.detect([frames[index] for index in indices]), strict=True):
-            found[index] = faces
+    def _search_whole(self, frames: list[np.ndarray], found: dict[int, Faces], indices: list[int]) -> None:
+        found |= zip(indices, self.detect([frames[index] for index in indices]), strict=True)
 
-    def _search_near(self, frames: list[np.ndarray], found: list[Faces | None], indices: list[int], step: int) -> None:
-        """Search the frames whose neighbours, `step` frames before and after, are already searched."""
-        neighbours = [[found[near] for near in (index - step, index + step) if near < len(frames)] for index in indices]
+    def _search_between(self, frames: list[np.ndarray], found: dict[int, Faces], gaps: list[tuple[int, int]]) -> None:
+        """Search the frame in the middle of each gap between two frames that are already searched."""
+        middles = [sum(gap) // 2 for gap in gaps]
+        neighbours = [[found[index] for index in gap] for gap in gaps]
         around = [np.concatenate([faces.boxes for faces in known]) for known in neighbours]
-        looked = self._look_around([frames[index] for index in indices], around)
+        looked = self._look_around([frames[index] for index in middles], around)
         lost = []
-        for index, known, faces in zip(indices, neighbours, looked, strict=True):
+        for index, known, faces in zip(middles, neighbours, looked, strict=True):
             found[index] = faces
             if len(faces) < max(1, *map(len, known)):
                 lost.append(index)

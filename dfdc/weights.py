@@ -236,7 +236,7 @@ def read_regular(path: Path) -> bytes:
             raise WeightsError(f"{path}: is not a regular file; name a .safetensors file")
         if status.st_size > MAX_FILE_BYTES:
             raise WeightsError(f"{path}: has {status.st_size:,} bytes; allowed are {MAX_FILE_BYTES:,}")
-        return file.read(MAX_FILE_BYTES)
+        return file.read(status.st_size)  # a larger number would allocate as much
 
 
 def open_weights(path: Path) -> WeightsFile:

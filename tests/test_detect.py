@@ -149,7 +149,7 @@ def test_moving_face_is_followed_without_searching_every_frame(
 ) -> None:
     frames = [scene(portrait, (20 + 25 * i, 60 + 8 * i)) for i in range(16)]
     followed = detector.follow(frames)
-    assert [np.array_equal(frame, frames[4 * i]) for i, frame in enumerate(whole)] == [True] * 4
+    assert [np.array_equal(frame, frames[5 * i]) for i, frame in enumerate(whole)] == [True] * 4
     for faces, alone in zip(followed, detector.detect(frames), strict=True):
         # Candidates come from another scale and place, and the models refine them to nearly the same box.
         assert iou(faces.boxes, alone.boxes).shape == (1, 1)
@@ -262,6 +262,16 @@ def test_still_beside_a_moving_person_is_a_picture(detector: FaceDetector, portr
     tracks, _ = find_tracks(frames, detector)
     assert [(track.kind, bool(track.boxes[0, 0] > 300)) for track in tracks] == [("person", True), ("picture", False)]
     assert "still" in tracks[1].reason
+
+
+def test_person_who_appears_late_is_looked_at(detector: FaceDetector, portrait: np.ndarray) -> None:
+    frames = [scene(portrait, (20 + 4 * index, 200)) for index in range(24)]
+    for index, frame in enumerate(frames[21:]):  # an eighth of the clip
+        head = cv2.convertScaleAbs(portrait[:224, 112:336], alpha=0.7 + 0.1 * index, beta=0)
+        head = cv2.resize(head, (120 + 6 * index,) * 2, interpolation=cv2.INTER_AREA)
+        frame[20 : 20 + len(head), 400 : 400 + len(head)] = head
+    tracks, _ = find_tracks(frames, detector)
+    assert [(track.kind, track.n_hits) for track in tracks if track.boxes[0, 0] > 300] == [("person", 3)]
 
 
 def test_twelve_tiles_are_all_looked_at(detector: FaceDetector, portrait: np.ndarray) -> None:

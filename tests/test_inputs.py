@@ -3,10 +3,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dfdc.errors import InputError
 from dfdc.run.inputs import SUFFIXES, collect, read_sample_submission
+from dfdc.video import read_frames
+from tests.clips import numbers, write_clip
 
 ODD_NAMES = ["a b.mp4", "a,b.mp4", 'say "hi".mp4', "it's.mp4", "ünï-日本.mp4", "100%.mp4", "a\nb.mp4", "-i.mp4"]
 
@@ -292,3 +295,19 @@ def test_a_sample_submission_that_cannot_be_opened_is_refused(tmp_path):
     for path in (tmp_path / "missing.csv", tmp_path):
         with pytest.raises(InputError, match="not a readable sample submission"):
             read_sample_submission(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "container"),
+    [
+        *((".f4v", "libx264", "mp4"), (".qt", "mpeg4", "mov"), (".divx", "mpeg4", "avi")),
+        *((".h264", "libx264", "h264"), (".hevc", "libx265", "hevc"), (".265", "libx265", "hevc")),
+    ],
+)
+def test_rare_suffixes_are_clips_that_can_be_read(tmp_path: Path, suffix: str, codec: str, container: str) -> None:
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    path = write_clip(tmp_path / f"a{suffix}", codec=codec, container=container, options=options, n_frames=9)
+    job = collect([tmp_path])
+    assert job.paths == {path.name: path}
+    shown = numbers(read_frames(job.paths[path.name], 3))
+    assert np.abs(np.subtract(shown, [1, 4, 7])).max() <= 1  # frames to which no other refers may be skipped

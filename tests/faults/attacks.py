@@ -7,6 +7,8 @@ import os
 import shutil
 import stat
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from tests.faults.parts import Bench, Outcome, tail
 PRECIOUS = "precious\n"
 # A run on a machine that gives it too few processes or too little memory ends by this limit in seconds.
 ENVIRONMENT_LIMIT_S = 120
-# A run may end this many seconds after its limit, for the end of the interpreter on a busy machine.
+# A run may end this many seconds after its limit, and on a busy machine as much later as its start takes: no program
+# can end before it has begun.
 SLACK_S = 1.5
 
 
@@ -69,7 +72,7 @@ def _planted_drafts(bench: Bench) -> Outcome:
         (folder / name).symlink_to("precious")
     for name in (".a.11111111.tmp.csv", ".a.predictions.tmp.csv"):
         os.mkfifo(folder / name)
-    kernel = bench.start(bench.bases["front.mp4"], folder / "a.csv", "--time-limit", 60)
+    kernel = bench.start(bench.bases["front.mp4"], folder / "a.csv", "--time-limit", 600)
     code = kernel.wait()
     wrong = (code != 0) + ((folder / "precious").read_text() != PRECIOUS)
     lost = 1 - len(labels(folder / "a.csv"))
@@ -109,7 +112,7 @@ def waits(bench: Bench) -> list[Outcome]:
         folder = bench.new_folder("waits")
         (folder / "clips").mkdir()
         expected = bench.intact(folder / "clips", n_clips, base="front.mp4")
-        names = list(expected)
+        names, start_s = list(expected), _time_start()
         if "LIST" in more:
             names += [f"{i:06d}.mp4" for i in range(200_000 - len(names))]
             (folder / "list.csv").write_text("filename,label\n" + "".join(f"{name},0.5\n" for name in names))
@@ -119,12 +122,12 @@ def waits(bench: Bench) -> list[Outcome]:
         code = kernel.wait()
         age_s = kernel.age_s()
         verdict = judge(out, names, expected, may_miss=True) if out.exists() else None
-        # On a disk that never ends a write there is no file. All other files hold every row with a probability.
-        lost = (
-            0 if verdict is None and orders.get("FAULTS_FSYNC_S") == "inf" else len(verdict.lost if verdict else names)
-        )
-        wrong = len(verdict.wrong if verdict else []) + (age_s > limit_s + SLACK_S)
-        details = {"limit, s": limit_s, "exit code": code, "log": tail(kernel, 4)}
+        # On a disk that never ends a write there is no file, nor where the start takes longer than the limit. All other
+        # files hold every row with a probability.
+        no_file = verdict is None and (orders.get("FAULTS_FSYNC_S") == "inf" or limit_s < 2 * start_s)
+        lost = 0 if no_file else len(verdict.lost if verdict else names)
+        wrong = len(verdict.wrong if verdict else []) + (age_s > limit_s + SLACK_S + start_s)
+        details = {"limit, s": limit_s, "start, s": start_s, "exit code": code, "log": tail(kernel, 4)}
         found.append(Outcome(fault, 1, lost, wrong, age_s - limit_s, "limit to end", details))
     folder = bench.new_folder("waits-weights")
     (folder / "weights").mkdir()
@@ -136,6 +139,13 @@ def waits(bench: Bench) -> list[Outcome]:
         Outcome("pipe among the weights", 1, 0, int(code != 1 or kernel.age_s() > 19), kernel.age_s(), "one run")
     )
     return found
+
+
+def _time_start() -> float:
+    """Seconds that the kernel takes on this machine now to start and to show its help."""
+    began_s = time.monotonic()
+    subprocess.run([sys.executable, str(kernels.ROOT / "kernel.py"), "--help"], stdout=subprocess.DEVNULL, check=True)
+    return time.monotonic() - began_s
 
 
 def swaps(bench: Bench, *, n_tries: int = 4) -> list[Outcome]:
