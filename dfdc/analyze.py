@@ -20,7 +20,7 @@ from dfdc.ensemble import Ensemble, cut_crops
 from dfdc.errors import VideoError
 from dfdc.files import describe_file
 from dfdc.findings import Finder, Sighting, blank_analysis, gather, judge, settle
-from dfdc.illustrate import illustrate, spread
+from dfdc.illustrate import illustrate
 from dfdc.models import open_heat_map
 from dfdc.research.motion import Motion
 from dfdc.research.voice import VoiceModels
@@ -31,9 +31,9 @@ from dfdc.weights import WeightsFile, select
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Heat maps of a clip. A map costs as much as scoring a frame by the first model, so that twelve cost 8 % of a clip's
-# scoring; three cost 2 %.
-MAX_HEAT_MAPS = 3
+# Heat maps of a clip. Each costs as much as scoring a frame by the first model; twelve cost 8 % of a clip's scoring at
+# 32 frames, two cost under 2 % at 16 (docs/experiments.md).
+MAX_HEAT_MAPS = 2
 
 
 class Analyzer(Finder):
@@ -115,7 +115,8 @@ class Analyzer(Finder):
         tracks = []
         for track in analysis.tracks:
             rows = np.flatnonzero(np.isin(track.frames, list(track.thumbnails)))
-            rows = rows[spread(len(rows), max(MAX_HEAT_MAPS // len(analysis.tracks), 1))]
+            n_maps = min(max(MAX_HEAT_MAPS // len(analysis.tracks), 1), len(rows))
+            rows = rows[[(2 * i + 1) * len(rows) // (2 * n_maps) for i in range(n_maps)]]
             faces = [(sighting.frames[track.frames[i]].pixels, track.boxes[i], float(track.angles[i])) for i in rows]
             (maps,) = self._heat_map(cut_crops(faces, self._files[0].spec.crop))
             heat = {int(track.frames[i]): each for i, each in zip(rows, maps, strict=True)}

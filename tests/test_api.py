@@ -157,3 +157,10 @@ def test_command_line_says_its_version() -> None:
         [sys.executable, "-m", "dfdc.cli", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == f"dfdc {dfdc.__version__}\n"
+
+
+def test_long_names_that_begin_alike_get_files_of_their_own(tmp_path: Path) -> None:
+    names = ["x" * 240 + end for end in ("a.mp4", "b.mp4")]
+    paths = [write_analysis(tmp_path, dfdc.Analysis(name)) for name in names]
+    assert len({path.name for path in paths}) == 2 and all(len(path.name) < 255 for path in paths)
+    assert sorted(each.filename for each in read_analyses(tmp_path)) == names

@@ -55,7 +55,8 @@ def names(browser: object) -> list[str]:
 
 
 def open_clip(browser: object, name: str) -> None:
-    (button,) = [b for b in browser.find_elements("css selector", "#list tbody button") if b.text == name]
+    script = "return [...document.querySelectorAll('#list tbody button')].filter((b) => b.textContent === arguments[0])"
+    (button,) = browser.execute_script(script, name)  # its text as written: that of the layout may not be ready yet
     browser.execute_script("arguments[0].click()", button)
 
 

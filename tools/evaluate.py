@@ -11,7 +11,6 @@ A protocol is a JSON file that names families of crops and clips; paths in it st
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -33,7 +32,7 @@ from dfdc.errors import DataError, DeviceError, InputError, VideoError, WeightsE
 from dfdc.evaluation.families import Answers, Row, describe_rows, format_rows, measure_protocol
 from dfdc.evaluation.scored import Scored, draw_pictures, format_table, report_scores
 from dfdc.files import check_out, write_json
-from dfdc.flags import natural, positive, run_tool
+from dfdc.flags import add_device, make_parser, natural, positive, run_tool
 from dfdc.run.pool import predict_clips
 from dfdc.run.worker import WorkerSettings
 from dfdc.runtime import choose_device
@@ -197,37 +196,34 @@ def _answer_crops(family: Family, ensemble: Ensemble, *, limit: int | None) -> A
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--crops", type=Path, metavar="CSV", help="crop table, images beside it or in its zips")
+    what.add_argument(
+        "--crops", type=Path, metavar="CSV", help="crop table; its images are beside it or in its zip files"
+    )
     what.add_argument("--videos", type=Path, metavar="FOLDER", help="folder of clips with metadata.json")
     what.add_argument(
         "--protocol", type=Path, metavar="JSON", help="families of crops and clips, measured in one table"
     )
-    add("--split", help="of the crop table (default: val)")
+    add("--split", help="split of the crop table to score (default: val)")
     add("--weights", type=Path, default=WEIGHTS, help="weights file or folder (default: weights/)")
-    add("--json", type=Path, metavar="FILE", help="write the scores to it")
-    add("--pictures", type=Path, metavar="FOLDER", help="draw ROC, reliability, histogram and worst mistakes into it")
+    add("--json", type=Path, metavar="FILE", help="write the scores to this file, too (default: print them only)")
+    add("--pictures", type=Path, metavar="FOLDER", help="folder for charts and the worst mistakes (default: none)")
     add(
         "--with",
         dest="extras",
         action="append",
         choices=EXTRAS,
         default=[],
-        help="with --videos: models that are off by default, once for each",
+        help="with --videos: optional model to use as well; repeat for both (default: neither)",
     )
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where the models run (default: CUDA if there)",
-    )
-    add("--limit", type=positive, help="use only so many crops (default: all)")
-    add("--frames", type=positive, help="frames looked at per clip (default: the kernel's)")
-    add("--workers", type=positive, help="clips at once (default: the kernel's)")
-    add("--samples", type=positive, default=1000, help="of the bootstrap (default: %(default)s)")
-    add("--seed", type=natural, default=0, help="of the bootstrap (default: %(default)s)")
+    add_device(parser)
+    add("--limit", type=positive, help="score only this many crops (default: all)")
+    add("--frames", type=positive, help="number of frames of each clip (default: the kernel's)")
+    add("--workers", type=positive, help="number of clips scored in parallel (default: the kernel's)")
+    add("--samples", type=positive, default=1000, help="number of bootstrap samples (default: %(default)s)")
+    add("--seed", type=natural, default=0, help="seed of the bootstrap (default: %(default)s)")
     args = parser.parse_args(argv)
     what_for = {
         "split": ("crops",),

@@ -11,12 +11,11 @@ The same command continues a run that was stopped. The choice of validation clip
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import astuple, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +34,6 @@ from dfdc.data.clips import (
     report_alone,
 )
 from dfdc.data.crop_folder import (
-    CROP_COLUMNS,
     STATUSES,
     CutSettings,
     Report,
@@ -47,11 +45,10 @@ from dfdc.data.crop_folder import (
 )
 from dfdc.data.crops import cut_families
 from dfdc.data.dataset import read_table
-from dfdc.data.photographs import cut_photographs, read_photographs
-from dfdc.detect import FaceDetector
+from dfdc.data.photographs import make_photograph_crops
 from dfdc.errors import DataError, DfdcError
 from dfdc.files import write_csv
-from dfdc.flags import positive
+from dfdc.flags import add_device, make_parser, positive
 from dfdc.run.limits import count_cores
 from dfdc.runtime import choose_device
 
@@ -153,60 +150,6 @@ def make_stored_crops(
     return table
 
 
-def make_photograph_crops(
-    tables: list[Path],
-    out: Path,
-    *,
-    val_share: float = 0.0,
-    settings: CutSettings | None = None,
-    precut: bool = False,
-    device: str = "cpu",
-    progress: bool = True,
-) -> Path:
-    """Cut photographs into face crops and write their table.
-
-    Args:
-        tables: see `dfdc.data.photographs.read_photographs`.
-        out: folder for photographs/ and crops.csv; made if absent.
-        val_share: share (0 to 1) of persons that get the split "val" where a table tells none.
-        settings: their geometry and jpeg_quality count; None for the defaults.
-        precut: whether the pictures are face crops already.
-        device: "auto", "cpu" or "cuda": where faces are looked for.
-        progress: draw a progress bar.
-
-    Returns:
-        The path of crops.csv.
-
-    Raises:
-        DataError: a table that cannot be used, an output folder of another run, or nothing cut.
-        OSError: the output cannot be written.
-    """
-    settings = settings or CutSettings()
-    pictures = [picture for table in tables for picture in read_photographs(table, val_share=val_share)]
-    prepare_folder(out, settings)
-    cut = cut_photographs(
-        pictures,
-        out,
-        FaceDetector(choose_device(device)),
-        geometry=settings.geometry,
-        jpeg_quality=settings.jpeg_quality,
-        precut=precut,
-    )
-    rows, lost = [], []
-    for picture, row in tqdm(cut, total=len(pictures), desc="cutting", unit="picture", disable=not progress):
-        if row is None:
-            lost.append(picture)
-        else:
-            rows.append(astuple(row))
-    if not rows:
-        raise DataError(f"{out}: none of {len(pictures)} pictures shows a face; if they are face crops, add --precut")
-    if lost:
-        print(f"{len(lost)} of {len(pictures)} pictures show no face, such as {lost[0].path}", file=sys.stderr)
-    write_csv(out / "crops.csv", CROP_COLUMNS, rows)
-    read_table(out / "crops.csv")
-    return out / "crops.csv"
-
-
 def _join_cluster(address: str) -> Callable[..., Iterator[list[Report]]]:
     """The function that cuts on a cluster; see `make_crops`."""
     try:
@@ -247,7 +190,7 @@ def _summarize(reports: list[Report], n_images: int) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     defaults = CutSettings()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     add = parser.add_argument
     sources_help = "folder of clips with metadata.json; or CSV tables of photographs (path, label)"
     add("videos", nargs="+", type=path_or_url, metavar="SOURCE", help=sources_help)
@@ -282,12 +225,7 @@ def main(argv: list[str] | None = None) -> int:
         default=count_cores(),
         help="number of clips at a time (default: one per core, %(default)s)",
     )
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="device that finds faces (default: CUDA if there is one)",
-    )
+    add_device(parser)
     add_ray_argument(parser, "cut the clips of folders that all nodes see on the CPUs")
     add("--overwrite", action="store_true", help="delete what is there and start again (default: continue)")
     args = parser.parse_args(argv)

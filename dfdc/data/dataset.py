@@ -81,13 +81,13 @@ def read_table(csv: Path) -> pd.DataFrame:
 
 
 def read_columns(csv: Path, columns: Sequence[str], *, allowed: Mapping[str, Sequence[str]], cure: str) -> pd.DataFrame:
-    """Read a table of texts and check what it must have.
+    """Read a table as text and check its columns and values.
 
     Args:
-        csv: its file.
-        columns: that it must have, path among them; it may have others.
-        allowed: column -> the values that it may hold.
-        cure: what an error says of a file that cannot be read.
+        csv: path of the table.
+        columns: required columns, path among them; there may be others.
+        allowed: column -> allowed values.
+        cure: end of the error message for a file that cannot be read.
 
     Raises:
         DataError: no such table, a column is missing, or a value is not allowed.
@@ -110,7 +110,7 @@ def read_columns(csv: Path, columns: Sequence[str], *, allowed: Mapping[str, Seq
 
 
 def find_sources(table: pd.DataFrame) -> pd.Series:
-    """Per row the name that an original shares with its fakes; a fake whose original is not named has its own."""
+    """For each row, the name that an original shares with its fakes; a fake without a named original has its own."""
     return table.original.where((table.label == "FAKE") & (table.original != ""), table.video)
 
 
@@ -124,22 +124,22 @@ def _check_splits(table: pd.DataFrame, where: str) -> None:
 
 
 def read_split(*csvs: Path, split: str, limit: int | None = None) -> pd.DataFrame:
-    """The rows of one split of one or several tables, in their order.
+    """The rows of one split of one or several tables, in the tables' order.
 
     Args:
         csvs: see `read_table`.
-        split: which rows.
-        limit: at most so many rows of each table, None for all.
+        split: name of the split.
+        limit: maximum number of rows of each table; None for all.
 
     Returns:
-        Their columns, and folder, in which a row's image or shard lies; where a table lacks a column, it is blank.
+        The tables' columns, and folder, which holds a row's image or shard. A column that a table lacks is blank.
 
     Raises:
         DataError: a table is wrong, two share an original in different splits, or no row has the split.
     """
     tables = [read_table(csv).assign(folder=str(csv.parent)) for csv in csvs]
     where = ", ".join(map(str, csvs))
-    # Of crops that do not say how much they differ from their original, nothing is known; see `read_table`.
+    # Without the column it is not known whether a fake was aligned with its original; see `read_table`.
     tables = [table if "difference" in table else table.assign(difference="unknown") for table in tables]
     table = pd.concat(tables, keys=range(len(tables))).fillna("")
     _check_splits(table, where)
@@ -158,9 +158,9 @@ def load_crops(*csvs: Path, split: str, limit: int | None = None, progress: bool
 
     Args:
         csvs: see `read_table`; images lie beside each or in the zips that its shard column names.
-        split: which rows.
-        limit: at most so many rows of each table, None for all.
-        progress: draw a progress bar.
+        split: name of the split.
+        limit: maximum number of rows of each table; None for all.
+        progress: whether to draw a progress bar.
 
     Raises:
         DataError: a table is wrong, the split is empty, or an image is missing or does not decode.
@@ -221,20 +221,20 @@ def load_rows(table: pd.DataFrame, *, progress: bool = True) -> CropSet:
 
 
 def find_families(table: pd.DataFrame) -> pd.Series:
-    """Per row of `read_split`'s table its family: what the row says, else its data set, else its table's folder."""
+    """For each row of `read_split`'s table, its family: the column family, or its data set, or the table's folder."""
     family, dataset = _column(table, "family"), _column(table, "dataset")
     folder = table.folder.map(lambda folder: Path(folder).name)
     return family.where(family != "", dataset.where(dataset != "", folder))
 
 
 def find_groups(table: pd.DataFrame) -> pd.Series:
-    """Per row what is drawn equally often within its family: a fake's manipulation, or the data set."""
+    """For each row, the group that is drawn equally often within its family: a fake's manipulation, or the data set."""
     dataset, manipulation = _column(table, "dataset"), _column(table, "manipulation")
     return manipulation.where((table.label == "FAKE") & (manipulation != ""), dataset)
 
 
 def _column(table: pd.DataFrame, name: str) -> pd.Series:
-    """A column of texts; blank where the table lacks it."""
+    """A column as text; blank if the table lacks it."""
     return table[name] if name in table else pd.Series("", index=table.index)
 
 
@@ -245,9 +245,9 @@ def _overlay(images: Tensor, first: int, second: int) -> bool:
 
 
 def _find_originals(table: pd.DataFrame) -> list[int]:
-    """Per row the index of the same face and moment in its original, -1 where there is none.
+    """For each row, the index of the same face at the same time in its original; -1 if there is none.
 
-    Only among crops of the same folder: two data sets may share names.
+    Only crops of the same folder are matched, because two data sets may use the same names.
     """
     places = [table[name] for name in ("folder", "frame", "track") if name in table]
     index = {key: i for i, key in enumerate(zip(table.video, *places, strict=True))}
@@ -275,7 +275,7 @@ def _read_image(row: dict[str, str], shards: dict[Path, zipfile.ZipFile]) -> np.
 
 
 def find_lonely(crops: CropSet) -> list[str]:
-    """Per fake that has no aligned crop of its original beside it, the video that it is from."""
+    """The video of each fake that has no aligned crop of its original."""
     alone = (crops.labels == 1) & (crops.originals < 0)
     return [crops.videos[index] for index in torch.nonzero(alone).flatten().tolist()]
 

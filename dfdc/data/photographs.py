@@ -8,19 +8,24 @@ faces that fill the picture.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from dfdc.crop import CropGeometry, crop_face
 from dfdc.data.clips import TOLD, LabelledClip, is_held_out
-from dfdc.data.crop_folder import CropRow, format_of, write_image
-from dfdc.data.dataset import LABELS, read_columns
+from dfdc.data.crop_folder import CROP_COLUMNS, CropRow, CutSettings, format_of, prepare_folder, write_image
+from dfdc.data.dataset import LABELS, read_columns, read_table
 from dfdc.detect import DetectorSettings, FaceDetector
+from dfdc.errors import DataError
 from dfdc.faces import Faces
+from dfdc.files import write_csv
+from dfdc.runtime import choose_device
 from dfdc.tracks import confirm_track, link_tracks
 
 # A photograph shows its face larger than a clip does, and a false face costs more than a missed one.
@@ -180,3 +185,57 @@ def _describe(picture: Photograph, path: Path, box: np.ndarray, geometry: CropGe
         source=picture.source,
         format=format_of(picture.path),
     )
+
+
+def make_photograph_crops(
+    tables: list[Path],
+    out: Path,
+    *,
+    val_share: float = 0.0,
+    settings: CutSettings | None = None,
+    precut: bool = False,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Path:
+    """Cut photographs into face crops and write their table.
+
+    Args:
+        tables: see `dfdc.data.photographs.read_photographs`.
+        out: folder for photographs/ and crops.csv; created if it does not exist.
+        val_share: share (0 to 1) of the persons whose pictures get the split "val" if the table states no split.
+        settings: crop geometry and JPEG quality; None for the defaults.
+        precut: whether the pictures are already face crops.
+        device: "auto", "cpu" or "cuda", the device that finds faces.
+        progress: whether to draw a progress bar.
+
+    Returns:
+        The path of crops.csv.
+
+    Raises:
+        DataError: a table that cannot be used, an output folder of another run, or nothing cut.
+        OSError: the output cannot be written.
+    """
+    settings = settings or CutSettings()
+    pictures = [picture for table in tables for picture in read_photographs(table, val_share=val_share)]
+    prepare_folder(out, settings)
+    cut = cut_photographs(
+        pictures,
+        out,
+        FaceDetector(choose_device(device)),
+        geometry=settings.geometry,
+        jpeg_quality=settings.jpeg_quality,
+        precut=precut,
+    )
+    rows, lost = [], []
+    for picture, row in tqdm(cut, total=len(pictures), desc="cutting", unit="picture", disable=not progress):
+        if row is None:
+            lost.append(picture)
+        else:
+            rows.append(astuple(row))
+    if not rows:
+        raise DataError(f"{out}: none of {len(pictures)} pictures shows a face; if they are face crops, add --precut")
+    if lost:
+        print(f"{len(lost)} of {len(pictures)} pictures show no face, such as {lost[0].path}", file=sys.stderr)
+    write_csv(out / "crops.csv", CROP_COLUMNS, rows)
+    read_table(out / "crops.csv")
+    return out / "crops.csv"

@@ -47,7 +47,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Interval:
-    """A value, and low and high of the 95 % in which it lies over samples of the identities."""
+    """A value with its 95 % interval over bootstrap samples of the identities."""
 
     value: float
     low: float
@@ -55,7 +55,7 @@ class Interval:
 
     @classmethod
     def of(cls, drawn: np.ndarray) -> Interval | None:
-        """Of what was measured (the first) and of its samples; None where it cannot be measured."""
+        """Make it from the measured value, then those of the samples; None if the value cannot be measured."""
         if np.isnan(drawn[0]):
             return None
         low, high = np.nanquantile(drawn[1:], (0.025, 0.975))
@@ -70,9 +70,10 @@ class Row:
     """One line of the table.
 
     Attributes:
-        family: whose, or `MEAN`.
-        part: "all", a manipulation's fakes against all reals of the family, or a trait's reals, as in "sex: female".
-        n_reals, n_fakes: how many.
+        family: name of the family, or `MEAN`.
+        part: "all"; a manipulation, whose fakes stand against all reals of the family; or a trait of reals, such as
+            "sex: female".
+        n_reals, n_fakes: numbers of reals and fakes.
         auc, log_loss: with both classes counted alike; None where a class is absent.
         false_alarms: share of the reals that get more than one half; None where there are none.
         missed: share of the fakes that get one half or less; None where there are none.
@@ -130,7 +131,7 @@ def _choose(part: Answers) -> list[tuple[str, np.ndarray]]:
 
 
 def _draw(part: Answers, chosen: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores of a part as it is, and of each sample: (1 + samples,) by name, NaN where they cannot be measured."""
+    """Score name -> (1 + samples,) its value for the part and for each sample; NaN where it cannot be measured."""
     labels, logits, counts = part.labels[chosen], part.logits[chosen], counts[:, chosen]
     n_reals, n_fakes = counts[:, labels == 0].sum(1), counts[:, labels == 1].sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -153,7 +154,7 @@ def _row(family: str, part: str, labels: np.ndarray, drawn: Mapping[str, np.ndar
 
 
 def describe_rows(rows: Sequence[Row]) -> list[dict]:
-    """Rows as JSON can hold them."""
+    """Convert rows to values for JSON."""
     return [asdict(row) for row in rows]
 
 

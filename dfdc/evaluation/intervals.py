@@ -67,30 +67,31 @@ def small_sample_limits(
     *,
     balanced: np.ndarray,
 ) -> dict[str, tuple[float, float]]:
-    """The limits of each score that so many independent groups allow, also where no prediction is wrong.
+    """Confidence limits of each score for a small number of independent groups, even if no prediction is wrong.
 
-    - accuracy: Clopper and Pearson's exact interval; without a mistake among n groups about 1 - 3.7 / n to 1, the
+    - accuracy: Clopper and Pearson's exact interval. Without a mistake among n groups it is about 1 - 3.7 / n to 1, the
       two-sided form of the rule of three.
     - AUC: Newcombe's interval.
-    - losses: what they would be if the share of mistakes were at either end of its exact interval, and each mistake
-      cost what mistakes cost here; where there is none, what the most confident prediction would cost as a mistake.
-    - calibration error: what that many mistakes more or fewer can change about it.
+    - losses: the loss at both ends of the exact interval of the share of mistakes, if each mistake costs as much as the
+      observed mistakes do. If there is no mistake, it costs as much as the most confident prediction would if it were
+      wrong.
+    - calibration error: the change that so many more or fewer mistakes can cause.
 
     Args:
         labels: (N,) 0 = real, 1 = fake; both occur.
         probabilities: (N,) in (0, 1).
-        groups: (N,) int, 0 up: the group of each prediction.
-        values: per score that of all predictions, then those of bootstrap samples of groups.
+        groups: (N,) int from 0 up, the group of each prediction.
+        values: score name -> its value for all predictions, followed by its values for bootstrap samples of groups.
         balanced: (N,) weights of the predictions in the balanced log loss.
 
     Returns:
-        Per score low and high.
+        Score name -> lower and upper limit.
     """
     wrong = (probabilities >= 0.5) != labels
     confidence = np.maximum(probabilities, 1 - probabilities)
     plain = np.ones(len(labels))
     errors = binomial_limits(wrong.mean(), _effective_number(groups, values["accuracy"]))
-    # Mistakes of the rarer class weigh more: their share is of fewer groups.
+    # Mistakes of the rarer class weigh more, so their share corresponds to fewer groups.
     uneven = _count_groups(groups, balanced) / _count_groups(groups, plain)
     balanced_errors = binomial_limits(
         float(np.average(wrong, weights=balanced)), uneven * _effective_number(groups, values["accuracy"])
@@ -113,13 +114,13 @@ def small_sample_limits(
 def _loss_limits(
     if_right: np.ndarray, if_wrong: np.ndarray, wrong: np.ndarray, weights: np.ndarray, errors: tuple[float, float]
 ) -> tuple[float, float]:
-    """A mean loss with the share of mistakes at either end of its interval.
+    """The mean losses at both ends of the interval of the share of mistakes.
 
     Args:
-        if_right, if_wrong: (N,) what each prediction costs if it is right, and if it is wrong.
-        wrong: (N,) bool, which are.
-        weights: (N,) of the predictions.
-        errors: the ends.
+        if_right, if_wrong: (N,) loss of each prediction if it is right, and if it is wrong.
+        wrong: (N,) bool, the predictions that are wrong.
+        weights: (N,) weights of the predictions.
+        errors: lower and upper end of the share of mistakes.
     """
     right = np.average(if_right[~wrong], weights=weights[~wrong]) if (~wrong).any() else if_right.min()
     mistake = np.average(if_wrong[wrong], weights=weights[wrong]) if wrong.any() else if_wrong.max()
@@ -128,7 +129,7 @@ def _loss_limits(
 
 
 def _effective_number(groups: np.ndarray, accuracies: np.ndarray) -> float:
-    """Of how many independent predictions the accuracy is; accuracies are that of all, then those of samples."""
+    """The number of independent predictions to which the accuracies (of all, then of each sample) correspond."""
     n_groups, variance = int(groups.max()) + 1, float(np.var(accuracies[1:]))
     expected = accuracies[0] * (1 - accuracies[0]) / len(groups)
     if n_groups == 1 or variance == 0 or expected == 0:  # samples that do not differ tell nothing
@@ -137,7 +138,7 @@ def _effective_number(groups: np.ndarray, accuracies: np.ndarray) -> float:
 
 
 def _effective_classes(labels: np.ndarray, groups: np.ndarray, aucs: np.ndarray) -> tuple[float, float]:
-    """Of how many independent reals and fakes an AUC is; aucs are that of all, then those of samples."""
+    """The numbers of independent reals and fakes to which the AUCs (of all, then of each sample) correspond."""
     counts = [int(np.sum(labels == label)) for label in (0, 1)]
     n_groups = [len(np.unique(groups[labels == label])) for label in (0, 1)]
     variance, expected = float(np.var(aucs[1:])), auc_variance(float(aucs[0]), *counts)
@@ -153,14 +154,13 @@ def _effective_share(expected: float, measured: float, n_groups: int) -> float:
     Args:
         expected: variance of a score of independent predictions.
         measured: its variance over samples of groups, more than 0.
-        n_groups: how many groups, at least 2: a variance that few of them tell is uncertain, which Student's t allows
-            for.
+        n_groups: number of groups, at least 2. A variance from few groups is uncertain; Student's t allows for that.
     """
     tail = (1 + LEVEL) / 2
     return float(min(expected / measured, 1) * (norm.ppf(tail) / t.ppf(tail, n_groups - 1)) ** 2)
 
 
 def _count_groups(groups: np.ndarray, weights: np.ndarray) -> float:
-    """Kish's effective number of groups: fewer than there are where their weights (N,) are uneven."""
+    """Kish's effective number of groups; it is smaller than their number if their weights (N,) are uneven."""
     by_group = np.bincount(groups, weights)
     return float(by_group.sum() ** 2 / (by_group**2).sum())

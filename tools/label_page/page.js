@@ -144,7 +144,7 @@ function drawShot() {
   $("no-original").hidden = shot.original;
   $("peek").disabled = !shot.original;
   $("score").style.visibility = shot.score === null ? "hidden" : "visible";
-  $("score-text").textContent = `The net: ${Math.round(100 * (shot.score ?? 0))} % fake`;
+  $("score-text").textContent = `The models: ${Math.round(100 * (shot.score ?? 0))} % fake`;
   $("meter").value = shot.score ?? 0;
   $("back").disabled = index === 0;
   $("on").disabled = index === shots.length - 1;

@@ -2,13 +2,12 @@
 
 python tools/research/fit_quality.py --crops ../shared/crops/crops.csv --weights weights --models 1
 
-Validation crops are reduced to random sizes and coded as H.264 at random quality. What the models then answer, against
-the truth, gives the factors: one half of the sources fits them, the other half says what they are worth.
+Validation crops are reduced to random sizes and coded as H.264 at random quality. The factors are fitted on the models'
+scores of one half of the sources, and measured on the other half.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,14 +16,15 @@ import cv2
 import numpy as np
 from scipy.optimize import minimize
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dfdc.data.dataset import find_sources, load_rows, read_split  # noqa: E402
-from dfdc.ensemble import Ensemble  # noqa: E402
-from dfdc.quality import Trust, measure_detail  # noqa: E402
-from dfdc.weights import find_weights  # noqa: E402
+from dfdc.data.dataset import find_sources, load_rows, read_split
+from dfdc.ensemble import Ensemble
+from dfdc.flags import make_parser, natural, positive, run_tool, tool
+from dfdc.quality import Trust, measure_detail
+from dfdc.weights import find_weights
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # Sides in pixels that faces are reduced to, at most their own, and x264's constant rate factors; None leaves it out.
 MIN_SIDE, CRFS = 20, (None, 23, 28, 34, 40)
@@ -161,16 +161,18 @@ def _report(sides: np.ndarray, before: np.ndarray, after: np.ndarray, generator:
         )
 
 
+@tool
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--crops", type=Path, required=True, help="table of crops with source_size (crops.csv)")
-    parser.add_argument("--weights", type=Path, default=ROOT / "weights", help="weights file or folder (default: ours)")
-    parser.add_argument("--number", type=int, default=900, help="number of crops to degrade (default: 900)")
-    parser.add_argument("--models", type=int, help="number of models that answer, the first ones (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of crops and degradations (default: 0)")
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--crops", type=Path, required=True, metavar="CSV", help="crop table with the column source_size")
+    add("--weights", type=Path, default=ROOT / "weights", help="weights file or folder (default: weights/)")
+    add("--number", type=positive, default=900, help="number of crops to degrade (default: %(default)s)")
+    add("--models", type=positive, metavar="N", help="use only the first N models (default: all)")
+    add("--seed", type=natural, default=0, help="seed of crops and degradations (default: %(default)s)")
     args = parser.parse_args(argv)
     fit_quality(args.crops, args.weights, n_crops=args.number, n_models=args.models, seed=args.seed)
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -1,10 +1,10 @@
-"""Ask whether file statistics alone separate the fakes that a net is trained on from their reals.
+"""Test whether file statistics alone separate the training fakes from their reals.
 
 python tools/research/probe_shortcuts.py --crops dfdc.csv ffpp.csv stylegan.csv photographs.csv --json shortcuts.json
 
-A net takes the easiest way: where the fakes of a family are sharper, bluer or compressed otherwise than its reals, it
-learns that. Pairs are drawn and augmented as tools/train.py does; boosted trees on their sharpness, their JPEG blocks
-and their colour should then reach an AUC of at most 0.6.
+If the fakes of a family are sharper, bluer or compressed differently than its reals, a model learns this difference
+instead of the faces. The tool draws and augments pairs as tools/train.py does, and trains boosted trees on their
+sharpness, JPEG blocks and colour. The trees should reach an AUC of at most 0.6.
 """
 
 from __future__ import annotations
