@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -74,6 +75,9 @@ def write_clip(
                 frame.pts, frame.time_base = round(times[number] * 1000), Fraction(1, 1000)
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
+    if codec == "libsvtav1" and hasattr(os, "sched_setscheduler"):
+        # SVT-AV1 gives this process a real-time priority, with which it would stop all others on its core.
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 
