@@ -141,9 +141,9 @@ class FakeAnalyzer:
 
 def score_sabotaged(connection: Connection, settings: WorkerSettings) -> None:
     """Run a real worker that also does what clips' names order."""
-    import dfdc.analyze
+    import dfdc.findings
 
-    dfdc.analyze.read_clip = read_or_misbehave
+    dfdc.findings.read_clip = read_or_misbehave
     REAL_WORK(connection, settings)
 
 
