@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -30,6 +30,7 @@ def load_detector(
     *,
     device: str = "auto",
     n_frames: int | None = None,
+    models: Literal["first", "all"] = "first",
     extras: Sequence[str] = (),
 ) -> Detector:
     """Load the models.
@@ -38,6 +39,8 @@ def load_detector(
         weights: a weights file, or a folder whose files form an ensemble; None for the weights that the package ships.
         device: "cpu", "cuda", or "auto" for CUDA if there is a GPU that works.
         n_frames: number of frames to examine per clip, 1 to 256; None for 16.
+        models: "first" for the models directly in the folder, "all" for those in its folder further/, too, which know
+            DFDC's face swaps better and photographs worse.
         extras: optional models to use as well, "motion" or "sound".
 
     Raises:
@@ -45,8 +48,11 @@ def load_detector(
         DeviceError: the device cannot be used.
         InputError: a setting is not allowed.
     """
+    if models not in ("first", "all"):
+        raise InputError(f"models is {models!r}; allowed are 'first' and 'all'")
+    files = find_weights(Path(weights) if weights is not None else shipped_weights(), extras=extras)
     return Detector(
-        tuple(find_weights(Path(weights) if weights is not None else shipped_weights(), extras=extras)),
+        tuple(file for file in files if models == "all" or not file.further),
         device=choose_device(device),
         n_frames=DEFAULT_FRAMES if n_frames is None else n_frames,
     )
@@ -114,7 +120,12 @@ class Detector:
         deadline = NEVER if time_limit_s is None else Deadline.after(time_limit_s)
         with tempfile.TemporaryDirectory(prefix="dfdc-") as folder:
             settings = WorkerSettings(
-                self.weights, device=self.device, n_frames=self.n_frames, analyses=Path(folder), thumbnails=False
+                self.weights,
+                device=self.device,
+                n_frames=self.n_frames,
+                models="all",  # that this detector has
+                analyses=Path(folder),
+                thumbnails=False,
             )
             for prediction in predict_clips(clips, settings, n_workers=n_workers, deadline=deadline):
                 path = analysis_path(Path(folder), prediction.filename)

@@ -60,10 +60,10 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--models",
-        choices=("all", "first"),
-        default="all",
-        help="models that answer: all of them where time allows, or only those that lie directly in the weights' "
-        "folder (default: %(default)s)",
+        choices=("first", "all"),
+        default="first",
+        help="models that answer: those that lie directly in the weights' folder, or all, with those in its folder "
+        "further/, where time allows (default: %(default)s)",
     )
     add(
         "--with",

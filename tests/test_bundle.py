@@ -339,10 +339,14 @@ def test_notebook_is_valid_and_its_cells_compile(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "arguments"),
     [
-        ({}, ["--device", "auto"]),
+        ({}, ["--device", "auto", "--models", "all", "--frames", "32"]),
+        ({"frames": None, "models": "first"}, ["--device", "auto", "--models", "first"]),
         (
             {"frames": 16, "extra_models": ["motion", "sound"], "device": "cpu", "time_limit": 600},
-            ["--device", "cpu", "--frames", "16", "--time-limit", "600", "--with", "motion", "--with", "sound"],
+            [
+                *("--device", "cpu", "--models", "all", "--frames", "16", "--time-limit", "600"),
+                *("--with", "motion", "--with", "sound"),
+            ],
         ),
     ],
 )

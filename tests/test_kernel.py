@@ -319,5 +319,5 @@ def test_report_shows_every_clip_also_where_an_earlier_run_scored_it_without(tmp
     assert found.code == 0, found.text
     assert found.labels == first.labels
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "no analysis was written" not in page and page.count('"status": "ok"') == 2
+    assert "no analysis was written" not in page and page.count('"status":"ok"') == 2
     assert len(list((tmp_path / "submission.analyses").glob("*.json"))) == 2

@@ -80,7 +80,7 @@ def score_clips(
     """
     clips = read_present(folder)
     files = tuple(find_weights(weights, extras=extras))
-    settings = WorkerSettings(files, device=device, n_frames=n_frames)
+    settings = WorkerSettings(files, device=device, n_frames=n_frames, models="all")
     paths = {clip.name: clip.path for clip in clips}
     predictions = {}
     for prediction in tqdm(

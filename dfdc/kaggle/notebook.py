@@ -16,14 +16,15 @@ GPU = "NvidiaTeslaT4"
 
 SETTINGS_CELL = """\
 # Settings; None leaves the choice to the kernel.
-frames = None        # frames per clip, such as 32; None: as many as the time allows, 16 at most
+frames = 32          # frames per clip; None: as many as the time allows, 16 at most
+models = "all"       # "all" scores DFDC's face swaps best; "first" is faster, and better on photographs
 extra_models = []    # models that are off by default: "motion" (change between frames), "sound" (synthetic voices)
 device = "auto"      # "auto", "cpu" or "cuda"
 time_limit = None    # seconds; None: 8.5 hours, half an hour less than Kaggle allows"""
 RUN_CELL = """\
 import traceback
 
-arguments = ["--device", device]
+arguments = ["--device", device, "--models", models]
 arguments += ["--frames", str(frames)] if frames else []
 arguments += ["--time-limit", str(time_limit)] if time_limit else []
 for extra_model in extra_models:

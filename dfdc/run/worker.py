@@ -38,7 +38,7 @@ class WorkerSettings:
         weights: checked weights of the ensemble. They are chosen once, and nothing changes them during a run.
         device: "auto", "cpu" or "cuda".
         n_frames: frames per clip; None for as many as time allows.
-        models: "all", or "first" to leave out the weights in the folder further/.
+        models: "first" for the models directly in the folder of weights, "all" for those in its folder further/, too.
         threads: native threads per worker; `dfdc.run.pool.answer_clips` divides the cores among the workers.
         clip_limit_s: wall seconds that reading one clip may take.
         memory_bytes: limit of data of a worker on the CPU, see `dfdc.run.limits.limit_memory`; None for no limit.
@@ -50,7 +50,7 @@ class WorkerSettings:
     weights: tuple[WeightsFile, ...]
     device: str = "auto"
     n_frames: int | None = None
-    models: str = "all"
+    models: str = "first"
     threads: int = 1
     clip_limit_s: float = 60.0
     memory_bytes: int | None = None
