@@ -14,6 +14,10 @@ MADE_VOICES = 0.03
 # A fake may last for a part of the clip only. Of real persons' frames the suspicious third lies .35 above the mean
 # (median; .83 in 95 of 100), of those with a fake third 1.5: see docs/experiments.md, tools/research/compare_parts.py.
 PART, MIN_PART_FRAMES, PART_MARGIN = 1 / 3, 4, 0.75
+# The mean of many frames is surer than one frame, for which models are calibrated: its log-odds are multiplied by up to
+# 1.3. Fitted to 106 clips of FaceForensics++ the best factor is 1.8 at 16 frames (95 % interval 1.4 to 2.5); 1.3 lowers
+# the log loss there from .306 to .280, and on 13 clips of other data from .368 to .346.
+SURER = 0.3
 
 
 def track_logit(logits: np.ndarray, *, margin: float = PART_MARGIN) -> float:
@@ -26,14 +30,18 @@ def track_logit(logits: np.ndarray, *, margin: float = PART_MARGIN) -> float:
     Args:
         logits: (T,) in order of time, T at least 1.
         margin: in log-odds; infinite for the mean alone.
+
+    Returns:
+        The calibrated log-odds of the person, surer by `SURER` than the frames' mean.
     """
+    surer = 1 + SURER * (1 - 1 / len(logits))
     whole = float(np.mean(logits))
     n_part = max(math.ceil(len(logits) * PART), MIN_PART_FRAMES)
     if n_part >= len(logits):
-        return whole
+        return surer * whole
     sums = np.cumsum(np.concatenate([[0.0], logits]))
     part = float(np.max(sums[n_part:] - sums[:-n_part])) / n_part
-    return max(whole, part - margin)
+    return surer * max(whole, part - margin)
 
 
 def clip_probability(tracks: list[np.ndarray], *, low: float, high: float) -> float:

@@ -60,7 +60,7 @@ class Trust:
 
 
 # python tools/research/fit_quality.py --crops ../shared/crops/crops.csv --weights weights --models 1
-TRUST = Trust(bias=-0.461, side=0.677, detail=0.581, lean=0.891)
+TRUST = Trust(bias=-0.24, side=0.332, detail=0.536, lean=0.735)
 
 
 def measure_trust(

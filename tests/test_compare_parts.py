@@ -48,7 +48,7 @@ def test_a_margin_that_reals_allow_finds_what_the_mean_misses(
     # The mean of eight frames at -2 and four at 3 is -.33; the suspicious third is at 3.
     assert rows["the mean alone"][2].startswith("1.000, 1.000")
     assert rows["0.75, used"][2].startswith("1.000, 0.000")
-    assert {cells[0] for cells in rows.values()} == {"0.000, 0.127"}  # -log(sigmoid(2))
+    assert {cells[0] for cells in rows.values()} == {"0.000, 0.075"}  # -log(sigmoid(1.275 x 2)): twelve frames
 
 
 def test_analyses_without_a_pair_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
