@@ -297,8 +297,8 @@ def test_known_clips_are_not_looked_at_again() -> None:
 def test_worker_that_dies_in_a_further_look_costs_no_score() -> None:
     known = {"lethal.mp4": Prediction("lethal.mp4", 0.4, wanted=8, n_models=1, frames=8)}
     found = run(["lethal.mp4", "a.mp4"], work=echo_frames, known=known)
-    assert found["lethal.mp4"] == Prediction("lethal.mp4", 0.4, wanted=32, n_models=1, frames=8)
-    assert found["a.mp4"].frames == 32
+    assert found["lethal.mp4"] == Prediction("lethal.mp4", 0.4, wanted=16, n_models=1, frames=8)
+    assert found["a.mp4"].frames == 16
 
 
 def test_no_process_is_left_when_the_consumer_stops_in_the_middle() -> None:

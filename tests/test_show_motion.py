@@ -37,7 +37,8 @@ def test_picture_shows_every_clip_and_its_flickering_twin(weights: Path, tmp_pat
         picture = cv2.imread(str(out))
         assert picture.std() > 20
         sizes.append(picture.shape)
-    assert sizes[1][0] == pytest.approx(2 * sizes[0][0], abs=2) and sizes[1][1] == sizes[0][1]
+    # Two clips below one title, instead of one.
+    assert 1.7 * sizes[0][0] < sizes[1][0] < 2 * sizes[0][0] and sizes[1][1] == sizes[0][1]
 
 
 def test_twins_below_are_the_pairs_made_to_flicker(

@@ -257,8 +257,8 @@ def seen_clips(changes: dict[str, float]) -> list[SeenClip]:
 def test_motion_counts_where_it_helps_and_not_where_it_does_not() -> None:
     right = seen_clips({"A": 2.0, "B": 3.0, "c": -2.0, "d": -1.0})
     assert choose_weight(right, Calibration(), (0.01, 0.99)) == 3.0
-    # By hand: 3 x 2 / 2 is 3.
-    assert right[0].logit(Calibration(temperature=2.0), 3.0, (0.01, 0.99)) == pytest.approx(3.0)
+    # By hand: 3 x 2 / 2 is 3, and four frames are surer than one by .3 x 3/4.
+    assert right[0].logit(Calibration(temperature=2.0), 3.0, (0.01, 0.99)) == pytest.approx(1.225 * 3.0)
     wrong = seen_clips({"A": -2.0, "B": -3.0, "c": 2.0, "d": 1.0})
     assert choose_weight(wrong, Calibration(), (0.01, 0.99)) == 0.0
 

@@ -223,7 +223,7 @@ class Scorer:
         crops = torch.from_numpy(np.stack([_read_crop(path) for path in paths])).permute(0, 3, 1, 2)
         logits = []
         for model in self._models:
-            fitting = resize_crops(crops.float(), model.specs[0].crop.size).clamp(0, 255).to(torch.uint8)
+            fitting = resize_crops(crops.float(), model.specs[0].crop.size).clamp(0, 255).round().to(torch.uint8)
             logits.append(model.score_crops(fitting))
         return sigmoid(np.mean(logits, axis=0))
 
