@@ -29,7 +29,7 @@ from dfdc.training.distributed import join_ranks
 from dfdc.training.loop import TrainSettings, train
 from dfdc.training.trainer import Trainer
 from dfdc.weights import ModelSpec
-from tests.nets import lively
+from tests.models import lively
 
 table, folder, dies_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 n_epochs, batch_size = int(sys.argv[4]), int(sys.argv[5])

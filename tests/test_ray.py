@@ -48,7 +48,8 @@ def no_network() -> None:
 @pytest.fixture(scope="module")
 def expected() -> list[float]:
     """The kernel's probabilities of the samples, with two frames."""
-    analyzer = Analyzer(find_weights(ROOT / "weights"), threads=1)
+    answering = [file for file in find_weights(ROOT / "weights") if not file.further]
+    analyzer = Analyzer(answering, threads=1)
     return [analyzer.analyze(path, 2).probability for path in SAMPLES]
 
 
@@ -148,7 +149,9 @@ def test_nothing_is_lost_or_doubled_when_workers_a_node_and_the_driver_die(
             nodes.remove_node(nodes.list_all_nodes()[-1], allow_graceful=False)
             assert wait_until(lambda: count_rows(results) > 0, job)
             second = start_job(*command)
-            assert "another job is writing these results" in second.communicate(timeout=LIMIT_S)[1]
+            told = second.communicate(timeout=LIMIT_S)[1]
+            # On a fast machine the first job may have ended while the second one waited for a sign of it.
+            assert "another job is writing these results" in told or job.poll() == 0
             n_before = count_rows(results)
             if job.poll() is None:
                 job.kill()

@@ -225,7 +225,7 @@ class Scorer:
         for model in self._models:
             fitting = resize_crops(crops.float(), model.specs[0].crop.size).clamp(0, 255).round().to(torch.uint8)
             logits.append(model.score_crops(fitting))
-        return sigmoid(np.mean(logits, axis=0))
+        return sigmoid(np.average(logits, axis=0, weights=[model.specs[0].weight for model in self._models]))
 
 
 def _read_crop(path: Path) -> np.ndarray:
