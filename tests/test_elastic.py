@@ -123,7 +123,8 @@ def test_two_processes_have_the_losses_of_one(folder: Path) -> None:
 def test_killed_process_is_restarted_and_goes_on_from_the_last_epoch(folder: Path) -> None:
     """The second process dies in the second epoch; torchrun starts both again, and the losses are the same."""
     whole = run(folder, "whole", [*TORCHRUN, "--"])
-    broken = run(folder, "broken", [*TORCHRUN, "--max-restarts", "1", "--"], dies_at=STEPS + 1)
+    # More than one: a process that starts again may still be sent to the address of one that is gone.
+    broken = run(folder, "broken", [*TORCHRUN, "--max-restarts", "3", "--"], dies_at=STEPS + 1)
     assert [line["epoch"] for line in read_log(broken)] == [str(epoch + 1) for epoch in range(EPOCHS)]
     for ours, theirs in zip(read_log(whole), read_log(broken), strict=True):
         for name in ("train_loss", "balanced_log_loss"):
