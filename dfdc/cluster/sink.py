@@ -28,21 +28,11 @@ from dfdc.cluster.lease import Lease
 from dfdc.cluster.places import Place, persist
 from dfdc.errors import InputError
 from dfdc.prediction import Prediction
+from dfdc.report.frames import to_arrow
 
 PREDICTIONS, FRAMES, COMPLETE = "predictions", "frames", "complete.json"
 # In a row on its way to the sink: the clip's part of the per-frame table, as Arrow's stream.
 FRAME_ROWS = "frame_rows"
-FRAME_SCHEMA = pa.schema(
-    [
-        ("filename", pa.string()),
-        ("person", pa.int32()),
-        ("frame", pa.int32()),
-        ("time_s", pa.float64()),
-        *((side, pa.float32()) for side in ("x0", "y0", "x1", "y1")),
-        ("found", pa.bool_()),
-        ("score", pa.float64()),
-    ]
-)
 
 
 @cache
@@ -81,10 +71,10 @@ def to_table(
 
 
 def _frame_rows(analysis: Analysis) -> bytes:
-    frames = analysis.to_dataframe()
+    frames = to_arrow(analysis.frame_rows())
     stream = pa.BufferOutputStream()
-    with pa.ipc.new_stream(stream, FRAME_SCHEMA) as writer:
-        writer.write_table(pa.Table.from_pandas(frames, schema=FRAME_SCHEMA, preserve_index=False))
+    with pa.ipc.new_stream(stream, frames.schema) as writer:
+        writer.write_table(frames)
     return stream.getvalue().to_pybytes()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,9 +72,9 @@ def _round(row: list[object]) -> list[object]:
     return [*(f"{value:.3f}" if isinstance(value, float) else value for value in others), f"{score:.6f}"]
 
 
-def _write_parquet(rows: Iterator[list[object]], out: Path) -> None:
-    pa = _import_pyarrow(out)
-    import pyarrow.parquet
+def to_arrow(rows: Iterable[Sequence[object]]) -> pyarrow.Table:
+    """The rows of `Analysis.frame_rows` as an Arrow table, with the columns `FRAME_COLUMNS`; there may be no row."""
+    import pyarrow as pa
 
     box = [(side, pa.float32()) for side in ("x0", "y0", "x1", "y1")]
     schema = pa.schema(
@@ -88,13 +88,20 @@ def _write_parquet(rows: Iterator[list[object]], out: Path) -> None:
             ("score", pa.float64()),
         ]
     )
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in schema]
+    # A file name may hold bytes that are no text, which Arrow's texts cannot.
+    columns[0] = [name.encode("utf-8", "replace").decode() for name in columns[0]]
+    return pa.table(columns, schema=schema)
+
+
+def _write_parquet(rows: Iterator[list[object]], out: Path) -> None:
+    _import_pyarrow(out)
+    import pyarrow.parquet
+
+    schema = to_arrow([]).schema
     with drafted(out) as draft, pyarrow.parquet.ParquetWriter(draft, schema, compression="zstd") as writer:
         for first in rows:
-            block = [first, *islice(rows, BLOCK_ROWS - 1)]
-            columns = [list(column) for column in zip(*block, strict=True)]
-            # A file name may hold bytes that are no text, which Parquet's texts cannot.
-            columns[0] = [name.encode("utf-8", "replace").decode() for name in columns[0]]
-            writer.write_table(pa.table(columns, schema=schema))
+            writer.write_table(to_arrow([first, *islice(rows, BLOCK_ROWS - 1)]))
 
 
 def _import_pyarrow(out: Path) -> pyarrow:

@@ -9,7 +9,6 @@ Wall time is told too, and means little while other programs run.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -22,8 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from dfdc.cluster.sink import read_results
-from dfdc.errors import DfdcError, InputError
-from dfdc.flags import positive
+from dfdc.errors import InputError
+from dfdc.flags import make_parser, positive, run_tool, tool
 from dfdc.run.inputs import collect
 from dfdc.run.limits import count_cores
 from dfdc.run.processes import find_tree
@@ -79,45 +78,42 @@ def _core_s(pid: int) -> float:
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("clips", type=Path, help="folder of clips")
     add("--n", type=positive, default=100, help="clips to score (default: %(default)s)")
     add("--frames", type=positive, default=32, help="frames per clip (default: %(default)s)")
     add("--repeat", type=positive, default=1, help="times to run both, by turns (default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        job = collect([args.clips])
-        with tempfile.TemporaryDirectory(prefix="dfdc-") as temporary:
-            home = Path(temporary)
-            folder = link_clips([job.paths[name] for name in job.names], home / "clips", args.n)
-            for turn in range(args.repeat):
-                out, results = home / f"{turn}.csv", home / f"results-{turn}"
-                common = ["score", str(folder), "--frames", str(args.frames), "--device", "cpu"]
-                program = [sys.executable, "-m", "dfdc.cli", *common]
-                plain = measure([*program, "--out", str(out), "--workers", str(count_cores())])
-                ray = measure([*program, "--out", str(results), "--ray"])
-                labels = {p.filename: p.label for p in read_predictions(out.with_name(f"{turn}.predictions.csv"))}
-                found = {row["filename"]: row["label"] for row in read_results(str(results)).to_pylist()}
-                differs = max(abs(labels[name] - found[name]) for name in labels)
-                for name, cost in (("plain", plain), ("--ray", ray)):
-                    print(
-                        f"{name}: {cost.core_s:.1f} core-seconds ({cost.core_s / args.n:.2f} a clip), of them "
-                        f"{cost.driver_s:.1f} in the process that was started; {cost.wall_s:.0f} s",
-                        flush=True,
-                    )
+    job = collect([args.clips])
+    with tempfile.TemporaryDirectory(prefix="dfdc-") as temporary:
+        home = Path(temporary)
+        folder = link_clips([job.paths[name] for name in job.names], home / "clips", args.n)
+        for turn in range(args.repeat):
+            out, results = home / f"{turn}.csv", home / f"results-{turn}"
+            common = ["score", str(folder), "--frames", str(args.frames), "--device", "cpu"]
+            program = [sys.executable, "-m", "dfdc.cli", *common]
+            plain = measure([*program, "--out", str(out), "--workers", str(count_cores())])
+            ray = measure([*program, "--out", str(results), "--ray"])
+            labels = {p.filename: p.label for p in read_predictions(out.with_name(f"{turn}.predictions.csv"))}
+            found = {row["filename"]: row["label"] for row in read_results(str(results)).to_pylist()}
+            differs = max(abs(labels[name] - found[name]) for name in labels)
+            for name, cost in (("plain", plain), ("--ray", ray)):
                 print(
-                    f"--ray takes {ray.core_s / plain.core_s - 1:+.1%} core-seconds and "
-                    f"{ray.wall_s / plain.wall_s - 1:+.1%} wall time; {len(found)} rows, labels differ by at most "
-                    f"{differs:.0e} (predictions.csv has six decimals)",
+                    f"{name}: {cost.core_s:.1f} core-seconds ({cost.core_s / args.n:.2f} a clip), of them "
+                    f"{cost.driver_s:.1f} in the process that was started; {cost.wall_s:.0f} s",
                     flush=True,
                 )
-    except DfdcError as error:
-        print(f"time_cluster: {error}", file=sys.stderr)
-        return 1
+            print(
+                f"--ray takes {ray.core_s / plain.core_s - 1:+.1%} core-seconds and "
+                f"{ray.wall_s / plain.wall_s - 1:+.1%} wall time; {len(found)} rows, labels differ by at most "
+                f"{differs:.0e} (predictions.csv has six decimals)",
+                flush=True,
+            )
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -10,7 +10,6 @@ again before all others, as Ray does; the node comes back after a while.
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import sys
 from collections import deque
@@ -22,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from dfdc.errors import InputError
-from dfdc.flags import positive
+from dfdc.flags import make_parser, positive, run_tool, tool
 from dfdc.run.submission import read_predictions
 
 DAY_S = 86_400.0
@@ -198,8 +197,9 @@ def describe(course: Course) -> str:
     )
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("predictions", type=Path, help="predictions.csv of a run, for the service times")
     add("--per-day", type=float, default=1e6, help="clips that arrive in a day (default: %(default).0f)")
@@ -215,9 +215,8 @@ def main(argv: list[str] | None = None) -> int:
         rows = [row for row in read_predictions(args.predictions) if row.n_models]
         if not rows:
             raise InputError(f"{args.predictions}: holds no clip that was scored; score some clips first")
-    except (OSError, KeyError, ValueError, InputError) as error:
-        print(f"simulate_cluster: {error}", file=sys.stderr)
-        return 1
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(str(error)) from error
     setup = Setup(
         args.per_day,
         args.scouts,
@@ -234,4 +233,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)
