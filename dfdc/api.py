@@ -19,7 +19,7 @@ from dfdc.run.inputs import collect
 from dfdc.run.pool import predict_clips
 from dfdc.run.worker import WorkerSettings
 from dfdc.runtime import choose_device
-from dfdc.weights import WeightsFile, find_weights, shipped_weights, sigmoid
+from dfdc.weights import WeightsFile, choose_answering, find_weights, shipped_weights, sigmoid
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -52,7 +52,7 @@ def load_detector(
         raise InputError(f"models is {models!r}; allowed are 'first' and 'all'")
     files = find_weights(Path(weights) if weights is not None else shipped_weights(), extras=extras)
     return Detector(
-        tuple(file for file in files if models == "all" or not file.further),
+        choose_answering(files, models),
         device=choose_device(device),
         n_frames=DEFAULT_FRAMES if n_frames is None else n_frames,
     )

@@ -343,6 +343,11 @@ def _stated_log_loss(file: WeightsFile) -> float:
     return loss if isinstance(loss, int | float) and not math.isnan(loss) else math.inf
 
 
+def choose_answering(files: Iterable[WeightsFile], models: str) -> tuple[WeightsFile, ...]:
+    """The files whose models answer: "all", or "first" for those that lie directly in the folder of weights."""
+    return tuple(file for file in files if models == "all" or not file.further)
+
+
 def select(what: str, files: Iterable[WeightsFile]) -> list[WeightsFile]:
     """The weights files of models with a given kind of input (one of `CHANNELS`), in the given order."""
     return [file for file in files if file.spec.sees == what]

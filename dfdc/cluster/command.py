@@ -64,7 +64,7 @@ def score_on_ray(args: argparse.Namespace) -> int:
     show_log("dfdc")
     try:
         from dfdc.cluster.scoring import ScoreSettings, score_corpus
-        from dfdc.weights import find_weights, shipped_weights
+        from dfdc.weights import choose_answering, find_weights, shipped_weights
     except ModuleNotFoundError as error:
         print(f"dfdc: {error}; {MISSING}", file=sys.stderr)
         return 1
@@ -78,7 +78,7 @@ def score_on_ray(args: argparse.Namespace) -> int:
                 raise InputError(f"{flag}: does not go with --ray; leave it out")
         weights = find_weights(args.weights or shipped_weights())
         settings = ScoreSettings(
-            tuple(file for file in weights if args.models == "all" or not file.further),
+            choose_answering(weights, args.models),
             device=args.device,
             **({"n_frames": args.frames} if args.frames else {}),
             per_frame=args.per_frame,

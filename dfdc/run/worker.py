@@ -22,7 +22,7 @@ from dfdc.files import REPLACED, Identity, identify
 from dfdc.log import show_log
 from dfdc.prediction import Prediction
 from dfdc.run.limits import limit_memory
-from dfdc.weights import WeightsFile
+from dfdc.weights import WeightsFile, choose_answering
 
 if TYPE_CHECKING:
     from dfdc.analyze import Analyzer
@@ -59,8 +59,7 @@ class WorkerSettings:
     place: int = 0
 
     def __post_init__(self) -> None:
-        if self.models == "first":
-            object.__setattr__(self, "weights", tuple(file for file in self.weights if not file.further))
+        object.__setattr__(self, "weights", choose_answering(self.weights, self.models))
 
 
 @dataclass(frozen=True)
