@@ -270,7 +270,7 @@ def test_what_the_image_has_is_used(project: Path, tmp_path: Path) -> None:
         prepared = prepare(bundle / "dataset")
     finally:
         sys.path[:] = before
-        os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
+        os.environ.pop("PYTHONPATH", None) if path is None else os.environ.update(PYTHONPATH=path)
     assert prepared.installed == ()
 
 
