@@ -26,9 +26,9 @@ class Published:
 
     Attributes:
         url: of a file of tensors that torch wrote.
-        sha256: the first hex digits of its SHA-256. The publishers put eight of them into the file's name and state no
-            more. Eight do not stop somebody who can try some billions of forgeries, so nothing but tensors is ever read
-            from such a file; they do stop damage, a wrong file and a careless forgery.
+        sha256: its SHA-256, 64 hex digits. Lite0's publisher states the first eight only, and no complete one could be
+            found. Eight do not stop somebody who can try some billions of forgeries; they do stop damage, a wrong file
+            and a careless forgery. Nothing but tensors is ever read from any of these files.
         mean, std: per RGB channel of the pixels, 0..255, that the weights were trained with.
     """
 
@@ -43,7 +43,17 @@ class Published:
 
 
 _EFFICIENTNETS = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/"
-_B_DIGESTS = ["355c32eb", "f1951068", "8bb594d6", "5fb5a3c3", "6ed6700e", "b6417697", "c76e70fd", "dcc49843"]
+# Of B0 to B7. The files' names hold the first eight digits; the Julia package EfficientNet states them in full.
+_B_DIGESTS = [
+    "355c32ebf5c7b2e19ed8f926daea5b6d71c8744a49aab3148fc90775fbaac5a3",
+    "f19510681ee65135bad30718410bff1f9c51452b858a6db2f61b7707e18b933d",
+    "8bb594d63dcd2315ffd3fe5b6dc4380c3cc8ce4209bdf63a5d76963ce36845c0",
+    "5fb5a3c3f1d45062d3d3dbe770f1a7daf78eed140f1c092cceef9ab79677d08e",
+    "6ed6700e361e3878dc53f285f3df4abf9f39f6da23545cac065b7dc9467a8959",
+    "b641769706a245cea68d309c3d35a864b6317e686e315fe79ed3d81e78c6f51c",
+    "c76e70fd23f007dd6b09c8464e4e184a81d4d3d715ee42c2c89650c0be701505",
+    "dcc49843b8ec5a097a8cb166eded1d7a09291093eff7735f603bcfcafce12c8e",
+]
 PUBLISHED = {
     # EfficientNet-Lite0 as Google trained it on ImageNet, in the form that timm publishes (Apache-2.0), and its pixels.
     "efficientnet-lite0": Published(
@@ -55,11 +65,14 @@ PUBLISHED = {
     ),
     # As the package efficientnet-pytorch 0.7.1 names them.
     **{
-        f"efficientnet-b{i}": Published(f"{_EFFICIENTNETS}efficientnet-b{i}-{digest}.pth", digest)
+        f"efficientnet-b{i}": Published(f"{_EFFICIENTNETS}efficientnet-b{i}-{digest[:8]}.pth", digest)
         for i, digest in enumerate(_B_DIGESTS)
     },
     # torchvision's MobileNet_V2_Weights.IMAGENET1K_V2.
-    "mobilenet-v2": Published("https://download.pytorch.org/models/mobilenet_v2-7ebf99e0.pth", "7ebf99e0"),
+    "mobilenet-v2": Published(
+        "https://download.pytorch.org/models/mobilenet_v2-7ebf99e0.pth",
+        "7ebf99e03e254b273379b23edca7ec0da9f48273b23a332b93c1c99d49e86e8f",
+    ),
 }
 # The names that a classifier of a thousand classes has in these files; it is left out.
 _CLASSIFIERS = ("classifier.", "_fc.")
