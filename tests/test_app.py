@@ -117,6 +117,16 @@ def test_what_a_killed_server_left_is_removed_and_a_file_is_no_folder(tmp_path: 
         JobQueue(tmp_path / "file", WorkerSettings(weights=()))
 
 
+def test_a_second_app_on_a_folder_is_refused_and_a_closed_one_leaves_no_upload(tmp_path: Path) -> None:
+    queue = JobQueue(tmp_path, WorkerSettings(weights=()))
+    with pytest.raises(InputError, match="another app uses it"):
+        JobQueue(tmp_path, WorkerSettings(weights=()))
+    (tmp_path / "uploads/clip").write_bytes(b"x")
+    queue.close()
+    assert list((tmp_path / "uploads").iterdir()) == []
+    JobQueue(tmp_path, WorkerSettings(weights=())).close()
+
+
 class Slowly(io.BytesIO):
     """A file that ends only when it is told to."""
 

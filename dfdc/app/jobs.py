@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import secrets
 import threading
 import time
@@ -76,15 +78,17 @@ class JobQueue:
             settings: of the workers.
 
         Raises:
-            InputError: the folder cannot be used.
+            InputError: the folder cannot be used, or another app uses it.
         """
         self.folder = folder
         self.settings = replace(settings, analyses=folder, n_frames=settings.n_frames or DEFAULT_FRAMES)
         self._uploads = folder / UPLOADS
         try:
             self._uploads.mkdir(parents=True, exist_ok=True)
-            for left in self._uploads.iterdir():  # of a server that was killed
-                left.unlink()
+            self._lock = _lock(self._uploads)
+            self._remove_uploads()  # of an app that was killed
+        except BlockingIOError as error:
+            raise InputError(f"{folder}: another app uses it; stop that one, or name another folder") from error
         except OSError as error:
             raise InputError(f"{folder}: cannot be used ({error.strerror}); name another folder") from error
         self._jobs: dict[str, Job] = {}
@@ -170,10 +174,16 @@ class JobQueue:
                 raise InputError(f"{filename}: there is no clip of this name") from error
 
     def close(self) -> None:
-        """End after the clip that is being analyzed."""
+        """Take no clip from the queue any more, and remove what was uploaded."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self._remove_uploads()
+        os.close(self._lock)
+
+    def _remove_uploads(self) -> None:
+        for path in self._uploads.iterdir():
+            path.unlink(missing_ok=True)
 
     def _path_of(self, job: Job) -> Path:
         return self._uploads / job.key
@@ -224,3 +234,20 @@ class JobQueue:
             self._jobs[key] = replace(self._jobs[key], **changes)
             self._changed.notify_all()
             return self._jobs[key]
+
+
+def _lock(folder: Path) -> int:
+    """Lock a folder until the descriptor that is returned is closed, or the process ends.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # the file system has no locks
+        pass
+    return descriptor
