@@ -26,8 +26,7 @@ QUANTITIES = {
     "n_processes": "processes",
 }
 WHAT_TO_SEE = (
-    "A leak would show as a steady rise. The rise at the left fills caches, and the fall at the right is the end of "
-    "the run."
+    "A leak would show as a steady rise. The rise at the left fills caches; a fall at the right is the end of the run."
 )
 # This share of the clips is left out of the trend, because the first clips fill caches.
 WARM_UP = 0.1
@@ -66,7 +65,7 @@ def soak(folder: Path, out: Path, *, n_clips: int = 2000) -> str:
         "samples": [asdict(sample) for sample in samples],
     }
     (out / "soak.json").write_text(json.dumps(report) + "\n")
-    plot(samples, out / "soak.png")
+    plot(samples, out / "soak.png", n_clips=n_clips)
     memory = report["own_mb"]
     return (
         f"soak: {n_clips} clips, exit code {code}, {report['statuses']}; memory {memory['mean']:.0f} MB, "
@@ -91,10 +90,10 @@ def trend(samples: list[Sample], name: str) -> dict[str, float]:
     }
 
 
-def plot(samples: list[Sample], path: Path) -> None:
+def plot(samples: list[Sample], path: Path, *, n_clips: int) -> None:
     """Plot each quantity over the number of finished clips."""
     figure = Figure(figsize=(8, 8), dpi=110, layout="constrained")
-    figure.suptitle(f"Resources of one run over {max(sample.n_done for sample in samples):,} clips", fontsize=12)
+    figure.suptitle(f"Resources of one run over {n_clips:,} short clips", fontsize=12)
     axes = figure.subplots(len(QUANTITIES), 1, sharex=True)
     for axis, (name, words) in zip(axes, QUANTITIES.items(), strict=True):
         axis.plot([sample.n_done for sample in samples], [getattr(sample, name) for sample in samples], color="black")
