@@ -334,7 +334,7 @@ class TestInABrowser:
         wait_for(lambda: len(browser.find_elements("css selector", "#clips button")) == 6)
         check_steps(browser.execute_script("return seen"))
         text = browser.find_element("id", "clips").text
-        assert hostile.name in text and "unreadable" in text and browser.title == "Deepfake analysis"
+        assert hostile.name in text and "no score: not a video" in text and browser.title == "Deepfake analysis"
         wait_for(lambda: not list((folder / "uploads").iterdir()))
         assert find_violations_or_none(browser) == []
         button = browser.find_element("css selector", "button[aria-label='Show the report of doctored.mp4']")
