@@ -233,9 +233,9 @@ function facts(clip) {
   if (!heard) missed.push("the sound");
   if (clip.tracks.length && !clip.n_pairs) missed.push("the change from one frame to the next");
   if (clip.frame_size) missed.push(`faces narrower than about ${Math.round(Math.max(report.min_face_ratio * Math.max(...clip.frame_size), 20))} px`);
-  add("Not looked at", missed.join(", "));
+  add("Not looked at", clip.times_s.length ? missed.join(", ") : "the whole clip, because no frame of it was read");
   const models = (made.models || []).map((model) => `${model.name} (SHA-256 ${model.digest.slice(0, 12)}…)`);
-  add("Models", models.join(", ") || `${clip.n_models}`);
+  add("Models", models.join(", ") || (clip.scored ? `${clip.n_models}` : null));
   add("File", made.sha256 ? `SHA-256 ${made.sha256}, ${made.n_bytes} bytes` : null);
   add("Analyzed", made.created ? `${made.created} by dfdc ${made.version}` : null);
   add("Settings", made.device ? `${clip.n_wanted} frames wanted, on ${made.device === "cpu" ? "the CPU" : "a GPU"}` : null);
