@@ -140,7 +140,7 @@ function buildClip({ filename }) {
     button("Delete", `Delete the analysis of ${filename}`, () => erase(filename)));
 }
 function updateClip(row, clip) {
-  const scored = clip.probability !== null, doubt = clip.reason ? ` (${clip.reason})` : "";
+  const scored = clip.probability !== null, doubt = clip.reason ? `; ${clip.reason}` : "";
   write(row.said, scored ? `${percent(clip.probability)}: ${clip.finding}${doubt}` : `no score: ${clip.reason || clip.status}`);
   row.said.className = clip.tone;
 }

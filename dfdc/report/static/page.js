@@ -24,6 +24,9 @@ function draw(tag, attributes = {}, text = null) {
 const percent = (p) => p < 0.095 ? `${(100 * p).toFixed(1)} %` : `${Math.round(100 * p)} %`;
 const seconds = (t) => `${t.toFixed(t < 100 ? 1 : 0)} s`;
 
+// Why a clip has no score, or a less certain one.
+const because = (clip) => clip.reason ? `${clip.scored ? ";" : ":"} ${clip.reason}` : "";
+
 function posterior(p, share) {
   const odds = (p / (1 - p)) * (share / (1 - share));
   return odds / (1 + odds);
@@ -61,7 +64,7 @@ function list() {
     } else cell.append("–");
     return make("tr", {},
       make("td", {}, make("button", { type: "button", on: { click: () => open(clip) } }, clip.filename)),
-      cell, make("td", { class: `finding ${said.tone}` }, said.text, ...(clip.reason ? [make("span", { class: "quiet" }, `: ${clip.reason}`)] : [])),
+      cell, make("td", { class: `finding ${said.tone}` }, said.text, make("span", { class: "quiet" }, because(clip))),
       make("td", { class: "number" }, String(clip.tracks.length)), make("td", {}, clip.status));
   }));
   $("count").textContent = `${found.length} of ${clips.length} clip${clips.length === 1 ? "" : "s"}`
@@ -247,7 +250,7 @@ function open(clip, { move = true } = {}) {
   const said = clip.finding, heading = $("clip-heading");
   heading.textContent = clip.filename;
   const verdict = make("p", { class: `finding ${said.tone}` }, (clip.scored ? `${percent(clip.probability)}: ${said.text}` : said.text)
-    + (clip.reason ? ` (${clip.reason})` : ""));
+    + because(clip));
   const people = clip.tracks.map((track, number) => person(clip, track, number));
   const missing = clip.pictures_left_out ? make("p", { class: "quiet" },
     "Some pictures were left out or reduced to keep this page small. `dfdc report` on this clip's analysis alone shows all of them.") : null;
