@@ -6,6 +6,7 @@
 # make faults         score damaged clips and cause machine faults: docs/faults.md; make soak scores 2,000 clips
 # make bundle         make the dataset and notebook for Kaggle, with KAGGLE_USER=name
 # make rehearsal      run the bundle offline on a copy of Kaggle's file system, on VIDEOS=folder; IMAGES=2026 picks one
+# make screenshots    make the README's pictures of the report anew (needs chromium, chromedriver and selenium)
 # make lock           update both lock files to the newest allowed versions (needs uv: pip install uv)
 # make clean          delete files that make created, except results; make clean-results deletes the results
 PYTHON ?= python3
@@ -16,7 +17,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 UV_COMPILE = uv pip compile pyproject.toml --universal --python-version 3.10 --fork-strategy fewest \
 	--generate-hashes --no-annotate --upgrade --custom-compile-command 'make lock' --quiet
 
-.PHONY: submission page test test-slow test-all lint timing faults soak bundle rehearsal lock clean clean-results
+.PHONY: submission page test test-slow test-all lint timing faults soak bundle rehearsal screenshots lock clean clean-results
 
 submission: .venv/base
 	$(BIN)/python kernel.py "$(VIDEOS)" --out submission.csv
@@ -54,6 +55,9 @@ bundle: .venv/all
 rehearsal: .venv/all
 	$(BIN)/python tools/make_bundle.py --rehearsal --python 3.10 3.12 --out .rehearsal/bundle
 	$(BIN)/python tools/rehearse.py "$(VIDEOS)" --bundle .rehearsal/bundle $(if $(IMAGES),--image $(IMAGES))
+
+screenshots: .venv/all
+	$(BIN)/python -m tests.screenshots --out docs
 
 .venv/bin/python:
 	@command -v "$(PYTHON)" >/dev/null || { echo "make: there is no $(PYTHON) here; install Python 3.10 or newer, or name one: make PYTHON=python3.11"; exit 1; }

@@ -22,6 +22,7 @@ from dfdc.files import describe_file
 from dfdc.findings import Finder, Sighting, blank_analysis, gather, judge, settle
 from dfdc.illustrate import illustrate
 from dfdc.models import open_heat_map
+from dfdc.progress import Progress, Watch, ignore
 from dfdc.research.motion import Motion
 from dfdc.research.voice import VoiceModels
 from dfdc.runtime import Network
@@ -67,6 +68,7 @@ class Analyzer(Finder):
         name: str | None = None,
         deadline: Deadline = NEVER,
         thumbnails: bool = False,
+        watch: Watch = ignore,
     ) -> Analysis:
         """Analyze one clip; a clip that cannot be scored gets the prior, a status and a reason.
 
@@ -77,14 +79,17 @@ class Analyzer(Finder):
             name: of the clip in the submission; None for the file name.
             deadline: when it passes, reading ends, and the frames that were read are scored.
             thumbnails: whether to keep pictures of faces and scenes.
+            watch: told each stage as it begins, and each frame that was read.
         """
         started = time.monotonic()
         blank = blank_analysis(name or path.name, n_frames, self.digests[:n_models])
 
         def score() -> Analysis:
-            sighting = self.find_people(path, n_frames, deadline=deadline)
+            sighting = self.find_people(path, n_frames, deadline=deadline, watch=watch)
+            watch(Progress("scoring"))
             analysis = self._score(path, sighting, blank, deadline)
             if thumbnails:
+                watch(Progress("writing"))
                 analysis = self._add_heat(illustrate(analysis, sighting.frames), sighting)
                 analysis = replace(analysis, provenance=self._describe_origin(path, analysis))
             return analysis

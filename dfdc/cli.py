@@ -259,13 +259,14 @@ def app(args: argparse.Namespace) -> int:
     try:
         logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it logs a line for every request
         weights = tuple(find_weights(args.weights or shipped_weights()))
-        queue = JobQueue(args.folder, WorkerSettings(weights=weights, device=args.device))
-        serve(
-            lambda token: make_app(queue, token),
-            port=args.port,
-            show=not args.no_browser,
-            say=lambda url: print(f"Open {url} in a browser; press Ctrl-C here to stop.", flush=True),
-        )
+        settings = WorkerSettings(weights=weights, device=args.device)
+        with ending_once(), contextlib.closing(JobQueue(args.folder, settings)) as queue:
+            serve(
+                lambda token: make_app(queue, token),
+                port=args.port,
+                show=not args.no_browser,
+                say=lambda url: print(f"Open {url} in a browser; press Ctrl-C here to stop.", flush=True),
+            )
     except DfdcError as error:
         print(f"dfdc: {error}", file=sys.stderr)
         return 1

@@ -21,6 +21,7 @@ from dfdc.deadline import NEVER, Deadline
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble, cut_for
 from dfdc.errors import MachineError, VideoError, VideoTimeout
+from dfdc.progress import Progress, Watch, ignore
 from dfdc.quality import MIN_TRUST, TRUST
 from dfdc.runtime import current_gpu
 from dfdc.tracks import Track, find_tracks
@@ -96,7 +97,13 @@ class Finder:
         self.n_pairs = n_pairs
 
     def find_people(
-        self, path: Path, n_frames: int, *, n_pairs: int | None = None, deadline: Deadline = NEVER
+        self,
+        path: Path,
+        n_frames: int,
+        *,
+        n_pairs: int | None = None,
+        deadline: Deadline = NEVER,
+        watch: Watch = ignore,
     ) -> Sighting:
         """Read frames of a clip and find its people.
 
@@ -105,6 +112,7 @@ class Finder:
             n_frames: number of frames to examine.
             n_pairs: how many of them come with their neighbour; None for the number that the motion models need.
             deadline: when it passes, reading ends.
+            watch: told the stages reading and detecting.
 
         Raises:
             VideoTimeout: the deadline passed before the first frame was read.
@@ -112,9 +120,11 @@ class Finder:
         """
         clock, started, began_s = time.process_time, time.process_time(), time.monotonic()
         n_pairs = min(self.n_pairs if n_pairs is None else n_pairs, n_frames)
-        reading = read_clip(path, n_frames, n_pairs=n_pairs, deadline=deadline, gpu=self.gpu)
+        watch(Progress("reading", 0, n_frames))
+        reading = read_clip(path, n_frames, n_pairs=n_pairs, deadline=deadline, gpu=self.gpu, watch=watch)
         decoded = clock()
         cut_s = time.monotonic() - began_s if len(reading.frames) < n_frames and deadline.expired() else 0.0
+        watch(Progress("detecting"))
         tracks, faces = find_tracks([frame.pixels for frame in reading.frames], self.detector)
         n_faces = sum(len(found) > 0 for found in faces.values()) if tracks else 0
         persons = [track for track in tracks if track.kind == "person"]

@@ -26,6 +26,7 @@ from dfdc.decoding import Frame, Seen, Window, decode, nearest
 from dfdc.errors import MachineError, VideoError, VideoTimeout
 from dfdc.files import Identity
 from dfdc.listing import Listing, list_frames, span_s, spread
+from dfdc.progress import Progress, Watch, ignore
 from dfdc.webp import read_animation
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,13 @@ def has_gpu_decoder() -> bool:
 
 
 def read_clip(
-    path: Path, n_frames: int, *, n_pairs: int = 0, deadline: Deadline = NEVER, gpu: int | None = None
+    path: Path,
+    n_frames: int,
+    *,
+    n_pairs: int = 0,
+    deadline: Deadline = NEVER,
+    gpu: int | None = None,
+    watch: Watch = ignore,
 ) -> Reading:
     """Read frames that are spread evenly over the whole clip.
 
@@ -111,6 +118,7 @@ def read_clip(
         gpu: number of the CUDA device that decodes H.264 that needs no scaling, to the same pixels as the CPU (see
             `has_gpu_decoder`). The CPU decodes all other clips, and those that the GPU fails to decode. None for no
             GPU.
+        watch: told the number of frames that were read, after each of them.
 
     Returns:
         1 to n_frames different frames of the main video stream, or of the next stream if no frame of the main one
@@ -127,7 +135,7 @@ def read_clip(
         raise ValueError(f"n_pairs is {n_pairs}; allowed: 0 and up")
     for pause_s in (RETRY_PAUSE_S, None):
         try:
-            return _read(path, n_frames, n_pairs=n_pairs, deadline=deadline, gpu=gpu)
+            return _read(path, n_frames, n_pairs=n_pairs, deadline=deadline, gpu=gpu, watch=watch)
         except (MachineError, MemoryError) as error:
             if pause_s is None:
                 raise error if isinstance(error, MachineError) else MachineError("memory is short") from error
@@ -179,22 +187,22 @@ def stream_frames(path: Path) -> Iterator[Frame]:
         yield from decode(file, next(list_frames(file)), None)
 
 
-def _read(path: Path, n_frames: int, *, n_pairs: int, deadline: Deadline, gpu: int | None) -> Reading:
+def _read(path: Path, n_frames: int, *, n_pairs: int, deadline: Deadline, gpu: int | None, watch: Watch) -> Reading:
     with MediaFile(path, deadline=deadline) as file:
         if pictures := read_animation(file):
             reading = _pick(list(pictures), n_frames)
         else:
-            reading = _read_first(file, n_frames, n_pairs=n_pairs, gpu=gpu)
+            reading = _read_first(file, n_frames, n_pairs=n_pairs, gpu=gpu, watch=watch)
         file.check()
         return replace(reading, identity=file.identity)
 
 
-def _read_first(file: MediaFile, n_frames: int, *, n_pairs: int, gpu: int | None) -> Reading:
+def _read_first(file: MediaFile, n_frames: int, *, n_pairs: int, gpu: int | None, watch: Watch) -> Reading:
     """Read the first of the video streams of which a frame decodes."""
     problem: VideoError | None = None
     for listing in list_frames(file):
         try:
-            return _read_stream(file, listing, n_frames, n_pairs=n_pairs, gpu=gpu)
+            return _read_stream(file, listing, n_frames, n_pairs=n_pairs, gpu=gpu, watch=watch)
         except VideoTimeout:
             raise
         except VideoError as error:
@@ -210,7 +218,9 @@ def _pick(pictures: list[tuple[float, np.ndarray]], n_frames: int) -> Reading:
     return Reading([Frame(time_s, window.frame) for time_s, window in chosen], span_s(times), 0)
 
 
-def _read_stream(file: MediaFile, listing: Listing, n_frames: int, *, n_pairs: int, gpu: int | None) -> Reading:
+def _read_stream(
+    file: MediaFile, listing: Listing, n_frames: int, *, n_pairs: int, gpu: int | None, watch: Watch
+) -> Reading:
     moments = spread(listing.times, n_frames)
     attempts = [(plan, None) for plan in _plans(listing, n_frames)]
     if gpu is not None and listing.suits_gpu:
@@ -221,6 +231,8 @@ def _read_stream(file: MediaFile, listing: Listing, n_frames: int, *, n_pairs: i
         try:
             for frame in decode(file, listing, moments, plan=plan, n_pairs=n_pairs, gpu=number, seen=shown):
                 found.append(frame)
+                if len(found) > len(frames):  # a later attempt begins anew
+                    watch(Progress("reading", len(found), len(moments)))
         except (VideoError, MachineError, av.FFmpegError) as error:
             if number is None:
                 raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -16,11 +18,16 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("flask")
+from werkzeug.serving import make_server
+
+import dfdc
 from dfdc.analysis_files import read_analyses, write_analysis
 from dfdc.app import jobs
 from dfdc.app.jobs import JobQueue
 from dfdc.app.server import make_app
 from dfdc.errors import InputError
+from dfdc.prediction import Prediction
+from dfdc.progress import Progress
 from dfdc.run.worker import WorkerSettings
 from dfdc.weights import find_weights
 from tests.browser import check_requests, find_violations, start_browser
@@ -65,8 +72,6 @@ def test_only_the_own_page_with_the_token_is_answered(
 
 
 def test_a_stranger_cannot_hand_in_or_delete(client: object, tmp_path: Path) -> None:
-    import dfdc
-
     write_analysis(tmp_path, dfdc.Analysis("a.mp4", 0.25))
     foreign = {"Host": "127.0.0.1", "Origin": "http://evil.example"}
     assert client.post("/token/clips?name=b.mp4", data=b"x", headers=foreign).status_code == 403
@@ -90,12 +95,10 @@ def test_size_and_number_of_clips_are_limited(client: object, tmp_path: Path, mo
     assert client.post("/token/clips?name=large.mp4", data=b"x" * 11, **send).status_code == 409
     assert list((tmp_path / "uploads").iterdir()) == []
     codes = [client.post(f"/token/clips?name={n}.mp4", data=b"x", **send).status_code for n in range(3)]
-    assert codes == [202, 202, 409]
+    assert codes == [202, 202, 429]
 
 
 def test_clips_of_one_name_stay_apart(client: object, tmp_path: Path) -> None:
-    import dfdc
-
     write_analysis(tmp_path, dfdc.Analysis("kept.mp4", 0.25))
     sent = [
         client.post("/token/clips", query_string={"name": name}, data=b"x", headers={"Host": "127.0.0.1"})
@@ -114,6 +117,106 @@ def test_what_a_killed_server_left_is_removed_and_a_file_is_no_folder(tmp_path: 
         JobQueue(tmp_path / "file", WorkerSettings(weights=()))
 
 
+def test_a_second_app_on_a_folder_is_refused_and_a_closed_one_leaves_no_upload(tmp_path: Path) -> None:
+    queue = JobQueue(tmp_path, WorkerSettings(weights=()))
+    with pytest.raises(InputError, match="another app uses it"):
+        JobQueue(tmp_path, WorkerSettings(weights=()))
+    (tmp_path / "uploads/clip").write_bytes(b"x")
+    queue.close()
+    assert list((tmp_path / "uploads").iterdir()) == []
+    JobQueue(tmp_path, WorkerSettings(weights=())).close()
+
+
+class Slowly(io.BytesIO):
+    """A file that ends only when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(b"x")
+        self.go_on = threading.Event()
+
+    def read(self, size: int = -1) -> bytes:
+        assert self.go_on.wait(PATIENCE_S)
+        return super().read(size)
+
+
+def test_clips_of_one_name_that_are_uploaded_together_stay_apart(tmp_path: Path) -> None:
+    queue = JobQueue(tmp_path, WorkerSettings(weights=()))
+    queue.close()
+    streams = [Slowly(), Slowly()]
+    threads = [threading.Thread(target=queue.add, args=("a.mp4", stream)) for stream in streams]
+    for n_begun, thread in enumerate(threads, start=1):
+        thread.start()
+        wait_for(lambda n=n_begun: len(queue.jobs()) == n)
+    for stream, thread in zip(streams, threads, strict=True):
+        stream.go_on.set()
+        thread.join()
+    assert [(job.filename, job.stage) for job in queue.jobs()] == [("a.mp4", "waiting"), ("a (2).mp4", "waiting")]
+
+
+def test_a_clip_that_waits_can_be_taken_out_of_the_queue(client: object, tmp_path: Path) -> None:
+    send = {"headers": {"Host": "127.0.0.1"}}
+    for name in ("a.mp4", "b.mp4"):
+        client.post(f"/token/clips?name={name}", data=b"x", **send)
+    assert client.delete("/token/clips?name=a.mp4", **send).status_code == 200
+    assert [job["filename"] for job in client.get("/token/state", **send).json["jobs"]] == ["b.mp4"]
+    assert len(list((tmp_path / "uploads").iterdir())) == 1
+    assert client.delete("/token/clips?name=a.mp4", **send).status_code == 409
+
+
+class Script:
+    """In the place of the workers: it tells one step of a clip after another, each when the test says so."""
+
+    def __init__(self) -> None:
+        self.next, self.told = threading.Semaphore(0), threading.Semaphore(0)
+
+    def play(self, clips: dict[str, Path], settings: WorkerSettings, *, watch: Callable, **_: object) -> Iterator:
+        (name,) = clips
+        for step in STEPS:
+            assert self.next.acquire(timeout=PATIENCE_S)
+            watch(name, step)
+            self.told.release()
+        assert self.next.acquire(timeout=PATIENCE_S)
+        write_analysis(settings.analyses, dfdc.Analysis(name, 0.25))
+        yield Prediction(name, 0.25)
+
+    def step(self) -> None:
+        self.next.release()
+        assert self.told.acquire(timeout=PATIENCE_S)
+
+
+STEPS = (Progress("reading", 0, 16), Progress("reading", 7, 16), *map(Progress, ("detecting", "scoring", "writing")))
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    script = Script()
+    monkeypatch.setattr(jobs, "predict_clips", script.play)
+    return script
+
+
+def test_the_state_tells_the_stage_of_each_clip(script: Script, tmp_path: Path) -> None:
+    queue = JobQueue(tmp_path, WorkerSettings(weights=()))
+    client, send = make_app(queue, "token").test_client(), {"headers": {"Host": "127.0.0.1"}}
+
+    def state() -> dict:
+        return client.get("/token/state", **send).json
+
+    for name in ("a.mp4", "b.mp4"):
+        client.post(f"/token/clips?name={name}", data=b"x", **send)
+    wait_for(lambda: [job["stage"] for job in state()["jobs"]] == ["loading", "waiting"])
+    for step in STEPS:
+        script.step()
+        first, second = state()["jobs"]
+        assert (first["stage"], first["n_done"], first["n_all"]) == (step.stage, step.n_done, step.n_all)
+        assert (second["filename"], second["stage"]) == ("b.mp4", "waiting")
+    assert client.delete("/token/clips?name=a.mp4", **send).status_code == 409
+    script.next.release()
+    wait_for(lambda: [clip["filename"] for clip in state()["clips"]] == ["a.mp4"])
+    wait_for(lambda: [(job["filename"], job["stage"]) for job in state()["jobs"]] == [("b.mp4", "loading")])
+    assert state()["clips"][0]["finding"] == "no sign of a known manipulation found"
+    queue.close()
+
+
 class TestInABrowser:
     @pytest.fixture
     def no_network(self) -> None:
@@ -125,22 +228,99 @@ class TestInABrowser:
 
     @pytest.fixture
     def server(self, folder: Path) -> Iterator[tuple[subprocess.Popen, str]]:
-        weights = find_weights(ROOT / "weights")[0].path
-        command = [sys.executable, "-m", "dfdc.cli", "app", "--no-browser", "--device", "cpu"]
-        command += ["--folder", str(folder), "--weights", str(weights)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
-        address = re.search(r"http://\S+", process.stdout.readline())[0]
+        process, address = start_server(folder)
         yield process, address
         process.terminate()
         process.wait(timeout=30)
 
     @pytest.fixture
-    def browser(self, server: tuple[subprocess.Popen, str], tmp_path: Path) -> Iterator[object]:
+    def empty_browser(self, tmp_path: Path) -> Iterator[object]:
         browser = start_browser(tmp_path / "profile", width=390, height=844)
-        browser.get(server[1])
         yield browser
         browser.quit()
+
+    @pytest.fixture
+    def browser(self, empty_browser: object, server: tuple[subprocess.Popen, str]) -> object:
+        empty_browser.get(server[1])
+        return empty_browser
+
+    @pytest.fixture
+    def scripted(self, script: Script, folder: Path, empty_browser: object) -> Iterator[object]:
+        """The page of a server in this process, whose workers follow the script."""
+        queue = JobQueue(folder, WorkerSettings(weights=()))
+        server = make_server("127.0.0.1", 0, make_app(queue, "token"), threaded=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        empty_browser.get(f"http://127.0.0.1:{server.port}/token/")
+        yield empty_browser
+        queue.close()
+        server.shutdown()
+
+    def test_each_stage_is_shown_and_read_out(self, scripted: object, script: Script, tmp_path: Path) -> None:
+        names = ["a.mp4", "b.mp4"]
+        hand_in(scripted, *(write_clip(tmp_path / name) for name in names))
+        wait_for(lambda: row_texts(scripted) == ["step 1 of 5: loading the models", "queued, number 1"])
+        seen = []
+        for step in STEPS:
+            script.step()
+            words = {"reading": "reading frames", "detecting": "finding faces", "writing": "writing the report"}
+            count = f", {step.n_done} of {step.n_all}" if step.n_all else ""
+            number = ("loading", "reading", "detecting", "scoring", "writing").index(step.stage)
+            said = words.get(step.stage, step.stage)
+            wait_for(lambda now=f"step {number + 1} of 5: {said}{count}": row_texts(scripted)[0] == now)
+            bar = scripted.find_element("css selector", "#queue progress")
+            assert bar.get_attribute("aria-label") == "Progress of a.mp4"
+            assert float(bar.get_attribute("value")) == pytest.approx(number + step.n_done / 16)
+            seen.append(scripted.find_element("id", "progress").text)
+        # What is read out changes with the stage, not with each frame.
+        assert seen == [
+            f"a.mp4: {said}; 1 clip queued"
+            for said in ("reading frames", "reading frames", "finding faces", "scoring", "writing the report")
+        ]
+        assert find_violations_or_none(scripted) == []
+        scripted.find_element("css selector", "button[aria-label='Remove b.mp4 from the queue']").click()
+        script.next.release()
+        wait_for(lambda: scripted.find_element("id", "progress").text == "All clips are analyzed.")
+        assert "25 %: no sign of a known manipulation found" in scripted.find_element("id", "clips").text
+
+    def test_a_folder_is_handed_in_piece_by_piece_without_its_other_files(
+        self, scripted: object, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(jobs, "MAX_WAITING", 2)
+        for name in ("1.mp4", "2.mov", "below/3.MP4", "4.webm", "5.jpg", "notes.txt"):
+            write_clip(tmp_path / "folder" / name)
+        scripted.find_element("id", "folder").send_keys(str(tmp_path / "folder"))
+        wait_for(lambda: "notes.txt" in scripted.find_element("id", "message").text)
+        wait_for(lambda: "to upload; keep this page open" in scripted.find_element("id", "progress").text)
+        for _ in range(5 * (len(STEPS) + 1)):
+            script.next.release()
+        wait_for(lambda: scripted.find_element("id", "progress").text == "All clips are analyzed.")
+        shown = [row.text.split("\n")[0] for row in scripted.find_elements("css selector", "#clips li")]
+        assert sorted(shown) == ["1.mp4", "2.mov", "3.MP4", "4.webm", "5.jpg"]
+
+    def test_files_and_a_folder_are_dropped(self, scripted: object, script: Script, tmp_path: Path) -> None:
+        write_clip(tmp_path / "folder/inside.mp4")
+        dropped = [str(write_clip(tmp_path / "alone.xyz")), str(tmp_path / "folder")]
+        data = {"items": [], "files": dropped, "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            scripted.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "x": 100, "y": 150, "data": data})
+        for _ in range(2 * (len(STEPS) + 1)):
+            script.next.release()
+        wait_for(lambda: len(scripted.find_elements("css selector", "#clips li")) == 2)
+        text = scripted.find_element("id", "clips").text
+        assert "alone.xyz" in text and "inside.mp4" in text
+
+    @pytest.mark.slow
+    def test_results_are_there_after_a_restart(self, empty_browser: object, folder: Path) -> None:
+        folder.mkdir()
+        write_analysis(folder, dfdc.Analysis("kept.mp4", 0.75))
+        for _ in range(2):
+            process, address = start_server(folder)
+            try:
+                empty_browser.get(address)
+                wait_for(lambda: "75 %" in empty_browser.find_element("id", "clips").text)
+            finally:
+                process.terminate()
+                process.wait(timeout=30)
 
     @pytest.mark.slow
     def test_clips_are_dropped_analyzed_shown_and_deleted(
@@ -149,10 +329,12 @@ class TestInABrowser:
         hostile = tmp_path / "<img src=x onerror=document.title=666>.mp4"
         hostile.write_bytes(os.urandom(5000))
         clips = [ROOT / "samples/real.mp4", hostile, ROOT / "samples/doctored.mp4"]
-        browser.find_element("id", "files").send_keys("\n".join(map(str, clips)))
+        browser.execute_script(RECORD)
+        hand_in(browser, *clips)
         wait_for(lambda: len(browser.find_elements("css selector", "#clips button")) == 6)
+        check_steps(browser.execute_script("return seen"))
         text = browser.find_element("id", "clips").text
-        assert hostile.name in text and "unreadable" in text and browser.title == "Deepfake analysis"
+        assert hostile.name in text and "no score: not a video" in text and browser.title == "Deepfake analysis"
         wait_for(lambda: not list((folder / "uploads").iterdir()))
         assert find_violations_or_none(browser) == []
         button = browser.find_element("css selector", "button[aria-label='Show the report of doctored.mp4']")
@@ -172,8 +354,8 @@ class TestInABrowser:
         self, browser: object, server: tuple[subprocess.Popen, str], folder: Path
     ) -> None:
         clips = [ROOT / "samples/real.mp4", ROOT / "samples/doctored.mp4"]
-        browser.find_element("id", "files").send_keys("\n".join(map(str, clips)))
-        wait_for(lambda: "analyzing" in browser.find_element("id", "progress").text)
+        hand_in(browser, *clips)
+        wait_for(lambda: "step 1 of 5" in browser.find_element("id", "queue").text)
         wait_for(lambda: children_of(server[0].pid))
         for child in children_of(server[0].pid):
             os.kill(child, signal.SIGKILL)
@@ -187,6 +369,54 @@ class TestInABrowser:
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{origin}/state", timeout=10)
         assert refused.value.code == 404
+
+
+# Records what the rows of the queue say, as it changes.
+RECORD = """
+window.seen = [];
+new MutationObserver(() => {
+  for (const row of document.querySelectorAll('#queue li')) {
+    const said = `${row.children[0].textContent}|${row.children[1].textContent}`;
+    if (!seen.includes(said)) seen.push(said);
+  }
+}).observe(document.getElementById('queue'), { subtree: true, childList: true, characterData: true });
+"""
+
+
+def check_steps(seen: list[str]) -> None:
+    """Each clip went through the steps in order, and the last one was queued; the page may miss a short step."""
+    by_clip: dict[str, list[str]] = {}
+    for name, said in (each.rsplit("|", 1) for each in seen):
+        by_clip.setdefault(name, []).append(said)
+    for said in by_clip.values():
+        numbers = [int(match[1]) for text in said if (match := re.match(r"step (\d) of 5", text))]
+        assert numbers and numbers == sorted(numbers)
+    assert any("queued" in text for text in by_clip["doctored.mp4"])
+
+
+def start_server(folder: Path) -> tuple[subprocess.Popen, str]:
+    weights = find_weights(ROOT / "weights")[0].path
+    command = [sys.executable, "-m", "dfdc.cli", "app", "--no-browser", "--device", "cpu"]
+    command += ["--folder", str(folder), "--weights", str(weights)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    return process, re.search(r"http://\S+", process.stdout.readline())[0]
+
+
+def hand_in(browser: object, *clips: Path) -> None:
+    browser.find_element("id", "files").send_keys("\n".join(map(str, clips)))
+
+
+def write_clip(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return path
+
+
+def row_texts(browser: object) -> list[str]:
+    """What the rows of the queue say, without the seconds."""
+    script = "return [...document.querySelectorAll('#queue li')].map((row) => row.children[1].textContent)"
+    return [re.sub(r" \(\d+ s\)$", "", text) for text in browser.execute_script(script)]
 
 
 def find_violations_or_none(browser: object) -> list:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from dfdc.data.crop_folder import CROP_COLUMNS
+from tests.browser import find_violations
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -111,6 +112,19 @@ def press(browser: webdriver.Chrome, keys: str) -> None:
 
 def at(clip: int, shot: int) -> str:
     return f"number === {clip} && index === {shot}"
+
+
+@pytest.mark.parametrize("size", [(390, 844), (1440, 900)], ids=["phone", "desktop"])
+def test_axe_finds_no_violation(browser, serve, size: tuple[int, int]) -> None:
+    _, url = serve(0)
+    browser.set_window_size(*size)
+    browser.get(url)
+    wait_for(browser, f"{at(0, 0)} && shots.length === 3")
+    assert find_violations(browser) == []
+    press(browser, "fsd")  # a label of each kind
+    browser.find_element(By.ID, "clip-back").click()
+    wait_for(browser, at(0, 0))
+    assert find_violations(browser) == []
 
 
 def test_labelling_by_keyboard_survives_reloads_and_a_killed_server(browser, serve, table: Path) -> None:

@@ -16,6 +16,7 @@ from dfdc import analyze, findings
 from dfdc.deadline import NEVER, Deadline
 from dfdc.errors import InputError, MachineError, VideoError
 from dfdc.prediction import Prediction
+from dfdc.progress import Progress
 from dfdc.run import limits, pool, worker
 from dfdc.run.pool import predict_clips
 from dfdc.run.spawn import start_worker
@@ -39,6 +40,7 @@ from tests.workers import (
     misbehave,
     refuse,
     report_environment,
+    tell_progress,
 )
 
 SETTINGS = WorkerSettings(weights=())
@@ -73,6 +75,31 @@ def test_clip_that_kills_again_is_its_own_fault_and_the_others_go_on_as_before(t
     assert found["bomb.mp4"].status == "error" and found["bomb.mp4"].label == 0.5
     assert (tmp_path / "bomb.passes").read_text() == "xx"
     assert max(p.label for p in found.values() if p.status == "ok") == 0.02  # two at once
+
+
+def test_steps_of_each_clip_are_told_in_order_and_only_where_somebody_asks() -> None:
+    told: list[tuple[str, Progress]] = []
+    found = run(["a.mp4", "b.mp4", "c.mp4"], work=tell_progress, watch=lambda *step: told.append(step))
+    assert {p.label for p in found.values()} == {0.75}
+    for name in found:
+        assert [step for clip, step in told if clip == name] == [Progress("reading", 1, 2), Progress("scoring")]
+    assert run(["a.mp4"], work=tell_progress)["a.mp4"].label == 0.25
+
+
+def test_a_worker_that_hangs_after_telling_a_step_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfdc.run.plan.GRACE_S", 0.2)
+    settings = WorkerSettings(weights=(), clip_limit_s=2.0)
+    told: list[str] = []
+    found = run(
+        ["hang.mp4", "a.mp4"],
+        work=tell_progress,
+        settings=settings,
+        n_workers=1,
+        deadline=Deadline.after(60.0),
+        watch=lambda name, step: told.append(f"{name} {step.stage}"),
+    )
+    assert (found["hang.mp4"].status, found["a.mp4"].status) == ("timeout", "ok")
+    assert told == [f"{name} {stage}" for name in ("hang.mp4", "a.mp4") for stage in ("reading", "scoring")]
 
 
 def test_where_memory_is_too_short_for_all_workers_there_are_fewer(tmp_path: Path) -> None:

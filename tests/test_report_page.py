@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dfdc.weights import find_weights
 from tests.browser import check_requests, find_violations, start_browser
 
 ROOT = Path(__file__).resolve().parent.parent
+PATIENCE_S = 60.0
 # A name that would do something if it were taken for HTML, and would end the page's data.
 HOSTILE = "</script><img src=x onerror=document.title=666>.mp4"
 
@@ -45,6 +47,10 @@ def browser(request: pytest.FixtureRequest, report: Path, tmp_path: Path) -> Ite
     width, height = request.param
     browser = start_browser(tmp_path / "profile", width=width, height=height)
     browser.get(report.as_uri())
+    deadline = time.monotonic() + PATIENCE_S
+    while not names(browser):  # on a busy machine the driver may answer before the page's script has run
+        assert time.monotonic() < deadline, "the list of clips stayed empty"
+        time.sleep(0.1)
     yield browser
     check_requests(browser, "file:")
     browser.quit()

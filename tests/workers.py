@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dfdc.files import Identity
 from dfdc.prediction import Prediction
+from dfdc.progress import Progress
 from dfdc.run.limits import limit_memory
 from dfdc.run.plan import Task
 from dfdc.run.worker import Answer, Ready, Refusal, WorkerSettings
@@ -54,6 +55,18 @@ def misbehave(connection: Connection, settings: WorkerSettings) -> None:
             answer(connection, Prediction(task.name, status="unreadable", reason="cannot be opened"))
             continue
         answer(connection, Prediction(task.name, 0.25))
+
+
+def tell_progress(connection: Connection, settings: WorkerSettings) -> None:
+    """Tell two steps of each clip where somebody asks; hang after them if the clip's name says so."""
+    connection.send(Ready("a fake"))
+    for _, task in tasks(connection):
+        if settings.tells_progress:
+            connection.send(Progress("reading", 1, 2))
+            connection.send(Progress("scoring"))
+        if task.name.startswith("hang"):
+            threading.Event().wait()
+        answer(connection, Prediction(task.name, 0.75 if settings.tells_progress else 0.25))
 
 
 def refuse(connection: Connection, settings: WorkerSettings) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import secrets
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from dfdc.analysis import Analysis
 from dfdc.analysis_files import SUFFIX, analysis_path, read_analysis, write_analysis
 from dfdc.deadline import Deadline
 from dfdc.errors import DfdcError, InputError
 from dfdc.prediction import DEFAULT_FRAMES
+from dfdc.progress import Progress, Stage
 from dfdc.run.pool import predict_clips
 from dfdc.run.worker import WorkerSettings
 
@@ -28,23 +31,40 @@ CHUNK_BYTES = 2**20
 UPLOADS = "uploads"
 
 
+class QueueFull(InputError):
+    """So many clips wait already that no more is taken now."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A clip that was added.
 
     Attributes:
-        key: in addresses; hard to guess.
-        filename: as the user's file is called.
-        stage: "waiting", "analyzing", "done" or "failed".
-        since: when the stage began, seconds since the epoch.
+        key: name of its file while it is here; hard to guess.
+        filename: as the user's file is called, with a number where another clip has this name.
+        stage: "uploading", "waiting", "loading" the models, one of the stages of `Progress`, "done" or "failed".
+        n_done, n_all: see `Progress`.
+        began_s: when its analysis began, in seconds since the epoch; 0 before.
         reason: why it failed; empty if it did not.
     """
 
     key: str
     filename: str
-    stage: str = "waiting"
-    since: float = 0.0
+    stage: Literal["uploading", "waiting", "loading", "done", "failed"] | Stage = "uploading"
+    n_done: int = 0
+    n_all: int = 0
+    began_s: float = 0.0
     reason: str = ""
+
+    @property
+    def queued(self) -> bool:
+        """Whether its analysis has not begun."""
+        return self.stage in ("uploading", "waiting")
+
+    @property
+    def ended(self) -> bool:
+        """Whether its analysis has ended."""
+        return self.stage in ("done", "failed")
 
 
 class JobQueue:
@@ -58,15 +78,17 @@ class JobQueue:
             settings: of the workers.
 
         Raises:
-            InputError: the folder cannot be used.
+            InputError: the folder cannot be used, or another app uses it.
         """
         self.folder = folder
         self.settings = replace(settings, analyses=folder, n_frames=settings.n_frames or DEFAULT_FRAMES)
         self._uploads = folder / UPLOADS
         try:
             self._uploads.mkdir(parents=True, exist_ok=True)
-            for left in self._uploads.iterdir():  # of a server that was killed
-                left.unlink()
+            self._lock = _lock(self._uploads)
+            self._remove_uploads()  # of an app that was killed
+        except BlockingIOError as error:
+            raise InputError(f"{folder}: another app uses it; stop that one, or name another folder") from error
         except OSError as error:
             raise InputError(f"{folder}: cannot be used ({error.strerror}); name another folder") from error
         self._jobs: dict[str, Job] = {}
@@ -84,13 +106,15 @@ class JobQueue:
             stream: its content.
 
         Raises:
-            InputError: too many clips wait, or the clip is too large.
+            QueueFull: too many clips wait.
+            InputError: the clip is too large.
         """
-        with self._changed:
-            if sum(job.stage == "waiting" for job in self._jobs.values()) >= MAX_WAITING:
-                raise InputError(f"{MAX_WAITING} clips are waiting already; hand in more when some are done")
         name = Path(filename.replace("\\", "/")).name or "clip"
-        job = Job(secrets.token_urlsafe(16), self._free_name(name), since=time.time())
+        with self._changed:
+            if sum(job.queued for job in self._jobs.values()) >= MAX_WAITING:
+                raise QueueFull(f"{MAX_WAITING} clips are waiting already; hand in more when some are done")
+            job = Job(secrets.token_urlsafe(16), self._free_name(name))
+            self._jobs[job.key] = job  # now, because another upload may ask for the same name
         path, n_bytes = self._path_of(job), 0
         try:
             with open(path, "xb") as file:
@@ -101,11 +125,10 @@ class JobQueue:
                     file.write(chunk)
         except BaseException:
             path.unlink(missing_ok=True)
+            with self._changed:
+                del self._jobs[job.key]
             raise
-        with self._changed:
-            self._jobs[job.key] = job
-            self._changed.notify_all()
-        return job
+        return self._set(job.key, stage="waiting")
 
     def jobs(self) -> list[Job]:
         """All clips that were added since the start, in their order."""
@@ -132,23 +155,35 @@ class JobQueue:
         return [analysis for _, analysis in found.values()]
 
     def delete(self, filename: str) -> None:
-        """Delete a clip's analysis.
+        """Delete a clip's analysis, or take a clip that waits out of the queue.
 
         Raises:
-            InputError: there is none.
+            InputError: there is no such clip, or it is being analyzed.
         """
+        with self._changed:
+            found = [job for job in self._jobs.values() if job.filename == filename]
+            if any(job.stage != "waiting" and not job.ended for job in found):
+                raise InputError(f"{filename}: is being uploaded or analyzed; delete it when this is done")
+            for job in found:
+                del self._jobs[job.key]
+                self._path_of(job).unlink(missing_ok=True)
         try:
             analysis_path(self.folder, filename).unlink()
         except FileNotFoundError as error:
-            raise InputError(f"{filename}: there is no analysis of this name") from error
-        with self._changed:
-            self._jobs = {key: job for key, job in self._jobs.items() if job.filename != filename}
+            if not found:
+                raise InputError(f"{filename}: there is no clip of this name") from error
 
     def close(self) -> None:
-        """End after the clip that is being analyzed."""
+        """Take no clip from the queue any more, and remove what was uploaded."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self._remove_uploads()
+        os.close(self._lock)
+
+    def _remove_uploads(self) -> None:
+        for path in self._uploads.iterdir():
+            path.unlink(missing_ok=True)
 
     def _path_of(self, job: Job) -> Path:
         return self._uploads / job.key
@@ -156,8 +191,7 @@ class JobQueue:
     def _free_name(self, name: str) -> str:
         """The name, with a number where an analysis or a job has it already."""
         stem, suffix = Path(name).stem, Path(name).suffix
-        with self._changed:
-            taken = {job.filename for job in self._jobs.values()}
+        taken = {job.filename for job in self._jobs.values()}
         number, wanted = 1, name
         while wanted in taken or analysis_path(self.folder, wanted).exists():
             number += 1
@@ -174,7 +208,7 @@ class JobQueue:
                 if self._closed:
                     return
                 job = waiting[0]
-            self._set(job.key, stage="analyzing")
+                self._set(job.key, stage="loading", began_s=time.time())
             reason = ""
             try:
                 self._analyze(job)
@@ -186,12 +220,34 @@ class JobQueue:
 
     def _analyze(self, job: Job) -> None:
         clips, deadline = {job.filename: self._path_of(job)}, Deadline.after(CLIP_LIMIT_S)
-        for prediction in predict_clips(clips, self.settings, n_workers=1, deadline=deadline):
+
+        def watch(_: str, progress: Progress) -> None:
+            self._set(job.key, stage=progress.stage, n_done=progress.n_done, n_all=progress.n_all)
+
+        for prediction in predict_clips(clips, self.settings, n_workers=1, deadline=deadline, watch=watch):
             if not analysis_path(self.folder, job.filename).exists():  # the clip killed its worker
                 blank = Analysis(job.filename, status=prediction.status, reason=prediction.reason)
                 write_analysis(self.folder, blank)
 
-    def _set(self, key: str, **changes: str) -> None:
+    def _set(self, key: str, **changes: object) -> Job:
         with self._changed:
-            if key in self._jobs:
-                self._jobs[key] = replace(self._jobs[key], since=time.time(), **changes)
+            self._jobs[key] = replace(self._jobs[key], **changes)
+            self._changed.notify_all()
+            return self._jobs[key]
+
+
+def _lock(folder: Path) -> int:
+    """Lock a folder until the descriptor that is returned is closed, or the process ends.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # the file system has no locks
+        pass
+    return descriptor

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
+import time
 from pathlib import Path
 
 from flask import Blueprint, Flask, Response, abort, jsonify, request
 
 from dfdc.analysis import Analysis
-from dfdc.app.jobs import MAX_BYTES, JobQueue
+from dfdc.app.jobs import MAX_BYTES, Job, JobQueue, QueueFull
 from dfdc.app.local import protect
 from dfdc.report.page import write_report
+from dfdc.report.words import describe_finding
+from dfdc.run.inputs import SUFFIXES
 
 STATIC = Path(__file__).with_name("static")
 # The report is one file that brings its own script and style; it may be shown inside the app and nowhere else.
@@ -38,20 +40,20 @@ def make_app(queue: JobQueue, token: str) -> Flask:
 
     @pages.get("/state")
     def state() -> Response:
-        """The queue, and the clips that have an analysis."""
-        jobs = [{**asdict(job), "key": None} for job in queue.jobs()]
-        clips = [
-            {"filename": clip.filename, "probability": clip.probability, "status": clip.status, "scored": clip.scored}
-            for clip in queue.summaries()
-        ]
-        return jsonify(jobs=jobs, clips=clips)
+        """The clips in the queue, those that have an analysis, and what may be handed in."""
+        jobs = [_describe_job(job) for job in queue.jobs() if job.stage not in ("uploading", "done")]
+        clips = [_describe_clip(clip) for clip in queue.summaries()]
+        return jsonify(jobs=jobs, clips=clips, max_bytes=MAX_BYTES, suffixes=sorted(SUFFIXES))
 
     @pages.post("/clips")
     def add() -> tuple[Response, int]:
         name = request.args.get("name", "")
         if not name:
             abort(400, "the request names no file")
-        job = queue.add(name, request.stream)
+        try:
+            job = queue.add(name, request.stream)
+        except QueueFull as error:
+            abort(429, str(error))
         return jsonify(filename=job.filename), 202
 
     @pages.delete("/clips")
@@ -74,3 +76,27 @@ def make_app(queue: JobQueue, token: str) -> Flask:
 
     app.register_blueprint(pages)
     return app
+
+
+def _describe_job(job: Job) -> dict[str, object]:
+    seconds = max(time.time() - job.began_s, 0.0) if job.began_s else 0.0
+    return {
+        "filename": job.filename,
+        "stage": job.stage,
+        "n_done": job.n_done,
+        "n_all": job.n_all,
+        "seconds": round(seconds),
+        "reason": job.reason,
+    }
+
+
+def _describe_clip(clip: Analysis) -> dict[str, object]:
+    found = describe_finding(clip)
+    return {
+        "filename": clip.filename,
+        "probability": clip.probability if clip.scored else None,
+        "finding": found.text,
+        "tone": found.tone,
+        "status": clip.status,
+        "reason": clip.reason,
+    }

@@ -153,7 +153,11 @@ def draw_budgets(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     losses.tick_params(labelbottom=False)
     auc.set(xlabel="core-seconds per clip (numbers: frames)", ylabel="AUC")
     plain(auc)
-    caption(figure, "Log loss falls and AUC rises with the first frames; beyond some frames only the cost grows.")
+    caption(
+        figure,
+        "Look at where the lines become level: up to there frames help, and beyond it they mostly cost time.\n"
+        "With few clips, steps up and down are chance.",
+    )
     save(figure, path)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from multiprocessing.connection import wait
@@ -19,6 +19,7 @@ from pathlib import Path
 from dfdc.deadline import Deadline
 from dfdc.errors import InputError, MachineError
 from dfdc.prediction import Prediction
+from dfdc.progress import Progress
 from dfdc.run.limits import count_cores, share_memory
 from dfdc.run.plan import Plan
 from dfdc.run.spawn import START_LIMIT_S, Work, Worker, end_workers, start_worker
@@ -46,6 +47,8 @@ MAX_PAUSE_S = 60.0
 MAX_CUDA_FAULTS = 3
 # Largest number of clips that failed on CUDA and wait for each worker on the CPU.
 MAX_WAITING = 8
+# Called with a row name and what a worker is doing to this clip.
+WatchClips = Callable[[str, Progress], None]
 
 
 def predict_clips(clips: dict[str, Path], settings: WorkerSettings, **how: object) -> Iterator[Prediction]:
@@ -62,6 +65,7 @@ def answer_clips(
     n_workers: int | None = None,
     deadline: Deadline,
     known: Mapping[str, Prediction] | None = None,
+    watch: WatchClips | None = None,
     work: Work | None = None,
 ) -> Iterator[Answer]:
     """Score clips in worker processes.
@@ -72,6 +76,7 @@ def answer_clips(
         n_workers: number of workers; None for one per core, and some more on CUDA.
         deadline: after it no clip is started, and clips that were started are given up.
         known: results of an earlier run by row name; None for none.
+        watch: told what the workers are doing; None if nobody asks, and then they send nothing.
         work: function that a worker process runs; None for `score_clips`. Tests pass their own.
 
     Yields:
@@ -92,8 +97,13 @@ def answer_clips(
         n_models=max(len(select("face", settings.weights)), 1),
         known=known,
     )
-    settings = replace(settings, threads=max(count_cores() // n_started, 1), memory_bytes=share_memory(n_started))
-    pool = _Pool(clips, plan, settings, deadline, work or score_clips, n_started, more_on_cuda=n_workers is None)
+    settings = replace(
+        settings,
+        threads=max(count_cores() // n_started, 1),
+        memory_bytes=share_memory(n_started),
+        tells_progress=watch is not None,
+    )
+    pool = _Pool(clips, plan, settings, deadline, work or score_clips, n_started, watch, more_on_cuda=n_workers is None)
     try:
         yield from pool.run()
     finally:
@@ -119,11 +129,13 @@ class _Pool:
         deadline: Deadline,
         work: Work,
         n_workers: int,
+        watch: WatchClips | None,
         *,
         more_on_cuda: bool,
     ) -> None:
         """Set up the pool without starting workers; see `answer_clips` for the arguments."""
         self.clips, self.plan, self.settings, self.deadline, self.work = clips, plan, settings, deadline, work
+        self.watch = watch
         self.n_workers, self.n_on_cpu, self.more_on_cuda = n_workers, n_workers, more_on_cuda
         self.n_cores = count_cores()
         self.device = settings.device
@@ -226,6 +238,8 @@ class _Pool:
                 message = worker.receive()
                 if isinstance(message, Answer):
                     yield from self.take(worker, message)
+                elif isinstance(message, Progress):
+                    self.watch(worker.name, message)
                 elif isinstance(message, Ready):
                     self.welcome(message)
                 elif isinstance(message, Refusal):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from dfdc.progress import Progress
 from dfdc.run.limits import end_with_parent
 from dfdc.run.plan import Task
 from dfdc.run.worker import Answer, Ready, Refusal, WorkerSettings
@@ -69,12 +70,14 @@ class Worker:
         with contextlib.suppress(OSError):  # it died while idle; the next wait sees its closed connection
             self.connection.send((path, task))
 
-    def receive(self) -> Answer | Ready | Refusal | None:
+    def receive(self) -> Answer | Progress | Ready | Refusal | None:
         """Receive its message; None if it died."""
         try:
             message = self.connection.recv()
         except (EOFError, OSError):
             return None
+        if isinstance(message, Progress):  # its clip must still be done in time
+            return message
         self.due_s = float("inf")
         if isinstance(message, Ready):
             self.device = message.device

@@ -21,6 +21,7 @@ from dfdc.errors import InputError, WeightsError
 from dfdc.files import REPLACED, Identity, identify
 from dfdc.log import show_log
 from dfdc.prediction import Prediction
+from dfdc.progress import ignore
 from dfdc.run.limits import limit_memory
 from dfdc.weights import WeightsFile, choose_answering
 
@@ -44,6 +45,7 @@ class WorkerSettings:
         memory_bytes: limit of data of a worker on the CPU, see `dfdc.run.limits.limit_memory`; None for no limit.
         analyses: folder to which each clip's analysis is written as JSON; None to write none.
         thumbnails: whether these analyses hold pictures of faces and scenes.
+        tells_progress: whether a worker sends a `Progress` for each stage of a clip and each frame that it read.
         place: number of workers that were started before; with several GPUs it decides which one is used.
     """
 
@@ -56,6 +58,7 @@ class WorkerSettings:
     memory_bytes: int | None = None
     analyses: Path | None = None
     thumbnails: bool = True
+    tells_progress: bool = False
     place: int = 0
 
     def __post_init__(self) -> None:
@@ -119,6 +122,7 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
                 name=task.name,
                 deadline=deadline,
                 thumbnails=settings.analyses is not None and settings.thumbnails,
+                watch=connection.send if settings.tells_progress else ignore,
             )
             if settings.analyses is not None:
                 try:

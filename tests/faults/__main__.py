@@ -113,6 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         "--nets", choices=("real", "fake"), default="real", help="use real or fake models (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=2000, help="number of clips of the soak (default: %(default)s)")
     parser.add_argument("--keep", type=Path, help="work in this folder and keep it (default: a temporary one)")
     args = parser.parse_args(argv)
     folder = args.keep or Path(tempfile.mkdtemp(prefix="faults-"))
@@ -121,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     found = json.loads(results.read_text()) if results.exists() else {}
     try:
         if "soak" in args.only:
-            print(soak.soak(folder / "soak", args.out))
+            print(soak.soak(folder / "soak", args.out, n_clips=args.clips))
         wanted = [part for part in PARTS if part in args.only]
         bench = Bench(folder, seed=args.seed, nets=args.nets) if wanted else None
         for part in wanted:

@@ -24,6 +24,7 @@ import kernel
 from dfdc.analysis import Analysis, Timings
 from dfdc.deadline import Deadline, process_start_s
 from dfdc.errors import VideoError, VideoTimeout
+from dfdc.progress import Watch
 from dfdc.run import limits, plan, pool, scoring, worker
 from dfdc.run.inputs import Job
 from dfdc.run.summary import Result
@@ -120,12 +121,20 @@ class FakeAnalyzer:
     device = "cpu"
 
     def analyze(
-        self, path: Path, n_frames: int, *, n_models: int, name: str, deadline: Deadline, thumbnails: bool
+        self,
+        path: Path,
+        n_frames: int,
+        *,
+        n_models: int,
+        name: str,
+        deadline: Deadline,
+        thumbnails: bool,
+        watch: Watch,
     ) -> Analysis:
         """Analyse one clip; the result has the form of `dfdc.analyze.Analyzer`'s."""
         started, blank = time.monotonic(), Analysis(name, n_wanted=n_frames)
         try:
-            reading = read_or_misbehave(path, n_frames, deadline=deadline)
+            reading = read_or_misbehave(path, n_frames, deadline=deadline, watch=watch)
             frames = reading.frames
             label = 0.1 + 0.8 * sum(float(frame.pixels.mean()) for frame in frames) / len(frames) / 255
             times = np.array([frame.time_s for frame in frames])

@@ -10,19 +10,24 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from dfdc.evaluation.charts import caption, plain, save
 from tests.faults import kernels
 from tests.faults.damage import cut
 from tests.faults.kernels import Sample, sampled, start
 
-# The recorded quantities, and their titles in the plot.
+# The recorded quantities of all processes together, and the labels of their axes in the plot.
 QUANTITIES = {
-    "own_mb": "memory, MB (allocated by all processes)",
-    "pss_mb": "memory, MB (with libraries' pages; PSS)",
-    "n_descriptors": "descriptors",
+    "own_mb": "memory\nallocated, MB",
+    "pss_mb": "with pages of\nlibraries, MB",
+    "n_descriptors": "file\ndescriptors",
     "n_threads": "threads",
     "n_processes": "processes",
 }
+WHAT_TO_SEE = (
+    "A leak would show as a steady rise. The rise at the left fills caches; a fall at the right is the end of the run."
+)
 # This share of the clips is left out of the trend, because the first clips fill caches.
 WARM_UP = 0.1
 # Side lengths of the clips in pixels. They vary, because memory that is kept per size must not grow without end.
@@ -60,7 +65,7 @@ def soak(folder: Path, out: Path, *, n_clips: int = 2000) -> str:
         "samples": [asdict(sample) for sample in samples],
     }
     (out / "soak.json").write_text(json.dumps(report) + "\n")
-    plot(samples, out / "soak.png")
+    plot(samples, out / "soak.png", n_clips=n_clips)
     memory = report["own_mb"]
     return (
         f"soak: {n_clips} clips, exit code {code}, {report['statuses']}; memory {memory['mean']:.0f} MB, "
@@ -85,18 +90,17 @@ def trend(samples: list[Sample], name: str) -> dict[str, float]:
     }
 
 
-def plot(samples: list[Sample], path: Path) -> None:
+def plot(samples: list[Sample], path: Path, *, n_clips: int) -> None:
     """Plot each quantity over the number of finished clips."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(len(QUANTITIES), 1, sharex=True, figsize=(8, 8), layout="constrained")
+    figure = Figure(figsize=(8, 8), dpi=110, layout="constrained")
+    figure.suptitle(f"Resources of one run over {n_clips:,} short clips", fontsize=12)
+    axes = figure.subplots(len(QUANTITIES), 1, sharex=True)
     for axis, (name, words) in zip(axes, QUANTITIES.items(), strict=True):
         axis.plot([sample.n_done for sample in samples], [getattr(sample, name) for sample in samples], color="black")
         axis.set_ylim(bottom=0)
-        axis.set_title(words, loc="left", fontsize=10)
-    axes[-1].set_xlabel("clips done")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+        axis.set_ylabel(words, fontsize=9)
+        plain(axis)
+    axes[-1].set_xlabel("number of clips done")
+    figure.align_ylabels()
+    caption(figure, WHAT_TO_SEE)
+    save(figure, path)

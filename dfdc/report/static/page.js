@@ -24,6 +24,9 @@ function draw(tag, attributes = {}, text = null) {
 const percent = (p) => p < 0.095 ? `${(100 * p).toFixed(1)} %` : `${Math.round(100 * p)} %`;
 const seconds = (t) => `${t.toFixed(t < 100 ? 1 : 0)} s`;
 
+// Why a clip has no score, or a less certain one.
+const because = (clip) => clip.reason ? `${clip.scored ? ";" : ":"} ${clip.reason}` : "";
+
 function posterior(p, share) {
   const odds = (p / (1 - p)) * (share / (1 - share));
   return odds / (1 + odds);
@@ -61,9 +64,8 @@ function list() {
     } else cell.append("–");
     return make("tr", {},
       make("td", {}, make("button", { type: "button", on: { click: () => open(clip) } }, clip.filename)),
-      cell, make("td", { class: `finding ${said.tone}` }, said.text),
-      make("td", { class: "number" }, String(clip.tracks.length)),
-      make("td", {}, clip.status === "ok" ? "ok" : `${clip.status}: ${clip.reason}`));
+      cell, make("td", { class: `finding ${said.tone}` }, said.text, make("span", { class: "quiet" }, because(clip))),
+      make("td", { class: "number" }, String(clip.tracks.length)), make("td", {}, clip.status));
   }));
   $("count").textContent = `${found.length} of ${clips.length} clip${clips.length === 1 ? "" : "s"}`
     + (found.length > state.shown ? `, the first ${state.shown} shown` : "");
@@ -189,9 +191,9 @@ function person(clip, track, number) {
       detail.append(make("figure", {}, make("img", { src: jpeg(track.thumbnails[pictured]), alt }),
         make("figcaption", {}, `At ${when}, untouched` + (pictured === near ? "" : "; the nearest frame with a heat map"))));
       const heat = withHeat.checked ? heatMap(clip, track, pictured) : null;
-      if (heat) detail.append(make("figure", {}, heat, make("figcaption", {},
+      if (heat) detail.append(make("figure", {}, heat, make("figcaption", {}, "The same with its heat map")), make("p", { class: "quiet" },
         `Orange raised the first model's score, blue lowered it; full colour means ${strongestHeat(clip).toFixed(1)} log-odds or more. `
-        + "The map is coarse: it shows regions, not details, and partly where the model is active at all. It is no evidence by itself.")));
+        + "The map is coarse: it shows regions, not details, and partly where the model is active at all. It is no evidence by itself."));
     }
     const whole = scene(clip, frame);
     if (whole) state.scene.replaceChildren(whole);
@@ -234,18 +236,21 @@ function facts(clip) {
   if (!heard) missed.push("the sound");
   if (clip.tracks.length && !clip.n_pairs) missed.push("the change from one frame to the next");
   if (clip.frame_size) missed.push(`faces narrower than about ${Math.round(Math.max(report.min_face_ratio * Math.max(...clip.frame_size), 20))} px`);
-  add("Not looked at", missed.join(", "));
-  add("Models", `${clip.n_models}`);
+  add("Not looked at", clip.times_s.length ? missed.join(", ") : "the whole clip, because no frame of it was read");
+  const models = (made.models || []).map((model) => `${model.name} (SHA-256 ${model.digest.slice(0, 12)}…)`);
+  add("Models", models.join(", ") || (clip.scored ? `${clip.n_models}` : null));
   add("File", made.sha256 ? `SHA-256 ${made.sha256}, ${made.n_bytes} bytes` : null);
   add("Analyzed", made.created ? `${made.created} by dfdc ${made.version}` : null);
+  add("Settings", made.device ? `${clip.n_wanted} frames wanted, on ${made.device === "cpu" ? "the CPU" : "a GPU"}` : null);
   return make("dl", {}, ...rows);
 }
 
-function open(clip) {
+function open(clip, { move = true } = {}) {
   state.clip = clip; state.frame = {}; state.scene = make("div");
   const said = clip.finding, heading = $("clip-heading");
   heading.textContent = clip.filename;
-  const verdict = make("p", { class: `finding ${said.tone}` }, clip.scored ? `${percent(clip.probability)}: ${said.text}` : `${clip.status}: ${clip.reason}`);
+  const verdict = make("p", { class: `finding ${said.tone}` }, (clip.scored ? `${percent(clip.probability)}: ${said.text}` : said.text)
+    + because(clip));
   const people = clip.tracks.map((track, number) => person(clip, track, number));
   const missing = clip.pictures_left_out ? make("p", { class: "quiet" },
     "Some pictures were left out or reduced to keep this page small. `dfdc report` on this clip's analysis alone shows all of them.") : null;
@@ -254,8 +259,10 @@ function open(clip) {
   $("clip").hidden = false;
   people.slice().reverse().forEach((each) => each.start());
   if (!people.length && Object.keys(clip.scenes).length) state.scene.replaceChildren(scene(clip, 0));
-  heading.focus();
-  heading.scrollIntoView();
+  if (move) {
+    heading.focus();
+    heading.scrollIntoView();
+  }
 }
 
 function start() {
@@ -281,7 +288,10 @@ function start() {
   $("base-rate").addEventListener("input", () => { list(); if (state.clip) open_facts(); });
   $("more").addEventListener("click", () => { state.shown += PAGE; list(); });
   list();
-  if (clips.length === 1) { open(clips[0]); window.scrollTo(0, 0); }
+  if (clips.length === 1) {  // a list of one clip, and a way to filter it, would say nothing
+    $("list-section").hidden = true;
+    open(clips[0], { move: false });
+  }
 }
 function open_facts() {
   const old = $("clip-body").querySelector("dl");
