@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """Real kernels, real readers, real signals and files; no nets."""
-    return Bench(tmp_path_factory.mktemp("faults"), nets="fake")
+    """Real kernels, real readers, real signals and files; no models."""
+    return Bench(tmp_path_factory.mktemp("faults"), models="fake")
 
 
 def assert_harmless(outcomes: list[Outcome]) -> None:

@@ -179,7 +179,7 @@ def locks(bench: Bench) -> list[Outcome]:
     """A second run that would write the details of a run that has not ended."""
     folder = bench.new_folder("locks")
     (folder / "clips").mkdir()
-    expected = bench.intact(folder / "clips", 600 if bench.nets == "fake" else 60)
+    expected = bench.intact(folder / "clips", 600 if bench.models == "fake" else 60)
     out = folder / "submission.csv"
     first = bench.start(folder / "clips", out)
     reached = first.wait_until(lambda: first.n_done() > 1)
