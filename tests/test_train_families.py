@@ -110,7 +110,7 @@ def test_train_tool_leaves_a_family_out_and_reports_it(tmp_path: Path, tables: l
 def test_unknown_family_is_named(tmp_path: Path, tables: list[Path], capsys: pytest.CaptureFixture) -> None:
     command = ["--crops", *map(str, tables), "--run", str(tmp_path / "run"), "--leave-out", "voices"]
     assert main(command) == 1
-    assert "voices: no such family; there are faces, swaps" in capsys.readouterr().err
+    assert "voices: no such family; the tables have faces, swaps" in capsys.readouterr().err
 
 
 def test_fixed_norms_are_for_the_cpu_and_uncompiled(tables: list[Path]) -> None:

@@ -521,13 +521,13 @@ def test_command_tells_no_folders_of_the_machine(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("tool", "arguments", "said"),
     [
-        (train_tool, ["--batch-size", "7"], "train: epochs 12, batch_size 7: allowed are 1 up, and even"),
+        (train_tool, ["--batch-size", "7"], "train: epochs 12, batch_size 7: allowed are 1 up, and even numbers"),
         (train_tool, ["--mixup", "30"], "train: mixup is 30.0; allowed are probabilities, 0 to 1"),
         (train_tool, ["--self-blend", "nan"], "train: self_blend is nan; allowed are probabilities, 0 to 1"),
         (train_tool, ["--epochs", "0"], "argument --epochs: '0' is not allowed; give a whole number from 1 up"),
         (train_tool, ["--limit", "0"], "argument --limit: '0' is not allowed"),
-        (train_tool, ["--run", "{}/crops.csv"], "train: [Errno 17] File exists"),
-        (train_tool, ["--run", "{}/crops.csv/run"], "train: [Errno 20] Not a directory"),
+        (train_tool, ["--run", "{}/crops.csv"], "crops.csv: cannot be made a folder (File exists); name another one"),
+        (train_tool, ["--run", "{}/crops.csv/run"], "cannot be made a folder (Not a directory); name another one"),
         (train_tool, ["--device", "cuda"], "train: --device cuda: no CUDA device is visible; use --device cpu"),
         (time_tool, ["--batch-size", "3"], "argument --batch-size: '3' is not allowed; give an even number"),
         (time_tool, ["--steps", "0"], "argument --steps: '0' is not allowed"),
@@ -803,10 +803,10 @@ def test_compiled_net_is_what_learns(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(torch.equal(one, other) for one, other in zip(found.parameters(), expected.parameters(), strict=True))
 
 
-def test_training_speed_is_told_for_the_whole_step_and_for_the_net(capsys: pytest.CaptureFixture) -> None:
+def test_training_speed_is_reported_for_the_whole_step_and_for_the_model_alone(capsys: pytest.CaptureFixture) -> None:
     arguments = ["--architecture", "mobilenet-v2", "--input-size", "32", "--batch-size", "4", "--steps", "2"]
     assert time_tool.main([*arguments, "--device", "cpu"]) == 0
     said = capsys.readouterr().out.splitlines()
     speed = json.loads(said[-1])
-    assert speed["images_per_s"] > 0 and speed["net_images_per_s"] > 0 and 0 <= speed["augmentation_share"] < 1
+    assert speed["images_per_s"] > 0 and speed["model_images_per_s"] > 0 and 0 <= speed["augmentation_share"] < 1
     assert speed["waiting_share"] is None and f"{speed['images_per_s']:.0f} images/s" in said[1]
