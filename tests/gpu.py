@@ -10,7 +10,7 @@ from torch import nn
 
 
 class FakeGpu:
-    """What is sent to CUDA stays on the CPU, and what is asked of it is noted."""
+    """Keeps tensors and modules on the CPU that are sent to CUDA, and records calls to the device."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.noted: list[str] = []
@@ -25,10 +25,10 @@ def _staying(to: Callable) -> Callable:
 
 
 def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int]:
-    """Let `dfdc.runtime.choose_device` find so many GPUs that serve.
+    """Let `dfdc.runtime.choose_device` find a number of working GPUs.
 
     Returns:
-        Their numbers as they get chosen.
+        A list to which the index of each chosen GPU is added.
     """
     chosen: list[int] = []
     ones = torch.ones((1, 1, 3, 3))

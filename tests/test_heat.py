@@ -1,4 +1,4 @@
-"""Heat maps: their mean is the model's logit, and they follow the classifier's weights."""
+"""Heat maps: their mean is the model's logit, and they depend on the classifier's weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def crops() -> np.ndarray:
     return np.stack(cut)
 
 
-def test_the_mean_of_a_map_is_the_logit_of_the_first_view(crops: np.ndarray) -> None:
+def test_mean_of_a_heat_map_is_the_logit_of_the_first_view(crops: np.ndarray) -> None:
     for file in find_weights(ROOT / "weights"):
         (maps,) = open_heat_map(file, threads=1)(crops)
         first, _ = open_models([file], threads=1)[0](np.concatenate([crops, crops], 3))
@@ -36,10 +36,10 @@ def test_the_mean_of_a_map_is_the_logit_of_the_first_view(crops: np.ndarray) -> 
         assert maps.mean((1, 2)) == pytest.approx(first, abs=1e-3)
 
 
-def test_randomised_classifiers_give_other_maps(crops: np.ndarray) -> None:
+def test_randomised_classifiers_give_different_maps(crops: np.ndarray) -> None:
     """The sanity check of Adebayo et al. (NeurIPS 2018): a map that ignores the weights explains nothing.
 
-    Where features are strong, every classifier has much to say, so that the maps stay correlated: .66 in the median.
+    Strong features matter to every classifier, so the maps remain correlated: .66 in the median.
     """
     file = find_weights(ROOT / "weights")[0]
     (maps,) = open_heat_map(file, threads=1)(crops)
