@@ -24,7 +24,7 @@ SPEC = ModelSpec("efficientnet-lite0", 32, trained_on="a", validation={"auc": 0.
 
 def make(folder: Path, seed: int, spec: ModelSpec = SPEC) -> WeightsFile:
     torch.manual_seed(seed)
-    return open_weights(save_model(lively(build_model(spec)), folder, name=f"net{seed}"))
+    return open_weights(save_model(build_model(spec), folder, name=f"model{seed}"))
 
 
 def test_every_tensor_is_the_mean_of_the_parts(tmp_path: Path) -> None:
@@ -47,7 +47,8 @@ def test_shares_weight_the_files(tmp_path: Path) -> None:
 
 
 def test_average_of_a_model_with_itself_gives_the_same_logits(tmp_path: Path) -> None:
-    file = make(tmp_path, 0)
+    torch.manual_seed(0)
+    file = open_weights(save_model(lively(build_model(SPEC)), tmp_path, name="model"))
     crops = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.allclose(tool.average_models([file, file])(crops), load_model(file)(crops), atol=1e-5)
@@ -56,7 +57,7 @@ def test_average_of_a_model_with_itself_gives_the_same_logits(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"input_size": 48}, "input_size is 48, net0-.* has 32; they must agree"),
+        ({"input_size": 48}, "input_size is 48, model0-.* has 32; they must agree"),
         ({"std": (64.0, 64.0, 64.0)}, "std is .64"),
         ({"architecture": "mobilenet-v2"}, "architecture is mobilenet-v2"),
     ],
@@ -86,4 +87,4 @@ def test_tool_writes_a_calibrated_file_that_states_its_origin(tmp_path: Path, ca
     assert open_weights(again).spec.validation["auc"] == pytest.approx(measured[0]["auc"], abs=1e-6)
     voice = [make(tmp_path, seed, ModelSpec("efficientnet-lite0", 32, "sound", (0.0,), (1.0,))).path for seed in (2, 3)]
     assert tool.main([*map(str, voice), "--crops", str(table), "--out", str(tmp_path)]) == 1
-    assert "net2" in (said := capsys.readouterr().err) and "sees sound; only models that see faces" in said
+    assert "model2" in (said := capsys.readouterr().err) and "sees sound; only models that see faces" in said

@@ -34,7 +34,7 @@ def test_every_change_is_a_valid_setting_and_every_augmentation_is_compared() ->
 def test_runs_differ_only_in_the_named_part_and_are_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    table = write_table(tmp_path, pairs(32) + pairs(6, split="val"))
+    table = write_table(tmp_path, pairs(8) + pairs(6, split="val"))
     used, augment, begun, train = [], loop.augment_pairs, [], tool.train
 
     def record(reals, fakes, generator, *, chances):
@@ -48,7 +48,7 @@ def test_runs_differ_only_in_the_named_part_and_are_not_repeated(
     monkeypatch.setattr(loop, "augment_pairs", record)
     monkeypatch.setattr(tool, "train", note)
     command = ["--crops", str(table), "--run", str(tmp_path / "run"), "--input-size", "32", "--epochs", "1"]
-    command += ["--batch-size", "32", "--learning-rate", "0.002"]  # two batches
+    command += ["--batch-size", "8", "--learning-rate", "0.002"]  # two batches
     command += ["--device", "cpu", "--only", "no JPEG", "--json", str(tmp_path / "recipes.json")]
     assert tool.main(command) == 0
     assert used == [{}, {}, {"jpeg": 0.0}, {"jpeg": 0.0}]
@@ -92,7 +92,7 @@ def test_interval_is_that_of_paired_differences() -> None:
 
 
 def test_runs_may_start_from_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = write_table(tmp_path, pairs(32) + pairs(6, split="val"))
+    table = write_table(tmp_path, pairs(4) + pairs(2, split="val"))
     published = FrameModel(ModelSpec("efficientnet-lite0", 32))
     fetched, begun, train = [], [], tool.train
 
@@ -107,6 +107,6 @@ def test_runs_may_start_from_imagenet(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("dfdc.training.init.download_imagenet", fetch)
     monkeypatch.setattr(tool, "train", note)
     command = ["--crops", str(table), "--run", str(tmp_path / "run"), "--input-size", "32", "--epochs", "1"]
-    command += ["--batch-size", "64", "--device", "cpu", "--imagenet", "--only", tool.WHOLE]
+    command += ["--batch-size", "8", "--device", "cpu", "--imagenet", "--only", tool.WHOLE]
     assert tool.main(command) == 0
     assert begun == [(True, "imagenet")] and len(fetched) == 1

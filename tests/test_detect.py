@@ -16,7 +16,7 @@ from dfdc.boxes import iou
 from dfdc.detect import HARD, HARD_FRAMES, NO_FACES, QUICK, FaceDetector, Faces
 from dfdc.models import MTCNN
 from dfdc.mtcnn import load_mtcnn
-from dfdc.tracks import find_tracks, link_tracks
+from dfdc.tracks import Track, find_tracks, link_tracks
 from dfdc.video import read_frames
 
 
@@ -196,7 +196,11 @@ def test_two_faces_give_two_tracks(detector: FaceDetector, shared_videos: Path) 
     assert [len(track) for track in tracks] == [16, 16]
 
 
-@pytest.mark.parametrize("name", ["aajsqyyjni", "anndvqgoko", "knqhpwoigk", "brtujopkby", "widuwuoiur", "yhffcuhhjy"])
+# The other clips show the same in more time.
+SLOW_CLIPS = [pytest.param(name, marks=pytest.mark.slow) for name in ("anndvqgoko", "knqhpwoigk", "widuwuoiur")]
+
+
+@pytest.mark.parametrize("name", ["aajsqyyjni", "brtujopkby", "yhffcuhhjy", *SLOW_CLIPS])
 def test_faces_are_found_in_nearly_every_frame_of_dfdc_clips(
     detector: FaceDetector, shared_videos: Path, name: str
 ) -> None:
@@ -205,34 +209,38 @@ def test_faces_are_found_in_nearly_every_frame_of_dfdc_clips(
     assert sum(len(faces) > 0 for faces in found) >= 0.95 * len(frames)
 
 
+@pytest.fixture(scope="module")
+def upright(detector: FaceDetector, portrait: np.ndarray) -> tuple[list[np.ndarray], Track]:
+    """Frames of an upright head that moves, and its track."""
+    frames = [scene(portrait, (200 + 10 * i, 100)) for i in range(6)]
+    (track,), _ = find_tracks(frames, detector)
+    assert (track.angles == 0).all() and len(track) == 6
+    return frames, track
+
+
 @pytest.mark.parametrize("n_quarters", [1, 2, 3])
 def test_clip_lying_on_its_side_gives_the_boxes_of_the_upright_clip(
-    detector: FaceDetector, portrait: np.ndarray, n_quarters: int
+    detector: FaceDetector, upright: tuple[list[np.ndarray], Track], n_quarters: int
 ) -> None:
-    frames = [scene(portrait, (200 + 10 * i, 100)) for i in range(6)]
-    (upright,), _ = find_tracks(frames, detector)
+    frames, expected = upright
     (track,), _ = find_tracks([np.ascontiguousarray(np.rot90(frame, -n_quarters)) for frame in frames], detector)
-    assert (upright.angles == 0).all() and len(track) == len(upright)
-    assert (track.angles % 360 == 90 * n_quarters).all()
+    assert len(track) == len(expected) and (track.angles % 360 == 90 * n_quarters).all()
     boxes = track.boxes.reshape(-1, 2, 2)
-    for width in (360, 640, 360)[:n_quarters][
-        ::-1
-    ]:  # mapped back: a quarter turn counterclockwise takes x, y to y, width - x
+    # Mapped back: a quarter turn counterclockwise takes x, y to y, width - x.
+    for width in (360, 640, 360)[:n_quarters][::-1]:
         boxes = np.stack([boxes[..., 1], width - boxes[..., 0]], -1)
     boxes = np.concatenate([boxes.min(1), boxes.max(1)], 1)
-    assert np.diag(iou(boxes, upright.boxes)).min() > 0.95
+    assert np.diag(iou(boxes, expected.boxes)).min() > 0.95
 
 
-@pytest.mark.parametrize("degrees", [20, 30, 40, 45, -45, 135])
+@pytest.mark.parametrize("degrees", [20, 40, 45, -45, 135])
 def test_angle_of_a_rolled_head_is_found(detector: FaceDetector, portrait: np.ndarray, degrees: int) -> None:
     frames = [scene(portrait, (260 + 4 * i, 130)) for i in range(6)]
-    (upright,), _ = find_tracks(frames, detector)
     centre = (319.5, 179.5)
     matrix = cv2.getRotationMatrix2D(centre, -degrees, 1)
     (track,), _ = find_tracks([cv2.warpAffine(frame, matrix, (640, 360)) for frame in frames], detector)
     # The astronaut's head itself is rolled by a few degrees, too few to be turned upright.
-    assert np.abs(track.angles - degrees).max() < 12
-    assert len(track) == len(upright)
+    assert len(track) == 6 and np.abs(track.angles - degrees).max() < 12
 
 
 def test_upright_clip_is_not_searched_in_other_orientations(
@@ -242,7 +250,7 @@ def test_upright_clip_is_not_searched_in_other_orientations(
     assert all(map(len, detector.search([scene(portrait, (200, 100))] * 4)[1]))
 
 
-@pytest.mark.parametrize("name", ["grass", "gravel", "coffee", "brick"])
+@pytest.mark.parametrize("name", ["gravel", "coffee", pytest.param("grass", marks=pytest.mark.slow)])
 def test_pictures_of_objects_contain_no_person(detector: FaceDetector, name: str) -> None:
     from skimage import data
 

@@ -37,6 +37,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[WeightsFile]:
 
 
 @pytest.fixture(scope="module")
+def ensemble(files: list[WeightsFile]) -> Ensemble:
+    return Ensemble(files)
+
+
+@pytest.fixture(scope="module")
 def faces() -> list[tuple[np.ndarray, np.ndarray]]:
     frame = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     return [(frame, np.array([x, 20, x + 40, 70], np.float32)) for x in range(0, 60, 3)]
@@ -107,13 +112,12 @@ def test_alternating_views_keep_each_faces_own_logit(files: list[WeightsFile], f
     assert alone.score(faces) == pytest.approx(both.mean(1), abs=LEVEL)
 
 
-def test_ensemble_is_the_mean_of_calibrated_logits(files: list[WeightsFile], faces: list) -> None:
+def test_ensemble_is_the_mean_of_calibrated_logits(files: list[WeightsFile], ensemble: Ensemble, faces: list) -> None:
     by_hand = []
     for file in files:
         crops, margin = cut_crops(faces, file.spec.crop), round(VIEW_MARGIN * file.spec.input_size)
         raw = views_by_hand(load_model(file), crops, crops, margin=margin).mean(1)
         by_hand.append(raw / file.spec.calibration.temperature + file.spec.calibration.bias)
-    ensemble = Ensemble(files)
     assert ensemble.score(faces) == pytest.approx(np.mean(by_hand, axis=0), abs=LEVEL)
     assert ensemble.bounds() == pytest.approx((0.03, 0.97))
     # The first model alone, as if time is short:
@@ -132,25 +136,26 @@ def test_weight_of_a_model_is_its_share_in_the_mean(files: list[WeightsFile], fa
         replace(files[0].spec, weight=0.0)
 
 
-def test_batched_equals_one_by_one(files: list[WeightsFile], faces: list) -> None:
-    ensemble = Ensemble(files)
+def test_batched_equals_one_by_one(ensemble: Ensemble, faces: list) -> None:
     one_by_one = np.concatenate([ensemble.score([face]) for face in faces])
     assert ensemble.score(faces) == pytest.approx(one_by_one, abs=1e-3)
 
 
-def test_crops_of_another_size_are_refused_with_the_cure(files: list[WeightsFile]) -> None:
+def test_crops_of_another_size_are_refused_with_the_cure(ensemble: Ensemble) -> None:
     with pytest.raises(WeightsError, match=r"crops of 32x32 px.*crops of 48 px: cut them anew"):
-        Ensemble(files).score_crops(torch.zeros((2, 3, 32, 32), dtype=torch.uint8))
+        ensemble.score_crops(torch.zeros((2, 3, 32, 32), dtype=torch.uint8))
 
 
-def test_models_without_face_input_are_skipped(files: list[WeightsFile], faces: list, tmp_path: Path) -> None:
+def test_models_without_face_input_are_skipped(
+    files: list[WeightsFile], ensemble: Ensemble, faces: list, tmp_path: Path
+) -> None:
     voice = replace(SPEC, sees="sound", mean=(0.0,), std=(1.0,))
     other = open_weights(save_model(FrameModel(voice), tmp_path, name="voice"))
-    assert Ensemble([other, *files]).score(faces) == pytest.approx(Ensemble(files).score(faces))
+    assert Ensemble([other, *files]).score(faces) == pytest.approx(ensemble.score(faces))
 
 
-def test_no_faces_give_no_logits(files: list[WeightsFile]) -> None:
-    assert Ensemble(files).score([]).shape == (0,)
+def test_no_faces_give_no_logits(ensemble: Ensemble) -> None:
+    assert ensemble.score([]).shape == (0,)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
