@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from clips import write_audio, write_clip
 
+import kernel
 from dfdc.networks import load_model, save_model
 from dfdc.weights import find_weights
 
@@ -203,26 +204,14 @@ def test_kernel_needs_no_flags_on_kaggle(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: no such file or folder"),
-        (["."], "no video or picture"),
-        (["SAMPLES", "--weights", "nowhere"], "nowhere: no such weights"),
-        (["SAMPLES", "--weights", "."], "holds no .safetensors file"),
-        (["SAMPLES", "--weights", "DAMAGED"], "the file is damaged or changed: copy it again"),
         (["SAMPLES", "--weights", "MISFIT"], "its tensors do not fit"),
         (["SAMPLES", "--device", "cuda"], "no CUDA device is visible; use --device cpu"),
-        (["--sample-submission", "x.csv"], "no PATH says where"),
-        (["SAMPLES", "--out", "/proc/submission.csv"], "cannot be written"),
-        (["SAMPLES", "--out", "nowhere/submission.csv"], "its folder does not exist"),
-        (["SAMPLES", "--out", "."], "is a folder"),
-        (["SAMPLES", "--sample-submission", "nowhere.csv"], "not a readable sample submission"),
         ([], "holds no folder test_videos"),
     ],
 )
 def test_mistake_of_the_user_ends_with_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
     shipped, *_ = find_weights(ROOT / "weights")
     places = {"SAMPLES": ROOT / "samples"}
-    if "DAMAGED" in arguments:
-        places["DAMAGED"] = tmp_path / shipped.path.name
-        places["DAMAGED"].write_bytes(shipped.path.read_bytes()[:-1] + b"!")
     if "MISFIT" in arguments:
         spec = replace(shipped.spec, architecture="efficientnet-b0")
         places["MISFIT"] = save_model(load_model(shipped), tmp_path, name="misfit", spec=spec)
@@ -233,9 +222,41 @@ def test_mistake_of_the_user_ends_with_one_line(tmp_path: Path, arguments: list[
     assert found.text.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["."], "no video or picture"),
+        (["SAMPLES", "--weights", "nowhere"], "nowhere: no such weights"),
+        (["SAMPLES", "--weights", "."], "holds no .safetensors file"),
+        (["SAMPLES", "--weights", "DAMAGED"], "the file is damaged or changed: copy it again"),
+        (["--sample-submission", "x.csv"], "no PATH says where"),
+        (["SAMPLES", "--out", "/proc/submission.csv"], "cannot be written"),
+        (["SAMPLES", "--out", "nowhere/submission.csv"], "its folder does not exist"),
+        (["SAMPLES", "--out", "."], "is a folder"),
+        (["SAMPLES", "--sample-submission", "nowhere.csv"], "not a readable sample submission"),
+    ],
+)
+def test_mistake_that_is_found_before_any_work_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"SAMPLES": ROOT / "samples"}
+    if "DAMAGED" in arguments:
+        shipped, *_ = find_weights(ROOT / "weights")
+        places["DAMAGED"] = tmp_path / shipped.path.name
+        places["DAMAGED"].write_bytes(shipped.path.read_bytes()[:-1] + b"!")
+    assert kernel.main([str(places.get(argument, argument)) for argument in arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("kernel: ") and error.count("\n") == 1
+
+
 def test_vanished_output_folder_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    process = start([ROOT / "samples", "--out", "out/submission.csv"], tmp_path)
+    process = start([ROOT / "samples", "--frames", "2", "--out", "out/submission.csv"], tmp_path)
     while not (tmp_path / "out/predictions.csv").exists():  # the last file that is written at the start
         assert process.poll() is None
     shutil.rmtree(tmp_path / "out")
@@ -303,11 +324,19 @@ def test_killed_run_resumes_with_the_same_command(tmp_path: Path) -> None:
     }
 
 
+def test_clips_of_several_formats_are_scored(tmp_path: Path, shared_videos: Path) -> None:
+    names = ("two_faces.mp4", "ghost_original.webm", "grid_bbaf2n.mpg")
+    found = run([*(shared_videos / name for name in names), "--frames", "4"], tmp_path)
+    assert found.code == 0, found.text
+    assert {name: row["status"] for name, row in found.details.items()} == dict.fromkeys(names, "ok"), found.text
+    assert found.details["two_faces.mp4"]["tracks"] == "2"
+
+
+@pytest.mark.slow
 def test_every_shared_clip_is_scored(tmp_path: Path, shared_videos: Path) -> None:
     found = run([shared_videos], tmp_path)
     assert found.code == 0, found.text
     assert {row["status"] for row in found.details.values()} == {"ok"}, found.text
-    assert found.details["two_faces.mp4"]["tracks"] == "2"
 
 
 def test_report_shows_clips_that_an_earlier_run_scored_without_a_report(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def _is_done(row: Row | None, clip: LabelledClip, original: Path, n_frames: int)
 
 
 def compare_pair(detector: FaceDetector, clip: LabelledClip, original: Path, n_frames: int) -> Row:
-    """The row of a fake. Any failure becomes its note, since one unusual clip must not end a run of days."""
+    """Compare a fake with its original, and return its row. A failure becomes a note and does not end the run."""
     try:
         change = separate(original, clip.path, detector, n_frames=n_frames)
     except Exception as error:

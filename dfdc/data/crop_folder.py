@@ -17,7 +17,7 @@ import numpy as np
 
 from dfdc.crop import CropGeometry
 from dfdc.data.clips import LabelledClip, digest_clip, is_same
-from dfdc.errors import DataError
+from dfdc.errors import DataError, SettingError
 from dfdc.files import write_text
 
 FRAME_COLUMNS = ("name", "label")
@@ -101,11 +101,11 @@ class CutSettings:
 
     def __post_init__(self) -> None:
         if self.n_frames is None and not self.plain_frames:
-            raise ValueError("n_frames is None; allowed: 1 and up, and None for plain frames")
+            raise SettingError("n_frames is None; allowed: 1 and up, and None for plain frames")
         if self.n_frames is not None and self.n_frames < 1:
-            raise ValueError(f"n_frames is {self.n_frames}; allowed: 1 and up")
+            raise SettingError(f"n_frames is {self.n_frames}; allowed: 1 and up")
         if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality is {self.jpeg_quality}; allowed: 1 to 100, or None for PNG")
+            raise SettingError(f"jpeg_quality is {self.jpeg_quality}; allowed: 1 to 100, or None for PNG")
 
     @property
     def columns(self) -> tuple[str, ...]:
