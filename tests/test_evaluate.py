@@ -237,7 +237,7 @@ def test_flags_without_effect_are_refused(
 ) -> None:
     with pytest.raises(SystemExit):
         main([source, str(tmp_path), *flag])
-    assert f"{flag[0]}: goes with {needed} only" in capsys.readouterr().err
+    assert f"{flag[0]}: works with {needed} only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -383,7 +383,7 @@ def test_misspelt_metadata_are_reported(
     cut(clips, tmp_path / "out")
     assert "fake.mp4 has the key 'Orignal', which nothing reads; is 'original' meant?" in caplog.text
     assert "camera" not in caplog.text
-    assert "fakes that name no original: 1, such as fake.mp4" in capsys.readouterr().err
+    assert "1 fakes name no original, such as fake.mp4" in capsys.readouterr().err
 
 
 def test_metadata_of_windows_editors_are_read(tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_metadata_of_windows_editors_are_read(tmp_path: Path) -> None:
 def test_fake_without_its_original_is_reported(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     cut(lay_out(tmp_path / "clips", material, {"fake.mp4": FAKE}), tmp_path / "out")
     said = capsys.readouterr().err
-    assert "fakes cut alone, for their original is absent: 1, such as fake.mp4, of real.mp4; put" in said
+    assert "1 fakes are cut alone because their original is absent, such as fake.mp4, made from real.mp4; add" in said
 
 
 def test_worker_processes_cut_the_same_crops_as_one_process(pair, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_wrong_tables_and_flags_are_refused(tmp_path: Path, capsys: pytest.Captu
     assert "folders of their own" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(tmp_path / "t.csv"), "--out", str(tmp_path / "out"), "--frames", "3"])
-    assert "go with clips" in capsys.readouterr().err
+    assert "apply to clips, not to photographs" in capsys.readouterr().err
 
 
 def test_clips_photographs_and_ready_made_crops_give_the_same_columns(tmp_path: Path, frame: np.ndarray) -> None:

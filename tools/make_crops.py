@@ -48,7 +48,7 @@ from dfdc.data.dataset import read_table
 from dfdc.data.photographs import make_photograph_crops
 from dfdc.errors import DataError, DfdcError
 from dfdc.files import write_csv
-from dfdc.flags import add_device, make_parser, positive
+from dfdc.flags import add_device, crop_side, make_parser, positive
 from dfdc.run.limits import count_cores
 from dfdc.runtime import choose_device
 
@@ -208,7 +208,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--val-share", type=float, default=0.0, help=val_share_help)
     frames_help = f"number of frames per clip (default: {defaults.n_frames}; all with --plain-frames)"
     add("--frames", type=positive, help=frames_help)
-    add("--size", type=int, default=defaults.geometry.size, help="side of a crop in pixels (default: %(default)s)")
+    add(
+        "--size", type=crop_side, default=defaults.geometry.size, help="side of a crop in pixels (default: %(default)s)"
+    )
     add("--jpeg", type=int, metavar="QUALITY", help="write crops as JPEG, 1 to 100 (default: PNG, lossless)")
     add(
         "--skip-equal",

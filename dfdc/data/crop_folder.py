@@ -43,10 +43,10 @@ class CropRow:
         box: x0 y0 x1 y1 of the face in pixels of its source.
         landmarks: x y of eyes, nose and corners of the mouth; empty where the box is interpolated, and for pictures.
         source_size: side in pixels of the crop's square in its source, before it was scaled.
-        difference: mean absolute difference in levels (0 to 255) from the original's crop; empty where the fake was not
-            laid over its original, "unknown" where it may lie over it.
-        ssim: structural similarity to the original's crop, likewise.
-        dataset, identity, source: what the metadata or the table of pictures tells; otherwise empty.
+        difference: mean absolute difference in levels (0 to 255) from the original's crop; empty if the fake was not
+            aligned with its original, "unknown" if that is not known.
+        ssim: structural similarity to the original's crop; empty if the fake was not aligned with it.
+        dataset, identity, source: from the metadata or the table of pictures; otherwise empty.
         format: suffix of the source's file, in lower case without the dot.
         angle: degrees clockwise by which the head is rolled; the crop is turned upright. Empty where that is not known.
     """

@@ -26,7 +26,7 @@ def binomial_limits(share: float, n: float) -> tuple[float, float]:
 
 
 def auc_variance(auc: float, n_reals: float, n_fakes: float) -> float:
-    """Variance of an AUC from so many independent reals and fakes.
+    """The variance of an AUC from these numbers of independent reals and fakes.
 
     Hanley and McNeil's formula (Radiology 143, 1982) as modified by Newcombe ("Confidence intervals for an effect size
     measure based on the Mann-Whitney statistic. Part 2", Statistics in Medicine 25, 2006, method 5).

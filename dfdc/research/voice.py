@@ -12,7 +12,7 @@ from dfdc.files import Identity
 from dfdc.research.optional import OptionalModels
 from dfdc.runtime import run_logits
 
-# Of a longer sound only the beginning is used, and at most so many evenly spread windows.
+# Only the beginning of a longer sound is used, and at most this number of evenly spread windows.
 MAX_HEARD_S = 60.0
 MAX_WINDOWS = 12
 # Sounds below the first level are silent. Windows are normalised to the second, so that models ignore the volume.
