@@ -113,7 +113,7 @@ def at(clip: int, shot: int) -> str:
     return f"number === {clip} && index === {shot}"
 
 
-def test_labels_by_keyboard_survive_reloads_and_a_killed_server(browser, serve, table: Path) -> None:
+def test_labelling_by_keyboard_survives_reloads_and_a_killed_server(browser, serve, table: Path) -> None:
     server, url = serve(0)
     browser.get(url)
     wait_for(browser, f"{at(0, 0)} && shots.length === 3")

@@ -199,7 +199,7 @@ def test_failing_optional_models_leave_the_other_scores(
     clip = ROOT / "samples/real.mp4"
     alone = Analyzer(files[:1]).analyze(clip, 4)
     analyzer = Analyzer(files)
-    for network, method in ((analyzer.motion, "score"), (analyzer.listener, "listen")):
+    for network, method in ((analyzer.motion, "score"), (analyzer.voices, "score_clip")):
         monkeypatch.setattr(network, method, lambda *_: 1 / 0)
     prediction = analyzer.analyze(clip, 4)
     assert (prediction.status, prediction.probability) == ("ok", pytest.approx(alone.probability, abs=1e-6))

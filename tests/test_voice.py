@@ -147,13 +147,13 @@ def test_sound_without_voice_gets_no_score(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_voice_score_that_is_not_finite_is_an_error(files: list[WeightsFile], value: float) -> None:
-    listener = VoiceModels(files, models=[lambda windows: (np.full(len(windows), value),)])
+    voices = VoiceModels(files, models=[lambda windows: (np.full(len(windows), value),)])
     with pytest.raises(FloatingPointError, match="not finite"):
-        listener.score(make_speech(3.0))
+        voices.score(make_speech(3.0))
 
 
 def test_without_a_voice_model_no_audio_is_read(tmp_path: Path) -> None:
-    assert VoiceModels([]).listen(tmp_path / "absent.mp4") is None
+    assert VoiceModels([]).score_clip(tmp_path / "absent.mp4") is None
 
 
 def test_voice_never_lowers_a_clips_score_and_is_monotone() -> None:

@@ -35,14 +35,15 @@ class VoiceModels(OptionalModels):
         """The upper bound of the ensemble's probability: the mean of the models' bounds."""
         return float(np.mean([spec.calibration.high for spec in self.specs]))
 
-    def listen(self, path: Path, *, expected: Identity | None = None) -> float | None:
-        """The calibrated logit that a clip's voice is synthetic, if half of all voices were.
-
-        None if the clip has no sound, no speech is heard, or there is no model.
+    def score_clip(self, path: Path, *, expected: Identity | None = None) -> float | None:
+        """The calibrated logit that a clip's voice is synthetic, for a prior of one half.
 
         Args:
-            path: of the clip.
+            path: path of the clip.
             expected: see `dfdc.audio.read_sound`.
+
+        Returns:
+            The logit; None if the clip has no audio or no speech, or if there is no model.
 
         Raises:
             VideoError: the file is unreadable.
@@ -52,10 +53,10 @@ class VoiceModels(OptionalModels):
         return None if sound is None else self.score(sound)
 
     def score(self, samples: np.ndarray) -> float | None:
-        """As `listen`, for a sound (N,) float mono at `dfdc.audio.RATE`.
+        """As `score_clip`, for a sound (N,) float mono at `dfdc.audio.RATE`.
 
         Raises:
-            FloatingPointError: a model's answer is not finite, as half precision may overflow.
+            FloatingPointError: a model's output is not finite, because half precision may overflow.
         """
         logits = []
         for spec, network in zip(self.specs, self.models, strict=True):
