@@ -31,11 +31,11 @@ def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int]:
         A list to which the index of each chosen GPU is added.
     """
     chosen: list[int] = []
-    ones = torch.ones((1, 1, 3, 3))
+    probe = torch.ones((1, 1, 3, 3))
     monkeypatch.setattr("dfdc.runtime.may_have_cuda", lambda: True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
     monkeypatch.setattr("torch.cuda.set_device", chosen.append)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a fake")
-    monkeypatch.setattr("torch.ones", lambda *_, **__: ones)
+    monkeypatch.setattr("dfdc.runtime.make_probe", lambda: probe)
     return chosen

@@ -56,7 +56,7 @@ def project(tmp_path: Path) -> Path:
     """A project whose requirements are met by its own tiny wheels, but by no installed package."""
     root = tmp_path / "project"
     (root / "weights").mkdir(parents=True)
-    (root / "weights" / "net-000000000000.safetensors").write_bytes(b"weights")
+    (root / "weights" / "model-000000000000.safetensors").write_bytes(b"weights")
     shutil.copytree(ROOT / "dfdc", root / "dfdc", ignore=shutil.ignore_patterns("__pycache__", "training"))
     for name in ("kernel.py", "LICENSE"):
         shutil.copy(ROOT / name, root)
@@ -141,7 +141,7 @@ def test_packages_come_from_wheels_in_every_kind_of_process(bundle: Path, tmp_pa
 def test_models_in_subfolders_of_the_weights_are_bundled(
     folder: str, project: Path, wheels: list[Path], tmp_path: Path
 ) -> None:
-    name = f"weights/{folder}/net-111111111111.safetensors"
+    name = f"weights/{folder}/model-111111111111.safetensors"
     (project / name).parent.mkdir()
     (project / name).write_bytes(b"more weights")
     out = make_bundle(tmp_path / "bundle", NAMES, wheels=wheels, root=project, commit="abc")
@@ -166,7 +166,7 @@ def test_kernel_ends_with_one_line_if_a_file_is_missing(bundle: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "name", ["dfdc/video.py", "weights/net-000000000000.safetensors", "wheels/av-900.1-py3-none-any.whl"]
+    "name", ["dfdc/video.py", "weights/model-000000000000.safetensors", "wheels/av-900.1-py3-none-any.whl"]
 )
 def test_changed_file_is_named(bundle: Path, name: str) -> None:
     path = bundle / "dataset" / name

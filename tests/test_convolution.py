@@ -67,20 +67,20 @@ def test_dilated_convolution_equals_torchs() -> None:
 def test_models_give_the_same_output_without_cudnn(architecture: str) -> None:
     torch.manual_seed(0)
     model = lively(FrameModel(ModelSpec(architecture, 64)))
-    check_net(model, torch.rand(4, 3, 64, 64).to(memory_format=torch.channels_last) * 255)
+    check_model(model, torch.rand(4, 3, 64, 64).to(memory_format=torch.channels_last) * 255)
 
 
 @pytest.mark.parametrize(("index", "side"), [(0, 40), (1, 24), (2, 48)])
 def test_mtcnn_gives_the_same_output_without_cudnn(index: int, side: int) -> None:
     images = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    check_net(load_mtcnn(MTCNN.read_bytes())[index], images)
+    check_model(load_mtcnn(MTCNN.read_bytes())[index], images)
 
 
-def check_net(net: nn.Module, images: torch.Tensor) -> None:
+def check_model(model: nn.Module, images: torch.Tensor) -> None:
     with torch.inference_mode():
-        expected = net(images)
+        expected = model(images)
         with without_cudnn():
-            found = net(images)
+            found = model(images)
     for ours, theirs in zip(*((f if isinstance(f, tuple) else (f,)) for f in (found, expected)), strict=True):
         assert theirs.std(0).max() > 2e-4
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
@@ -103,15 +103,15 @@ class Crowded(nn.Module):
 
 def test_models_on_cuda_run_without_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeGpu(monkeypatch)
-    net = Crowded(room=8)
-    run = run_in_torch(net, "cuda")
+    model = Crowded(room=8)
+    run = run_in_torch(model, "cuda")
     assert run(np.full((3, 4, 4, 3), 7, np.uint8))[0].tolist() == [7.0] * 3
-    assert net.sizes == [3] and net.cudnn == {False}
+    assert model.sizes == [3] and model.cudnn == {False}
 
 
 def test_gpu_without_memory_is_reported_and_its_cache_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu, net = FakeGpu(monkeypatch), Crowded(room=2)
-    run = run_in_torch(net, "cuda")
+    gpu, model = FakeGpu(monkeypatch), Crowded(room=2)
+    run = run_in_torch(model, "cuda")
     images = np.zeros((3, 4, 4, 3), np.uint8)
     with pytest.raises(MemoryError, match=r"2\.00 GiB"):
         run(images)

@@ -52,18 +52,18 @@ def scene(portrait: np.ndarray, *places: tuple[int, int]) -> np.ndarray:
     return frame
 
 
-@pytest.mark.parametrize(("number", "package_net"), [(0, PNet), (1, RNet), (2, ONet)])
-def test_networks_equal_those_of_the_package(number: int, package_net: type) -> None:
+@pytest.mark.parametrize(("number", "package_network"), [(0, PNet), (1, RNet), (2, ONet)])
+def test_networks_equal_those_of_the_package(number: int, package_network: type) -> None:
     images = torch.randint(0, 256, (3, 48, 48, 3), dtype=torch.uint8)[:, : (48, 24, 48)[number], : (48, 24, 48)[number]]
     with torch.inference_mode():
-        expected = package_net().eval()((images.permute(0, 3, 1, 2).float() - 127.5) / 128)
+        expected = package_network().eval()((images.permute(0, 3, 1, 2).float() - 127.5) / 128)
         for ours, theirs in zip(load_mtcnn(MTCNN.read_bytes())[number](images), expected, strict=True):
             assert torch.equal(ours, theirs)
 
 
 def test_boxes_and_landmarks_equal_those_of_the_package(detector: FaceDetector, portrait: np.ndarray) -> None:
     (found,) = detector.detect([portrait])
-    models = [net().eval() for net in (PNet, RNet, ONet)]
+    models = [network().eval() for network in (PNet, RNet, ONet)]
     with torch.inference_mode():
         boxes, points = detect_face(portrait, 20.0, *models, list(QUICK.thresholds), 0.709, "cpu")
     boxes, points = np.asarray(boxes[0], float), np.asarray(points[0], float)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def save_random(folder: Path, seed: int, *, calibration: Calibration | None = None, weight: float = 1.0) -> Path:
     torch.manual_seed(seed)
     spec = replace(SPEC, calibration=calibration or Calibration(), weight=weight)
-    return save_model(FrameModel(spec), folder, name=f"net{seed}")
+    return save_model(FrameModel(spec), folder, name=f"model{seed}")
 
 
 def save_sure(folder: Path, bias: float) -> Path:

@@ -40,7 +40,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, calibration in enumerate((Calibration(0.5, 0.3, 0.02, 0.9), Calibration(1.0, -0.5, 0.04, 0.98))):
         torch.manual_seed(seed)
         spec = ModelSpec("mobilenet-v2", SIDE, crop=CropGeometry(size=SIDE), calibration=calibration)
-        save_model(lively(FrameModel(spec)), folder, name=f"net{seed}")
+        save_model(lively(FrameModel(spec)), folder, name=f"model{seed}")
     return folder
 
 
@@ -79,7 +79,10 @@ def test_ensemble_scores_crops_with_the_mean_of_calibrated_logits(weights: Path,
     crops = np.stack([cv2.imread(str(table.with_name(name)))[:, :, ::-1] for name in both.names])
     with torch.inference_mode():
         models = [CropNet(load_model(file)).eval() for file in find_weights(weights)]
-        raw = [torch.stack(net(torch.from_numpy(np.concatenate([crops, crops], 3)))).mean(0).numpy() for net in models]
+        raw = [
+            torch.stack(network(torch.from_numpy(np.concatenate([crops, crops], 3)))).mean(0).numpy()
+            for network in models
+        ]
     logits = [file.spec.calibration.logits(z) for file, z in zip(find_weights(weights), raw, strict=True)]
     assert all(np.ptp(z) > 0.3 for z in logits)
     expected = np.clip(sigmoid(np.mean(logits, 0)), 0.03, 0.94)  # means of the models' bounds
@@ -103,7 +106,7 @@ def test_probabilities_stay_within_the_mean_of_the_bounds(table: Path, tmp_path:
         spec = ModelSpec(
             "mobilenet-v2", SIDE, crop=CropGeometry(size=SIDE), calibration=Calibration(0.01, 0.0, *bounds)
         )
-        save_model(lively(FrameModel(spec)), tmp_path, name=f"net{seed}")
+        save_model(lively(FrameModel(spec)), tmp_path, name=f"model{seed}")
     probabilities = score_crop_table(table, tmp_path, device="cpu").probabilities
     assert (probabilities.min(), probabilities.max()) == pytest.approx((0.47, 0.55))
 

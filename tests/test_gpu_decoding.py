@@ -105,7 +105,7 @@ def test_reason_for_not_decoding_on_the_gpu_is_logged_once(tmp_path, monkeypatch
     decode_on_gpu(monkeypatch, after_two(av.error.ExternalError, 1, "no surfaces left", "failed"))
     for _ in range(3):
         read_frames(path, 8, gpu=0)
-    assert caplog.text.count("a GPU did not decode a clip to its end (no surfaces left); the CPU does") == 1
+    assert ["no surfaces left" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_frames_decoded_on_the_gpu_before_the_deadline_count(tmp_path, monkeypatch):

@@ -49,8 +49,8 @@ def publish(cache: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, con
 
 def tensors_of(architecture: str) -> dict[str, Tensor]:
     """Tensors as the publishers name them, with their classifier of a thousand classes, all 0.25."""
-    net = mobilenet_v2() if architecture == MOBILE else EfficientNet.from_name(architecture)
-    return {key: torch.full_like(value, 0.25) for key, value in net.state_dict().items()}
+    network = mobilenet_v2() if architecture == MOBILE else EfficientNet.from_name(architecture)
+    return {key: torch.full_like(value, 0.25) for key, value in network.state_dict().items()}
 
 
 def test_every_architecture_has_published_weights_at_its_librarys_address() -> None:

@@ -15,7 +15,7 @@ import pytest
 from dfdc.errors import InputError
 from dfdc.files import Identity, identify
 from dfdc.prediction import Prediction
-from dfdc.run.journal import Journal, Past, journal_path, only_run, read_journal, scoring_key
+from dfdc.run.journal import Journal, Past, journal_path, only_run, read_journal, scoring_key, seal
 from dfdc.weights import ModelSpec, WeightsFile
 
 KEY = {"models": ["ab"], "--device": "auto", "--frames": None, "code": "cd"}
@@ -249,12 +249,10 @@ def test_unreadable_journal_starts_again_and_reports_it(
     ],
 )
 def test_line_with_an_impossible_field_is_ignored(path: Path, files: dict, values: dict) -> None:
-    from dfdc.run.journal import _seal
-
     whole = write(path, files, FIRST)
     fields = json.loads(whole.splitlines()[1])
     del fields["check"]
-    path.write_bytes(whole.splitlines(keepends=True)[0] + _seal({**fields, **values}))
+    path.write_bytes(whole.splitlines(keepends=True)[0] + seal({**fields, **values}))
     assert read_journal(path, KEY, files).done == {}
 
 

@@ -41,7 +41,7 @@ def test_left_out_family_is_not_learned() -> None:
 def test_tool_measures_every_family(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tables = [write_family(tmp_path / name, name, paired=False) for name in ("swaps", "faces")]
     torch.manual_seed(0)
-    weights = save_model(FrameModel(ModelSpec("efficientnet-lite0", SIDE)), tmp_path, name="net")
+    weights = save_model(FrameModel(ModelSpec("efficientnet-lite0", SIDE)), tmp_path, name="model")
     out = tmp_path / "families.json"
     arguments = ["--crops", *map(str, tables), "--weights", str(weights), "--per-class", "32", "--seeds", "2"]
     assert main([*arguments, "--json", str(out)]) == 0

@@ -33,7 +33,7 @@ pytest.importorskip("openvino")
 CLOSE = 1e-3
 
 
-def write_net(folder: Path, spec: ModelSpec, *, name: str = "net") -> WeightsFile:
+def write_model(folder: Path, spec: ModelSpec, *, name: str = "model") -> WeightsFile:
     torch.manual_seed(0)
     return open_weights(save_model(lively(build_model(spec)), folder, name=name))
 
@@ -45,9 +45,9 @@ def smooth_pictures(n: int, size: int, channels: int) -> np.ndarray:
     return fine.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def by_torch(net: torch.nn.Module, values: np.ndarray) -> list[np.ndarray]:
+def by_torch(module: torch.nn.Module, values: np.ndarray) -> list[np.ndarray]:
     with torch.inference_mode():
-        answers = net(torch.from_numpy(values))
+        answers = module(torch.from_numpy(values))
     return [answer.numpy() for answer in (answers if isinstance(answers, tuple) else (answers,))]
 
 
@@ -63,35 +63,35 @@ def check(ours: tuple[np.ndarray, ...], theirs: list[np.ndarray]) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_gives_the_outputs_of_torch(architecture: str, tmp_path: Path, one_thread: None) -> None:
     # 33 px: TF's "same" padding of an odd side differs from that of an even one, layer by layer.
-    file = write_net(tmp_path, ModelSpec(architecture, 33, crop=CropGeometry(size=48)))
-    (net,) = open_models([file], threads=1)
+    file = write_model(tmp_path, ModelSpec(architecture, 33, crop=CropGeometry(size=48)))
+    (network,) = open_models([file], threads=1)
     crops = smooth_pictures(3, 48, 6)
-    check(net(crops), by_torch(CropNet(load_model(file)).eval(), crops))
+    check(network(crops), by_torch(CropNet(load_model(file)).eval(), crops))
 
 
 @pytest.mark.parametrize("file", find_weights(ROOT / "weights"), ids=lambda file: file.path.name)
 def test_shipped_models_give_the_outputs_of_torch(file: WeightsFile) -> None:
-    (net,) = open_models([file])
+    (network,) = open_models([file])
     crops = smooth_pictures(2, file.spec.crop.size, 6)
-    check(net(crops), by_torch(CropNet(load_model(file)).eval(), crops))
+    check(network(crops), by_torch(CropNet(load_model(file)).eval(), crops))
 
 
 @pytest.mark.parametrize("crop_size", [32, 40, 64])
 def test_motion_models_give_the_outputs_of_torch(crop_size: int, tmp_path: Path) -> None:
-    file = write_net(tmp_path, ModelSpec("efficientnet-lite0", 32, sees="motion", crop=CropGeometry(size=crop_size)))
-    (net,) = open_models([file], threads=1)
+    file = write_model(tmp_path, ModelSpec("efficientnet-lite0", 32, sees="motion", crop=CropGeometry(size=crop_size)))
+    (network,) = open_models([file], threads=1)
     pairs = smooth_pictures(4, crop_size, 6)
-    check(net(pairs), by_torch(PairNet(load_model(file)).eval(), pairs))
+    check(network(pairs), by_torch(PairNet(load_model(file)).eval(), pairs))
 
 
 def test_voice_models_give_the_outputs_of_torch(tmp_path: Path) -> None:
     spec = ModelSpec("efficientnet-b0", 96, sees="sound", mean=(-60.0,), std=(15.0,))
-    file = write_net(tmp_path, spec)
-    (net,) = open_models([file], threads=1)
+    file = write_model(tmp_path, spec)
+    (network,) = open_models([file], threads=1)
     spectra = np.random.default_rng(0).normal(-60, 15, (3, 64, 96)).astype(np.float32)
     model = load_model(file)
     assert isinstance(model, VoiceModel)
-    check(net(spectra), by_torch(model, spectra))
+    check(network(spectra), by_torch(model, spectra))
 
 
 @pytest.mark.parametrize(("number", "shape"), [(0, (37, 52)), (0, (12, 12)), (1, (24, 24)), (2, (48, 48))])
@@ -124,10 +124,10 @@ def test_resizing_equals_torchs(size: int, wanted: int) -> None:
 
 
 def test_outputs_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
-    (net,) = open_models([write_net(tmp_path, ModelSpec("efficientnet-lite0", 32, crop=CropGeometry(size=32)))])
+    (network,) = open_models([write_model(tmp_path, ModelSpec("efficientnet-lite0", 32, crop=CropGeometry(size=32)))])
     crops = smooth_pictures(5, 32, 6)
-    together = np.stack(net(crops))
-    alone = np.concatenate([np.stack(net(crops[i : i + 1])) for i in range(5)], 1)
+    together = np.stack(network(crops))
+    alone = np.concatenate([np.stack(network(crops[i : i + 1])) for i in range(5)], 1)
     assert together == pytest.approx(alone, abs=1e-4)
 
 
@@ -158,13 +158,13 @@ FC = "net._fc.weight"
     ids=["missing", "shape", "surplus", "nan", "variance"],
 )
 def test_tensors_that_do_not_fit_are_refused_by_name(change: dict, reason: str, tmp_path: Path) -> None:
-    file = rewrite(write_net(tmp_path, ModelSpec("efficientnet-lite0", 32)), change)
+    file = rewrite(write_model(tmp_path, ModelSpec("efficientnet-lite0", 32)), change)
     with pytest.raises(WeightsError, match=f"changed-.*{reason}"):
         open_models([file])
 
 
 def test_model_with_non_finite_outputs_is_refused(tmp_path: Path) -> None:
-    file = write_net(tmp_path, ModelSpec("efficientnet-lite0", 32))
+    file = write_model(tmp_path, ModelSpec("efficientnet-lite0", 32))
     file = rewrite(file, {FC: np.full((1, 1280), 3e38, np.float32), "net._fc.bias": np.full(1, 3e38, np.float32)})
     with pytest.raises(WeightsError, match=r"changed-.*outputs are not finite"):
         open_models([file])
@@ -172,14 +172,14 @@ def test_model_with_non_finite_outputs_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ["efficientnet-b0", "mobilenet-v2"])
 def test_tensors_of_another_architecture_are_refused(architecture: str, tmp_path: Path) -> None:
-    file = write_net(tmp_path, ModelSpec("efficientnet-lite0", 32))
+    file = write_model(tmp_path, ModelSpec("efficientnet-lite0", 32))
     path = save_model(load_model(file), tmp_path, name="misfit", spec=replace(file.spec, architecture=architecture))
     with pytest.raises(WeightsError, match="do not fit"):
         open_models([open_weights(path)])
 
 
 def test_file_that_changed_after_its_check_is_not_used(tmp_path: Path) -> None:
-    file = write_net(tmp_path, ModelSpec("efficientnet-lite0", 32))
+    file = write_model(tmp_path, ModelSpec("efficientnet-lite0", 32))
     other = rewrite(file, {FC: np.ones((1, 1280), np.float16)})
     file.path.write_bytes(other.path.read_bytes())
     with pytest.raises(WeightsError, match="damaged or changed"):
@@ -190,13 +190,13 @@ def test_file_that_changed_after_its_check_is_not_used(tmp_path: Path) -> None:
 
 def test_file_renamed_over_a_checked_one_is_not_used(tmp_path: Path) -> None:
     """The twelve digits in a name could be forged; the digest that is checked has 64."""
-    file = write_net(tmp_path, ModelSpec("efficientnet-lite0", 32))
+    file = write_model(tmp_path, ModelSpec("efficientnet-lite0", 32))
     with pytest.raises(WeightsError, match="has changed since its digest was checked"):
         open_models([replace(file, digest=file.digest[:12] + "0" * 52)])
 
 
 def test_pipe_among_the_weights_is_refused_at_once(tmp_path: Path) -> None:
-    write_net(tmp_path, ModelSpec("efficientnet-lite0", 32))
+    write_model(tmp_path, ModelSpec("efficientnet-lite0", 32))
     os.mkfifo(tmp_path / "pipe-0123456789ab.safetensors")
     with pytest.raises(WeightsError, match="is not a regular file"):
         find_weights(tmp_path)
@@ -238,12 +238,12 @@ print(sorted({"torch", "torchvision", "scipy", "facenet_pytorch", "efficientnet_
 
 
 def test_torch_gives_the_same_outputs_if_openvino_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write_net(tmp_path, ModelSpec("efficientnet-lite0", 32, crop=CropGeometry(size=48)))
+    file = write_model(tmp_path, ModelSpec("efficientnet-lite0", 32, crop=CropGeometry(size=48)))
     crops, images = smooth_pictures(3, 48, 6), smooth_pictures(3, 48, 3)
     models = [*open_models([file]), open_detector()[2]]
     monkeypatch.setattr("dfdc.models.has_openvino", lambda: False)
-    for net, other, values in zip(models, [*open_models([file]), open_detector()[2]], (crops, images), strict=True):
-        for answer, theirs in zip(net(values), other(values), strict=True):
+    for network, other, values in zip(models, [*open_models([file]), open_detector()[2]], (crops, images), strict=True):
+        for answer, theirs in zip(network(values), other(values), strict=True):
             assert answer == pytest.approx(theirs, abs=CLOSE)
 
 

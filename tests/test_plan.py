@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -264,21 +263,18 @@ def test_more_remaining_time_never_means_fewer_frames() -> None:
     assert set(chosen) == {1, 2, 4, 8, TOP}
 
 
-def test_slow_machine_lowers_frames_before_any_clip_gets_none(caplog: pytest.LogCaptureFixture) -> None:
+def test_slow_machine_lowers_frames_before_any_clip_gets_none() -> None:
     """The machine becomes two and a half times slower after a third of the clips."""
     names = numbered(600)
 
     def cost_s(task: Task) -> float:
         return (5.0 if int(task.name) >= 200 else 2.0) * relative_cost(task.n_frames)
 
-    with caplog.at_level(logging.INFO):
-        run = simulate(names, cost_s, 1.5 * pass_s(600, QUICK))
+    run = simulate(names, cost_s, 1.5 * pass_s(600, QUICK))
     assert len(run.predictions) == 600
     first_passes = [task.n_frames for task in run.passes[:600]]
     assert first_passes[:200] == [QUICK] * 200
     assert set(first_passes) >= {QUICK, 4, LOW}
-    assert "time is short: 4 frames for each of" in caplog.text
-    assert len(caplog.records) < 10
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -212,12 +212,12 @@ def test_clips_are_decoded_on_the_gpu_if_it_can_decode(
     monkeypatch.setattr(findings, "current_gpu", lambda: 1)
     monkeypatch.setattr(findings, "read_clip", refuse_to_read)
     monkeypatch.setattr("dfdc.runtime.choose_device", lambda wanted, place: device)
-    monkeypatch.setattr("dfdc.runtime.describe_runtime", lambda device: "a net")
+    monkeypatch.setattr("dfdc.runtime.describe_runtime", lambda device: "a runtime")
     monkeypatch.setattr("cv2.setNumThreads", lambda _: None)  # which would affect later tests
-    predictor, runtime = worker._load(SETTINGS)
+    predictor, runtime = worker.load_analyzer(SETTINGS)
     assert predictor.analyze(Path("a.mp4"), 4).status == "unreadable"
     assert asked == [gpu]
-    assert runtime == ("a net; NVDEC decodes H.264" if gpu is not None else "a net")
+    assert runtime == ("a runtime; NVDEC decodes H.264" if gpu is not None else "a runtime")
 
 
 @pytest.mark.parametrize(

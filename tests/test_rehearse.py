@@ -135,9 +135,9 @@ def test_inputs_are_mounted_where_the_image_has_them(
 
 
 def test_rehearsal_fails_if_no_clip_is_scored(tmp_path: Path, clip: Path) -> None:
-    kernel = KERNEL.replace('"ok", ""', '"error", "no nets"')
+    kernel = KERNEL.replace('"ok", ""', '"error", "no models"')
     run = rehearse(make_fake(tmp_path / "b", kernel), [clip], OLD, PYTHON, form="script", keep=tmp_path / "keep")
-    assert run.faults == ("1 clips failed, such as clip.mp4: error, no nets", "none of 1 clips got a score")
+    assert run.faults == ("1 clips failed, such as clip.mp4: error, no models", "none of 1 clips got a score")
 
 
 def test_damaged_clip_does_not_overwrite_another_clip(tmp_path: Path, clip: Path) -> None:

@@ -31,7 +31,7 @@ def no_network() -> None:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     detector = dfdc.load_detector(find_weights(ROOT / "weights")[0].path, device="cpu", n_frames=8)
     seen = [detector.analyze(ROOT / f"samples/{name}.mp4", thumbnails=True) for name in ("real", "doctored")]
-    origin = Provenance("1.0.0", "2026-01-01 00:00:00 UTC", "0" * 64, 1, "cpu", (Model("net", "a" * 64, "crops"),))
+    origin = Provenance("1.0.0", "2026-01-01 00:00:00 UTC", "0" * 64, 1, "cpu", (Model("model", "a" * 64, "crops"),))
     bad = [
         dfdc.Analysis(HOSTILE, status="unreadable", reason="<b>no video</b>", provenance=origin),
         dfdc.Analysis("empty.mp4", status="no_face", reason="no face in 8 frames"),

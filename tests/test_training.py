@@ -558,7 +558,7 @@ def test_only_kernels_on_the_device_count_as_busy_time() -> None:
         return FunctionEvent(0, "x", 0, start_us, end_us, device_type=place, is_user_annotation=named)
 
     events = [event(0, 10, DeviceType.CUDA), event(12, 15, DeviceType.CUDA), event(0, 20, DeviceType.CPU)]
-    assert time_tool._busy_us([*events, event(0, 20, DeviceType.CUDA, named=True)]) == 13
+    assert time_tool.busy_us([*events, event(0, 20, DeviceType.CUDA, named=True)]) == 13
 
 
 def test_only_aligned_pairs_are_mixed(tmp_path: Path) -> None:

@@ -216,16 +216,16 @@ def test_resizing_keeps_integer_levels_and_skips_crops_of_the_right_size() -> No
 
 @pytest.mark.parametrize("architecture", ["efficientnet-b0", "efficientnet-lite0", "mobilenet-v2"])
 def test_every_architecture_has_one_output(architecture: str) -> None:
-    net = build_network(architecture, 64).eval()
+    network = build_network(architecture, 64).eval()
     with torch.no_grad():
-        assert net(torch.zeros(2, 3, 64, 64)).shape == (2, 1)
+        assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 1)
 
 
 def test_lite0_has_the_published_number_of_parameters_and_no_squeeze_excitation() -> None:
-    net = build_network("efficientnet-lite0", 224)
-    backbone = sum(p.numel() for name, p in net.named_parameters() if not name.startswith("_fc"))
+    network = build_network("efficientnet-lite0", 224)
+    backbone = sum(p.numel() for name, p in network.named_parameters() if not name.startswith("_fc"))
     assert backbone == 3_371_008
-    assert not any("_se_" in name for name, _ in net.named_parameters())
+    assert not any("_se_" in name for name, _ in network.named_parameters())
 
 
 def test_pretrained_backbone_is_loaded_completely(shared: Path) -> None:

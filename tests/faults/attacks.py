@@ -131,7 +131,7 @@ def waits(bench: Bench) -> list[Outcome]:
         found.append(Outcome(fault, 1, lost, wrong, age_s - limit_s, "limit to end", details))
     folder = bench.new_folder("waits-weights")
     (folder / "weights").mkdir()
-    os.mkfifo(folder / "weights/net-0123456789ab.safetensors")
+    os.mkfifo(folder / "weights/model-0123456789ab.safetensors")
     more = ["--weights", folder / "weights", "--time-limit", 20]
     kernel = bench.start(bench.bases["front.mp4"], folder / "a.csv", *more)
     code = kernel.wait()

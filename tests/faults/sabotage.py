@@ -149,7 +149,7 @@ def score_sabotaged(connection: Connection, settings: WorkerSettings) -> None:
 
 def score_faked(connection: Connection, settings: WorkerSettings) -> None:
     """Run a worker without models."""
-    worker._load = lambda _: (FakeAnalyzer(), "nothing: the models are fakes")
+    worker.load_analyzer = lambda _: (FakeAnalyzer(), "nothing: the models are fakes")
     REAL_WORK(connection, settings)
 
 

@@ -140,10 +140,10 @@ def _waiting_share(step: Callable[[], None]) -> float:
             step()
         torch.cuda.synchronize()
         wall_s = time.perf_counter() - started
-    return max(1 - _busy_us(profile.events()) / 1e6 / wall_s, 0.0)
+    return max(1 - busy_us(profile.events()) / 1e6 / wall_s, 0.0)
 
 
-def _busy_us(events: Iterable[FunctionEvent]) -> float:
+def busy_us(events: Iterable[FunctionEvent]) -> float:
     """Microseconds of kernels and copies on the device; operators and named spans contain the same ones again."""
     on_device = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
     return sum(event.time_range.elapsed_us() for event in on_device)
