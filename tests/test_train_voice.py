@@ -66,7 +66,7 @@ def without_world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VOCODERS, "world", by_griffin_lim)
 
 
-def takes(seeds: range) -> list[Recording]:
+def recordings_of(seeds: range) -> list[Recording]:
     reals = {seed: make_speech(2.0, seed=seed) for seed in seeds}
     return [
         Recording(f"{seed}", f"{seed}", real, {"griffin_lim": by_griffin_lim(real, np.random.default_rng(seed))})
@@ -133,7 +133,7 @@ def test_recordings_with_the_same_name_keep_their_own_voices(tmp_path: Path, wit
 
 def test_real_and_synthetic_windows_differ_only_in_the_voice() -> None:
     """If a vocoder changes nothing, both windows are equal: words, channel and loudness do not differ."""
-    plain = [replace(take, made={"nothing": take.real}) for take in takes(range(2))]
+    plain = [replace(recording, made={"nothing": recording.real}) for recording in recordings_of(range(2))]
     windows, labels = make_batch(plain, [], 64, VoiceSettings(batch_size=8), np.random.default_rng(0))
     assert labels.tolist() == [0.0] * 4 + [1.0] * 4
     np.testing.assert_array_equal(windows[:4], windows[4:])
@@ -150,7 +150,7 @@ def test_music_replaces_real_windows_only() -> None:
     rhythm = 0.1 * np.sin(np.arange(3 * RATE) * 2.5) * (np.sin(np.arange(3 * RATE) * 20 / RATE) > 0)
     music = [Recording("m", "m", rhythm.astype(np.float32), {})]
     settings = VoiceSettings(batch_size=8, music=1.0)
-    with_music, _ = make_batch(takes(range(2)), music, 64, settings, np.random.default_rng(0))
+    with_music, _ = make_batch(recordings_of(range(2)), music, 64, settings, np.random.default_rng(0))
     # An intermittent tone is loud in one band; speech is loud in many.
     loud = (with_music > with_music.max((1, 2), keepdims=True) - 20).any(2).sum(1)
     assert loud[:4].max() < loud[4:].min()
@@ -159,7 +159,7 @@ def test_music_replaces_real_windows_only() -> None:
 def test_training_learns_to_recognise_voices_with_a_whistle(one_thread: None, tmp_path: Path) -> None:
     torch.manual_seed(0)
     whistle = (0.1 * np.sin(np.arange(2 * RATE) * 2 * np.pi * 2000 / RATE)).astype(np.float32)
-    known = [replace(take, made={"whistle": take.real + whistle}) for take in takes(range(3))]
+    known = [replace(recording, made={"whistle": recording.real + whistle}) for recording in recordings_of(range(3))]
     trials = make_trials(known, 64)
     settings = VoiceSettings(epochs=2, steps=25, batch_size=8, learning_rate=5e-4, ema_decay=0.8)
     _, scores, calibration = train_voice(VoiceModel(SPEC), known, [], trials, tmp_path, settings, progress=False)
@@ -170,7 +170,7 @@ def test_training_learns_to_recognise_voices_with_a_whistle(one_thread: None, tm
 
 
 def test_killed_run_resumes_exactly(one_thread: None, tmp_path: Path) -> None:
-    known = takes(range(2))
+    known = recordings_of(range(2))
     trials = make_trials(known, 64)
 
     def run(folder: Path, epochs: int) -> np.ndarray:
@@ -199,11 +199,11 @@ def test_killed_run_resumes_exactly(one_thread: None, tmp_path: Path) -> None:
 
 
 def test_run_with_other_voices_is_not_resumed(one_thread: None, tmp_path: Path) -> None:
-    known = takes(range(2))
+    known = recordings_of(range(2))
     trials = make_trials(known, 64)
     settings = replace(SETTINGS, epochs=1)
     train_voice(VoiceModel(SPEC), known, [], trials, tmp_path, settings, progress=False)
-    others = [replace(take, made={"lpc": take.real}) for take in known]
+    others = [replace(recording, made={"lpc": recording.real}) for recording in known]
     with pytest.raises(InputError, match="belongs to another run: takes was"):
         train_voice(VoiceModel(SPEC), others, [], trials, tmp_path, settings, progress=False)
     with pytest.raises(InputError, match="belongs to another run: init was None, is 0123"):
@@ -222,7 +222,7 @@ def test_scores_are_reported_per_vocoder(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_trials_hold_the_real_voice_and_its_synthetic_versions() -> None:
-    assert [trial.label for trial in make_trials(takes(range(2)), 64)] == [0, 1, 0, 1]
+    assert [trial.label for trial in make_trials(recordings_of(range(2)), 64)] == [0, 1, 0, 1]
 
 
 def test_validation_without_speech_is_refused_before_training() -> None:
@@ -256,8 +256,8 @@ def test_synthetic_voice_does_not_depend_on_what_was_made_before(
 
 def test_training_uses_only_the_named_vocoders(speech: Path, tmp_path: Path) -> None:
     named = ["griffin_lim", "lpc"]
-    for take in load_recordings(speech, tmp_path / "takes", split="train", vocoders=named, progress=False):
-        assert sorted(take.made) == named
+    for recording in load_recordings(speech, tmp_path / "takes", split="train", vocoders=named, progress=False):
+        assert sorted(recording.made) == named
 
 
 def test_tool_writes_weights_that_the_kernel_loads(

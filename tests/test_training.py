@@ -735,6 +735,7 @@ def test_ranks_average_their_gradients(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model_together(tmp_path: Path) -> None:
     table = write_table(tmp_path, pairs(8) + pairs(3, split="val"))
     command = [
