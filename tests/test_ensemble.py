@@ -142,7 +142,7 @@ def test_batched_equals_one_by_one(ensemble: Ensemble, faces: list) -> None:
 
 
 def test_crops_of_another_size_are_refused_with_the_cure(ensemble: Ensemble) -> None:
-    with pytest.raises(WeightsError, match=r"crops of 32x32 px.*crops of 48 px: cut them anew"):
+    with pytest.raises(WeightsError, match=r"crops of 32x32 px.*crops of 48 px: cut them again"):
         ensemble.score_crops(torch.zeros((2, 3, 32, 32), dtype=torch.uint8))
 
 

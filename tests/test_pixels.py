@@ -63,7 +63,7 @@ def test_hdr10_clips_equal_their_standard_source(shared):
     assert reading.tone_mapped
     for frame, expected in zip(reading.frames, source, strict=True):
         assert frame.time_s == pytest.approx(expected.time_s, abs=0.001)
-        # Coded anew at a low rate: two levels on average.
+        # Re-encoded at a low bit rate: two levels on average.
         assert np.abs(frame.pixels - expected.pixels.astype(float)).mean() < 4
 
 

@@ -58,7 +58,7 @@ def original(tmp_path_factory):
         (paint, resynthesize(SPEECH), (True, True)),
         (paint, None, (True, None)),
     ],
-    ids=["coded anew", "picture", "sound", "both", "sound removed"],
+    ids=["re-encoded", "picture", "sound", "both", "sound removed"],
 )
 def test_changed_picture_and_sound_are_recognised(original, tmp_path, change, sound, expected):
     fake = write_pair_clip(tmp_path / "fake.mp4", change=change, sound=sound, crf=28, bit_rate=32_000)

@@ -75,7 +75,7 @@ def small_sample_limits(
     - losses: the loss at both ends of the exact interval of the share of mistakes, if each mistake costs as much as the
       observed mistakes do. If there is no mistake, it costs as much as the most confident prediction would if it were
       wrong.
-    - calibration error: the change that so many more or fewer mistakes can cause.
+    - calibration error: the change that this number of mistakes more or less can cause.
 
     Args:
         labels: (N,) 0 = real, 1 = fake; both occur.
