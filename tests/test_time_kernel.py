@@ -244,7 +244,7 @@ def test_clips_without_a_frame_are_reported(fake: list[str], tmp_path: Path) -> 
     ("flags", "message"),
     [
         (["--cores", "100000"], "--cores 100000: allowed are 1 to"),
-        (["--match", "b*"], "is left to run"),
+        (["--match", "b*", "--cores", "1"], "is left to run"),
     ],
 )
 def test_mistake_prints_one_line_and_exits_with_1(

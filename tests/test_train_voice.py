@@ -156,6 +156,7 @@ def test_music_replaces_real_windows_only() -> None:
     assert loud[:4].max() < loud[4:].min()
 
 
+@pytest.mark.slow
 def test_training_learns_to_recognise_voices_with_a_whistle(one_thread: None, tmp_path: Path) -> None:
     torch.manual_seed(0)
     whistle = (0.1 * np.sin(np.arange(2 * RATE) * 2 * np.pi * 2000 / RATE)).astype(np.float32)

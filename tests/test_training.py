@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import cv2
@@ -36,6 +39,7 @@ from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.training.runlog import read_command
 from dfdc.training.trainer import running_average
 from dfdc.weights import Calibration, ModelSpec, find_weights
+from tests.conftest import single_thread
 from tests.models import lively
 from tools import train as train_tool
 from tools.bench import time_training as time_tool
@@ -307,34 +311,45 @@ def test_reviving_folded_norms_leaves_the_function_unchanged() -> None:
     assert torch.allclose(stem.running_mean, activations[0].mean((0, 2, 3)), atol=1e-4)
 
 
-def test_tiny_run_overfits_32_crops(tmp_path: Path) -> None:
-    table = write_table(tmp_path, pairs(16))
+def test_tiny_run_overfits_16_crops(tmp_path: Path) -> None:
+    table = write_table(tmp_path, pairs(8))
     crops = load_crops(table, split="train", progress=False)
     torch.manual_seed(0)
     model = FrameModel(ModelSpec("mobilenet-v2", SIDE))
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.5  # 80 steps are too few for the standard momentum
-    settings = TrainSettings(epochs=20, batch_size=8, learning_rate=1e-3, ema_decay=0.8, mixup=0, self_blend=0)
+            module.momentum = 0.5  # 32 steps are too few for the standard momentum
+    settings = TrainSettings(epochs=16, batch_size=8, learning_rate=2e-3, ema_decay=0.8, mixup=0, self_blend=0)
     final, scores, calibration = train(model, crops, crops, tmp_path, settings, progress=False)
     assert scores["auc"] > 0.95 and scores["accuracy"] > 0.85
     assert not final.training and np.isfinite([calibration.temperature, calibration.bias]).all()
     with open(tmp_path / "log.csv", newline="") as file:
         log = list(csv.DictReader(file))
-    assert [int(line["epoch"]) for line in log] == list(range(1, 21))
-    assert float(log[0]["train_loss"]) > 0.6 and np.mean([float(line["train_loss"]) for line in log[-5:]]) < 0.4
+    assert [int(line["epoch"]) for line in log] == list(range(1, 17))
+    assert float(log[0]["train_loss"]) > 0.6 and np.mean([float(line["train_loss"]) for line in log[-4:]]) < 0.4
+
+
+def read_log(folder: Path) -> list[dict[str, str]]:
+    """The rows of a run's log, without its times."""
+    with open(folder / "log.csv", newline="") as file:
+        return [{k: v for k, v in line.items() if k != "seconds"} for line in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[CropSet, FrameModel, dict[str, float], Path]:
+    """An uninterrupted run: its crops, model, scores and folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    crops = load_crops(write_table(folder, pairs(8)), split="train", progress=False)
+    with single_thread():
+        model, scores, _ = train(tiny_model(), crops, crops, folder, TINY, progress=False)
+    return crops, model, scores, folder
 
 
 @pytest.mark.parametrize("at_the_end", [False, True])
 def test_killed_run_resumes_with_the_same_losses_and_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_the_end: bool
+    whole_run: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_the_end: bool
 ) -> None:
-    crops = load_crops(write_table(tmp_path, pairs(8)), split="train", progress=False)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
-    expected, scores, _ = train(tiny_model(), crops, crops, whole, TINY, progress=False)
-
+    crops, expected, scores, folder = whole_run
     save, saved = trainer.save_state, []
 
     def die_in_the_second_save(*args: object) -> None:
@@ -346,18 +361,14 @@ def test_killed_run_resumes_with_the_same_losses_and_weights(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(trainer, "save_state", die_in_the_second_save)
-        train(tiny_model(), crops, crops, killed, TINY, progress=False)
+        train(tiny_model(), crops, crops, tmp_path, TINY, progress=False)
     # Another seed shows that everything is loaded from the state.
-    resumed, resumed_scores, _ = train(tiny_model(seed=5), crops, crops, killed, TINY, progress=False)
+    resumed, resumed_scores, _ = train(tiny_model(seed=5), crops, crops, tmp_path, TINY, progress=False)
 
     assert resumed_scores == scores
     for name, value in expected.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
-    logs = []
-    for folder in (whole, killed):
-        with open(folder / "log.csv", newline="") as file:
-            logs.append([{k: v for k, v in line.items() if k != "seconds"} for line in csv.DictReader(file)])
-    assert logs[0] == logs[1] and len(logs[0]) == TINY.epochs
+    assert read_log(folder) == read_log(tmp_path) and len(read_log(folder)) == TINY.epochs
 
 
 def test_weights_of_the_best_epoch_on_validation_are_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -716,23 +727,36 @@ def test_evaluation_gives_the_logits_of_the_kernel() -> None:
     assert np.abs(by_kernel - seen_once).max() > 1e-3
 
 
-def test_ranks_average_their_gradients(tmp_path: Path) -> None:
-    """One rank has the input 1, the other 2, so the mean gradient is 1.5."""
-    script = tmp_path / "ranks.py"
-    script.write_text(
-        "import torch\n"
-        "from dfdc.training.distributed import join_ranks\n"
-        "def train(rank):\n"  # as in training, the wrapped model is deleted before the ranks end, or torch may abort
-        "    model = torch.nn.Linear(1, 1)\n"
-        "    answer = rank.wrap(model)\n"
-        "    answer(torch.full((1, 1), 1.0 + rank.index)).sum().backward()\n"
-        "    assert model.weight.grad.item() == 1.5, model.weight.grad\n"
-        "with join_ranks('cpu') as rank:\n"
-        "    train(rank)\n"
-        "    rank.wait()\n"
-    )
-    done = subprocess.run([*TORCHRUN, "--", str(script)], capture_output=True, text=True, env=ONE_THREAD, timeout=300)
-    assert done.returncode == 0, done.stderr
+def find_slope(index: int, port: int, sender: Connection) -> None:
+    """Join as one of two ranks, and send the gradient of a linear layer whose input is 1 + index."""
+    os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def step(rank: Rank) -> float:  # as in training, the wrapped model is deleted before the ranks end
+        model = torch.nn.Linear(1, 1)
+        answer = rank.wrap(model)
+        answer(torch.full((1, 1), 1.0 + rank.index)).sum().backward()
+        return model.weight.grad.item()
+
+    with join_ranks("cpu") as rank:
+        slope = step(rank)
+        rank.wait()
+    sender.send(slope)
+
+
+def test_ranks_average_their_gradients() -> None:
+    """One rank has the input 1, the other 2, so the mean gradient is 1.5. Forked processes need no imports."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    processes = [context.Process(target=find_slope, args=(index, port, sender)) for index in range(2)]
+    for process in processes:
+        process.start()
+    slopes = [receiver.recv() for _ in processes if receiver.poll(240)]
+    for process in processes:
+        process.join(60)
+    assert slopes == [1.5, 1.5] and [process.exitcode for process in processes] == [0, 0]
 
 
 @pytest.mark.slow
@@ -804,7 +828,10 @@ def test_compiled_model_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(torch.equal(one, other) for one, other in zip(found.parameters(), expected.parameters(), strict=True))
 
 
-def test_training_speed_is_reported_for_the_whole_step_and_for_the_model_alone(capsys: pytest.CaptureFixture) -> None:
+def test_training_speed_is_reported_for_the_whole_step_and_for_the_model_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(time_tool, "N_CROPS", 8)
     arguments = ["--architecture", "mobilenet-v2", "--input-size", "32", "--batch-size", "4", "--steps", "2"]
     assert time_tool.main([*arguments, "--device", "cpu"]) == 0
     said = capsys.readouterr().out.splitlines()
