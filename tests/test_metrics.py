@@ -140,7 +140,8 @@ def test_bootstrap_draws_reals_and_fakes_of_an_identity_together() -> None:
         for sample in draw_groups(labels, np.array([0, 0, 1, 1]), np.random.default_rng(0), samples=50)
     }
     assert aucs == {0.75, 1.0}
-    scores = measure_intervals(labels, np.array([0.1, 0.2, 0.8, 0.9]), np.random.default_rng(0), groups=groups)
+    probabilities = np.array([0.1, 0.2, 0.8, 0.9])
+    scores = measure_intervals(labels, probabilities, np.random.default_rng(0), groups=groups, samples=200)
     assert scores["n_groups"] == 2 and scores["auc"]["low"] < 0.75
 
 

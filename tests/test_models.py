@@ -60,7 +60,13 @@ def check(ours: tuple[np.ndarray, ...], theirs: list[np.ndarray]) -> None:
 # Parity with torch
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+# The larger EfficientNets have the same blocks as B0 to B2, only more and wider ones.
+LARGE = {f"efficientnet-b{number}" for number in range(3, 8)}
+
+
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in ARCHITECTURES]
+)
 def test_every_architecture_gives_the_outputs_of_torch(architecture: str, tmp_path: Path, one_thread: None) -> None:
     # 33 px: TF's "same" padding of an odd side differs from that of an even one, layer by layer.
     file = write_model(tmp_path, ModelSpec(architecture, 33, crop=CropGeometry(size=48)))
