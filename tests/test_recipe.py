@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.slow
 def test_recipe_makes_a_submission_from_videos(tmp_path: Path) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     videos.mkdir()
