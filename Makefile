@@ -26,7 +26,7 @@ page: .venv/base
 	$(BIN)/python kernel.py "$(VIDEOS)" --out clips.csv --report clips.html
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/all
 	$(BIN)/python -m pytest -n 2 -m slow

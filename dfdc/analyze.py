@@ -57,7 +57,7 @@ class Analyzer(Finder):
         self.ensemble = Ensemble(select("face", files), device, threads=threads)
         self.motion = Motion(select("motion", files), device, threads=threads)
         self.n_pairs = self.motion.n_pairs
-        self.listener = VoiceModels(select("sound", files), device, threads=threads)
+        self.voices = VoiceModels(select("sound", files), device, threads=threads)
 
     def analyze(
         self,
@@ -72,8 +72,11 @@ class Analyzer(Finder):
     ) -> Analysis:
         """Analyze one clip; a clip that cannot be scored gets the prior, a status and a reason.
 
+        The stations are `find_people` (frames, faces and tracks), `gather` (crops) and `judge` (frame scores and the
+        clip's probability), the last two in `dfdc.findings`.
+
         Args:
-            path: of the clip; any file is allowed.
+            path: path of the clip; any file is allowed.
             n_frames: number of frames to examine.
             n_models: use only the first n face models; None for all.
             name: of the clip in the submission; None for the file name.
@@ -102,7 +105,7 @@ class Analyzer(Finder):
         findings = gather(sighting, blank, self.ensemble.specs[: blank.n_models])
         changes = None
         if sighting.tracks:
-            changes = self._beside(path, lambda: self.motion.score(sighting.frames, sighting.tracks))
+            changes = self._try_optional(path, lambda: self.motion.score(sighting.frames, sighting.tracks))
         analysis = judge(self.ensemble, findings, changes=changes)
         analysis = self._add_voice(path, analysis, deadline)
         score_s = time.process_time() - started - analysis.timings.crop_s
@@ -140,15 +143,15 @@ class Analyzer(Finder):
         score = (
             None
             if deadline.expired()
-            else self._beside(path, lambda: self.listener.listen(path, expected=seen.identity))
+            else self._try_optional(path, lambda: self.voices.score_clip(path, expected=seen.identity))
         )
         if score is None:
             return seen
         voice = voice_probability(score)
-        probability = add_voice(seen.probability, voice, high=self.listener.high)
+        probability = add_voice(seen.probability, voice, high=self.voices.high)
         return replace(seen, probability=probability, picture=seen.probability, voice=voice)
 
-    def _beside(self, path: Path, score: Callable[[], T]) -> T | None:
+    def _try_optional(self, path: Path, score: Callable[[], T]) -> T | None:
         """Run an optional model; if it fails on the CPU, the scores of the other models are kept (returns None).
 
         On CUDA the error is raised, because it may have broken the device; the clip is tried again on the CPU.

@@ -97,7 +97,7 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--fresh",
         action="store_true",
-        help="score every clip anew and replace earlier results at once (default: continue an earlier run with the "
+        help="score every clip again and replace earlier results at once (default: resume an earlier run with the "
         "same weights, settings and code)",
     )
     add(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dfdc.errors import SettingError
+
 
 @dataclass(frozen=True)
 class CropGeometry:
@@ -26,11 +28,11 @@ class CropGeometry:
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.side_ratio <= 10:
-            raise ValueError(f"side_ratio is {self.side_ratio}; allowed: 0.1 to 10")
+            raise SettingError(f"side_ratio is {self.side_ratio}; allowed: 0.1 to 10")
         if not -1 <= self.shift_ratio <= 1:
-            raise ValueError(f"shift_ratio is {self.shift_ratio}; allowed: -1 to 1")
+            raise SettingError(f"shift_ratio is {self.shift_ratio}; allowed: -1 to 1")
         if type(self.size) is not int or not 16 <= self.size <= 1024:
-            raise ValueError(f"crop size is {self.size} px; allowed: 16 to 1024")
+            raise SettingError(f"crop size is {self.size} px; allowed: 16 to 1024")
 
     def square(self, box: np.ndarray, angle: float = 0.0) -> tuple[int, int, int]:
         """The square that is cut for a box, before it is rotated about its centre.

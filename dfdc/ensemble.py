@@ -102,7 +102,7 @@ class Ensemble:
             if images.shape[1:3] != (spec.crop.size, spec.crop.size):
                 raise WeightsError(
                     f"crops of {images.shape[2]}x{images.shape[1]} px; {spec.architecture} was trained on crops of "
-                    f"{spec.crop.size} px: cut them anew with tools/make_crops.py, or name other weights"
+                    f"{spec.crop.size} px: cut them again with tools/make_crops.py, or name other weights"
                 )
         return self.score_cut([images] * len(self.models))
 

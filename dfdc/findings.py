@@ -1,7 +1,7 @@
-"""The two halves of an analysis: what is found in a clip, which needs no model of fakes, and what the models say of it.
+"""The two halves of an analysis: finding the faces in a clip, which needs no fake detection model, and scoring them.
 
-The kernel runs both in one process. On a cluster they are stages of their own (`dfdc.cluster`): between them travel a
-clip's `Findings`, which hold its crops but not its frames.
+The kernel runs both in one process. On a cluster they are separate stages (`dfdc.cluster`), which exchange a clip's
+`Findings`: its crops, but not its frames.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the models need of a clip; pixels outside of the faces are no longer there.
+    """The input of the models for one clip: crops of the faces, without the frames.
 
     Attributes:
         analysis: the analysis without tracks and scores. If the clip could not be read, it is complete.
         tracks: the persons.
-        crops: for each model that answers, (N, S, S, 3) uint8 RGB: the faces of the first track, the second and so on.
-            Models of equal geometry share an array. Empty without tracks.
+        crops: for each model in use, (N, S, S, 3) uint8 RGB: the faces of the first track, the second and so on.
+            Models with the same crop geometry share an array. Empty without tracks.
     """
 
     analysis: Analysis
@@ -137,7 +137,7 @@ class Finder:
         Args:
             path: of the clip; any file is allowed.
             blank: see `blank_analysis`.
-            specs: of the models that will answer.
+            specs: specifications of the models in use.
             deadline: when it passes, reading ends.
         """
         began_s = time.monotonic()
@@ -149,13 +149,13 @@ class Finder:
 
 
 def blank_analysis(name: str, n_frames: int, digests: Sequence[str]) -> Analysis:
-    """The analysis of a clip that was not opened yet; `digests` are those of the models that answer."""
+    """The analysis of a clip that was not opened yet; `digests` are those of the models in use."""
     answering = tuple(digest[:DIGEST_DIGITS] for digest in digests)
     return Analysis(name, n_wanted=n_frames, n_models=len(answering), weights=answering)
 
 
 def settle(step: Callable[[], T], path: Path, blank: Analysis) -> T | Analysis:
-    """The result of a step with a clip; if the step fails, `blank` with the prior, a status and a reason."""
+    """Run a step of an analysis; if it fails, return `blank` with the prior, a status and a reason."""
     try:
         return step()
     except VideoTimeout as error:
@@ -171,12 +171,12 @@ def settle(step: Callable[[], T], path: Path, blank: Analysis) -> T | Analysis:
 
 
 def gather(sighting: Sighting, blank: Analysis, specs: Sequence[ModelSpec]) -> Findings:
-    """Cut the faces of a clip for the models, and state what is known of it before they answer.
+    """Cut the faces of a clip for the models, and fill in the analysis as far as it is known before scoring.
 
     Args:
         sighting: the people in the clip.
         blank: see `blank_analysis`.
-        specs: of the models that will answer.
+        specs: specifications of the models in use.
     """
     frames, tracks = sighting.frames, sighting.tracks
     height, width = frames[0].pixels.shape[:2]
@@ -206,8 +206,8 @@ def judge(ensemble: Ensemble, findings: Findings, *, changes: Sequence[np.ndarra
     """The second half of an analysis: score the tracks and combine them to the clip's probability.
 
     Args:
-        ensemble: face models; as many as there are crops answer.
-        findings: of the clip.
+        ensemble: face models; the first ones are used, as many as there are arrays of crops.
+        findings: findings of the clip.
         changes: for each track, log-odds (T,) float64 to add, from the motion models; None for none.
     """
     analysis, tracks = findings.analysis, findings.tracks
@@ -275,7 +275,7 @@ def _judge_reading(sighting: Sighting) -> tuple[str, str]:
         return "low_quality", f"the faces, {side:.0f} px wide at most, are too small or too blurred to judge"
     if reading.share < MIN_SHARE:
         span = f"from {reading.from_s:.1f} to {reading.to_s:.1f} s of {reading.duration_s:.1f} s"
-        return "partial", f"only a part of the clip could be looked at, {span}"
+        return "partial", f"only a part of the clip could be read, {span}"
     return "ok", ""
 
 

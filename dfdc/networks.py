@@ -72,22 +72,22 @@ def build_network(architecture: str, input_size: int, *, channels: int = 3) -> n
     if architecture == "mobilenet-v2":
         from torchvision.models import mobilenet_v2
 
-        net = mobilenet_v2(num_classes=1)
+        network = mobilenet_v2(num_classes=1)
     elif architecture == "efficientnet-lite0":
-        net = _build_lite0(input_size)
+        network = _build_lite0(input_size)
     else:
-        net = EfficientNet.from_name(architecture, image_size=input_size, num_classes=1)
+        network = EfficientNet.from_name(architecture, image_size=input_size, num_classes=1)
     if channels != 3:
-        net._change_in_channels(channels)
-    for module in net.modules():
+        network._change_in_channels(channels)
+    for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             # With efficientnet-pytorch's .01, batch-norm statistics lag in short runs: evaluation trailed by 2 epochs.
             module.momentum = 0.1
-    return net
+    return network
 
 
 def _build_lite0(input_size: int) -> nn.Module:
-    net = EfficientNet(
+    network = EfficientNet(
         BlockDecoder.decode(list(LITE0_BLOCKS)),
         GlobalParams(
             width_coefficient=1.0,
@@ -103,9 +103,9 @@ def _build_lite0(input_size: int) -> nn.Module:
             include_top=True,
         ),
     )
-    for module in (net, *net._blocks):
+    for module in (network, *network._blocks):
         module._swish = nn.ReLU6(inplace=True)
-    return net
+    return network
 
 
 class Initial(NamedTuple):

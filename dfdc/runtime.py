@@ -13,10 +13,14 @@ from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dfdc.errors import DeviceError, NonFiniteError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # OpenVINO reports its import over the network, from a thread, unless this package is missing.
 sys.modules.setdefault("openvino_telemetry", None)
@@ -84,9 +88,9 @@ def choose_device(wanted: str, *, place: int = 0, cudnn: bool = False) -> str:
             name = torch.cuda.get_device_name()
             # A visible device may be too old for this torch, as a P100 is for builds with CUDA 12.8 and later, or too
             # old for its cuDNN.
-            ones = torch.ones((1, 1, 3, 3), device="cuda", dtype=torch.float16)
+            probe = make_probe()
             with contextlib.nullcontext() if cudnn else without_cudnn():
-                torch.nn.functional.conv2d(ones, ones).item()
+                torch.nn.functional.conv2d(probe, probe).item()
             return "cuda"
         except Exception as error:  # CUDA raises several kinds, and each means that the device cannot be used
             cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -95,6 +99,13 @@ def choose_device(wanted: str, *, place: int = 0, cudnn: bool = False) -> str:
     if wanted == "cuda":
         raise DeviceError(f"--device cuda: {reason}; use --device cpu or auto, or turn on a GPU that works")
     return "cpu"
+
+
+def make_probe() -> Tensor:
+    """Make a tensor (1, 1, 3, 3) on the GPU with which `choose_device` tries a convolution."""
+    import torch
+
+    return torch.ones((1, 1, 3, 3), device="cuda", dtype=torch.float16)
 
 
 def current_gpu() -> int:

@@ -17,7 +17,7 @@ FLAGS = (
 
 
 def start_browser(profile: Path, *, width: int, height: int) -> object:
-    """A browser that has asked for nothing yet; the test is skipped where there is none."""
+    """Start a browser that has requested nothing yet; the test is skipped if none is installed."""
     webdriver = pytest.importorskip("selenium.webdriver")
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver):
@@ -29,12 +29,12 @@ def start_browser(profile: Path, *, width: int, height: int) -> object:
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
     browser.get("about:blank")
-    browser.get_log("performance")  # what the browser asked for its own first page
+    browser.get_log("performance")  # drops the requests for the browser's own first page
     return browser
 
 
 def check_requests(browser: object, *allowed: str) -> None:
-    """Fail where a page wrote an error to the console, or asked for an address that begins otherwise."""
+    """Fail if a page wrote an error to the console or requested an address with another beginning."""
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
@@ -42,7 +42,7 @@ def check_requests(browser: object, *allowed: str) -> None:
 
 
 def find_violations(browser: object) -> list[tuple[str, str, str]]:
-    """What axe-core finds wrong with the page, by all its rules; the test is skipped where it is not installed."""
+    """The violations that axe-core finds with all its rules; the test is skipped if axe-core is not installed."""
     axe = Path(os.environ.get("AXE_CORE", ROOT / "node_modules/axe-core/axe.min.js"))
     if not axe.is_file():
         pytest.skip("axe-core is not installed (npm install axe-core, or AXE_CORE=path)")

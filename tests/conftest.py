@@ -6,6 +6,7 @@ import logging
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -65,10 +66,19 @@ def shared_videos(shared: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def one_thread():
+@contextmanager
+def single_thread() -> Iterator[None]:
     """Use one thread: models this small take up to ten times as long with several threads on a busy machine."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A test under `single_thread`."""
+    with single_thread():
+        yield

@@ -10,7 +10,7 @@ from torch import nn
 
 
 class FakeGpu:
-    """What is sent to CUDA stays on the CPU, and what is asked of it is noted."""
+    """Keeps tensors and modules on the CPU that are sent to CUDA, and records calls to the device."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.noted: list[str] = []
@@ -25,17 +25,17 @@ def _staying(to: Callable) -> Callable:
 
 
 def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int]:
-    """Let `dfdc.runtime.choose_device` find so many GPUs that serve.
+    """Let `dfdc.runtime.choose_device` find a number of working GPUs.
 
     Returns:
-        Their numbers as they get chosen.
+        A list to which the index of each chosen GPU is added.
     """
     chosen: list[int] = []
-    ones = torch.ones((1, 1, 3, 3))
+    probe = torch.ones((1, 1, 3, 3))
     monkeypatch.setattr("dfdc.runtime.may_have_cuda", lambda: True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
     monkeypatch.setattr("torch.cuda.set_device", chosen.append)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a fake")
-    monkeypatch.setattr("torch.ones", lambda *_, **__: ones)
+    monkeypatch.setattr("dfdc.runtime.make_probe", lambda: probe)
     return chosen

@@ -14,7 +14,7 @@ Model = TypeVar("Model", FrameModel, VoiceModel)
 
 
 def lively(model: Model) -> Model:
-    """Give a fresh model's batch norms the statistics of noise, in place: without them it answers to everything alike.
+    """Set a new model's batch-norm statistics from noise, in place; otherwise its output hardly depends on the input.
 
     Returns:
         The model, in evaluation mode.
@@ -31,7 +31,7 @@ def lively(model: Model) -> Model:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         spread = model.eval()(noise).std()
-        if spread <= 0.05:  # the deepest models answer faintly; a larger last layer makes them as lively as the others
+        if spread <= 0.05:  # the outputs of the deepest models vary little; a larger last layer compensates for that
             last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
             last.weight *= 0.2 / spread
         assert model(noise).std() > 0.05

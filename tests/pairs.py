@@ -1,4 +1,4 @@
-"""Made pairs of clips: a moving pattern with sound, and what a faker does to it."""
+"""Simulated pairs of clips: a moving pattern with sound, and a changed version of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Change = Callable[[int, np.ndarray], np.ndarray]
 
 
 def draw_scene(index: int, *, seed: int = 0) -> np.ndarray:
-    """A frame (SIDE, SIDE, 3) uint8 RGB: coarse random patches, of which one half wanders like a person would."""
+    """A frame (SIDE, SIDE, 3) uint8 RGB of coarse random patches, half of which move like a person."""
     generator = np.random.default_rng(seed)
     ground, figure = generator.integers(40, 216, (2, 16, 16, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
     path = np.cumsum(generator.normal(0, 2.5, (400, 2)), 0)
@@ -29,7 +29,7 @@ def draw_scene(index: int, *, seed: int = 0) -> np.ndarray:
 
 
 def paint(index: int, picture: np.ndarray) -> np.ndarray:
-    """The picture with a spot on it that is brighter by 50 levels."""
+    """The picture with a spot that is brighter by 50 levels."""
     x, y, side = SPOT
     picture = picture.copy()
     picture[y : y + side, x : x + side] = np.minimum(picture[y : y + side, x : x + side].astype(int) + 50, 255)
@@ -65,15 +65,15 @@ def write_pair_clip(
     """Write a clip of a scene.
 
     Args:
-        path: of the file.
-        n_frames: how many.
-        first: the scene's frame that the clip begins with.
-        seed: of the scene.
-        change: what is done to each picture.
-        crf: H.264's quality, lower is better.
+        path: path of the file.
+        n_frames: number of frames.
+        first: first frame of the scene.
+        seed: seed of the scene.
+        change: function that changes each picture.
+        crf: constant rate factor of H.264; lower is better.
         size: width and height; the middle of the scene is cut out.
-        sound: (N,) float32 at 16 kHz; None for no track.
-        sound_codec, bit_rate: of the sound.
+        sound: (N,) float32 at 16 kHz; None for no audio track.
+        sound_codec, bit_rate: codec and bit rate of the sound.
     """
     left, top = (SIDE - size[0]) // 2, (SIDE - size[1]) // 2
     with av.open(str(path), "w") as container:

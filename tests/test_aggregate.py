@@ -12,37 +12,37 @@ BOUNDS = {"low": 0.01, "high": 0.99}
 
 
 def surer(n_frames: int) -> float:
-    """What the mean of so many frames is multiplied by, by hand."""
+    """The factor for the mean of this many frames, calculated by hand."""
     return 1.3 - 0.3 / n_frames
 
 
-def test_one_person_is_the_mean_of_the_logits_made_surer() -> None:
+def test_one_person_gets_the_scaled_mean_of_the_logits() -> None:
     expected = float(sigmoid(np.array(1.2 * 1.0)))
     assert clip_probability([np.array([1.0, 2.0, 0.0])], **BOUNDS) == pytest.approx(expected)
 
 
-def test_two_persons_by_hand() -> None:
-    # Each is fake with the prior 1 - sqrt(1/2) = .29289, its odds sqrt(2) - 1 against the clip's 1.
+def test_two_persons_equal_a_calculation_by_hand() -> None:
+    # Each person's prior is 1 - sqrt(1/2) = .29289, with odds of sqrt(2) - 1; the clip's prior has odds of 1.
     odds = np.exp([2.0, -1.0]) * (np.sqrt(2) - 1)
     expected = 1 - np.prod(1 / (1 + odds))
     assert clip_probability([np.array([2.0]), np.array([-1.0])], **BOUNDS) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("persons", [1, 2, 3, 8])
-def test_faces_that_say_nothing_leave_the_prior(persons: int) -> None:
+def test_uninformative_faces_leave_the_prior(persons: int) -> None:
     assert clip_probability([np.zeros(4)] * persons, **BOUNDS) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("logit", "alone", "beside"), [(2.2, 0.90, 0.80), (3.0, 0.95, 0.89), (4.0, 0.98, 0.96)])
 def test_fake_beside_a_real_bystander_stays_a_fake(logit: float, alone: float, beside: float) -> None:
-    # The mean of the two would say one half.
+    # The mean of the two would give one half.
     fake, real = np.full(16, logit / surer(16)), np.full(16, -logit / surer(16))
     assert clip_probability([fake], **BOUNDS) == pytest.approx(alone, abs=0.01)
     assert clip_probability([fake, real], **BOUNDS) == pytest.approx(beside, abs=0.01)
 
 
-def test_doubtful_background_face_leaves_a_certain_real_more_real_than_fake() -> None:
-    # The maximum of the two would say one half; nothing is known of the second, so its prior .293 is what remains.
+def test_uncertain_background_face_leaves_a_clear_real_more_real_than_fake() -> None:
+    # The maximum of the two would give one half. The second face is uninformative, so its prior of .293 remains.
     assert clip_probability([np.full(16, -4.0 / surer(16)), np.zeros(16)], **BOUNDS) == pytest.approx(0.298, abs=0.001)
 
 
@@ -62,16 +62,16 @@ def test_order_of_frames_and_persons_does_not_matter() -> None:
     assert clip_probability([a, b], **BOUNDS) == pytest.approx(clip_probability([b[::-1], a[::-1]], **BOUNDS))
 
 
-def test_answer_stays_within_the_bounds_however_certain() -> None:
+def test_probability_stays_within_the_bounds_for_extreme_logits() -> None:
     assert clip_probability([np.array([1e6])], low=0.03, high=0.95) == 0.95
     assert clip_probability([np.array([-1e6])], low=0.03, high=0.95) == 0.03
 
 
-def test_no_person_is_the_prior() -> None:
+def test_clip_without_a_person_gets_the_prior() -> None:
     assert clip_probability([], **BOUNDS) == 0.5
 
 
-def test_logit_is_the_sigmoids_inverse() -> None:
+def test_logit_is_the_inverse_of_the_sigmoid() -> None:
     assert sigmoid(np.array(logit(0.3))) == pytest.approx(0.3)
 
 
@@ -82,7 +82,7 @@ def test_fake_third_of_a_clip_does_not_pass_as_real() -> None:
         assert track_logit(logits) == pytest.approx(surer(12) * (3.0 - PART_MARGIN))
 
 
-def test_one_bad_frame_and_ordinary_spread_leave_the_mean() -> None:
+def test_one_outlier_or_ordinary_spread_leaves_the_mean() -> None:
     single = np.full(12, -2.0)
     single[5] = 2.0
     assert track_logit(single) == pytest.approx(surer(12) * single.mean())
@@ -91,6 +91,6 @@ def test_one_bad_frame_and_ordinary_spread_leave_the_mean() -> None:
 
 
 @pytest.mark.parametrize("n_frames", [1, 3, 4])
-def test_few_frames_get_their_mean_made_surer(n_frames: int) -> None:
+def test_few_frames_get_their_scaled_mean(n_frames: int) -> None:
     logits = np.linspace(-3, 3, n_frames)
     assert track_logit(logits) == pytest.approx(surer(n_frames) * logits.mean())

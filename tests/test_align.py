@@ -1,4 +1,4 @@
-"""Frames that belong together are found, and clips that do not belong together are refused."""
+"""dfdc.data.align: matching frames of two clips are found, and unrelated clips are refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_fake_without_offset_has_none(original, tmp_path):
     assert len(alignment) == 40
 
 
-def test_pairs_show_the_same_moment(tmp_path):
+def test_paired_frames_show_the_same_moment(tmp_path):
     first = write_pair_clip(tmp_path / "a.mp4", first=5, n_frames=30)
     second = write_pair_clip(tmp_path / "b.mp4", first=0, n_frames=30)
     pairs = list(walk_pairs(first, second, align_clips(first, second)))
@@ -43,7 +43,7 @@ def test_pairs_show_the_same_moment(tmp_path):
         assert np.abs(a.astype(int) - b).mean() < 6
 
 
-def test_stream_gives_every_frame_once_and_reduced(tmp_path, monkeypatch):
+def test_every_frame_is_streamed_once_at_reduced_size(tmp_path, monkeypatch):
     monkeypatch.setattr("dfdc.pixels.MAX_SIDE", 64)
     path = write_clip(tmp_path / "a.mp4", n_frames=20, size=(128, 64))
     frames = list(stream_frames(path))
@@ -52,12 +52,12 @@ def test_stream_gives_every_frame_once_and_reduced(tmp_path, monkeypatch):
     np.testing.assert_allclose([frame.time_s for frame in frames], np.arange(20) / 30, atol=1e-3)
 
 
-def test_other_scene_is_refused(original, tmp_path):
+def test_another_scene_is_refused(original, tmp_path):
     with pytest.raises(Misaligned, match="another scene"):
         align_clips(original, write_pair_clip(tmp_path / "b.mp4", seed=1))
 
 
-def test_other_take_of_the_same_scene_is_refused(original, tmp_path):
+def test_another_recording_of_the_same_scene_is_refused(original, tmp_path):
     def mirror_time(index, picture):
         return draw_scene(390 - index)
 
@@ -65,7 +65,7 @@ def test_other_take_of_the_same_scene_is_refused(original, tmp_path):
         align_clips(original, write_pair_clip(tmp_path / "b.mp4", change=mirror_time))
 
 
-def test_trimmed_fake_is_laid_over_its_middle(original, tmp_path):
+def test_trimmed_fake_is_aligned_with_the_middle_of_the_original(original, tmp_path):
     trimmed = write_pair_clip(tmp_path / "b.mp4", size=(112, 120))
     _, a, b = next(walk_pairs(original, trimmed, align_clips(original, trimmed)))
     assert a.shape == b.shape == (120, 112, 3)
@@ -94,14 +94,14 @@ def test_sizes_that_cannot_be_compared_are_named(fake):
         fit_frames((1080, 1920), fake)
 
 
-def test_offset_is_none_where_another_is_hardly_better():
+def test_offset_is_zero_if_no_other_is_clearly_better():
     generator = np.random.default_rng(0)
     still = np.ones((30, 1)) @ generator.normal(size=(1, 50))
     noisy = [still + 0.01 * generator.normal(size=still.shape) for _ in range(2)]
     assert find_offset(*noisy, least=10)[0] == 0
 
 
-def test_still_clips_are_aligned_as_they_are(tmp_path):
+def test_still_clips_are_aligned_without_an_offset(tmp_path):
     def stand(index, picture):
         return draw_scene(0)
 
@@ -112,12 +112,12 @@ def test_still_clips_are_aligned_as_they_are(tmp_path):
     assert len(alignment) == 12
 
 
-def test_lone_frames_are_aligned(tmp_path):
+def test_clips_of_one_frame_are_aligned(tmp_path):
     first = write_pair_clip(tmp_path / "a.mp4", n_frames=1)
     assert len(align_clips(first, first)) == 1
 
 
-def test_shared_pair_is_aligned_and_a_foreign_one_refused(shared_videos):
+def test_real_pair_is_aligned_and_an_unrelated_one_refused(shared_videos):
     alignment = align_clips(shared_videos / "ghost_original.webm", shared_videos / "ghost_elon.webm")
     assert alignment.offset_s == 0
     assert len(alignment) == 66

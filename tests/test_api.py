@@ -40,8 +40,8 @@ def test_analysis_tells_when_and_where_each_person_was_seen(analysis: dfdc.Analy
     assert np.all(track.boxes[:, 2:] > track.boxes[:, :2]) and np.all(track.boxes.max(0)[2:] < (width, height))
 
 
-def test_a_persons_probability_follows_from_the_frames_log_odds_by_hand(analysis: dfdc.Analysis) -> None:
-    """Eight frames: their mean, or that of the four most suspicious neighbours less .75, made surer by .3 x 7/8."""
+def test_probability_of_a_person_equals_a_calculation_by_hand(analysis: dfdc.Analysis) -> None:
+    """Of eight frames: the mean, or that of the four most suspicious neighbours less .75, times 1 + .3 x 7/8."""
     (track,) = analysis.tracks
     frames = np.log(track.scores / (1 - track.scores))
     assert len(frames) == 8
@@ -52,7 +52,7 @@ def test_a_persons_probability_follows_from_the_frames_log_odds_by_hand(analysis
 def test_frame_scores_are_those_of_the_crops_cut_from_the_frames(
     detector: dfdc.Detector, analysis: dfdc.Analysis
 ) -> None:
-    """Each crop seen alone, in both views; within a track neighbours share the two views."""
+    """Here each crop is scored alone in both views; within a track, neighbouring frames alternate between the views."""
     (track,) = analysis.tracks
     frames = read_frames(CLIP, 8)
     crops = [
@@ -63,7 +63,7 @@ def test_frame_scores_are_those_of_the_crops_cut_from_the_frames(
     assert alone.mean() == pytest.approx(track.scores.mean(), abs=0.1)
 
 
-def test_pictures_are_of_the_frames_they_name(analysis: dfdc.Analysis) -> None:
+def test_thumbnails_show_the_frames_that_they_name(analysis: dfdc.Analysis) -> None:
     (track,) = analysis.tracks
     assert set(track.thumbnails) <= set(track.frames.tolist()) and len(track.thumbnails) == 8
     for picture in track.thumbnails.values():
@@ -73,7 +73,7 @@ def test_pictures_are_of_the_frames_they_name(analysis: dfdc.Analysis) -> None:
     assert np.abs(seen.astype(int) - read_frames(CLIP, 8)[frame].pixels).mean() < 4
 
 
-def test_json_holds_everything(analysis: dfdc.Analysis) -> None:
+def test_json_round_trip_keeps_everything(analysis: dfdc.Analysis) -> None:
     again = dfdc.Analysis.from_json(analysis.to_json())
     assert again.prediction == analysis.prediction
     assert (again.frame_size, again.scenes, again.timings) == (analysis.frame_size, analysis.scenes, analysis.timings)
@@ -85,7 +85,7 @@ def test_json_holds_everything(analysis: dfdc.Analysis) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": "other/1"}', '{"schema": "dfdc.analysis/1"}'])
-def test_what_is_no_analysis_is_refused(text: str) -> None:
+def test_text_that_is_no_analysis_is_refused(text: str) -> None:
     with pytest.raises(dfdc.InputError, match="not an analysis"):
         dfdc.Analysis.from_json(text)
 
@@ -100,14 +100,16 @@ def test_table_has_a_row_per_frame_and_face(analysis: dfdc.Analysis) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "ä b%.mp4", "a/../b.mp4", "x" * 300 + ".mp4", "bad\udcff.mp4", ".."])
-def test_every_name_has_a_file_of_its_own(name: str, tmp_path: Path) -> None:
+def test_every_clip_name_gets_its_own_file(name: str, tmp_path: Path) -> None:
     path = write_analysis(tmp_path, dfdc.Analysis(name, 0.25))
     assert path.parent == tmp_path and path == analysis_path(tmp_path, name)
     (found,) = read_analyses(tmp_path)
     assert (found.filename, found.probability) == (name, 0.25)
 
 
-def test_many_clips_get_what_each_gets_alone(detector: dfdc.Detector, analysis: dfdc.Analysis, tmp_path: Path) -> None:
+def test_clips_scored_together_get_the_same_scores_as_alone(
+    detector: dfdc.Detector, analysis: dfdc.Analysis, tmp_path: Path
+) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     found = {each.filename: each for each in detector.analyze_many([CLIP, tmp_path], n_workers=1)}
     assert set(found) == {"doctored.mp4", "broken.mp4"}
@@ -121,7 +123,7 @@ def test_many_clips_get_what_each_gets_alone(detector: dfdc.Detector, analysis: 
     [np.zeros((2, 224, 224, 3)), np.zeros((224, 224, 3), np.uint8), np.zeros((2, 3, 224, 224), np.uint8)],
     ids=["float", "one", "channels first"],
 )
-def test_crops_of_another_form_are_refused(detector: dfdc.Detector, crops: np.ndarray) -> None:
+def test_crops_of_another_shape_or_type_are_refused(detector: dfdc.Detector, crops: np.ndarray) -> None:
     with pytest.raises(dfdc.InputError, match="allowed is uint8"):
         detector.score_crops(crops)
 
@@ -131,14 +133,14 @@ def test_crops_of_another_size_are_refused(detector: dfdc.Detector) -> None:
         detector.score_crops(np.zeros((1, 96, 96, 3), np.uint8))
 
 
-def test_score_of_a_crop_is_the_calibrated_one(detector: dfdc.Detector) -> None:
+def test_score_of_a_crop_is_calibrated(detector: dfdc.Detector) -> None:
     crops = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3)).astype(np.uint8)
     ensemble = Ensemble(list(detector.weights))
     expected = 1 / (1 + np.exp(-ensemble.score_crops(crops.transpose(0, 3, 1, 2))))
     assert detector.score_crops(crops) == pytest.approx(expected.clip(*ensemble.bounds()), abs=1e-6)
 
 
-def test_mistakes_are_errors_of_ours(detector: dfdc.Detector, tmp_path: Path) -> None:
+def test_mistakes_of_the_user_raise_dfdc_errors(detector: dfdc.Detector, tmp_path: Path) -> None:
     with pytest.raises(dfdc.InputError, match="no such file"):
         detector.analyze(tmp_path / "absent.mp4")
     with pytest.raises(dfdc.WeightsError):
@@ -149,20 +151,20 @@ def test_mistakes_are_errors_of_ours(detector: dfdc.Detector, tmp_path: Path) ->
         assert issubclass(error, dfdc.DfdcError)
 
 
-def test_importing_the_package_loads_no_library() -> None:
+def test_importing_the_package_loads_no_heavy_library() -> None:
     script = "import sys, dfdc; print({'numpy', 'cv2', 'torch', 'av', 'openvino'} & set(sys.modules), dfdc.__version__)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == f"set() {dfdc.__version__}\n"
 
 
-def test_command_line_says_its_version() -> None:
+def test_command_line_prints_the_version() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "dfdc.cli", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == f"dfdc {dfdc.__version__}\n"
 
 
-def test_long_names_that_begin_alike_get_files_of_their_own(tmp_path: Path) -> None:
+def test_long_names_with_the_same_beginning_get_different_files(tmp_path: Path) -> None:
     names = ["x" * 240 + end for end in ("a.mp4", "b.mp4")]
     paths = [write_analysis(tmp_path, dfdc.Analysis(name)) for name in names]
     assert len({path.name for path in paths}) == 2 and all(len(path.name) < 255 for path in paths)

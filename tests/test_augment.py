@@ -1,4 +1,4 @@
-"""dfdc.training.augment: crops stay crops, reproducibly, and JPEG loses what JPEG loses."""
+"""dfdc.training.augment: augmented crops keep shape and range, are reproducible, and JPEG losses are real ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_steps_keep_shape_and_dtype_and_follow_their_generator(step, crops: Tens
 @pytest.mark.parametrize("side", [64, 50])
 def test_augmented_crops_are_whole_numbers_in_range(side: int, crops: Tensor) -> None:
     crops = crops[..., :side, :side].repeat(20, 1, 1, 1)
-    crops[::2] = crops[::2].gt(128) * 255.0  # the range's ends, where steps could leave it
+    crops[::2] = crops[::2].gt(128) * 255.0  # the ends of the range, which steps could leave
     before = crops.clone()
     first = augment(crops, seeded())
     assert first.shape == crops.shape and first.dtype == crops.dtype
@@ -60,7 +60,7 @@ def test_augmented_crops_are_whole_numbers_in_range(side: int, crops: Tensor) ->
     assert torch.equal(crops, before)
 
 
-def test_halves_of_a_pair_are_augmented_alike(crops: Tensor) -> None:
+def test_both_crops_of_a_pair_are_augmented_alike(crops: Tensor) -> None:
     crops = crops.repeat(20, 1, 1, 1)
     generator = seeded()
     reals, fakes = augment_pairs(crops, crops, generator)
@@ -71,31 +71,31 @@ def test_halves_of_a_pair_are_augmented_alike(crops: Tensor) -> None:
 
 
 @pytest.mark.parametrize("quality", [35, 50, 75, 95])
-def test_jpeg_loses_what_pillow_loses(quality: int) -> None:
+def test_jpeg_losses_equal_pillows(quality: int) -> None:
     pixels = astronaut()[:224, 110:334]
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling="4:2:0")
     expected = np.asarray(Image.open(file)).astype(float)
     ours = compress(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float(), torch.tensor([quality]))
     ours = ours.clamp(0, 255).round()[0].permute(1, 2, 0).numpy()
-    # Pillow rounds to whole levels between its steps. What it loses itself is 1.9 levels at least.
+    # Pillow rounds to whole levels between its steps. JPEG itself loses at least 1.9 levels.
     assert np.abs(ours - expected).mean() < 1
     assert np.abs(ours - pixels).mean() == pytest.approx(np.abs(expected - pixels).mean(), rel=0.1)
 
 
-def test_jpeg_treats_each_image_at_its_own_quality(crops: Tensor) -> None:
+def test_jpeg_compresses_each_image_at_its_own_quality(crops: Tensor) -> None:
     together = compress(crops[:2], torch.tensor([40, 90]))
     alone = torch.cat([compress(crops[:1], torch.tensor([40])), compress(crops[1:2], torch.tensor([90]))])
     assert torch.allclose(together, alone, atol=1e-3)
 
 
-def test_flat_crops_stay_flat_when_moved() -> None:
-    """The border is repeated: no black corner tells the net that a crop was augmented."""
+def test_uniform_crops_stay_uniform_when_moved() -> None:
+    """The border is repeated, so that no black corner reveals that a crop was augmented."""
     flat = torch.full((4, 3, 32, 32), 77.0)
     assert torch.allclose(shift_scale_rotate(flat, seeded()), flat, atol=1e-3)
 
 
-def test_cut_out_hides_one_part_and_leaves_the_rest(crops: Tensor) -> None:
+def test_cut_out_hides_one_part_and_keeps_the_rest(crops: Tensor) -> None:
     hidden = cut_out(crops, seeded())
     for before, after in zip(crops, hidden, strict=True):
         changed = (before != after).any(0)
@@ -105,11 +105,11 @@ def test_cut_out_hides_one_part_and_leaves_the_rest(crops: Tensor) -> None:
         assert 0.05 < changed.float().mean() < 0.6
 
 
-def test_flip_swaps_left_and_right(crops: Tensor) -> None:
+def test_flip_mirrors_left_and_right(crops: Tensor) -> None:
     assert torch.equal(flip(crops, seeded())[..., 0], crops[..., -1])
 
 
-def test_grey_is_luminance() -> None:
+def test_grey_images_show_luminance() -> None:
     red = torch.zeros((1, 3, 16, 16))
     red[:, 0] = 200
     assert torch.allclose(to_grey(red, seeded()), torch.full_like(red, 0.299 * 200))

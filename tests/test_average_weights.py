@@ -1,4 +1,4 @@
-"""tools/research/average_weights.py: one net that is the mean of several, calibrated anew."""
+"""tools/research/average_weights.py: one model that is the mean of several, with a new calibration."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SPEC = ModelSpec("efficientnet-lite0", 32, trained_on="a", validation={"auc": 0.
 
 def make(folder: Path, seed: int, spec: ModelSpec = SPEC) -> WeightsFile:
     torch.manual_seed(seed)
-    return open_weights(save_model(lively(build_model(spec)), folder, name=f"net{seed}"))
+    return open_weights(save_model(build_model(spec), folder, name=f"model{seed}"))
 
 
-def test_every_tensor_is_the_mean(tmp_path: Path) -> None:
+def test_every_tensor_is_the_mean_of_the_parts(tmp_path: Path) -> None:
     files = [make(tmp_path, seed) for seed in range(3)]
     average, parts = tool.average_models(files).state_dict(), [load_model(file).state_dict() for file in files]
     for key in ("net._conv_stem.weight", "net._bn0.running_var", "net._fc.bias"):
@@ -36,7 +36,7 @@ def test_every_tensor_is_the_mean(tmp_path: Path) -> None:
     assert not torch.allclose(average["net._conv_stem.weight"], parts[0]["net._conv_stem.weight"], atol=1e-3)
 
 
-def test_shares_say_how_much_a_file_counts(tmp_path: Path) -> None:
+def test_shares_weight_the_files(tmp_path: Path) -> None:
     files = [make(tmp_path, seed) for seed in range(2)]
     average, parts = tool.average_models(files, shares=[1, 3]), [load_model(file).state_dict() for file in files]
     key = "net._conv_stem.weight"
@@ -46,8 +46,9 @@ def test_shares_say_how_much_a_file_counts(tmp_path: Path) -> None:
             tool.average_models(files, shares=shares)
 
 
-def test_average_of_a_net_with_itself_answers_like_it(tmp_path: Path) -> None:
-    file = make(tmp_path, 0)
+def test_average_of_a_model_with_itself_gives_the_same_logits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    file = open_weights(save_model(lively(build_model(SPEC)), tmp_path, name="model"))
     crops = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.allclose(tool.average_models([file, file])(crops), load_model(file)(crops), atol=1e-5)
@@ -56,18 +57,18 @@ def test_average_of_a_net_with_itself_answers_like_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"input_size": 48}, "input_size is 48, net0-.* has 32; they must agree"),
+        ({"input_size": 48}, "input_size is 48, model0-.* has 32; they must agree"),
         ({"std": (64.0, 64.0, 64.0)}, "std is .64"),
         ({"architecture": "mobilenet-v2"}, "architecture is mobilenet-v2"),
     ],
 )
-def test_nets_that_differ_in_more_than_weights_are_refused(tmp_path: Path, change: dict, said: str) -> None:
+def test_models_that_differ_in_more_than_weights_are_refused(tmp_path: Path, change: dict, said: str) -> None:
     files = [make(tmp_path, 0), make(tmp_path, 1, replace(SPEC, **change))]
     with pytest.raises(WeightsError, match=said):
         tool.average_models(files)
 
 
-def test_tool_writes_a_calibrated_file_that_says_how_it_was_made(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_tool_writes_a_calibrated_file_that_states_its_origin(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     table = write_table(tmp_path, pairs(3, split="val"))
     files = [make(tmp_path, 0), make(tmp_path, 1, replace(SPEC, trained_on="b"))]
     paths = [str(file.path) for file in files]
@@ -75,7 +76,7 @@ def test_tool_writes_a_calibrated_file_that_says_how_it_was_made(tmp_path: Path,
     (written,) = (tmp_path / "out").glob("*.safetensors")
     spec = open_weights(written).spec
     assert spec.validation["n"] == 6 and spec.trained_on == "a | b" and spec.calibration != SPEC.calibration
-    # What the files tell of themselves may be of other crops: parts and average are measured on the same.
+    # Scores in the files may be of other crops, so the parts are measured on the same crops as the average.
     measured = [evaluate(load_model(file), load_crops(table, split="val", progress=False))[0] for file in files]
     said = capsys.readouterr().out
     for file, scores in zip(files, measured, strict=True):
@@ -86,4 +87,4 @@ def test_tool_writes_a_calibrated_file_that_says_how_it_was_made(tmp_path: Path,
     assert open_weights(again).spec.validation["auc"] == pytest.approx(measured[0]["auc"], abs=1e-6)
     voice = [make(tmp_path, seed, ModelSpec("efficientnet-lite0", 32, "sound", (0.0,), (1.0,))).path for seed in (2, 3)]
     assert tool.main([*map(str, voice), "--crops", str(table), "--out", str(tmp_path)]) == 1
-    assert "net2" in (said := capsys.readouterr().err) and "sees sound; only models that see faces" in said
+    assert "model2" in (said := capsys.readouterr().err) and "sees sound; only models that see faces" in said

@@ -1,4 +1,4 @@
-"""dfdc.runtime.run_batches: a device that runs out of memory gets smaller batches, and the answer stays the same."""
+"""dfdc.runtime.run_batches: a device that runs out of memory gets smaller batches, with the same results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dfdc.runtime import run_batches
 
 
 class SmallDevice:
-    """Doubles what it is given, unless that is too many at once."""
+    """Doubles its input, but runs out of memory if the batch is too large."""
 
     def __init__(self, room: int) -> None:
         self.room, self.sizes = room, []
@@ -36,14 +36,14 @@ def test_batch_is_halved_until_it_fits_and_stays_so(caplog: pytest.LogCaptureFix
     assert len(caplog.records) == 2
 
 
-def test_device_without_room_for_one_fails() -> None:
+def test_device_without_memory_for_one_item_fails() -> None:
     device = SmallDevice(room=0)
     with pytest.raises(MemoryError):
         run_batches(device, np.arange(4), 4)
     assert device.sizes == [4, 2, 1]
 
 
-def test_other_errors_are_not_tried_again() -> None:
+def test_other_errors_are_not_retried() -> None:
     calls = []
 
     def broken(batch: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -55,5 +55,5 @@ def test_other_errors_are_not_tried_again() -> None:
     assert calls == [4]
 
 
-def test_nothing_makes_no_batch() -> None:
+def test_empty_input_makes_no_batch() -> None:
     assert run_batches(SmallDevice(room=1), np.zeros((0, 3)), 8) == []

@@ -1,4 +1,4 @@
-"""dfdc.training.blend: made fakes that differ from their reals inside a hull and nowhere else."""
+"""dfdc.training.blend: self-blended fakes differ from their reals inside a hull and nowhere else."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_blending_leaves_the_picture_outside_the_mask_untouched(crops: Tensor) -
     assert whole.any() and torch.equal(blended[whole], (255 - crops)[whole])
 
 
-def test_masks_are_soft_hulls_of_several_kinds_on_the_face(crops: Tensor) -> None:
+def test_masks_are_soft_hulls_of_several_shapes_on_the_face(crops: Tensor) -> None:
     masks = draw_masks(crops.repeat(10, 1, 1, 1), seeded())
     assert masks.shape == (240, 1, SIDE, SIDE) and masks.min() == 0 and masks.max() == 1
     areas = (masks > 0).float().mean((1, 2, 3))
@@ -44,7 +44,7 @@ def test_masks_are_soft_hulls_of_several_kinds_on_the_face(crops: Tensor) -> Non
 
 
 def test_the_soft_edge_is_symmetric(crops: Tensor) -> None:
-    """On the outline a mask has half its opacity, so that as much of the edge lies above one half as below."""
+    """On the outline a mask has half its opacity, so equal parts of the edge lie above and below one half."""
     masks = draw_masks(crops.repeat(10, 1, 1, 1), seeded())
     shares = masks / masks.amax((1, 2, 3), keepdim=True)
     edge = shares[(shares > 0.02) & (shares < 0.98)]
@@ -52,7 +52,7 @@ def test_the_soft_edge_is_symmetric(crops: Tensor) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_self_blends_stay_crops_and_follow_their_generator(seed: int, crops: Tensor) -> None:
+def test_self_blends_keep_shape_and_range_and_follow_their_generator(seed: int, crops: Tensor) -> None:
     before = crops.clone()
     target, made = self_blend(crops, seeded(seed))
     assert target.shape == made.shape == crops.shape and made.dtype == crops.dtype

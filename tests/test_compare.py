@@ -1,4 +1,4 @@
-"""A difference is found where and when it was made, and the page that shows it is safe to open."""
+"""dfdc.comparison: a change is found in space and time, and the page that shows it is safe to open."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FLASH = 23
 
 
 def paint_from_ten_on(index, picture):
-    """The spot, with another shade in frame `FLASH` alone."""
+    """Paint the spot from frame 10 on, with another shade in frame `FLASH`."""
     if index < 10:
         return picture
     return paint(index, paint(index, picture)) if index == FLASH else paint(index, picture)
@@ -57,7 +57,7 @@ def test_equal_clips_differ_by_zero(clips):
 
 def test_change_is_found_in_time(comparison):
     (person,) = comparison.people
-    # The spot is 24 of the crop's 86 px wide and brighter by 50, by less where levels end: some 3 of 255 on average.
+    # The spot covers 24 of the crop's 86 px each way and is up to 50 levels brighter: about 3 levels on average.
     assert person.levels[:10].max() < 1.5
     assert person.levels[10:].min() > 2.5
     # It appears at 10, its shade changes at 23 and changes back at 24.
@@ -70,7 +70,7 @@ def test_change_is_found_in_space(comparison):
     inside = np.zeros(comparison.heat.shape, bool)
     inside[y : y + side, x : x + side] = True
     assert comparison.heat[inside].mean() > 20
-    # Smoothing smears the edge, and the codec does what it does.
+    # Smoothing and the codec blur the edge.
     far = cv2.dilate(inside.astype(np.uint8), np.ones((17, 17))) == 0
     assert comparison.heat[far].mean() < 2
     assert comparison.outside.max() < 2
@@ -86,7 +86,7 @@ def test_smoothing_takes_less_than_a_tenth_of_a_flat_difference():
     np.testing.assert_allclose(levels.sum(), 30 * 400, rtol=0.1)
 
 
-def test_change_of_the_whole_picture_is_no_jump():
+def test_change_of_the_whole_picture_is_not_marked_as_a_jump():
     quiet = np.random.default_rng(0).normal(1, 0.05, 60)
     key_frame = quiet.copy()
     key_frame[30] += 5
@@ -94,12 +94,12 @@ def test_change_of_the_whole_picture_is_no_jump():
     assert np.flatnonzero(mark_jumps(key_frame, quiet)).tolist() == [30]
 
 
-def test_unknown_frames_are_no_jumps():
+def test_unknown_frames_are_not_marked_as_jumps():
     changes = np.full(40, np.nan)
     assert not mark_jumps(changes, changes).any()
 
 
-def test_heat_is_black_at_nothing_and_brightest_from_its_scale_on():
+def test_heat_map_is_black_at_zero_and_saturates_at_its_scale():
     picture = heat_picture(np.array([[0.0, 10.0, 20.0, 99.0]]), 20)
     assert picture[0, 0].max() < 8
     assert (picture[0, 2] == picture[0, 3]).all()
@@ -125,7 +125,7 @@ class Tags(HTMLParser):
         self.text += data
 
 
-def test_page_is_one_file_without_addresses_of_others(comparison, clips, tmp_path):
+def test_page_is_one_file_that_loads_nothing_else(comparison, clips, tmp_path):
     page = write_difference(tmp_path / "d.html", Pair(*clips, comparison)).read_text(encoding="utf-8")
     tags = Tags(page)
     assert tags.addresses
@@ -145,13 +145,13 @@ def test_page_escapes_names(comparison, tmp_path):
     assert name in tags.text
 
 
-def test_names_that_are_no_text_are_written_out(comparison, tmp_path):
+def test_names_that_are_not_unicode_are_shown_escaped(comparison, tmp_path):
     pair = Pair(tmp_path / "a\udcff.mp4", tmp_path / "$b$.mp4", comparison)
     assert "a\\udcff.mp4 → $b$.mp4" in write_difference(tmp_path / "d.html", pair).read_text(encoding="utf-8")
     assert write_difference(tmp_path / "d.png", pair).stat().st_size > 0
 
 
-def test_page_shows_scores_where_there_are_some(comparison, clips, tmp_path):
+def test_page_shows_scores_if_there_are_any(comparison, clips, tmp_path):
     scores = Scores(0.125, np.full(8, 0.2)), Scores(0.97, np.full(8, np.nan))
     scored = replace(comparison, scores=scores)
     text = Tags(write_difference(tmp_path / "d.html", Pair(*clips, scored)).read_text(encoding="utf-8")).text
@@ -174,7 +174,7 @@ def test_page_shows_scores_where_there_are_some(comparison, clips, tmp_path):
         (0.70, 0.90, "The models also call the original fake.", False),
     ],
 )
-def test_scores_that_contradict_the_comparison_are_said_to(
+def test_verdict_states_whether_the_scores_agree_with_the_comparison(
     comparison, clips, tmp_path, original: float, fake: float, said: str, agrees: bool
 ) -> None:
     scores = tuple(Scores(probability, np.full(8, probability)) for probability in (original, fake))
@@ -187,8 +187,8 @@ def test_scores_that_contradict_the_comparison_are_said_to(
     assert judge_scores(Pair(*clips, comparison)) is None
 
 
-def test_page_of_equal_pictures_says_so(comparison, clips, tmp_path):
-    """Nothing moves in what blinks there."""
+def test_page_of_equal_pictures_states_that_they_are_equal(comparison, clips, tmp_path):
+    """Two equal pictures that alternate show no movement."""
     people = [replace(person, levels=np.zeros_like(person.levels)) for person in comparison.people]
     equal = replace(comparison, people=people, outside=np.zeros_like(comparison.outside))
     for shown, is_equal in ((equal, True), (comparison, False)):
@@ -197,7 +197,7 @@ def test_page_of_equal_pictures_says_so(comparison, clips, tmp_path):
         assert ("Whatever moves between the two pictures was altered" in text) == (not is_equal)
 
 
-def test_page_without_face_or_sound_says_so(tmp_path):
+def test_page_states_that_face_or_sound_is_missing(tmp_path):
     first = write_pair_clip(tmp_path / "a.mp4", n_frames=12)
     second = write_pair_clip(tmp_path / "b.mp4", n_frames=12, change=paint)
     comparison = compare_clips(first, second, NoFace(), None, n_frames=4)
@@ -206,7 +206,7 @@ def test_page_without_face_or_sound_says_so(tmp_path):
     assert "The original and the fake have no sound." in text
 
 
-def test_clip_shows_every_pair(comparison, clips, tmp_path):
+def test_animation_shows_every_pair_of_frames(comparison, clips, tmp_path):
     path = write_difference(tmp_path / "d.mp4", Pair(*clips, comparison))
     with av.open(str(path)) as container:
         assert container.streams.video[0].average_rate == RATE
@@ -222,7 +222,7 @@ def test_picture_can_be_opened(comparison, clips, tmp_path):
     assert min(picture.shape[:2]) > 600
 
 
-def test_failed_writing_leaves_the_old_file(comparison, clips, tmp_path, monkeypatch):
+def test_failed_write_leaves_the_old_file(comparison, clips, tmp_path, monkeypatch):
     path = tmp_path / "d.png"
     path.write_text("old")
     monkeypatch.setattr("dfdc.comparison.difference.Figure", None)
@@ -232,7 +232,7 @@ def test_failed_writing_leaves_the_old_file(comparison, clips, tmp_path, monkeyp
     assert path.read_text() == "old"
 
 
-def test_other_endings_are_refused(comparison, clips, tmp_path, capsys):
+def test_other_file_types_are_refused(comparison, clips, tmp_path, capsys):
     with pytest.raises(InputError, match="allowed"):
         write_difference(tmp_path / "d.gif", Pair(*clips, comparison))
     with pytest.raises(SystemExit):
@@ -240,14 +240,14 @@ def test_other_endings_are_refused(comparison, clips, tmp_path, capsys):
     assert "d.gif" in capsys.readouterr().err
 
 
-def test_clips_are_never_written_over(clips, tmp_path, capsys):
+def test_clips_are_never_overwritten(clips, tmp_path, capsys):
     before = clips[1].read_bytes()
     assert compare_videos.main([*map(str, clips), "--no-scores", "--out", str(clips[1])]) == 1
     assert "would be lost; name another file" in capsys.readouterr().err
     assert clips[1].read_bytes() == before
 
 
-def test_foreign_pair_is_refused_with_its_reason(clips, tmp_path, capsys, monkeypatch):
+def test_unrelated_clips_are_refused_with_the_reason(clips, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(compare_videos, "FaceDetector", lambda device: OneFace())
     other = write_pair_clip(tmp_path / "other.mp4", seed=4)
     out = tmp_path / "d.html"

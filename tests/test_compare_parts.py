@@ -1,4 +1,4 @@
-"""tools/research/compare_parts.py: partly faked persons are made from analyses, and each margin is measured."""
+"""tools/research/compare_parts.py: partly faked clips are simulated from analyses, and each margin is measured."""
 
 from __future__ import annotations
 
@@ -27,16 +27,14 @@ def analyse(name: str, logit: float) -> Analysis:
     return Analysis(name, status="ok", times_s=frames / 1.0, tracks=(track,))
 
 
-def test_thirds_are_the_fakes() -> None:
+def test_partly_faked_clips_have_one_third_of_the_fakes_scores() -> None:
     first, middle, last = fake_thirds(np.zeros(7), np.arange(1.0, 7.0))
     assert first.tolist() == [1, 2, 0, 0, 0, 0]
     assert middle.tolist() == [0, 0, 3, 4, 0, 0]
     assert last.tolist() == [0, 0, 0, 0, 5, 6]
 
 
-def test_a_margin_that_reals_allow_finds_what_the_mean_misses(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_suspicious_third_finds_fakes_that_the_mean_misses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, logit in (("real.mp4", -2.0), ("fake.mp4", 3.0)):
         write_analysis(tmp_path, analyse(name, logit))
     clips = {"real.mp4": {"label": "REAL"}, "fake.mp4": {"label": "FAKE", "original": "real.mp4"}}
@@ -45,7 +43,7 @@ def test_a_margin_that_reals_allow_finds_what_the_mean_misses(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "1 originals, 1 fakes, 3 partly faked"
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines[3:]}
-    # The mean of eight frames at -2 and four at 3 is -.33; the suspicious third is at 3.
+    # The mean of eight frames of -2 and four of 3 is -.33; the suspicious third has 3.
     assert rows["the mean alone"][2].startswith("1.000, 1.000")
     assert rows["0.75, used"][2].startswith("1.000, 0.000")
     assert {cells[0] for cells in rows.values()} == {"0.000, 0.075"}  # -log(sigmoid(1.275 x 2)): twelve frames

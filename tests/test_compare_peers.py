@@ -1,4 +1,4 @@
-"""tools/bench/compare_peers.py: this kernel and a published recipe on the same clips, by the real programs."""
+"""tools/bench/compare_peers.py: the real programs of this kernel and of a published recipe on the same clips."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools.bench.compare_peers import Cost, format_table
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 
 
-def test_ratios_are_to_the_reading_beside_a_row_or_to_the_mean() -> None:
+def test_ratios_use_the_rows_own_reading_time_or_else_the_mean() -> None:
     costs = [
         Cost("fast", 1.0, 1.5, 0.5, 800, 1.0),
         Cost("slow", 3.0, 5.0, 1.0, 1200, 1.5),

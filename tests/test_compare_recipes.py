@@ -1,4 +1,4 @@
-"""tools/research/compare_recipes.py: the same run with and without each part, and what the difference is worth."""
+"""tools/research/compare_recipes.py: runs with and without each part, and intervals of the differences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tools.research import compare_recipes as tool
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_every_change_is_one_that_training_knows_and_the_steps_are_all_compared() -> None:
+def test_every_change_is_a_valid_setting_and_every_augmentation_is_compared() -> None:
     left_out = set()
     for change in tool.CHANGES.values():
         left_out |= {step for step, chance in TrainSettings(**change).chances.items() if not chance}
@@ -31,10 +31,10 @@ def test_every_change_is_one_that_training_knows_and_the_steps_are_all_compared(
             TrainSettings(chances={name: chance})
 
 
-def test_runs_differ_in_the_named_part_only_and_are_not_done_twice(
+def test_runs_differ_only_in_the_named_part_and_are_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    table = write_table(tmp_path, pairs(32) + pairs(6, split="val"))
+    table = write_table(tmp_path, pairs(8) + pairs(6, split="val"))
     used, augment, begun, train = [], loop.augment_pairs, [], tool.train
 
     def record(reals, fakes, generator, *, chances):
@@ -48,7 +48,7 @@ def test_runs_differ_in_the_named_part_only_and_are_not_done_twice(
     monkeypatch.setattr(loop, "augment_pairs", record)
     monkeypatch.setattr(tool, "train", note)
     command = ["--crops", str(table), "--run", str(tmp_path / "run"), "--input-size", "32", "--epochs", "1"]
-    command += ["--batch-size", "32", "--learning-rate", "0.002"]  # two batches
+    command += ["--batch-size", "8", "--learning-rate", "0.002"]  # two batches
     command += ["--device", "cpu", "--only", "no JPEG", "--json", str(tmp_path / "recipes.json")]
     assert tool.main(command) == 0
     assert used == [{}, {}, {"jpeg": 0.0}, {"jpeg": 0.0}]
@@ -61,7 +61,7 @@ def test_runs_differ_in_the_named_part_only_and_are_not_done_twice(
     assert f"{change:+.4f}" in capsys.readouterr().out
     assert tool.main(command) == 0
     assert len(used) == 4 and json.loads((tmp_path / "recipes.json").read_text()) == [whole, without]
-    # What is done from one start is no answer for another.
+    # A completed run does not count for another start.
     init = save_model(FrameModel(ModelSpec("efficientnet-lite0", 32)), tmp_path, name="start")
     assert tool.main([*command, "--init", str(init)]) == 1
     said = capsys.readouterr().err
@@ -70,8 +70,8 @@ def test_runs_differ_in_the_named_part_only_and_are_not_done_twice(
     assert "is a folder; name a file in it" in capsys.readouterr().err
 
 
-def test_interval_is_of_paired_differences() -> None:
-    """Crops differ wildly, the second recipe is better by the same step on each: there is no doubt about it."""
+def test_interval_is_that_of_paired_differences() -> None:
+    """Crops differ widely, but the second recipe is better by the same step on each, so the interval is narrow."""
     generator = np.random.default_rng(0)
     labels, sources = np.arange(1000) % 2, np.arange(1000) // 2
     losses = generator.uniform(0.6, 3.0, 1000)
@@ -87,12 +87,12 @@ def test_interval_is_of_paired_differences() -> None:
     low, value, high = compare(losses, losses + noise)
     assert value == pytest.approx(noise.mean()) and low < value < high
     assert high - low == pytest.approx(0.4 / np.sqrt(1000), rel=0.3)
-    # The same crop four times over tells no more than once.
+    # Four copies of a crop carry no more information than one.
     assert compare(losses, losses + noise, times=4) == pytest.approx((low, value, high))
 
 
 def test_runs_may_start_from_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = write_table(tmp_path, pairs(32) + pairs(6, split="val"))
+    table = write_table(tmp_path, pairs(4) + pairs(2, split="val"))
     published = FrameModel(ModelSpec("efficientnet-lite0", 32))
     fetched, begun, train = [], [], tool.train
 
@@ -107,6 +107,6 @@ def test_runs_may_start_from_imagenet(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("dfdc.training.init.download_imagenet", fetch)
     monkeypatch.setattr(tool, "train", note)
     command = ["--crops", str(table), "--run", str(tmp_path / "run"), "--input-size", "32", "--epochs", "1"]
-    command += ["--batch-size", "64", "--device", "cpu", "--imagenet", "--only", tool.WHOLE]
+    command += ["--batch-size", "8", "--device", "cpu", "--imagenet", "--only", tool.WHOLE]
     assert tool.main(command) == 0
     assert begun == [(True, "imagenet")] and len(fetched) == 1

@@ -1,4 +1,4 @@
-"""tools/research/compare_windows.py: windows after key frames are copied as they are, and both readings are scored."""
+"""tools/research/compare_windows.py: windows after key frames are copied unchanged, and both versions are scored."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 
 
 def write_clip(path: Path, *, n_frames: int, distance: int) -> None:
-    """A clip of grey frames, each brighter than the one before, with a key frame every so many frames."""
+    """Write a clip of grey frames of increasing brightness with a key frame every `distance` frames."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width = stream.height = 64
         stream.pix_fmt, stream.gop_size = "yuv420p", distance
-        stream.options = {"sc_threshold": "1000000000"}  # no key frames of its own choice
+        stream.options = {"sc_threshold": "1000000000"}  # no additional key frames
         for place in range(n_frames):
             frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 8 * place, np.uint8), format="rgb24")
             container.mux(stream.encode(frame))

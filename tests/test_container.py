@@ -35,13 +35,13 @@ def refusal(path: Path) -> str:
 # Bad files
 
 
-def test_an_empty_file_is_named_so(tmp_path):
+def test_empty_file_is_reported_as_empty(tmp_path):
     path = tmp_path / "a.mp4"
     path.touch()
     assert refusal(path) == "the file is empty"
 
 
-def test_missing_files_folders_and_dead_links_are_refused(tmp_path):
+def test_missing_files_folders_and_broken_links_are_refused(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "link.mp4").symlink_to("nowhere.mp4")
     (tmp_path / "loop.mp4").symlink_to("loop.mp4")
@@ -73,17 +73,17 @@ def test_a_pipe_does_not_block(tmp_path):
     ],
     ids=lambda data: f"{data[:4]!r}x{len(data)}",
 )
-def test_what_is_no_video_is_refused(tmp_path, data):
+def test_files_that_are_no_video_are_refused(tmp_path, data):
     path = tmp_path / "a.mp4"
     path.write_bytes(data)
     refusal(path)
 
 
-def test_sound_alone_is_refused(tmp_path):
+def test_audio_without_video_is_refused(tmp_path):
     assert refusal(write_audio(tmp_path / "a.mp4")) == "has no video stream"
 
 
-def test_a_cover_picture_is_no_video(tmp_path):
+def test_cover_picture_is_not_a_video(tmp_path):
     path = write_audio(tmp_path / "a.mp4", cover=True)
     with av.open(str(path)) as clip:
         assert len(clip.streams.video) == 1
@@ -91,12 +91,12 @@ def test_a_cover_picture_is_no_video(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
-def test_a_video_of_no_frames_is_refused(tmp_path, suffix):
+def test_video_without_frames_is_refused(tmp_path, suffix):
     refusal(write_clip(tmp_path / f"a{suffix}", codec="mpeg4", n_frames=0))
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.5, 0.7, 0.9])
-def test_a_file_cut_off_before_its_index_is_refused(tmp_path, share):
+def test_file_truncated_before_its_index_is_refused(tmp_path, share):
     path = write_clip(tmp_path / "a.mp4")
     data = path.read_bytes()
     assert data.index(b"mdat") < data.index(b"moov")
@@ -105,8 +105,8 @@ def test_a_file_cut_off_before_its_index_is_refused(tmp_path, share):
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 1.0])
-def test_a_file_cut_off_behind_its_index_gives_the_frames_that_are_there(tmp_path, share):
-    # Every frame is a key frame of much the same size: share by share of the data there are as many frames.
+def test_file_truncated_after_its_index_gives_the_remaining_frames(tmp_path, share):
+    # Every frame is a key frame of similar size, so the number of frames is proportional to the data.
     options = {"movflags": "faststart"}
     path = write_clip(
         tmp_path / "a.mp4", codec="mjpeg", pixel_format="yuvj420p", n_frames=40, container_options=options
@@ -115,13 +115,13 @@ def test_a_file_cut_off_behind_its_index_gives_the_frames_that_are_there(tmp_pat
     start = data.index(b"mdat") + 4
     path.write_bytes(data[: start + int((len(data) - start) * share)])
     found = numbers(read_frames(path, 100))
-    # The last one may be cut and show anything.
+    # The last one may be truncated and show anything.
     assert found[:-1] == list(range(len(found) - 1))
     assert len(found) == pytest.approx(40 * share, abs=2)
 
 
 @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "avi"])
-def test_damage_gives_frames_or_a_reason(tmp_path, container):
+def test_damaged_file_gives_frames_or_a_reason(tmp_path, container):
     whole = write_clip(tmp_path / "whole", container=container, options={"g": "10", "bf": "2"}).read_bytes()
     path = tmp_path / "damaged.mp4"
     outcomes = set()
@@ -169,12 +169,12 @@ def test_damage_gives_frames_or_a_reason(tmp_path, container):
     ],
     ids=ascii,
 )
-def test_any_file_name_will_do(tmp_path, name):
+def test_any_file_name_is_accepted(tmp_path, name):
     path = write_clip(tmp_path / "plain.mp4", n_frames=2).rename(tmp_path / name)
     assert numbers(read_frames(path, 2)) == [0, 1]
 
 
-def test_a_name_relative_to_the_current_folder_will_do(tmp_path, monkeypatch):
+def test_relative_path_is_accepted(tmp_path, monkeypatch):
     write_clip(tmp_path / "plain.mp4", n_frames=1).rename(tmp_path / "http:x.mp4")
     monkeypatch.chdir(tmp_path)
     assert len(read_frames(Path("http:x.mp4"), 1)) == 1
@@ -192,14 +192,14 @@ PLAYLISTS = {
 
 
 @pytest.mark.parametrize("kind", PLAYLISTS)
-def test_a_list_of_other_files_is_not_followed(tmp_path, kind):
+def test_playlist_of_other_files_is_not_followed(tmp_path, kind):
     write_clip(tmp_path / "real.mp4")
     path = tmp_path / "a.mp4"
     path.write_text(PLAYLISTS[kind])
     refusal(path)
 
 
-def test_plain_ffmpeg_would_have_followed_a_list(tmp_path):
+def test_plain_ffmpeg_would_follow_the_playlist(tmp_path):
     write_clip(tmp_path / "real.mp4")
     path = tmp_path / "a.mp4"
     path.write_text(PLAYLISTS["concat"])
@@ -208,7 +208,7 @@ def test_plain_ffmpeg_would_have_followed_a_list(tmp_path):
 
 
 def peak_mb() -> float:
-    """The most memory this process has had in use since `forget_peak`."""
+    """The peak memory of this process since `forget_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
@@ -221,7 +221,7 @@ def forget_peak() -> None:
 
 
 @pytest.mark.parametrize("side", [65536 - 16, 16000, 8192])
-def test_a_header_that_claims_too_much_is_refused_for_little_memory(tmp_path, side):
+def test_header_with_a_huge_size_is_refused_with_little_memory(tmp_path, side):
     options = {"profile": "baseline", "bf": "0"}
     path = claim_size(write_clip(tmp_path / "a.mp4", container="h264", options=options), (side, side))
     forget_peak()
@@ -231,7 +231,7 @@ def test_a_header_that_claims_too_much_is_refused_for_little_memory(tmp_path, si
     assert peak_mb() - before < 150
 
 
-def test_a_claim_that_the_container_makes_is_refused(tmp_path):
+def test_huge_size_in_the_container_is_refused(tmp_path):
     gif = write_clip(tmp_path / "a.gif", codec="gif", pixel_format="rgb8", rate=25, n_frames=4)
     gif.write_bytes(gif.read_bytes()[:6] + b"\xff" * 4 + gif.read_bytes()[10:])
     refusal(gif)
@@ -243,14 +243,14 @@ def test_a_claim_that_the_container_makes_is_refused(tmp_path):
     refusal(mkv)
 
 
-def test_a_claim_of_a_modest_size_is_honoured(tmp_path):
+def test_moderate_size_in_the_header_is_accepted(tmp_path):
     options = {"profile": "baseline", "bf": "0"}
     path = claim_size(write_clip(tmp_path / "a.mp4", container="h264", options=options), (320, 304))
     assert {frame.pixels.shape for frame in read_frames(path, 2)} == {(304, 320, 3)}
 
 
 def read_or_fail(numbers_of_bad_reads: set[int] | None, code: int) -> type[io.FileIO]:
-    """A file whose reads of some numbers fail; None for all from the tenth on."""
+    """A file in which the reads with some numbers fail; None lets all reads from the tenth on fail."""
     reads = itertools.count()
 
     class Faulty(io.FileIO):
@@ -265,7 +265,7 @@ def read_or_fail(numbers_of_bad_reads: set[int] | None, code: int) -> type[io.Fi
 
 @pytest.fixture
 def large_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One that takes many reads."""
+    """A clip that takes many reads."""
     monkeypatch.setattr(container, "PAUSES_S", (0, 0))
     monkeypatch.setattr(video, "RETRY_PAUSE_S", 0)
     path = write_clip(tmp_path / "a.avi", codec="rawvideo", size=(320, 240))
@@ -274,7 +274,7 @@ def large_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC], ids=errno.errorcode.get)
-def test_a_read_that_fails_once_changes_nothing(monkeypatch, large_clip, code):
+def test_read_that_fails_once_changes_nothing(monkeypatch, large_clip, code):
     expected = [frame.pixels.copy() for frame in read_frames(large_clip, 8)]
     for number in (0, 5, 12, 20, 31):
         with monkeypatch.context() as patch:
@@ -284,7 +284,7 @@ def test_a_read_that_fails_once_changes_nothing(monkeypatch, large_clip, code):
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC], ids=errno.errorcode.get)
-def test_reads_that_go_on_failing_are_the_machines_fault(monkeypatch, large_clip, code):
+def test_persistent_read_errors_are_machine_errors(monkeypatch, large_clip, code):
     monkeypatch.setattr(container.io, "FileIO", read_or_fail(None, code))
     with pytest.raises(MachineError, match=os.strerror(code)):
         read_frames(large_clip, 8)
@@ -294,7 +294,7 @@ def test_reads_that_go_on_failing_are_the_machines_fault(monkeypatch, large_clip
         read_sound(large_clip)
 
 
-def test_too_many_open_files_are_the_machines_fault(monkeypatch, large_clip):
+def test_too_many_open_files_is_a_machine_error(monkeypatch, large_clip):
     def refuse(*_: object) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -303,17 +303,17 @@ def test_too_many_open_files_are_the_machines_fault(monkeypatch, large_clip):
         read_frames(large_clip, 8)
 
 
-def test_too_little_memory_is_the_machines_fault(monkeypatch, large_clip):
+def test_too_little_memory_is_a_machine_error(monkeypatch, large_clip):
     def run_out(*_: object, **__: object) -> None:
         raise av.error.MemoryError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     monkeypatch.setattr(pixels, "VideoReformatter", lambda: SimpleNamespace(reformat=run_out))
-    monkeypatch.setattr(container, "ROOM_BYTES", 2**60)  # more than there is
+    monkeypatch.setattr(container, "ROOM_BYTES", 2**60)  # more memory than there is
     with pytest.raises(MachineError, match="memory is short"):
         read_frames(large_clip, 8)
 
 
-def test_packet_that_claims_more_than_there_is_is_damage(tmp_path):
+def test_packet_larger_than_its_file_counts_as_damage(tmp_path):
     path = write_clip(tmp_path / "a.ivf", codec="libvpx", n_frames=12)
     data = bytearray(path.read_bytes())
     places = [32]  # IVF: a header of 32 bytes; each frame begins with its size (4 bytes) and its time (8 bytes)
@@ -324,7 +324,7 @@ def test_packet_that_claims_more_than_there_is_is_damage(tmp_path):
     assert numbers(read_frames(path, 12)) == [0, 1, 2, 3, 4, 5]
 
 
-def test_place_behind_the_largest_file_is_no_place(tmp_path):
+def test_seek_beyond_the_largest_file_size_keeps_the_position(tmp_path):
     with MediaFile(write_clip(tmp_path / "a.mp4")) as file:
         file.seek(7)
         for offset in (2**62, 2**70, -1):
@@ -336,7 +336,7 @@ def test_place_behind_the_largest_file_is_no_place(tmp_path):
 # Which file was read
 
 
-def test_reading_names_the_file_that_was_opened(tmp_path):
+def test_reading_reports_the_identity_of_the_opened_file(tmp_path):
     one, other = write_clip(tmp_path / "one.mp4"), write_clip(tmp_path / "other.mp4", size=(80, 48))
     link = tmp_path / "link"
     link.symlink_to(one)
@@ -349,7 +349,7 @@ def test_reading_names_the_file_that_was_opened(tmp_path):
     assert video.read_clip(link, 2).identity == identify(other)
 
 
-def test_file_that_is_changed_while_it_is_read_is_not_scored(tmp_path, monkeypatch):
+def test_file_that_changes_while_it_is_read_is_not_scored(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "RETRY_PAUSE_S", 0)
     path, decode = write_clip(tmp_path / "a.mp4"), video.decode
 
@@ -363,7 +363,7 @@ def test_file_that_is_changed_while_it_is_read_is_not_scored(tmp_path, monkeypat
         video.read_clip(path, 2)
 
 
-def test_sound_of_another_file_is_not_heard(tmp_path):
+def test_audio_of_a_replaced_file_is_not_used(tmp_path):
     one, other = (write_audio(tmp_path / name) for name in ("one.m4a", "other.m4a"))
     assert read_sound(one, expected=identify(one)) is not None
     with pytest.raises(MachineError, match="changed or replaced"):
@@ -372,7 +372,7 @@ def test_sound_of_another_file_is_not_heard(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 @pytest.mark.parametrize("room_mb", [2, 24])
-def test_under_a_limit_of_memory_no_clip_is_called_damaged(tmp_path, room_mb):
+def test_memory_limit_is_not_reported_as_damage_of_the_clip(tmp_path, room_mb):
     path = write_clip(tmp_path / "a.mp4", size=(1280, 720), n_frames=4)
     code = """
 import resource, sys

@@ -1,4 +1,4 @@
-"""dfdc.data.containment: tables and metadata name files in their own folder, whoever wrote them."""
+"""dfdc.data.containment: tables and metadata can refer only to files in their own folder."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str) -> None:
         resolve_inside(tmp_path / "table", name)
 
 
-def test_names_inside_and_links_inside_are_taken(tmp_path: Path) -> None:
+def test_names_and_links_inside_the_folder_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "table/images").mkdir(parents=True)
     (tmp_path / "table/link").symlink_to("images")
     for name in ("a.png", "images/a.png", "images/../a.png", "link/a.png", "..a.png"):
         assert resolve_inside(tmp_path / "table", name) == tmp_path / "table" / name
 
 
-def test_links_that_lead_outside_are_refused_and_a_linked_folder_is_taken(tmp_path: Path) -> None:
+def test_links_that_lead_outside_are_refused_and_a_linked_folder_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "table").mkdir()
     (tmp_path / "table/out").symlink_to(tmp_path)
     (tmp_path / "other").symlink_to("table")
@@ -48,12 +48,12 @@ def test_crop_table_cannot_make_training_read_other_files(tmp_path: Path, shard:
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_metadata_names_files_in_its_folder_only(tmp_path: Path, name: str) -> None:
+def test_metadata_may_name_files_in_its_folder_only(tmp_path: Path, name: str) -> None:
     entries = {name: {"label": "REAL"}}
     (tmp_path / "metadata.json").write_text(json.dumps(entries))
     with pytest.raises(DataError, match="leads outside the folder"):
         read_metadata(tmp_path)
-    if name:  # without an original's name it is not known, which is allowed
+    if name:  # without a name the original is unknown, which is allowed
         entries = {"a.mp4": {"label": "FAKE", "original": name}}
         (tmp_path / "metadata.json").write_text(json.dumps(entries))
         with pytest.raises(DataError, match="leads outside the folder"):

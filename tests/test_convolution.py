@@ -1,4 +1,4 @@
-"""dfdc.convolution: torch's answers, for every layer that our models have; and models on CUDA, which use it."""
+"""dfdc.convolution: it equals torch's convolution for every layer of our models, and models on CUDA use it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dfdc.weights import ModelSpec
 from tests.gpu import FakeGpu, pretend_gpus
 from tests.models import lively
 
-# Channels, filters, their side, stride, padding, groups.
+# Number of channels, number of filters, side of the filters, stride, padding, groups.
 LAYERS = {
     "stem": (3, 8, 3, 2, 1, 1),
     "pointwise": (8, 16, 1, 1, 0, 1),
@@ -33,7 +33,7 @@ LAYERS = {
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-def test_convolution_is_torchs(layer: tuple[int, ...], memory: torch.memory_format, bias: bool) -> None:
+def test_convolution_equals_torchs(layer: tuple[int, ...], memory: torch.memory_format, bias: bool) -> None:
     channels, n_filters, side, stride, padding, groups = layer
     torch.manual_seed(0)
     images = torch.randn(2, channels, 17, 24).to(memory_format=memory)
@@ -48,14 +48,14 @@ def test_convolution_is_torchs(layer: tuple[int, ...], memory: torch.memory_form
     ("side", "settings"),
     [((3, 2), ((2, 3), (1, 2))), ((3, 2), ((1, 1), (0, 2))), ((1, 3), ((1, 1), (0, 0))), ((3, 1), ((1, 1), (0, 0)))],
 )
-def test_sides_strides_and_padding_are_down_and_across(side: tuple[int, int], settings: tuple) -> None:
+def test_filter_sides_strides_and_padding_are_vertical_then_horizontal(side: tuple[int, int], settings: tuple) -> None:
     images, filters = torch.randn(1, 2, 9, 12), torch.randn(3, 2, *side)
     torch.testing.assert_close(
         convolve(images, filters, None, *settings), torch.conv2d(images, filters, None, *settings)
     )
 
 
-def test_dilation_is_torchs() -> None:
+def test_dilated_convolution_equals_torchs() -> None:
     images, filters = torch.randn(1, 2, 9, 12), torch.randn(3, 2, 3, 3)
     settings = ((1, 1), (0, 0), (2, 2))
     torch.testing.assert_close(
@@ -64,30 +64,30 @@ def test_dilation_is_torchs() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["efficientnet-lite0", "efficientnet-b0", "mobilenet-v2"])
-def test_nets_answer_as_before(architecture: str) -> None:
+def test_models_give_the_same_output_without_cudnn(architecture: str) -> None:
     torch.manual_seed(0)
     model = lively(FrameModel(ModelSpec(architecture, 64)))
-    check_net(model, torch.rand(4, 3, 64, 64).to(memory_format=torch.channels_last) * 255)
+    check_model(model, torch.rand(4, 3, 64, 64).to(memory_format=torch.channels_last) * 255)
 
 
 @pytest.mark.parametrize(("index", "side"), [(0, 40), (1, 24), (2, 48)])
-def test_face_detectors_nets_answer_as_before(index: int, side: int) -> None:
+def test_mtcnn_gives_the_same_output_without_cudnn(index: int, side: int) -> None:
     images = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    check_net(load_mtcnn(MTCNN.read_bytes())[index], images)
+    check_model(load_mtcnn(MTCNN.read_bytes())[index], images)
 
 
-def check_net(net: nn.Module, images: torch.Tensor) -> None:
+def check_model(model: nn.Module, images: torch.Tensor) -> None:
     with torch.inference_mode():
-        expected = net(images)
+        expected = model(images)
         with without_cudnn():
-            found = net(images)
+            found = model(images)
     for ours, theirs in zip(*((f if isinstance(f, tuple) else (f,)) for f in (found, expected)), strict=True):
         assert theirs.std(0).max() > 2e-4
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
 
 
 class Crowded(nn.Module):
-    """Has room for so many images, and notes whether cuDNN may be used."""
+    """A model with memory for `room` images at once; it records whether cuDNN may be used."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -101,17 +101,17 @@ class Crowded(nn.Module):
         return images.float().mean((1, 2, 3))
 
 
-def test_nets_on_cuda_answer_without_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_on_cuda_run_without_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeGpu(monkeypatch)
-    net = Crowded(room=8)
-    run = run_in_torch(net, "cuda")
+    model = Crowded(room=8)
+    run = run_in_torch(model, "cuda")
     assert run(np.full((3, 4, 4, 3), 7, np.uint8))[0].tolist() == [7.0] * 3
-    assert net.sizes == [3] and net.cudnn == {False}
+    assert model.sizes == [3] and model.cudnn == {False}
 
 
-def test_gpu_without_room_says_so_and_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu, net = FakeGpu(monkeypatch), Crowded(room=2)
-    run = run_in_torch(net, "cuda")
+def test_gpu_without_memory_is_reported_and_its_cache_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, model = FakeGpu(monkeypatch), Crowded(room=2)
+    run = run_in_torch(model, "cuda")
     images = np.zeros((3, 4, 4, 3), np.uint8)
     with pytest.raises(MemoryError, match=r"2\.00 GiB"):
         run(images)
@@ -119,7 +119,7 @@ def test_gpu_without_room_says_so_and_is_emptied(monkeypatch: pytest.MonkeyPatch
     assert [len(part) for (part,) in run_batches(run, images, 3)] == [1, 1, 1]
 
 
-def test_device_whose_cudnn_is_broken_scores_but_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_with_a_broken_cudnn_scores_but_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 1)
     whole = functional.conv2d
 
@@ -135,7 +135,7 @@ def test_device_whose_cudnn_is_broken_scores_but_does_not_train(monkeypatch: pyt
     assert choose_device("auto", cudnn=True) == "cpu"
 
 
-def test_block_without_cudnn_changes_no_answer_and_ends_with_cudnn_as_it_was() -> None:
+def test_block_without_cudnn_changes_no_output_and_restores_cudnn() -> None:
     torch.manual_seed(0)
     layer, images = nn.Conv2d(2, 3, 3, stride=2, padding=1), torch.randn(2, 2, 9, 8)
     before = torch.backends.cudnn.enabled
@@ -152,7 +152,7 @@ def test_block_without_cudnn_changes_no_answer_and_ends_with_cudnn_as_it_was() -
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_half_precision_on_cuda_is_cudnns() -> None:
+def test_half_precision_on_cuda_equals_cudnns() -> None:
     assert choose_device("cuda") == "cuda"
     torch.manual_seed(0)
     for channels, n_filters, side, stride, padding, groups in LAYERS.values():

@@ -24,26 +24,26 @@ def test_square_follows_from_the_box_by_hand() -> None:
     assert top == round(80 + 8.37 - 46.5)
 
 
-def test_crop_of_its_own_size_is_the_frame_itself() -> None:
+def test_crop_without_resizing_equals_the_frame() -> None:
     frame = gradient()
     assert np.array_equal(crop_face(frame, np.array([10, 20, 42, 52]), GEOMETRY), frame[20:52, 10:42])
 
 
-def test_reducing_averages_areas() -> None:
+def test_reduction_averages_areas() -> None:
     frame = gradient()
     crop = crop_face(frame, np.array([0, 0, 64, 64]), GEOMETRY)
     by_hand = frame[:64, :64].reshape(32, 2, 32, 2, 3).astype(float).mean((1, 3))
     assert np.abs(crop - by_hand).max() <= 0.5
 
 
-def test_enlarging_is_bilinear() -> None:
+def test_enlargement_is_bilinear() -> None:
     frame = gradient()
     crop = crop_face(frame, np.array([10, 10, 26, 26]), GEOMETRY)
     assert np.array_equal(crop, cv2.resize(frame[10:26, 10:26], (32, 32), interpolation=cv2.INTER_LINEAR))
 
 
 @pytest.mark.parametrize("corner", [(-16, -16), (104, -16), (-16, 84), (104, 84)])
-def test_outside_the_frame_its_edge_is_repeated(corner: tuple[int, int]) -> None:
+def test_edge_pixels_are_repeated_outside_the_frame(corner: tuple[int, int]) -> None:
     frame, (x, y) = gradient(), corner
     crop = crop_face(frame, np.array([x, y, x + 32, y + 32]), GEOMETRY)
     rows = np.clip(np.arange(y, y + 32), 0, 99)
@@ -51,20 +51,20 @@ def test_outside_the_frame_its_edge_is_repeated(corner: tuple[int, int]) -> None
     assert np.array_equal(crop, frame[rows][:, columns])
 
 
-def test_box_wholly_outside_still_gives_a_crop() -> None:
+def test_box_outside_the_frame_still_gives_a_crop() -> None:
     crop = crop_face(gradient(), np.array([500, 500, 532, 532]), GEOMETRY)
     assert crop.shape == (32, 32, 3)
     assert (crop == gradient()[-1, -1]).all()
 
 
-def test_crop_is_no_view_of_the_frame() -> None:
+def test_crop_is_not_a_view_of_the_frame() -> None:
     frame = gradient()
     crop_face(frame, np.array([10, 20, 42, 52]), GEOMETRY)[:] = 0
     assert np.array_equal(frame, gradient())
 
 
 @pytest.mark.parametrize("frame", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 3))])
-def test_wrong_frame_is_refused_by_its_shape(frame: np.ndarray) -> None:
+def test_frame_of_wrong_shape_is_refused(frame: np.ndarray) -> None:
     with pytest.raises(ValueError, match="allowed: uint8"):
         crop_face(frame, np.array([0, 0, 5, 5]), GEOMETRY)
 
@@ -81,8 +81,8 @@ def test_impossible_geometry_is_refused(values: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("n_quarters", [1, 2, 3])
-def test_quarter_turns_move_whole_pixels(n_quarters: int) -> None:
-    # An even side and whole centres: the square of the turned frame covers the same pixels.
+def test_quarter_turns_keep_whole_pixels(n_quarters: int) -> None:
+    # With an even side and an integer centre, the square of the turned frame covers the same pixels.
     frame, box = gradient(), np.array([20, 24, 52, 56])
     geometry = CropGeometry(side_ratio=1.0, shift_ratio=0.25, size=32)
     turned = np.ascontiguousarray(np.rot90(frame, -n_quarters))
@@ -97,7 +97,7 @@ def test_quarter_turns_move_whole_pixels(n_quarters: int) -> None:
 def test_rolled_face_is_cut_upright(angle: float) -> None:
     frame = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8), (0, 0), 4)
     frame = cv2.normalize(frame, None, 0, 255, cv2.NORM_MINMAX)
-    # OpenCV's angles run counterclockwise about a centre that lies on a pixel's middle.
+    # OpenCV's angles are counterclockwise about a centre in the middle of a pixel.
     rolled = cv2.warpAffine(frame, cv2.getRotationMatrix2D((99.5, 99.5), -angle, 1), (200, 200), flags=cv2.INTER_CUBIC)
     box = np.array([68, 68, 132, 132])
     crop = crop_face(rolled, box, CropGeometry(side_ratio=1.0, shift_ratio=0.0, size=64), angle=angle)
@@ -118,8 +118,8 @@ def test_angle_that_is_not_finite_is_refused() -> None:
         crop_face(gradient(), np.array([0, 0, 5, 5]), GEOMETRY, angle=float("nan"))
 
 
-def test_every_pixel_counts_where_a_crop_is_reduced() -> None:
-    """Stripes finer than the crop's pixels become grey; sampling them would leave stripes or moire."""
+def test_every_pixel_counts_when_a_crop_is_reduced() -> None:
+    """Stripes finer than the crop's pixels become grey; plain sampling would give stripes or moire."""
     stripes = np.zeros((896, 896, 3), np.uint8)
     stripes[:, ::2] = 200
     crop = crop_face(stripes, np.array([0.0, 0.0, 896.0, 896.0]), CropGeometry(side_ratio=1.0, shift_ratio=0.0))

@@ -1,4 +1,4 @@
-"""dfdc.detect: MTCNN, as facenet-pytorch does it, but faster."""
+"""dfdc.detect: the results of facenet-pytorch's MTCNN, but faster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dfdc.boxes import iou
 from dfdc.detect import HARD, HARD_FRAMES, NO_FACES, QUICK, FaceDetector, Faces
 from dfdc.models import MTCNN
 from dfdc.mtcnn import load_mtcnn
-from dfdc.tracks import find_tracks, link_tracks
+from dfdc.tracks import Track, find_tracks, link_tracks
 from dfdc.video import read_frames
 
 
@@ -32,7 +32,7 @@ def portrait() -> np.ndarray:
 
 @pytest.fixture
 def whole(detector: FaceDetector, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """The frames that are searched whole, as they are searched."""
+    """Record which frames are searched completely."""
     searched, detect = [], detector.detect
 
     def listed(frames: list[np.ndarray], *settings: object) -> list[Faces]:
@@ -44,7 +44,7 @@ def whole(detector: FaceDetector, monkeypatch: pytest.MonkeyPatch) -> list[np.nd
 
 
 def scene(portrait: np.ndarray, *places: tuple[int, int]) -> np.ndarray:
-    """A gray frame of 640x360 with heads of 110 px, their left upper corners at x, y."""
+    """A grey frame of 640x360 with heads of 110 px whose upper left corners lie at x, y."""
     head = cv2.resize(portrait[:224, 112:336], (110, 110), interpolation=cv2.INTER_AREA)
     frame = np.full((360, 640, 3), 128, np.uint8)
     for x, y in places:
@@ -52,29 +52,29 @@ def scene(portrait: np.ndarray, *places: tuple[int, int]) -> np.ndarray:
     return frame
 
 
-@pytest.mark.parametrize(("number", "package_net"), [(0, PNet), (1, RNet), (2, ONet)])
-def test_nets_are_the_packages_own(number: int, package_net: type) -> None:
+@pytest.mark.parametrize(("number", "package_network"), [(0, PNet), (1, RNet), (2, ONet)])
+def test_networks_equal_those_of_the_package(number: int, package_network: type) -> None:
     images = torch.randint(0, 256, (3, 48, 48, 3), dtype=torch.uint8)[:, : (48, 24, 48)[number], : (48, 24, 48)[number]]
     with torch.inference_mode():
-        expected = package_net().eval()((images.permute(0, 3, 1, 2).float() - 127.5) / 128)
+        expected = package_network().eval()((images.permute(0, 3, 1, 2).float() - 127.5) / 128)
         for ours, theirs in zip(load_mtcnn(MTCNN.read_bytes())[number](images), expected, strict=True):
             assert torch.equal(ours, theirs)
 
 
-def test_boxes_and_landmarks_equal_the_packages_own(detector: FaceDetector, portrait: np.ndarray) -> None:
+def test_boxes_and_landmarks_equal_those_of_the_package(detector: FaceDetector, portrait: np.ndarray) -> None:
     (found,) = detector.detect([portrait])
-    models = [net().eval() for net in (PNet, RNet, ONet)]
+    models = [network().eval() for network in (PNet, RNet, ONet)]
     with torch.inference_mode():
         boxes, points = detect_face(portrait, 20.0, *models, list(QUICK.thresholds), 0.709, "cpu")
     boxes, points = np.asarray(boxes[0], float), np.asarray(points[0], float)
     assert len(found) == len(boxes) == 1
-    # Resizing differs (OpenCV's exact areas against torch's whole windows), so boxes agree within a few pixels.
+    # Resizing differs (OpenCV averages exact areas, torch whole windows), so boxes agree within a few pixels.
     assert iou(found.boxes, boxes[:, :4])[0, 0] > 0.9
     assert np.abs(found.landmarks[0] - points[0]).max() < 3
     assert found.scores[0] == pytest.approx(boxes[0, 4], abs=0.01)
 
 
-def test_landmarks_lie_where_eyes_nose_and_mouth_are(detector: FaceDetector, portrait: np.ndarray) -> None:
+def test_landmarks_lie_on_eyes_nose_and_mouth(detector: FaceDetector, portrait: np.ndarray) -> None:
     (found,) = detector.detect([portrait])
     left_eye, right_eye, nose, left_mouth, right_mouth = found.landmarks[0]
     assert left_eye[0] < nose[0] < right_eye[0]
@@ -115,7 +115,7 @@ def test_no_frames_give_no_faces(detector: FaceDetector) -> None:
     assert detector.detect([]) == []
 
 
-def test_looking_hard_finds_small_dark_faces_that_a_quick_look_misses(
+def test_thorough_search_finds_small_dark_faces_that_a_quick_search_misses(
     detector: FaceDetector, portrait: np.ndarray
 ) -> None:
     frame = np.zeros((1080, 1920, 3), np.uint8)
@@ -123,12 +123,12 @@ def test_looking_hard_finds_small_dark_faces_that_a_quick_look_misses(
     frame[400:528, 900:1028] = small * 0.25
     (quick,), (hard,) = detector.detect([frame]), detector.detect([frame], HARD)
     assert len(quick) == 0
-    # The face is a quarter of where it is in the portrait: centre (223, 120) / 4.
+    # The portrait is reduced to a quarter, so the centre of the face is (223, 120) / 4.
     centres = (hard.boxes[:, :2] + hard.boxes[:, 2:]) / 2
     assert np.abs(centres - [900 + 56, 400 + 30]).max(1).min() < 12
 
 
-def test_where_no_frame_shows_a_face_some_are_looked_at_hard(
+def test_some_frames_are_searched_thoroughly_if_no_face_is_found(
     detector: FaceDetector, portrait: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, (face,) = [], detector.detect([portrait])
@@ -139,7 +139,7 @@ def test_where_no_frame_shows_a_face_some_are_looked_at_hard(
     searched, found = detector.search(frames)
     assert asked == [HARD] * HARD_FRAMES and found == [face] * HARD_FRAMES
     assert searched[0] == 0 and searched[-1] == 19 and searched == sorted(set(searched))
-    # A track's frames are those of the clip, not of what was searched.
+    # The frame numbers of a track refer to the clip, not to the searched frames.
     (track,), faces = find_tracks(frames, detector)
     assert track.frames.tolist() == searched == list(faces)
 
@@ -151,7 +151,7 @@ def test_moving_face_is_followed_without_searching_every_frame(
     followed = detector.follow(frames)
     assert [np.array_equal(frame, frames[5 * i]) for i, frame in enumerate(whole)] == [True] * 4
     for faces, alone in zip(followed, detector.detect(frames), strict=True):
-        # Candidates come from another scale and place, and the models refine them to nearly the same box.
+        # The candidates have another scale and place, but the networks refine them to nearly the same box.
         assert iou(faces.boxes, alone.boxes).shape == (1, 1)
         assert iou(faces.boxes, alone.boxes)[0, 0] > 0.75
 
@@ -163,24 +163,26 @@ def test_face_that_jumps_is_searched_for(detector: FaceDetector, portrait: np.nd
         assert np.abs(centre - [x + 55, y + 60]).max() < 20
 
 
-def test_person_who_comes_later_is_found_from_the_first_frame_on(detector: FaceDetector, portrait: np.ndarray) -> None:
+def test_person_who_appears_later_is_found_from_their_first_frame_on(
+    detector: FaceDetector, portrait: np.ndarray
+) -> None:
     frames = [scene(portrait, (50, 100), *([(400, 150)] if i >= 6 else [])) for i in range(16)]
     assert [len(faces) for faces in detector.follow(frames)] == [1] * 6 + [2] * 10
 
 
-def test_face_between_frames_without_any_is_found(detector: FaceDetector, portrait: np.ndarray) -> None:
+def test_face_between_frames_without_faces_is_found(detector: FaceDetector, portrait: np.ndarray) -> None:
     frames = [scene(portrait, *([(200, 100)] if i in (5, 6, 7) else [])) for i in range(16)]
     assert [len(faces) for faces in detector.follow(frames)] == [int(i in (5, 6, 7)) for i in range(16)]
 
 
-def test_few_frames_lie_far_apart_and_are_all_searched(
+def test_few_frames_are_far_apart_and_all_searched(
     detector: FaceDetector, portrait: np.ndarray, whole: list[np.ndarray]
 ) -> None:
     assert [len(faces) for faces in detector.follow([scene(portrait, (200, 100))] * 6)] == [1] * 6
     assert len(whole) == 6
 
 
-def test_frames_may_change_their_size_within_a_clip(detector: FaceDetector, portrait: np.ndarray) -> None:
+def test_frame_size_may_change_within_a_clip(detector: FaceDetector, portrait: np.ndarray) -> None:
     large = scene(portrait, (200, 100))
     small = cv2.resize(large, (480, 270), interpolation=cv2.INTER_AREA)
     for size, faces in zip((640, 480) * 8, detector.follow([large, small] * 8), strict=True):
@@ -194,7 +196,11 @@ def test_two_faces_give_two_tracks(detector: FaceDetector, shared_videos: Path) 
     assert [len(track) for track in tracks] == [16, 16]
 
 
-@pytest.mark.parametrize("name", ["aajsqyyjni", "anndvqgoko", "knqhpwoigk", "brtujopkby", "widuwuoiur", "yhffcuhhjy"])
+# The other clips show the same in more time.
+SLOW_CLIPS = [pytest.param(name, marks=pytest.mark.slow) for name in ("anndvqgoko", "knqhpwoigk", "widuwuoiur")]
+
+
+@pytest.mark.parametrize("name", ["aajsqyyjni", "brtujopkby", "yhffcuhhjy", *SLOW_CLIPS])
 def test_faces_are_found_in_nearly_every_frame_of_dfdc_clips(
     detector: FaceDetector, shared_videos: Path, name: str
 ) -> None:
@@ -203,43 +209,49 @@ def test_faces_are_found_in_nearly_every_frame_of_dfdc_clips(
     assert sum(len(faces) > 0 for faces in found) >= 0.95 * len(frames)
 
 
-@pytest.mark.parametrize("n_quarters", [1, 2, 3])
-def test_clip_on_its_side_gives_the_boxes_of_the_upright_clip(
-    detector: FaceDetector, portrait: np.ndarray, n_quarters: int
-) -> None:
+@pytest.fixture(scope="module")
+def upright(detector: FaceDetector, portrait: np.ndarray) -> tuple[list[np.ndarray], Track]:
+    """Frames of an upright head that moves, and its track."""
     frames = [scene(portrait, (200 + 10 * i, 100)) for i in range(6)]
-    (upright,), _ = find_tracks(frames, detector)
+    (track,), _ = find_tracks(frames, detector)
+    assert (track.angles == 0).all() and len(track) == 6
+    return frames, track
+
+
+@pytest.mark.parametrize("n_quarters", [1, 2, 3])
+def test_clip_lying_on_its_side_gives_the_boxes_of_the_upright_clip(
+    detector: FaceDetector, upright: tuple[list[np.ndarray], Track], n_quarters: int
+) -> None:
+    frames, expected = upright
     (track,), _ = find_tracks([np.ascontiguousarray(np.rot90(frame, -n_quarters)) for frame in frames], detector)
-    assert (upright.angles == 0).all() and len(track) == len(upright)
-    assert (track.angles % 360 == 90 * n_quarters).all()
+    assert len(track) == len(expected) and (track.angles % 360 == 90 * n_quarters).all()
     boxes = track.boxes.reshape(-1, 2, 2)
-    for width in (360, 640, 360)[:n_quarters][::-1]:  # back: a quarter counterclockwise takes x, y to y, width - x
+    # Mapped back: a quarter turn counterclockwise takes x, y to y, width - x.
+    for width in (360, 640, 360)[:n_quarters][::-1]:
         boxes = np.stack([boxes[..., 1], width - boxes[..., 0]], -1)
     boxes = np.concatenate([boxes.min(1), boxes.max(1)], 1)
-    assert np.diag(iou(boxes, upright.boxes)).min() > 0.95
+    assert np.diag(iou(boxes, expected.boxes)).min() > 0.95
 
 
-@pytest.mark.parametrize("degrees", [20, 30, 40, 45, -45, 135])
-def test_rolled_head_has_its_angle(detector: FaceDetector, portrait: np.ndarray, degrees: int) -> None:
+@pytest.mark.parametrize("degrees", [20, 40, 45, -45, 135])
+def test_angle_of_a_rolled_head_is_found(detector: FaceDetector, portrait: np.ndarray, degrees: int) -> None:
     frames = [scene(portrait, (260 + 4 * i, 130)) for i in range(6)]
-    (upright,), _ = find_tracks(frames, detector)
     centre = (319.5, 179.5)
     matrix = cv2.getRotationMatrix2D(centre, -degrees, 1)
     (track,), _ = find_tracks([cv2.warpAffine(frame, matrix, (640, 360)) for frame in frames], detector)
-    # The astronaut's head is rolled by some degrees of its own, below what is turned back.
-    assert np.abs(track.angles - degrees).max() < 12
-    assert len(track) == len(upright)
+    # The astronaut's head itself is rolled by a few degrees, too few to be turned upright.
+    assert len(track) == 6 and np.abs(track.angles - degrees).max() < 12
 
 
-def test_upright_clip_is_not_searched_another_way_round(
+def test_upright_clip_is_not_searched_in_other_orientations(
     detector: FaceDetector, portrait: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detector, "find_turn", lambda *_: pytest.fail("was turned"))
     assert all(map(len, detector.search([scene(portrait, (200, 100))] * 4)[1]))
 
 
-@pytest.mark.parametrize("name", ["grass", "gravel", "coffee", "brick"])
-def test_pictures_of_things_have_no_person(detector: FaceDetector, name: str) -> None:
+@pytest.mark.parametrize("name", ["gravel", "coffee", pytest.param("grass", marks=pytest.mark.slow)])
+def test_pictures_of_objects_contain_no_person(detector: FaceDetector, name: str) -> None:
     from skimage import data
 
     picture = getattr(data, name)()
@@ -252,10 +264,10 @@ def test_photograph_is_a_person_in_one_frame(detector: FaceDetector, portrait: n
     assert track.frames.tolist() == [0] and track.kind == "person"
 
 
-def test_still_beside_a_moving_person_is_a_picture(detector: FaceDetector, portrait: np.ndarray) -> None:
+def test_still_face_beside_a_moving_person_is_a_picture(detector: FaceDetector, portrait: np.ndarray) -> None:
     frames = [scene(portrait, (40, 200)) for _ in range(6)]
     for index, frame in enumerate(frames):
-        # Another size and light each time: a person moves.
+        # Size and light differ in every frame, as of a moving person.
         head = cv2.convertScaleAbs(portrait[:224, 112:336], alpha=0.7 + 0.1 * index, beta=0)
         head = cv2.resize(head, (120 + 6 * index,) * 2, interpolation=cv2.INTER_AREA)
         frame[20 : 20 + len(head), 400 : 400 + len(head)] = head
@@ -264,7 +276,7 @@ def test_still_beside_a_moving_person_is_a_picture(detector: FaceDetector, portr
     assert "still" in tracks[1].reason
 
 
-def test_person_who_appears_late_is_looked_at(detector: FaceDetector, portrait: np.ndarray) -> None:
+def test_person_who_appears_late_is_scored(detector: FaceDetector, portrait: np.ndarray) -> None:
     frames = [scene(portrait, (20 + 4 * index, 200)) for index in range(24)]
     for index, frame in enumerate(frames[21:]):  # an eighth of the clip
         head = cv2.convertScaleAbs(portrait[:224, 112:336], alpha=0.7 + 0.1 * index, beta=0)
@@ -274,9 +286,9 @@ def test_person_who_appears_late_is_looked_at(detector: FaceDetector, portrait: 
     assert [(track.kind, track.n_hits) for track in tracks if track.boxes[0, 0] > 300] == [("person", 3)]
 
 
-def test_twelve_tiles_are_all_looked_at(detector: FaceDetector, portrait: np.ndarray) -> None:
+def test_all_twelve_persons_of_a_video_call_are_scored(detector: FaceDetector, portrait: np.ndarray) -> None:
     places = [(10 + 155 * column, 5 + 118 * row) for row in range(3) for column in range(4)]
     tracks, _ = find_tracks([scene(portrait, *places)] * 4, detector)
     assert [track.kind for track in tracks] == ["person"] * 12
-    # 4 frames pay for 32 crops.
+    # The budget of 4 frames is 32 crops.
     assert [len(track) for track in tracks] == [2] * 12

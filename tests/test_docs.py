@@ -1,4 +1,4 @@
-"""The documents: every command parses, every link leads somewhere, and the README's example runs."""
+"""The documents: every command is valid, every link leads to a file, and the README's example runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from dfdc import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-# The log of experiments keeps commands as they were on their day.
+# The log of experiments keeps each command as it was on its date.
 DOCUMENTS = [
     path
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "weights").glob("*.md"))
@@ -42,7 +42,7 @@ def commands() -> list[tuple[str, str]]:
     return lines
 
 
-def test_documents_hold_commands() -> None:
+def test_documents_contain_commands() -> None:
     assert len(commands()) >= 15
 
 

@@ -15,8 +15,8 @@ from tests.test_training import ONE_THREAD, TORCHRUN, pairs, write_table
 
 EPOCHS, BATCH_SIZE, N_PAIRS = 3, 8, 12
 STEPS = N_PAIRS // (BATCH_SIZE // 2)
-# Trains without chance and without what differs between a batch and its halves: dropout is off, and batch norms keep
-# their statistics. Each rank writes the loss of each of its steps.
+# Trains without randomness and without what differs between a batch and its halves: dropout is off, and batch norms
+# keep their statistics. Each rank writes the losses of its steps.
 SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
@@ -107,23 +107,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one(folder: Path) -> None:
-    """Each step's loss is the mean over both halves. Sums in another order differ by 1e-7, and AdamW enlarges that."""
+def test_two_processes_have_the_same_losses_as_one(folder: Path) -> None:
+    """Each loss is the mean over both halves. Another order of summation changes it by 1e-7, which AdamW amplifies."""
     one = read_losses(run(folder, "one", [sys.executable]), 1)
     two = read_losses(run(folder, "two", [*TORCHRUN, "--"]), 2)
     assert one.shape == (1, EPOCHS * STEPS)
     assert two.shape == (2, EPOCHS * STEPS)
-    assert np.abs(one[0, 1:] - one[0, :-1]).max() > 0.01  # it learns something
+    assert np.abs(one[0, 1:] - one[0, :-1]).max() > 0.01  # the loss falls
     assert np.abs(two[0] - two[1]).max() > 0.001  # the halves are different
     print("largest difference:", np.abs(two.mean(0) - one[0]).max())
     assert two.mean(0) == pytest.approx(one[0], abs=1e-4)
 
 
 @pytest.mark.slow
-def test_killed_process_is_restarted_and_goes_on_from_the_last_epoch(folder: Path) -> None:
+def test_killed_process_is_restarted_and_resumes_after_the_last_epoch(folder: Path) -> None:
     """The second process dies in the second epoch; torchrun starts both again, and the losses are the same."""
     whole = run(folder, "whole", [*TORCHRUN, "--"])
-    # More than one: a process that starts again may still be sent to the address of one that is gone.
+    # More than one restart, because a new process may still get the address of one that has ended.
     broken = run(folder, "broken", [*TORCHRUN, "--max-restarts", "3", "--"], dies_at=STEPS + 1)
     assert [line["epoch"] for line in read_log(broken)] == [str(epoch + 1) for epoch in range(EPOCHS)]
     for ours, theirs in zip(read_log(whole), read_log(broken), strict=True):

@@ -1,4 +1,4 @@
-"""dfdc.ensemble: models that answer together, in batches, by shared views, at half precision."""
+"""dfdc.ensemble: the mean over models, batches, alternating views, and half precision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.gpu import FakeGpu
 from tests.models import lively
 
 ROOT = Path(__file__).resolve().parent.parent
-# What a logit of these models may move by where one pixel is rounded to the next level.
+# How much a logit of these models may change if one pixel is rounded to the next level.
 LEVEL = 5e-3
 SPEC = ModelSpec(architecture="efficientnet-lite0", input_size=32, crop=CropGeometry(size=48))
 
@@ -37,6 +37,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[WeightsFile]:
 
 
 @pytest.fixture(scope="module")
+def ensemble(files: list[WeightsFile]) -> Ensemble:
+    return Ensemble(files)
+
+
+@pytest.fixture(scope="module")
 def faces() -> list[tuple[np.ndarray, np.ndarray]]:
     frame = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     return [(frame, np.array([x, 20, x + 40, 70], np.float32)) for x in range(0, 60, 3)]
@@ -49,7 +54,7 @@ def network(files: list[WeightsFile]) -> CropNet:
 
 @pytest.fixture(scope="module")
 def crops() -> np.ndarray:
-    """Five, and as many others, for a network's two views."""
+    """Five crops, and five others for the second view."""
     return np.random.default_rng(0).integers(0, 256, (5, 48, 48, 6), dtype=np.uint8)
 
 
@@ -60,7 +65,7 @@ def answers(network: CropNet, crops: np.ndarray) -> np.ndarray:
 
 
 def views_by_hand(model: FrameModel, crops: np.ndarray, others: np.ndarray, *, margin: int) -> np.ndarray:
-    """Logits (N, 2) of crops (N, S, S, 3), and of others' mirror images, smaller by a margin of repeated edges."""
+    """Logits (N, 2) of crops (N, S, S, 3) and of the reduced mirror images of other crops, with repeated edges."""
     images, mirrored = (torch.from_numpy(part).permute(0, 3, 1, 2).float() for part in (crops, others))
     small = resize_crops(mirrored, model.spec.input_size - 2 * margin).numpy()[..., ::-1]
     edges = np.pad(small, ((0, 0), (0, 0), (margin, margin), (margin, margin)), mode="edge")
@@ -68,7 +73,7 @@ def views_by_hand(model: FrameModel, crops: np.ndarray, others: np.ndarray, *, m
         return np.stack([model(images).numpy(), model(torch.from_numpy(edges)).numpy()], 1)
 
 
-def test_second_view_is_a_smaller_mirror_image(network: CropNet, crops: np.ndarray) -> None:
+def test_second_view_is_a_reduced_mirror_image(network: CropNet, crops: np.ndarray) -> None:
     margin = round(VIEW_MARGIN * SPEC.input_size)
     assert margin > 0
     halves = np.split(crops, 2, 3)
@@ -78,7 +83,7 @@ def test_second_view_is_a_smaller_mirror_image(network: CropNet, crops: np.ndarr
     assert answers(network, crops) != pytest.approx(views_by_hand(network.model.model, *halves, margin=0), abs=LEVEL)
 
 
-def test_without_margin_the_mirror_image_is_as_large(network: CropNet, crops: np.ndarray) -> None:
+def test_without_a_margin_the_mirror_image_has_full_size(network: CropNet, crops: np.ndarray) -> None:
     crops = crops[..., :3]
     with torch.inference_mode():
         answer = TwoViewModel(network.model.model, margin=0)(torch.from_numpy(crops).permute(0, 3, 1, 2)).numpy()
@@ -86,7 +91,7 @@ def test_without_margin_the_mirror_image_is_as_large(network: CropNet, crops: np
     assert answer == pytest.approx(by_hand, abs=LEVEL)
 
 
-def test_many_faces_of_a_person_share_the_views_and_few_are_seen_in_both() -> None:
+def test_many_faces_of_a_track_alternate_views_and_few_are_scored_in_both() -> None:
     assert share_views([]).shape == (0, 2)
     assert share_views([2, 1]).tolist() == [[0, 0], [1, 1], [2, 2]]
     assert share_views([MIN_SHARED - 1]).tolist() == [[i, i] for i in range(MIN_SHARED - 1)]
@@ -94,12 +99,12 @@ def test_many_faces_of_a_person_share_the_views_and_few_are_seen_in_both() -> No
     assert share_views([MIN_SHARED + 1]).tolist()[-2:] == [[MIN_SHARED - 2, MIN_SHARED - 1], [MIN_SHARED] * 2]
 
 
-def test_a_face_that_shares_the_views_has_the_logit_of_its_own(files: list[WeightsFile], faces: list) -> None:
+def test_alternating_views_keep_each_faces_own_logit(files: list[WeightsFile], faces: list) -> None:
     alone = Ensemble(files[:1])
     calibration, margin = files[0].spec.calibration, round(VIEW_MARGIN * SPEC.input_size)
     crops = cut_crops(faces, files[0].spec.crop)
     both = calibration.logits(views_by_hand(load_model(files[0]), crops, crops, margin=margin))
-    # Of 20 faces the first nine are one person's, and the ninth is left without a neighbour.
+    # Of 20 faces the first nine belong to one person, and the ninth has no neighbour left.
     expected = np.where(np.arange(20) % 2, both[:, 1], both[:, 0])
     expected[8:] = both[8:].mean(1)
     assert np.abs(both[:, 0] - both[:, 1]).max() > 10 * LEVEL
@@ -107,21 +112,20 @@ def test_a_face_that_shares_the_views_has_the_logit_of_its_own(files: list[Weigh
     assert alone.score(faces) == pytest.approx(both.mean(1), abs=LEVEL)
 
 
-def test_ensemble_is_the_mean_of_calibrated_logits(files: list[WeightsFile], faces: list) -> None:
+def test_ensemble_is_the_mean_of_calibrated_logits(files: list[WeightsFile], ensemble: Ensemble, faces: list) -> None:
     by_hand = []
     for file in files:
         crops, margin = cut_crops(faces, file.spec.crop), round(VIEW_MARGIN * file.spec.input_size)
         raw = views_by_hand(load_model(file), crops, crops, margin=margin).mean(1)
         by_hand.append(raw / file.spec.calibration.temperature + file.spec.calibration.bias)
-    ensemble = Ensemble(files)
     assert ensemble.score(faces) == pytest.approx(np.mean(by_hand, axis=0), abs=LEVEL)
     assert ensemble.bounds() == pytest.approx((0.03, 0.97))
-    # The first network alone, as when time is short:
+    # The first model alone, as if time is short:
     assert ensemble.score(faces, n_models=1) == pytest.approx(by_hand[0], abs=LEVEL)
     assert ensemble.bounds(1) == pytest.approx((0.02, 0.96))
 
 
-def test_a_nets_weight_is_how_much_it_counts(files: list[WeightsFile], faces: list) -> None:
+def test_weight_of_a_model_is_its_share_in_the_mean(files: list[WeightsFile], faces: list) -> None:
     first, second = (Ensemble([file]).score(faces) for file in files)
     heavy = [replace(files[0], spec=replace(files[0].spec, weight=3.0)), files[1]]
     together = Ensemble(heavy)
@@ -132,45 +136,46 @@ def test_a_nets_weight_is_how_much_it_counts(files: list[WeightsFile], faces: li
         replace(files[0].spec, weight=0.0)
 
 
-def test_batched_equals_one_by_one(files: list[WeightsFile], faces: list) -> None:
-    ensemble = Ensemble(files)
+def test_batched_equals_one_by_one(ensemble: Ensemble, faces: list) -> None:
     one_by_one = np.concatenate([ensemble.score([face]) for face in faces])
     assert ensemble.score(faces) == pytest.approx(one_by_one, abs=1e-3)
 
 
-def test_crops_of_another_size_are_refused_with_the_cure(files: list[WeightsFile]) -> None:
-    with pytest.raises(WeightsError, match=r"crops of 32x32 px.*crops of 48 px: cut them anew"):
-        Ensemble(files).score_crops(torch.zeros((2, 3, 32, 32), dtype=torch.uint8))
+def test_crops_of_another_size_are_refused_with_the_cure(ensemble: Ensemble) -> None:
+    with pytest.raises(WeightsError, match=r"crops of 32x32 px.*crops of 48 px: cut them again"):
+        ensemble.score_crops(torch.zeros((2, 3, 32, 32), dtype=torch.uint8))
 
 
-def test_nets_that_see_no_faces_are_passed_over(files: list[WeightsFile], faces: list, tmp_path: Path) -> None:
+def test_models_without_face_input_are_skipped(
+    files: list[WeightsFile], ensemble: Ensemble, faces: list, tmp_path: Path
+) -> None:
     voice = replace(SPEC, sees="sound", mean=(0.0,), std=(1.0,))
     other = open_weights(save_model(FrameModel(voice), tmp_path, name="voice"))
-    assert Ensemble([other, *files]).score(faces) == pytest.approx(Ensemble(files).score(faces))
+    assert Ensemble([other, *files]).score(faces) == pytest.approx(ensemble.score(faces))
 
 
-def test_no_faces_give_no_logits(files: list[WeightsFile]) -> None:
-    assert Ensemble(files).score([]).shape == (0,)
+def test_no_faces_give_no_logits(ensemble: Ensemble) -> None:
+    assert ensemble.score([]).shape == (0,)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_are_no_answer(files: list[WeightsFile], value: float) -> None:
+def test_logits_that_are_not_finite_are_an_error(files: list[WeightsFile], value: float) -> None:
     ensemble = Ensemble(files[:1], "cuda", models=[lambda images: (np.full(len(images), value),)])
     with pytest.raises(FloatingPointError, match="not finite"):
         ensemble.score_crops(np.zeros((2, 3, 48, 48), np.uint8))
 
 
-def test_cuda_that_is_not_there_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cuda_device_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == "cpu"
     with pytest.raises(DeviceError, match="use --device cpu"):
         choose_device("cuda")
 
 
-def test_half_precision_as_on_cuda_answers_like_single(
+def test_half_precision_agrees_with_single_precision(
     files: list[WeightsFile], faces: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Both by torch: nothing else tells them apart.
+    # Both run in torch, so that only the precision differs.
     models = [run_in_torch(CropNet(load_model(file)).eval(), "cpu") for file in files]
     single = Ensemble(files, models=models).score(faces)
     gpu = FakeGpu(monkeypatch)
@@ -181,6 +186,6 @@ def test_half_precision_as_on_cuda_answers_like_single(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_half_precision_on_cuda_answers_like_single_on_the_cpu(files: list[WeightsFile], faces: list) -> None:
+def test_half_precision_on_cuda_agrees_with_single_precision_on_the_cpu(files: list[WeightsFile], faces: list) -> None:
     # Half precision keeps 11 bits through some fifty layers.
     assert Ensemble(files, "cuda").score(faces) == pytest.approx(Ensemble(files).score(faces), abs=0.05)

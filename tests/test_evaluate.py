@@ -1,4 +1,4 @@
-"""tools/evaluate.py: labelled crops and clips become numbers with intervals, and pictures."""
+"""tools/evaluate.py: labelled crops and clips give scores with intervals, and pictures."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models from chance, each with a calibration of its own: of 24 crops most logits lie inside the bounds."""
+    """Two random models, each with its own calibration; most logits of 24 crops lie inside the bounds."""
     folder = tmp_path_factory.mktemp("weights")
     for seed, calibration in enumerate((Calibration(0.5, 0.3, 0.02, 0.9), Calibration(1.0, -0.5, 0.04, 0.98))):
         torch.manual_seed(seed)
         spec = ModelSpec("mobilenet-v2", SIDE, crop=CropGeometry(size=SIDE), calibration=calibration)
-        save_model(lively(FrameModel(spec)), folder, name=f"net{seed}")
+        save_model(lively(FrameModel(spec)), folder, name=f"model{seed}")
     return folder
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight videos of three crops each in the split val, two of them fakes of one, and one crop in train."""
+    """Eight videos with three crops each in the split val, two of them fakes of one original; one crop in train."""
     folder = tmp_path_factory.mktemp("crops")
     generator = np.random.default_rng(0)
     rows = []
@@ -79,15 +79,22 @@ def test_ensemble_scores_crops_with_the_mean_of_calibrated_logits(weights: Path,
     crops = np.stack([cv2.imread(str(table.with_name(name)))[:, :, ::-1] for name in both.names])
     with torch.inference_mode():
         models = [CropNet(load_model(file)).eval() for file in find_weights(weights)]
-        raw = [torch.stack(net(torch.from_numpy(np.concatenate([crops, crops], 3)))).mean(0).numpy() for net in models]
+        raw = [
+            torch.stack(network(torch.from_numpy(np.concatenate([crops, crops], 3)))).mean(0).numpy()
+            for network in models
+        ]
     logits = [file.spec.calibration.logits(z) for file, z in zip(find_weights(weights), raw, strict=True)]
     assert all(np.ptp(z) > 0.3 for z in logits)
-    expected = np.clip(sigmoid(np.mean(logits, 0)), 0.03, 0.94)  # means of the members' bounds
+    expected = np.clip(sigmoid(np.mean(logits, 0)), 0.03, 0.94)  # means of the models' bounds
     assert np.ptp(expected) > 0.1
-    # The kernel's runtime sums in another order, and of noise a pixel is rounded to another level here and there.
+    # The kernel's runtime sums in another order, and in noise some pixels are rounded to another level.
     assert both.probabilities == pytest.approx(expected, abs=5e-3)
     assert both.names[4] == "1-1.png" and both.sources[4] == "1.mp4" and both.manipulations[-1] == "swap"
-    assert set(both.sources[12:]) == {"4.mp4", "5.mp4", "0.mp4"}  # a fake's is its original, where that is named
+    assert set(both.sources[12:]) == {
+        "4.mp4",
+        "5.mp4",
+        "0.mp4",
+    }  # the source of a fake is its original, if that is named
     assert both.labels.tolist() == [0] * 12 + [1] * 12
     written = cv2.cvtColor(cv2.imread(str(table.with_name("1-1.png"))), cv2.COLOR_BGR2RGB)
     assert np.array_equal(both.picture(4), written)
@@ -99,12 +106,12 @@ def test_probabilities_stay_within_the_mean_of_the_bounds(table: Path, tmp_path:
         spec = ModelSpec(
             "mobilenet-v2", SIDE, crop=CropGeometry(size=SIDE), calibration=Calibration(0.01, 0.0, *bounds)
         )
-        save_model(lively(FrameModel(spec)), tmp_path, name=f"net{seed}")
+        save_model(lively(FrameModel(spec)), tmp_path, name=f"model{seed}")
     probabilities = score_crop_table(table, tmp_path, device="cpu").probabilities
     assert (probabilities.min(), probabilities.max()) == pytest.approx((0.47, 0.55))
 
 
-def test_crops_give_a_json_a_table_and_pictures(
+def test_crops_give_json_table_and_pictures(
     weights: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "new/scores.json"
@@ -123,7 +130,7 @@ def test_crops_give_a_json_a_table_and_pictures(
         assert cv2.imread(str(tmp_path / "pictures" / name)).std() > 5, name
 
 
-def test_a_manipulations_fakes_are_measured_against_all_reals(scored: Scored) -> None:
+def test_fakes_of_each_manipulation_are_measured_against_all_reals(scored: Scored) -> None:
     scores = report_scores(scored, samples=10)
     part = (scored.labels == 0) | (scored.manipulations == "lips")
     lips = scores["by_manipulation"]["lips"]
@@ -145,7 +152,7 @@ def test_table_has_a_row_for_every_group(scored: Scored) -> None:
     assert f"{auc['value']:.3f} ({auc['low']:.3f}-{auc['high']:.3f})" in lines[1]
 
 
-def test_contact_sheet_shows_the_worst_of_both_kinds(scored: Scored, tmp_path: Path, monkeypatch) -> None:
+def test_contact_sheet_shows_the_worst_mistakes_of_both_classes(scored: Scored, tmp_path: Path, monkeypatch) -> None:
     drawn = []
     monkeypatch.setattr(scores_of, "draw_contact_sheet", lambda path, tiles, title: drawn.append((tiles, title)))
     draw_pictures(scored, report_scores(scored, samples=5), tmp_path)
@@ -157,14 +164,14 @@ def test_contact_sheet_shows_the_worst_of_both_kinds(scored: Scored, tmp_path: P
     assert f"{len(missed)} of 20 fakes missed, {len(accused)} of 20 reals" in title
 
 
-def test_pictures_without_a_mistake_or_a_face_are_drawn_all_the_same(scored: Scored, tmp_path: Path) -> None:
+def test_pictures_are_drawn_even_without_a_mistake_or_a_face(scored: Scored, tmp_path: Path) -> None:
     right = np.where(scored.labels == 1, 0.9, 0.1)
     scored = Scored(scored.names, scored.labels, right, scored.manipulations, scored.sources, scored.picture)
     draw_pictures(scored, report_scores(scored, samples=5), tmp_path)
     assert all((tmp_path / name).stat().st_size > 1000 for name in PICTURES)
 
 
-def test_one_class_alone_is_refused(scored: Scored) -> None:
+def test_single_class_is_refused(scored: Scored) -> None:
     reals = Scored(scored.names[:20], np.zeros(20, int), scored.probabilities[:20], *[np.array([""] * 20)] * 2, None)
     with pytest.raises(DataError, match="20 reals and 0 fakes; scores need both"):
         evaluate(reals)
@@ -228,19 +235,19 @@ def test_mistakes_end_with_one_line(
         ("--protocol", ["--pictures", "p"], "--crops or --videos"),
     ],
 )
-def test_flags_that_would_do_nothing_are_refused(
+def test_flags_without_effect_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture, source: str, flag: list[str], needed: str
 ) -> None:
     with pytest.raises(SystemExit):
         main([source, str(tmp_path), *flag])
-    assert f"{flag[0]}: goes with {needed} only" in capsys.readouterr().err
+    assert f"{flag[0]}: works with {needed} only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flag", "value", "said"),
     [(flag, "0", "from 1 up") for flag in ("--samples", "--workers", "--frames")] + [("--seed", "-1", "from 0 up")],
 )
-def test_numbers_that_make_no_sense_are_refused(
+def test_impossible_numbers_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture, flag: str, value: str, said: str
 ) -> None:
     with pytest.raises(SystemExit):

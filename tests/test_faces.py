@@ -1,4 +1,4 @@
-"""dfdc.faces: what landmarks tell, and frames that are turned."""
+"""dfdc.faces: the roll of a head from its landmarks, and turned frames."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ SIDE = np.array([[30, 40], [45, 40], [26, 60], [32, 78], [43, 78]], float)
 
 
 def rolled(points: np.ndarray, degrees: float) -> np.ndarray:
-    """Points turned clockwise in the picture, whose y runs down."""
+    """Turn points clockwise in a picture, whose y axis points down."""
     a = np.radians(degrees)
     return points @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
 
 
 @pytest.mark.parametrize("degrees", [-170.0, -90.0, -20.0, 0.0, 35.0, 90.0, 180.0])
-def test_roll_is_what_landmarks_were_turned_by(degrees: float) -> None:
+def test_roll_equals_the_angle_that_landmarks_were_turned_by(degrees: float) -> None:
     (angle,) = roll_angles(rolled(FRONT, degrees)[None])
     assert (angle - degrees + 180) % 360 - 180 == pytest.approx(0, abs=1e-6)
 
 
-def test_head_seen_from_the_side_is_not_rolled() -> None:
+def test_head_seen_from_the_side_has_no_roll() -> None:
     assert abs(roll_angles(SIDE[None])[0]) < 8
 
 
-def test_no_landmarks_have_no_angle() -> None:
+def test_missing_landmarks_give_no_angle() -> None:
     assert roll_angles(np.zeros((0, 5, 2))).shape == (0,)
 
 
 @pytest.mark.parametrize("n_quarters", [0, 1, 2, 3])
-def test_faces_of_a_turned_frame_lie_where_they_were(n_quarters: int) -> None:
+def test_faces_found_in_a_turned_frame_are_mapped_back(n_quarters: int) -> None:
     frame = np.zeros((60, 100), np.uint8)
     frame[10:30, 40:70] = 1
     frame[12, 45] = 2
@@ -49,7 +49,7 @@ def test_faces_of_a_turned_frame_lie_where_they_were(n_quarters: int) -> None:
 
 
 @pytest.mark.parametrize("angle", [-50.0, 20.0, 45.0, 90.0, 200.0])
-def test_faces_of_a_slanted_frame_lie_where_they_were(angle: float) -> None:
+def test_faces_found_in_a_slanted_frame_are_mapped_back(angle: float) -> None:
     frame = np.zeros((200, 300, 3), np.uint8)
     cv2.circle(frame, (210, 60), 8, (255, 255, 255), -1)
     turned = turn_upright(frame, angle)
@@ -63,7 +63,7 @@ def test_faces_of_a_slanted_frame_lie_where_they_were(angle: float) -> None:
     assert sorted([x1 - x0, y1 - y0]) == pytest.approx([40, 60], abs=1e-3)
 
 
-def test_no_corner_of_a_turned_frame_is_lost() -> None:
+def test_turned_frame_keeps_its_corners() -> None:
     frame = np.full((90, 160, 3), 255, np.uint8)
     turned = turn_upright(frame, 30)
     assert turned.shape[:2] == (158, 184)  # 160 sin 30 + 90 cos 30 and 160 cos 30 + 90 sin 30, rounded up

@@ -17,7 +17,7 @@ from dfdc.weights import sigmoid
 
 
 def make_answers(family: str = "swaps", *, n: int = 60, seed: int = 0) -> Answers:
-    """Half fakes of two manipulations, of which the second looks like the reals, which are of two sexes."""
+    """Half are fakes of two manipulations, the second of which looks like the reals; the reals have two sexes."""
     generator = np.random.default_rng(seed)
     labels = np.arange(n) % 2
     manipulations = np.where(labels == 1, np.where(np.arange(n) % 4 == 1, "easy", "hard"), "")
@@ -26,7 +26,7 @@ def make_answers(family: str = "swaps", *, n: int = 60, seed: int = 0) -> Answer
     return Answers(family, labels, logits, np.arange(n).astype(str), manipulations, {"sex": sexes})
 
 
-def test_scores_are_those_of_scikit_learn() -> None:
+def test_family_scores_equal_scikit_learns() -> None:
     answers = make_answers()
     rows = {row.part: row for row in measure_protocol([answers], samples=50)}
     easy = (answers.labels == 0) | (answers.manipulations == "easy")
@@ -41,7 +41,7 @@ def test_scores_are_those_of_scikit_learn() -> None:
     assert rows["all"].auc.low < rows["all"].auc.value < rows["all"].auc.high
 
 
-def test_mean_is_over_families_that_hold_both_classes() -> None:
+def test_mean_is_taken_over_families_with_both_classes() -> None:
     first, second = make_answers("one"), make_answers("two", seed=1)
     photographs = Answers("photographs", np.zeros(4, int), np.ones(4), np.arange(4).astype(str), np.array([""] * 4))
     rows = measure_protocol([first, second, photographs], samples=20)
@@ -53,7 +53,7 @@ def test_mean_is_over_families_that_hold_both_classes() -> None:
     assert len(format_rows(rows).splitlines()) == len(rows) + 1
 
 
-def test_interval_is_wider_where_identities_repeat() -> None:
+def test_interval_is_wider_if_identities_repeat() -> None:
     alone = make_answers(n=80)
     few = Answers("few", alone.labels, alone.logits, (np.arange(80) // 16).astype(str), alone.manipulations)
     wide, narrow = (measure_protocol([each], samples=300)[0].false_alarms for each in (few, alone))
@@ -75,7 +75,7 @@ def write_protocol(folder: Path, families: object) -> Path:
     return path
 
 
-def test_protocol_paths_start_at_its_folder(tmp_path: Path) -> None:
+def test_paths_in_a_protocol_are_relative_to_its_folder(tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
     path = write_protocol(tmp_path, [{"name": "A", "tables": ["a.csv"], "split": "test", "traits": ["sex"]}])
     (family,) = read_protocol(path)

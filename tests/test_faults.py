@@ -1,4 +1,4 @@
-"""The fault suite in short (tests/faults; `make faults` runs all of it), and what it found, so that it stays found."""
+"""A short version of the fault suite (tests/faults; `make faults` runs all of it), and the faults that it found."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """Real kernels, real readers, real signals and files; no nets."""
-    return Bench(tmp_path_factory.mktemp("faults"), nets="fake")
+    """Real kernels, real readers, real signals and files; no models."""
+    return Bench(tmp_path_factory.mktemp("faults"), models="fake")
 
 
 def assert_harmless(outcomes: list[Outcome]) -> None:
@@ -36,7 +36,7 @@ def assert_harmless(outcomes: list[Outcome]) -> None:
         assert (outcome.lost, outcome.wrong) == (0, 0), outcome
 
 
-def test_damaged_and_hostile_clips_get_their_rows_and_harm_no_other(bench: Bench) -> None:
+def test_damaged_and_hostile_clips_get_rows_and_do_not_affect_others(bench: Bench) -> None:
     outcomes = parts.damaged_clips(bench, limit=40, large=False)
     assert_harmless(outcomes)
     assert sum(outcome.tried for outcome in outcomes) >= 40 + 40
@@ -46,15 +46,15 @@ def test_workers_that_crash_or_run_out_of_memory_cost_one_row_each(bench: Bench)
     assert_harmless(parts.sabotaged_workers(bench, deeds=("segfault", "eat"), n_each=1))
 
 
-def test_killed_run_goes_on_where_it_was(bench: Bench) -> None:
+def test_killed_run_resumes_where_it_stopped(bench: Bench) -> None:
     assert_harmless(parts.killed_trees(bench, n_kills=1, n_clips=40))
 
 
-def test_sigterm_while_scoring_ends_the_run_at_once_with_the_file_whole(bench: Bench) -> None:
+def test_sigterm_while_scoring_ends_the_run_at_once_with_a_complete_file(bench: Bench) -> None:
     assert_harmless(parts.signals(bench, phases=("scoring",), numbers=(signal.SIGTERM,)))
 
 
-def test_disk_that_fills_leaves_the_last_good_file(bench: Bench) -> None:
+def test_full_disk_leaves_the_last_complete_file(bench: Bench) -> None:
     try:
         outcomes = parts.disk_faults(bench, n_clips=100, faults=("fills",))
     except PermissionError as error:
@@ -69,7 +69,7 @@ def test_damage_is_the_same_for_the_same_seed(bench: Bench) -> None:
     assert len(first) >= 500
     assert len({one.name for one in first}) == len(first)
     intact = set(bases.values())
-    # A few sizes that are misstated are as they were.
+    # A few misstated sizes equal the true ones.
     assert sum(one.data in intact for one in first) < 10
 
 
@@ -85,7 +85,7 @@ def test_damage_is_the_same_for_the_same_seed(bench: Bench) -> None:
         (b"", "middle of a line"),
     ],
 )
-def test_reader_tells_a_broken_file_from_a_whole_one(data: bytes, fault: str | None) -> None:
+def test_reader_recognises_a_broken_file(data: bytes, fault: str | None) -> None:
     found = reader.fault_of(data, ["a", "b"])
     assert found is None if fault is None else fault in found
 
@@ -101,19 +101,19 @@ def test_carriage_return_in_a_name_does_not_break_its_row(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["[" * 3000, '{"\\ud800.mp4": {"label": "REAL"}}'])
-def test_metadata_that_no_folder_can_have_is_refused(tmp_path: Path, text: str) -> None:
+def test_metadata_with_impossible_file_names_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "metadata.json").write_text(text)
     with pytest.raises(DataError, match="cannot be read"):
         read_metadata(tmp_path)
 
 
-def test_crop_whose_path_no_file_can_have_is_refused(tmp_path: Path) -> None:
+def test_crop_with_an_impossible_path_is_refused(tmp_path: Path) -> None:
     (tmp_path / "crops.csv").write_bytes(b"path,video,label,original,split\na\0b.png,a,REAL,,train\n")
     with pytest.raises(DataError, match="cannot be read"):
         load_crops(tmp_path / "crops.csv", split="train", progress=False)
 
 
-def test_journal_gives_no_clip_that_is_not_asked_for(tmp_path: Path) -> None:
+def test_journal_returns_requested_clips_only(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     journal = Journal(path, {})
     journal.record(Prediction("a.mp4", 0.25), identify(ROOT / "kernel.py"))
@@ -135,7 +135,7 @@ except VideoError as error:
 
 
 @pytest.mark.parametrize("kind", ["program stream", "transport stream without tables"])
-def test_claim_in_a_stream_without_header_costs_little_memory(tmp_path: Path, kind: str) -> None:
+def test_size_claimed_in_a_stream_without_header_costs_little_memory(tmp_path: Path, kind: str) -> None:
     honest = write_clip(tmp_path / "honest.ts", options={**handmade.BASELINE, "g": "1"}, n_frames=250)
     path = tmp_path / ("claim.mpg" if kind == "program stream" else "claim.ts")
     handmade.claim_in_packets(path, honest, (16000, 16000))
@@ -144,5 +144,5 @@ def test_claim_in_a_stream_without_header_costs_little_memory(tmp_path: Path, ki
     command = [sys.executable, "-c", READ_AND_TELL, str(path)]
     text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "256000000 pixels" in text
-    # FFmpeg's own look at them takes 1,180 MB.
+    # FFmpeg's own probing takes 1,180 MB.
     assert int(text.split()[0]) < 100

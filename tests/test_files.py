@@ -1,4 +1,4 @@
-"""dfdc.files: nothing is destroyed, nothing is half written, nothing waits."""
+"""dfdc.files: no file is lost or half written, and nothing blocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_file_takes_the_others_place_where_the_block_ends_well(tmp_path: Path) -> None:
+def test_file_is_replaced_if_the_block_succeeds(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("old")
     with drafted(tmp_path / "a.json") as draft:
         assert draft.suffix == ".json" and draft.parent == tmp_path
@@ -25,7 +25,7 @@ def test_file_takes_the_others_place_where_the_block_ends_well(tmp_path: Path) -
     assert (tmp_path / "a.json").read_text() == "new" and names(tmp_path) == {"a.json"}
 
 
-def test_file_stays_where_the_block_fails(tmp_path: Path) -> None:
+def test_file_is_kept_if_the_block_fails(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
     with pytest.raises(ZeroDivisionError), drafted(tmp_path / "a") as draft:
         draft.write_text("new")
@@ -34,8 +34,8 @@ def test_file_stays_where_the_block_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [lambda path: write_text(path, "x"), lambda path: write_json(path, {}), write_csv])
-def test_planted_links_and_pipes_are_neither_followed_nor_waited_for(tmp_path: Path, write: object) -> None:
-    """As a draft of a known name could be."""
+def test_planted_links_and_pipes_are_not_followed_and_do_not_block(tmp_path: Path, write: object) -> None:
+    """A draft with a predictable name could be attacked in this way."""
     (tmp_path / "precious").write_text("kept")
     for name in (".a.csv.tmp", ".a.tmp.csv", ".a.00000000.tmp.csv"):
         (tmp_path / name).symlink_to("precious")
@@ -46,7 +46,7 @@ def test_planted_links_and_pipes_are_neither_followed_nor_waited_for(tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "link to a pipe", "device"])
-def test_what_is_no_regular_file_is_refused_and_stays(tmp_path: Path, kind: str) -> None:
+def test_irregular_file_is_refused_and_kept(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a"
     if kind == "folder":
         path.mkdir()
@@ -67,7 +67,7 @@ def test_what_is_no_regular_file_is_refused_and_stays(tmp_path: Path, kind: str)
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
-def test_link_is_followed_and_stays(tmp_path: Path) -> None:
+def test_link_is_followed_and_kept(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/target").write_text("old")
     (tmp_path / "link").symlink_to("folder/target")
@@ -78,7 +78,7 @@ def test_link_is_followed_and_stays(tmp_path: Path) -> None:
     assert (tmp_path / "folder/absent").read_text() == "new"
 
 
-def test_permissions_stay(tmp_path: Path) -> None:
+def test_permissions_are_kept(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
     (tmp_path / "a").chmod(0o640)
     write_text(tmp_path / "a", "new")
@@ -91,7 +91,7 @@ def test_permissions_stay(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o640
 
 
-def test_drafts_of_killed_processes_go_and_those_of_living_ones_stay(
+def test_drafts_of_dead_processes_are_removed_and_those_of_running_ones_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".a.0123abcd.tmp.csv").write_text("left")
@@ -119,7 +119,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         describe_file(tmp_path / "pipe")
 
 
-def test_identity_is_the_files_and_not_the_names(tmp_path: Path) -> None:
+def test_identity_belongs_to_the_file_and_not_to_its_name(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("same")
     (tmp_path / "b").write_text("same")
     os.utime(tmp_path / "b", ns=(0, os.stat(tmp_path / "a").st_mtime_ns))
@@ -133,8 +133,8 @@ def test_identity_is_the_files_and_not_the_names(tmp_path: Path) -> None:
     assert identify(tmp_path / "a") != before
 
 
-def test_a_link_planted_under_the_drafts_name_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even for somebody who guesses the random name."""
+def test_link_planted_under_the_drafts_name_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if somebody guesses the random name."""
     monkeypatch.setattr("dfdc.files.secrets.token_hex", lambda _: "guessed")
     victim = tmp_path / "victim"
     victim.write_text("precious")

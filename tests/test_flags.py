@@ -1,4 +1,4 @@
-"""dfdc.flags: a mistake is one line, a bug keeps its traceback, and outputs are checked before any work."""
+"""dfdc.flags: a mistake prints one line, a bug keeps its traceback, and outputs are checked before any work."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_values_outside_their_range_are_refused(kind, allowed: dict[str, object]
             kind(text)
 
 
-def test_mistakes_are_one_line_and_bugs_keep_their_traceback(capsys: pytest.CaptureFixture) -> None:
+def test_mistakes_print_one_line_and_bugs_keep_their_traceback(capsys: pytest.CaptureFixture) -> None:
     @tool
     def main(argv: list[str] | None = None) -> int | None:
         match argv:

@@ -1,4 +1,4 @@
-"""dfdc.training.folding: fixed batch norms, folded, give the gradients that the unfolded net gives."""
+"""dfdc.training.folding: folded batch norms give the same gradients as unfolded ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.models import lively
 
 
 def without_chance(model: nn.Module) -> nn.Module:
-    """Leave out dropped layers and units, so that two models compute the same."""
+    """Switch off dropped layers and units, so that two models compute the same."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -22,10 +22,10 @@ def without_chance(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("architecture", ["efficientnet-lite0", "efficientnet-b0"])
-def test_folded_gradients_are_those_of_fixed_norms(architecture: str) -> None:
+def test_folded_gradients_equal_those_of_fixed_norms(architecture: str) -> None:
     torch.manual_seed(0)
-    model = without_chance(lively(FrameModel(ModelSpec(architecture, 64)))).double()  # no rounding
-    crops = torch.rand(4, 3, 64, 64) * 255
+    model = without_chance(lively(FrameModel(ModelSpec(architecture, 32)))).double()  # no rounding
+    crops = torch.rand(4, 3, 32, 32) * 255
     loss = model(crops).square().sum()
     loss.backward()
     wanted = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -39,7 +39,7 @@ def test_folded_gradients_are_those_of_fixed_norms(architecture: str) -> None:
         torch.testing.assert_close(parameter.grad, wanted[name], msg=name)
 
 
-def test_folding_follows_the_model() -> None:
+def test_folding_uses_the_models_current_parameters() -> None:
     torch.manual_seed(0)
     model = without_chance(lively(FrameModel(ModelSpec("efficientnet-lite0", 64))))
     folded, crops = FoldedModel(model, half=False), torch.rand(2, 3, 64, 64) * 255
@@ -50,6 +50,6 @@ def test_folding_follows_the_model() -> None:
     torch.testing.assert_close(folded(crops), model(crops), rtol=1e-3, atol=1e-3)
 
 
-def test_other_nets_are_refused() -> None:
+def test_other_architectures_are_refused() -> None:
     with pytest.raises(ValueError, match="only EfficientNets"):
         FoldedModel(FrameModel(ModelSpec("mobilenet-v2", 64)))

@@ -1,4 +1,4 @@
-"""The table of all frames: CSV and Parquet hold what the analyses hold, in bounded memory, or say what is missing."""
+"""dfdc.report.frames: CSV and Parquet tables of all frames, in bounded memory; a missing package is reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dfdc.report.frames import write_frames
 
 
 def clip(name: str, *lengths: int) -> dfdc.Analysis:
-    """An analysis with a track of each length."""
+    """An analysis with one track of each of these lengths."""
     tracks = tuple(
         dfdc.FaceTrack(
             frames=np.arange(n) * 2,
@@ -34,7 +34,7 @@ def clip(name: str, *lengths: int) -> dfdc.Analysis:
     return dfdc.Analysis(name, tracks=tracks, times_s=np.arange(max(lengths, default=0) * 2))
 
 
-def test_csv_has_a_row_per_frame_and_face(tmp_path: Path) -> None:
+def test_csv_has_one_row_per_frame_and_face(tmp_path: Path) -> None:
     clips = [clip("a, b.mp4", 3, 1), clip("none.mp4"), clip('"c".mp4', 2)]
     assert write_frames(clips, tmp_path / "frames.csv") == 6
     with open(tmp_path / "frames.csv", newline="") as file:
@@ -51,7 +51,7 @@ def test_csv_has_a_row_per_frame_and_face(tmp_path: Path) -> None:
     }
 
 
-def test_parquet_equals_the_data_frame_also_over_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_equals_the_data_frame_even_over_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     pd = pytest.importorskip("pandas")
     monkeypatch.setattr(frames_module, "BLOCK_ROWS", 4)
@@ -63,7 +63,7 @@ def test_parquet_equals_the_data_frame_also_over_many_blocks(tmp_path: Path, mon
     pd.testing.assert_frame_equal(table, wanted, check_dtype=False)
 
 
-def test_parquet_of_no_face_and_of_a_name_that_is_no_text(tmp_path: Path) -> None:
+def test_parquet_without_a_face_and_with_a_non_unicode_name(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     assert write_frames([clip("none.mp4")], tmp_path / "none.parquet") == 0
     assert parquet.read_table(tmp_path / "none.parquet").num_rows == 0
@@ -71,7 +71,7 @@ def test_parquet_of_no_face_and_of_a_name_that_is_no_text(tmp_path: Path) -> Non
     assert parquet.read_table(tmp_path / "odd.parquet")["filename"].to_pylist() == ["?.mp4"]
 
 
-def test_missing_pyarrow_is_told_before_anything_is_written(
+def test_missing_pyarrow_is_reported_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -82,7 +82,7 @@ def test_missing_pyarrow_is_told_before_anything_is_written(
     assert not page.exists() and not (tmp_path / "frames.parquet").exists()
 
 
-def test_other_endings_and_unwritable_files_are_refused(tmp_path: Path) -> None:
+def test_other_file_types_and_unwritable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\.csv or \.parquet"):
         write_frames([clip("a.mp4", 1)], tmp_path / "frames.xlsx")
     with pytest.raises(InputError, match="name another file"):

@@ -1,4 +1,4 @@
-"""What fuzzing asserts of readers, for its seeds, for what it found, and for some damage of every kind of clip."""
+"""The assertions of the fuzzers, for their seeds, for what they found, and for some damage to every kind of clip."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def test_seeds_are_clips_of_many_kinds(seeds: dict[str, bytes], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("path", sorted(decoders.FOUND.iterdir()), ids=lambda path: path.name)
-def test_what_fuzzing_found_stays_mended(path: Path, tmp_path: Path) -> None:
+def test_inputs_found_by_fuzzing_are_still_handled(path: Path, tmp_path: Path) -> None:
     decoders.check_decoding(path.read_bytes(), tmp_path)
 
 
-def test_damaged_seeds_give_frames_or_a_reason(seeds: dict[str, bytes], tmp_path: Path) -> None:
+def test_damaged_seed_clips_give_frames_or_a_reason(seeds: dict[str, bytes], tmp_path: Path) -> None:
     chance, outcomes = random.Random(0), set()
     for data in seeds.values():
         for _ in range(12):
@@ -40,7 +40,7 @@ def test_damaged_seeds_give_frames_or_a_reason(seeds: dict[str, bytes], tmp_path
 
 
 @pytest.mark.parametrize("target", parsers.WORDS)
-def test_seeds_of_the_parsers_hold(target: str, tmp_path: Path) -> None:
+def test_parsers_handle_their_seed_inputs(target: str, tmp_path: Path) -> None:
     parsers.write_seeds(target, tmp_path / "seeds")
     for path in sorted((tmp_path / "seeds").iterdir()):
         getattr(parsers, f"check_{target}")(path.read_bytes(), tmp_path)

@@ -1,4 +1,4 @@
-"""dfdc.training.init: published weights are read only where their digest is the pinned one, and never unpickled."""
+"""dfdc.training.init: published weights are read only if their digest is the pinned one, and never unpickled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ B0, LITE0, MOBILE = "efficientnet-b0", "efficientnet-lite0", "mobilenet-v2"
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Torch's folder of downloads, empty, on a machine without a network."""
+    """Torch's empty download folder on a machine without a network."""
 
     def offline(*_: object, **__: object) -> None:
         raise URLError("no network")
@@ -49,11 +49,11 @@ def publish(cache: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, con
 
 def tensors_of(architecture: str) -> dict[str, Tensor]:
     """Tensors as the publishers name them, with their classifier of a thousand classes, all 0.25."""
-    net = mobilenet_v2() if architecture == MOBILE else EfficientNet.from_name(architecture)
-    return {key: torch.full_like(value, 0.25) for key, value in net.state_dict().items()}
+    network = mobilenet_v2() if architecture == MOBILE else EfficientNet.from_name(architecture)
+    return {key: torch.full_like(value, 0.25) for key, value in network.state_dict().items()}
 
 
-def test_every_architecture_has_a_published_start_under_its_librarys_address() -> None:
+def test_every_architecture_has_published_weights_at_its_librarys_address() -> None:
     assert set(PUBLISHED) == set(ARCHITECTURES)
     theirs = {**url_map, MOBILE: MobileNet_V2_Weights.IMAGENET1K_V2.url}
     assert {name: PUBLISHED[name].url for name in theirs} == theirs
@@ -74,13 +74,13 @@ def test_published_weights_fit_and_bring_their_normalization(cache: Path, monkey
     assert (model.net.features[0][0].weight == 0.25).all() and not (model.net.classifier[1].weight == 0.25).all()
 
 
-def test_without_network_the_cure_is_named(cache: Path) -> None:
+def test_missing_network_is_reported_with_the_cure(cache: Path) -> None:
     for architecture in (B0, LITE0, MOBILE):
         with pytest.raises(WeightsError, match=r"cannot be fetched .*no network.*--init"):
             download_imagenet(ModelSpec(architecture, SIDE))
 
 
-def test_what_is_fetched_is_kept_in_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_is_kept_in_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = publish(cache, monkeypatch, B0, tensors_of(B0))
     content = path.read_bytes()
     path.unlink()
@@ -97,7 +97,7 @@ def test_what_is_fetched_is_kept_in_the_cache(cache: Path, monkeypatch: pytest.M
 
 
 class Evil:
-    """Unpickled, it makes a folder."""
+    """Makes a folder if it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -111,7 +111,7 @@ class Evil:
 def test_a_planted_pickle_is_never_run(
     cache: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, digest_fits: bool
 ) -> None:
-    """Even a file whose digest begins like the published one's, which takes some billions of tries, runs nothing."""
+    """Even a file with the right first digits of the digest, which takes billions of tries to forge, runs nothing."""
     if digest_fits:
         publish(cache, monkeypatch, architecture, {"x": Evil(cache / "ran")})
     else:
@@ -122,20 +122,20 @@ def test_a_planted_pickle_is_never_run(
 
 
 @pytest.mark.parametrize("architecture", [B0, LITE0, MOBILE])
-def test_honest_tensors_of_another_origin_are_refused(cache: Path, architecture: str) -> None:
+def test_tensors_with_another_digest_are_refused(cache: Path, architecture: str) -> None:
     torch.save(FrameModel(ModelSpec(architecture, SIDE)).net.state_dict(), cache / PUBLISHED[architecture].name)
     with pytest.raises(WeightsError, match="SHA-256 begins with"):
         download_imagenet(ModelSpec(architecture, SIDE))
 
 
-def test_tensors_of_another_net_are_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_of_another_model_are_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(cache, monkeypatch, B0, tensors_of(MOBILE))
     with pytest.raises(WeightsError, match=r"do not fit efficientnet-b0; missing: _conv_stem\.weight"):
         download_imagenet(ModelSpec(B0, SIDE))
 
 
-def test_lite0_has_timms_names_and_every_layer_gets_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm counts blocks by stage and layers by kind; compared with timm 1.0.31, features are equal to the last bit."""
+def test_lite0_tensors_are_renamed_from_timm_one_to_one(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm numbers blocks by stage and layers by kind. The features equal those of timm 1.0.31 to the last bit."""
     torch.manual_seed(1)
     wanted = FrameModel(ModelSpec(LITE0, SIDE)).net.state_dict()
     stages = [(stage, i) for stage, n in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(n)]

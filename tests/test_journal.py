@@ -1,4 +1,4 @@
-"""dfdc.run.journal: what was scored is known after a kill, and what is not ours is never believed."""
+"""dfdc.run.journal: scored clips are known after a kill, and foreign entries are never used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from dfdc.errors import InputError
 from dfdc.files import Identity, identify
 from dfdc.prediction import Prediction
-from dfdc.run.journal import Journal, Past, journal_path, only_run, read_journal, scoring_key
+from dfdc.run.journal import Journal, Past, journal_path, only_run, read_journal, scoring_key, seal
 from dfdc.weights import ModelSpec, WeightsFile
 
 KEY = {"models": ["ab"], "--device": "auto", "--frames": None, "code": "cd"}
@@ -44,7 +44,7 @@ def write(path: Path, files: dict[str, Identity | None], *predictions: Predictio
     return path.read_bytes()
 
 
-def test_what_was_recorded_is_read_back_exactly(path: Path, files: dict) -> None:
+def test_recorded_predictions_are_read_back_exactly(path: Path, files: dict) -> None:
     recorded = [FIRST, Prediction(ODD, status="no_face", reason="says 'no',\n\"really\""), Prediction("b.mp4")]
     write(path, files, *recorded)
     past = read_journal(path, KEY, files)
@@ -52,7 +52,7 @@ def test_what_was_recorded_is_read_back_exactly(path: Path, files: dict) -> None
     assert past.end == path.stat().st_size
 
 
-def test_each_line_is_there_for_the_next_run_before_the_next_clip(path: Path, files: dict) -> None:
+def test_each_line_is_on_disk_before_the_next_clip(path: Path, files: dict) -> None:
     journal = Journal(path, KEY)
     for n in range(1, 4):
         journal.record(replace(FIRST, frames=n), files["a.mp4"])
@@ -60,7 +60,7 @@ def test_each_line_is_there_for_the_next_run_before_the_next_clip(path: Path, fi
     journal.close()
 
 
-def test_slow_disk_is_waited_for_a_twentieth_of_the_time_at_most(
+def test_waiting_for_a_slow_disk_takes_at_most_a_twentieth_of_the_time(
     path: Path, files: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, synced = [0.0], []
@@ -78,8 +78,8 @@ def test_slow_disk_is_waited_for_a_twentieth_of_the_time_at_most(
     assert 2 <= len(synced) <= 10
 
 
-def test_journal_of_an_earlier_run_stays_until_there_is_something_to_record(path: Path, files: dict) -> None:
-    """A run with other settings that finds nothing must not cost the results of the one before."""
+def test_journal_of_an_earlier_run_is_kept_until_there_is_something_to_record(path: Path, files: dict) -> None:
+    """A run with other settings that scores nothing must not lose the results of the run before."""
     before = write(path, files, FIRST)
     other = Journal(path, {**KEY, "--device": "cuda"})
     other.record(Prediction("a.mp4", status="timeout"), files["a.mp4"])
@@ -91,7 +91,7 @@ def test_journal_of_an_earlier_run_stays_until_there_is_something_to_record(path
     assert read_journal(path, KEY, files) == Past()
 
 
-def test_file_that_nobody_identified_is_scored_anew(path: Path, files: dict) -> None:
+def test_clip_without_an_identity_is_scored_again(path: Path, files: dict) -> None:
     journal = Journal(path, KEY)
     journal.record(FIRST, None)
     journal.record(Prediction("b.mp4"), files["b.mp4"])
@@ -99,29 +99,29 @@ def test_file_that_nobody_identified_is_scored_anew(path: Path, files: dict) -> 
     assert list(read_journal(path, KEY, files).done) == ["b.mp4"]
 
 
-def test_absent_journal_is_an_empty_past(path: Path, files: dict, caplog: pytest.LogCaptureFixture) -> None:
+def test_absent_journal_means_no_earlier_results(path: Path, files: dict, caplog: pytest.LogCaptureFixture) -> None:
     assert read_journal(path, KEY, files) == Past()
     assert caplog.text == ""
 
 
 @pytest.mark.parametrize("status", ["timeout", "error", "unreadable"])
-def test_clip_that_failed_by_the_machine_is_tried_again(path: Path, files: dict, status: str) -> None:
+def test_clip_that_failed_because_of_the_machine_is_retried(path: Path, files: dict, status: str) -> None:
     write(path, files, Prediction("a.mp4", status=status, reason="x"), Prediction("b.mp4"))
     assert list(read_journal(path, KEY, files).done) == ["b.mp4"]
 
 
 @pytest.mark.parametrize("status", ["ok", "no_face"])
-def test_clip_that_is_known_is_not_tried_again(path: Path, files: dict, status: str) -> None:
+def test_scored_clip_is_not_retried(path: Path, files: dict, status: str) -> None:
     write(path, files, Prediction("a.mp4", status=status))
     assert list(read_journal(path, KEY, files).done) == ["a.mp4"]
 
 
-def test_clip_whose_reading_was_ended_by_its_limit_is_tried_again(path: Path, files: dict) -> None:
+def test_clip_whose_reading_was_cut_by_its_limit_is_retried(path: Path, files: dict) -> None:
     write(path, files, replace(FIRST, wanted=32, frames=3, cut_s=5.0), Prediction("b.mp4", wanted=32, frames=3))
     assert list(read_journal(path, KEY, files).done) == ["b.mp4"]
 
 
-def test_second_run_is_refused_while_the_first_lasts(path: Path) -> None:
+def test_second_run_is_refused_while_the_first_is_running(path: Path) -> None:
     out = path.parent / "submission.csv"
     with only_run(out), pytest.raises(InputError), only_run(out):
         pass
@@ -131,7 +131,7 @@ def test_second_run_is_refused_while_the_first_lasts(path: Path) -> None:
     assert path.exists()
 
 
-def test_run_that_would_write_the_details_of_another_one_is_refused(tmp_path: Path) -> None:
+def test_run_that_would_overwrite_the_details_of_another_is_refused(tmp_path: Path) -> None:
     with only_run(tmp_path / "submission.csv", tmp_path / "predictions.csv"):
         with pytest.raises(InputError), only_run(tmp_path / "predictions.csv"):
             pass
@@ -143,8 +143,8 @@ def test_run_that_would_write_the_details_of_another_one_is_refused(tmp_path: Pa
     assert [entry.name for entry in tmp_path.iterdir()] == ["link.csv"]
 
 
-def test_lock_of_a_file_that_was_removed_meanwhile_is_taken_anew(path: Path) -> None:
-    """The first run removes its empty journal as it ends; the second has opened it just before."""
+def test_lock_is_retaken_if_its_file_was_removed_meanwhile(path: Path) -> None:
+    """The first run removes its empty journal at its end, just after the second has opened it."""
     out = path.parent / "submission.csv"
     with only_run(out):
         path.unlink()
@@ -152,22 +152,22 @@ def test_lock_of_a_file_that_was_removed_meanwhile_is_taken_anew(path: Path) -> 
             pass
 
 
-def test_journal_that_cannot_be_opened_keeps_no_run_away(tmp_path: Path) -> None:
+def test_journal_that_cannot_be_opened_does_not_stop_a_run(tmp_path: Path) -> None:
     with only_run(tmp_path), only_run(tmp_path / "gone" / "journal"):
         pass
 
 
-def test_name_that_no_file_can_have_has_no_identity() -> None:
+def test_impossible_file_name_has_no_identity() -> None:
     assert identify(Path("a\0b.mp4")) is None
 
 
-def test_last_line_of_a_clip_holds(path: Path, files: dict) -> None:
+def test_last_line_of_a_clip_wins(path: Path, files: dict) -> None:
     better = replace(FIRST, label=0.75, wanted=32, frames=32)
     write(path, files, FIRST, better)
     assert read_journal(path, KEY, files).done == {"a.mp4": better}
 
 
-def test_every_torn_end_costs_its_own_line_alone(path: Path, files: dict) -> None:
+def test_truncation_loses_only_the_last_line(path: Path, files: dict) -> None:
     one = write(path, files, FIRST)
     whole = write(path, files, FIRST, Prediction("b.mp4"))
     assert whole.startswith(one)
@@ -176,16 +176,14 @@ def test_every_torn_end_costs_its_own_line_alone(path: Path, files: dict) -> Non
         assert read_journal(path, KEY, files) == Past({"a.mp4": FIRST}, len(one))
 
 
-def test_run_after_a_torn_line_goes_on_behind_the_last_whole_one(path: Path, files: dict) -> None:
+def test_run_after_a_truncated_line_appends_after_the_last_complete_one(path: Path, files: dict) -> None:
     whole = write(path, files, FIRST, Prediction("b.mp4"))
     path.write_bytes(whole[:-9])
     end = read_journal(path, KEY, files).end
     assert write(path, files, Prediction("b.mp4"), end=end) == whole
 
 
-def test_damaged_line_in_the_middle_costs_its_own_clip_alone(
-    path: Path, files: dict, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_line_loses_only_its_own_clip(path: Path, files: dict, caplog: pytest.LogCaptureFixture) -> None:
     whole = write(path, files, FIRST, Prediction("b.mp4", 0.25))
     path.write_bytes(whole.replace(b"0.125", b"0.925"))
     assert list(read_journal(path, KEY, files).done) == ["b.mp4"]
@@ -212,7 +210,7 @@ def test_no_flipped_bit_changes_a_score(path: Path, files: dict) -> None:
         ({"new": 1}, "new"),
     ],
 )
-def test_other_weights_or_settings_start_afresh_and_say_so(
+def test_other_weights_or_settings_start_again_and_report_it(
     path: Path, files: dict, caplog: pytest.LogCaptureFixture, changed: dict, named: str
 ) -> None:
     write(path, files, FIRST)
@@ -224,7 +222,7 @@ def test_other_weights_or_settings_start_afresh_and_say_so(
     "text",
     [b"garbage\n", b"\0" * 100_000, b"[" * 60_000 + b"\n", b"{}\n", b'{"key": 1, "check": 0}\n', b"1" * 60_000 + b"\n"],
 )
-def test_garbage_starts_afresh_and_says_so(
+def test_unreadable_journal_starts_again_and_reports_it(
     path: Path, files: dict, caplog: pytest.LogCaptureFixture, text: bytes
 ) -> None:
     path.write_bytes(text)
@@ -250,18 +248,16 @@ def test_garbage_starts_afresh_and_says_so(
         {"surplus": 1},
     ],
 )
-def test_field_that_cannot_be_makes_its_line_no_line(path: Path, files: dict, values: dict) -> None:
-    from dfdc.run.journal import _seal
-
+def test_line_with_an_impossible_field_is_ignored(path: Path, files: dict, values: dict) -> None:
     whole = write(path, files, FIRST)
     fields = json.loads(whole.splitlines()[1])
     del fields["check"]
-    path.write_bytes(whole.splitlines(keepends=True)[0] + _seal({**fields, **values}))
+    path.write_bytes(whole.splitlines(keepends=True)[0] + seal({**fields, **values}))
     assert read_journal(path, KEY, files).done == {}
 
 
 @pytest.mark.parametrize("change", ["content", "time", "absent"])
-def test_other_file_under_the_same_name_is_scored_anew(tmp_path: Path, path: Path, files: dict, change: str) -> None:
+def test_another_file_under_the_same_name_is_scored_again(tmp_path: Path, path: Path, files: dict, change: str) -> None:
     write(path, files, FIRST, Prediction("b.mp4"))
     clip = tmp_path / "a.mp4"
     if change == "content":
@@ -274,15 +270,15 @@ def test_other_file_under_the_same_name_is_scored_anew(tmp_path: Path, path: Pat
     assert list(read_journal(path, KEY, changed).done) == ["b.mp4"]
 
 
-def test_clips_of_another_folder_are_others(tmp_path: Path, path: Path, files: dict) -> None:
+def test_clips_of_another_folder_are_different_clips(tmp_path: Path, path: Path, files: dict) -> None:
     write(path, files, FIRST)
     (tmp_path / "other").mkdir()
     shutil.copy2(tmp_path / "a.mp4", tmp_path / "other/a.mp4")
     assert read_journal(path, KEY, {"a.mp4": identify(tmp_path / "other/a.mp4")}).done == {}
 
 
-def test_link_that_leads_elsewhere_now_is_scored_anew(tmp_path: Path, path: Path, files: dict) -> None:
-    """What counts is the file that was opened, whatever its name led to before and after."""
+def test_link_with_a_new_target_is_scored_again(tmp_path: Path, path: Path, files: dict) -> None:
+    """The opened file counts, whatever its name led to before and after."""
     (tmp_path / "link.mp4").symlink_to("a.mp4")
     (tmp_path / "b.mp4").write_text("another")
     journal = Journal(path, KEY)
@@ -291,7 +287,7 @@ def test_link_that_leads_elsewhere_now_is_scored_anew(tmp_path: Path, path: Path
     assert read_journal(path, KEY, {"link.mp4": identify(tmp_path / "link.mp4")}).done == {}
 
 
-def test_full_disk_costs_one_warning(
+def test_full_disk_gives_one_warning(
     path: Path, files: dict, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = Journal(path, KEY)
@@ -309,7 +305,7 @@ def test_full_disk_costs_one_warning(
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
-def test_what_is_no_plain_file_is_left_alone(
+def test_irregular_journal_file_is_left_alone(
     tmp_path: Path, path: Path, files: dict, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     (tmp_path / "precious").write_text("kept")

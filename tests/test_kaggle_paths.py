@@ -1,4 +1,4 @@
-"""dfdc.kaggle.paths: the competition's own data, wherever Kaggle mounts them, and the weights."""
+"""dfdc.kaggle.paths: the competition's data and the weights are found wherever Kaggle mounts them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.test_inputs import touch, write_csv
 # find_below
 
 
-def test_the_shallowest_match_wins_then_the_first_by_name(tmp_path, monkeypatch):
+def test_shallowest_match_wins_then_the_first_by_name(tmp_path, monkeypatch):
     def listing(path, scandir=os.scandir):  # file systems list in any order
         with scandir(path) as entries:
             return nullcontext(sorted(entries, key=lambda entry: entry.name, reverse=True))
@@ -27,7 +27,7 @@ def test_the_shallowest_match_wins_then_the_first_by_name(tmp_path, monkeypatch)
     assert find_below(tmp_path, "x.csv") == tmp_path / "x.csv"
 
 
-def test_mounts_are_found_as_deep_as_promised_and_no_deeper(tmp_path):
+def test_mounts_are_found_down_to_the_documented_depth(tmp_path):
     deep = tmp_path.joinpath(*"12345"[:SEARCH_DEPTH])
     touch(deep / "x.csv", deep / "more/y.csv")
     assert find_below(tmp_path, "x.csv") == deep / "x.csv"
@@ -39,14 +39,14 @@ def test_folders_are_found(tmp_path):
     assert find_below(tmp_path, "weights") == tmp_path / "mount/weights"
 
 
-def test_an_absent_root_holds_nothing(tmp_path):
+def test_absent_root_gives_nothing(tmp_path):
     assert find_below(tmp_path / "missing", "x.csv") is None
     touch(tmp_path / "file")
     assert find_below(tmp_path / "file", "x.csv") is None
 
 
 @pytest.mark.parametrize("folder", ["test_videos", "train_sample_videos"])
-def test_folders_of_clips_are_not_walked_through(tmp_path, monkeypatch, folder):
+def test_folders_of_clips_are_not_searched(tmp_path, monkeypatch, folder):
     touch(tmp_path / f"mount/{folder}/a.mp4", tmp_path / f"mount/{folder}/deeper/x.csv")
     listed = []
     scandir = os.scandir
@@ -60,7 +60,7 @@ def test_folders_of_clips_are_not_walked_through(tmp_path, monkeypatch, folder):
     assert "mount" in listed and folder not in listed and "deeper" not in listed
 
 
-def test_folders_that_may_not_be_listed_are_passed_over(tmp_path, monkeypatch):
+def test_folders_without_permission_are_skipped(tmp_path, monkeypatch):
     touch(tmp_path / "a/b/x.csv", tmp_path / "c/d/x.csv")
     scandir = os.scandir
 
@@ -73,7 +73,7 @@ def test_folders_that_may_not_be_listed_are_passed_over(tmp_path, monkeypatch):
     assert find_below(tmp_path, "x.csv") == tmp_path / "c/d/x.csv"
 
 
-def test_links_in_a_circle_end(tmp_path):
+def test_circular_links_end(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/again").symlink_to(tmp_path)
     assert find_below(tmp_path, "x.csv") is None
@@ -83,7 +83,7 @@ def test_links_in_a_circle_end(tmp_path):
 
 
 @pytest.mark.parametrize("mount", ["deepfake-detection-challenge", "competitions/deepfake-detection-challenge"])
-def test_the_competition_is_found_where_kaggle_mounts_it(tmp_path, mount):
+def test_competition_is_found_where_kaggle_mounts_it(tmp_path, mount):
     touch(tmp_path / mount / "test_videos/a.mp4", tmp_path / mount / "test_videos/b.mp4")
     touch(tmp_path / mount / "train_sample_videos/c.mp4", tmp_path / "my-weights/model.safetensors")
     write_csv(tmp_path / mount / "sample_submission.csv", "b.mp4,0.5", "a.mp4,0.5", "gone.mp4,0.5")
@@ -92,7 +92,7 @@ def test_the_competition_is_found_where_kaggle_mounts_it(tmp_path, mount):
     assert job.paths["a.mp4"] == tmp_path / mount / "test_videos/a.mp4"
 
 
-def test_another_competitions_sample_submission_is_not_taken(tmp_path):
+def test_sample_submission_of_another_competition_is_not_used(tmp_path):
     touch(tmp_path / "deepfake/test_videos/a.mp4")
     write_csv(tmp_path / "another/sample_submission.csv", "1,0.5", header="id,label")
     write_csv(tmp_path / "sample_submission.csv", "other.mp4,0.5")
@@ -103,14 +103,14 @@ def test_another_competitions_sample_submission_is_not_taken(tmp_path):
 
 @pytest.mark.parametrize("mount", ["deepfake-detection-challenge", "competitions/deepfake-detection-challenge"])
 @pytest.mark.parametrize("other", ["celeb-df-v2", "a-data-set/deeper", "datasets/somebody/celeb-df-v2"])
-def test_the_competitions_own_data_win_over_any_other_data_set(tmp_path, mount, other):
+def test_data_of_the_competition_win_over_other_data_sets(tmp_path, mount, other):
     touch(tmp_path / other / "test_videos/theirs.mp4", tmp_path / mount / "test_videos/a.mp4")
     assert find_competition(tmp_path).names == ("a.mp4",)
     write_csv(tmp_path / mount / "sample_submission.csv", "a.mp4,0.5")
     assert find_competition(tmp_path).names == ("a.mp4",)
 
 
-def test_another_data_sets_clips_are_scored_with_a_warning(tmp_path, caplog):
+def test_clips_of_another_data_set_are_scored_with_a_warning(tmp_path, caplog):
     touch(tmp_path / "datasets/somebody/copy/test_videos/a.mp4")
     assert find_competition(tmp_path).names == ("a.mp4",)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -127,7 +127,7 @@ def test_clips_in_a_nested_folder_are_found(tmp_path, listed):
     assert job.paths == {name: videos / name for name in ("a.mp4", "b.mp4")}
 
 
-def test_without_the_competition_the_message_names_path_and_cure(tmp_path):
+def test_missing_competition_is_reported_with_path_and_cure(tmp_path):
     with pytest.raises(InputError) as caught:
         find_competition(tmp_path / "input")
     message = str(caught.value)
@@ -135,13 +135,13 @@ def test_without_the_competition_the_message_names_path_and_cure(tmp_path):
     assert "attach the competition's data" in message and "kernel.py PATH" in message
 
 
-def test_a_competition_without_clips_or_list_is_refused(tmp_path):
+def test_competition_without_clips_or_list_is_refused(tmp_path):
     (tmp_path / "test_videos").mkdir()
     with pytest.raises(InputError):
         find_competition(tmp_path)
 
 
-def test_weights_are_the_packages_own_else_the_inputs(tmp_path):
+def test_weights_of_the_package_are_preferred_to_those_of_inputs(tmp_path):
     own, mounts = tmp_path / "package/weights", tmp_path / "input"
     touch(mounts / "deep/er/weights/x.safetensors")
     assert find_weights_folder(own, mounts) == mounts / "deep/er/weights"

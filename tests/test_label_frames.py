@@ -1,4 +1,4 @@
-"""tools/label_frames.py and what training makes of its labels; the page in a browser is test_label_page.py's."""
+"""tools/label_frames.py, and how training uses its labels. test_label_page.py tests the page in a browser."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def row(video: str, label: str, *, original: str = "", frame: int = 0, split: st
 
 
 def write_table(folder: Path, rows: list[dict]) -> Path:
-    """A crop table and its images, grey with the row's number in the corner."""
+    """Write a crop table and its images, which are grey with the row's number in the corner."""
     folder.mkdir(exist_ok=True)
     for number, line in enumerate(rows):
         pixels = np.full((SIDE, SIDE, 3), 120, np.uint8)
@@ -102,14 +102,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 # The file
 
 
-def test_labels_are_in_the_file_at_once_and_in_columns(tmp_path: Path) -> None:
+def test_labels_are_saved_at_once_in_columns(tmp_path: Path) -> None:
     LabelFile(tmp_path / "labels.csv").set(say("a,b.mp4", 4, VISIBLE, time_s=1.25, track=2))
     (line,) = read_rows(tmp_path / "labels.csv")
     expected = ("a,b.mp4", "4", "1.25", "2", BOX, "visible", WHEN)
     assert line == dict(zip(LABEL_COLUMNS, expected, strict=True))
 
 
-def test_labels_are_taken_up_again_and_a_new_one_replaces_the_old(tmp_path: Path) -> None:
+def test_saved_labels_are_loaded_and_a_new_one_replaces_the_old(tmp_path: Path) -> None:
     first = LabelFile(tmp_path / "labels.csv")
     for label in (say("a", 0, VISIBLE), say("a", 1, SKIP), say("a", 0, NOT_VISIBLE)):
         first.set(label)
@@ -118,7 +118,7 @@ def test_labels_are_taken_up_again_and_a_new_one_replaces_the_old(tmp_path: Path
     assert [(label.frame, label.label) for label in read_labels(again.path)] == [(1, SKIP), (0, NOT_VISIBLE)]
 
 
-def test_undo_takes_changes_back_in_reverse_order(tmp_path: Path) -> None:
+def test_undo_reverts_changes_in_reverse_order(tmp_path: Path) -> None:
     file = LabelFile(tmp_path / "labels.csv")
     for label in (say("a", 0, VISIBLE), say("b", 0, SKIP), say("a", 0, NOT_VISIBLE)):
         file.set(label)
@@ -128,7 +128,7 @@ def test_undo_takes_changes_back_in_reverse_order(tmp_path: Path) -> None:
     assert file.undo({"a", "b"}) is None and read_rows(file.path) == []
 
 
-def test_undo_reaches_back_beyond_a_restart_but_not_to_clips_that_are_not_shown(tmp_path: Path) -> None:
+def test_undo_works_after_a_restart_but_only_for_shown_clips(tmp_path: Path) -> None:
     for label in (say("a", 0, VISIBLE), say("a", 1, VISIBLE), say("other", 0, SKIP)):
         LabelFile(tmp_path / "labels.csv").set(label)
     file = LabelFile(tmp_path / "labels.csv")
@@ -136,9 +136,7 @@ def test_undo_reaches_back_beyond_a_restart_but_not_to_clips_that_are_not_shown(
     assert [line["video"] for line in read_rows(file.path)] == ["other"]
 
 
-def test_failed_write_leaves_the_file_and_the_labels_as_they_were(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_write_keeps_the_file_and_the_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = LabelFile(tmp_path / "labels.csv")
     file.set(say("a", 0, VISIBLE))
     before = file.path.read_bytes()
@@ -155,7 +153,7 @@ def test_failed_write_leaves_the_file_and_the_labels_as_they_were(
     assert len(read_rows(file.path)) == 2
 
 
-def test_another_programs_changes_are_not_overwritten(tmp_path: Path) -> None:
+def test_changes_by_another_program_are_not_overwritten(tmp_path: Path) -> None:
     ours, other = LabelFile(tmp_path / "labels.csv"), LabelFile(tmp_path / "labels.csv")
     other.set(say("theirs", 0, VISIBLE))
     with pytest.raises(DataError, match="another program changed it"):
@@ -200,8 +198,8 @@ def set_at_once(path: Path, name: str, barrier, answers) -> None:
         answers.put((name, True))
 
 
-def test_of_two_writers_at_one_moment_none_loses_what_it_saved(tmp_path: Path) -> None:
-    """Each saves its label, or is told that it did not; before the lock most pairs lost one in silence."""
+def test_concurrent_writers_do_not_lose_saved_labels(tmp_path: Path) -> None:
+    """Each saves its label or is told that it failed. Without the lock, most pairs silently lost one label."""
     context = multiprocessing.get_context("fork")
     for attempt in range(10):
         path, barrier, answers = tmp_path / f"{attempt}.csv", context.Barrier(4), context.Queue()
@@ -213,15 +211,15 @@ def test_of_two_writers_at_one_moment_none_loses_what_it_saved(tmp_path: Path) -
         for writer in writers:
             writer.join()
         assert saved and {label.video for label in read_labels(path)} == saved
-    assert len(list(tmp_path.iterdir())) == 10  # nothing but the files
+    assert len(list(tmp_path.iterdir())) == 10  # no other file remains
 
 
-def test_file_in_a_folder_that_is_absent_is_refused(tmp_path: Path) -> None:
+def test_file_in_an_absent_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="its folder does not exist"):
         LabelFile(tmp_path / "gone" / "labels.csv")
 
 
-# What training makes of it
+# How training uses the labels
 
 
 def table_of(rows: list[dict]) -> pd.DataFrame:
@@ -231,24 +229,24 @@ def table_of(rows: list[dict]) -> pd.DataFrame:
 LABELS = [say("fake.mp4", 0, VISIBLE), say("fake.mp4", 1, NOT_VISIBLE), say("fake.mp4", 2, SKIP)]
 
 
-def test_visible_frames_count_twice_and_not_visible_ones_not_at_all() -> None:
+def test_visible_frames_have_weight_two_and_invisible_ones_zero() -> None:
     weights, counts = weigh_crops(table_of(family(4)), LABELS)
     assert weights.tolist() == [1, 1, 1, 1, 2, 0, 1, 1] and weights.dtype == torch.float32
     assert counts == {VISIBLE: 1, NOT_VISIBLE: 1, SKIP: 1}
 
 
-def test_labelled_only_leaves_the_visible_fakes_and_every_real() -> None:
+def test_labelled_only_keeps_visible_fakes_and_every_real() -> None:
     weights, _ = weigh_crops(table_of(family(4)), LABELS, labelled_only=True)
     assert weights.tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
 
 
-def test_label_belongs_to_its_moment_and_box_where_they_are_told() -> None:
+def test_labels_are_matched_by_time_and_box_if_these_are_known() -> None:
     label = say("fake.mp4", 0, VISIBLE, time_s=0.9)
     assert label.is_of(0.9, BOX) and label.is_of("", "") and label.is_of(None, None)
     assert not label.is_of(0.0, BOX) and not label.is_of(0.9, "900 900 950 950")
 
 
-def test_labels_of_reals_change_nothing() -> None:
+def test_labels_of_reals_are_ignored() -> None:
     labels = [say("real.mp4", 0, NOT_VISIBLE), say("fake.mp4", 0, VISIBLE)]
     assert weigh_crops(table_of(family(2)), labels)[0].tolist() == [1, 1, 2, 1]
 
@@ -259,16 +257,16 @@ def test_labels_of_reals_change_nothing() -> None:
         say("gone.mp4", 0, VISIBLE),
         say("fake.mp4", 7, VISIBLE),
         say("fake.mp4", 0, VISIBLE, track=1),
-        say("fake.mp4", 0, VISIBLE, time_s=0.52),  # the same number among other frames
+        say("fake.mp4", 0, VISIBLE, time_s=0.52),  # the same frame number of another set of frames
         say("fake.mp4", 0, VISIBLE, box="40 20 60 50"),  # the same number of another person
     ],
 )
-def test_labels_of_other_crops_are_counted_and_change_nothing(label: FrameLabel) -> None:
+def test_labels_of_other_crops_are_counted_and_ignored(label: FrameLabel) -> None:
     weights, counts = weigh_crops(table_of(family(2)), [label, say("fake.mp4", 1, VISIBLE, box="11 20 30 50")])
     assert weights.tolist() == [1, 1, 1, 2] and counts == {"unmatched": 1, VISIBLE: 1}
 
 
-def test_tables_without_moments_and_boxes_go_by_numbers() -> None:
+def test_labels_are_matched_by_frame_and_track_number_otherwise() -> None:
     table = table_of(family(2)).drop(columns=["time", "box"])
     assert weigh_crops(table, [say("fake.mp4", 1, VISIBLE, time_s=9)])[0].tolist() == [1, 1, 1, 2]
 
@@ -289,7 +287,7 @@ def test_tables_without_moments_and_boxes_go_by_numbers() -> None:
         ([say("fake.mp4", 0, SKIP)], table_of(family(2)), True, "leave no fake to train on"),
     ],
 )
-def test_labels_that_cannot_serve_are_refused(labels: list, table: pd.DataFrame, only: bool, said: str) -> None:
+def test_unusable_labels_are_refused(labels: list, table: pd.DataFrame, only: bool, said: str) -> None:
     with pytest.raises(DataError, match=said):
         weigh_crops(table, labels, labelled_only=only)
 
@@ -300,7 +298,7 @@ def make_set(labels: list[int], originals: list[int], weights: list[float] | Non
     return CropSet(images, *columns, [""] * len(labels), None if weights is None else torch.tensor(weights))
 
 
-def test_fakes_that_count_nothing_are_never_drawn() -> None:
+def test_fakes_of_weight_zero_are_never_drawn() -> None:
     crops = make_set([0, 0, 0, 1, 1, 1], [-1, -1, -1, 0, 1, -1], [1, 1, 1, 0, 2, 1])
     drawn = [pair_epoch(crops, torch.Generator().manual_seed(seed)) for seed in range(20)]
     assert {fake for epoch in drawn for fake in epoch[:, 1].tolist()} == {4, 5}
@@ -309,11 +307,11 @@ def test_fakes_that_count_nothing_are_never_drawn() -> None:
         pair_epoch(replace(crops, weights=torch.tensor([1.0, 1, 1, 0, 0, 0])), torch.Generator())
 
 
-def test_fakes_that_are_left_over_come_once_before_any_comes_again() -> None:
+def test_unpaired_fakes_come_once_before_any_is_repeated() -> None:
     crops = make_set([0] * 6 + [1] * 4, [-1] * 6 + [0, 1, -1, -1], None)
     for seed in range(20):
         drawn = pair_epoch(crops, torch.Generator().manual_seed(seed))[:, 1].tolist()
-        assert set(drawn) == {6, 7, 8, 9}, "the two left-over fakes serve four reals, and with them the others"
+        assert set(drawn) == {6, 7, 8, 9}, "an epoch must use both unpaired fakes and both that have an original"
     plenty = make_set([0] * 3 + [1] * 5, [-1] * 8, None)
     for seed in range(20):
         assert len(set(pair_epoch(plenty, torch.Generator().manual_seed(seed))[:, 1].tolist())) == 3
@@ -340,8 +338,8 @@ def train_loss(out: Path) -> float:
     return float(read_rows(out / "run/log.csv")[0]["train_loss"])
 
 
-def test_training_weighs_pairs_by_their_fakes_labels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Every fake is visible, so that the loss of the only step is twice what it is with each counting once."""
+def test_training_weights_pairs_by_the_label_of_the_fake(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Every fake is visible, so the loss of the only step is twice the unweighted loss."""
     table = write_table(tmp_path / "crops", family(4) + family(4, split="val", name="v"))
     labels = LabelFile(tmp_path / "labels.csv")
     for frame in range(4):
@@ -385,13 +383,13 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cut(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ClipFakes, Sheet]:
-    """The folder of crops, the fakes among the clips, and the doctored one's sheet."""
+    """The folder of crops, the fakes among the clips, and the sheet of the doctored clip."""
     out = tmp_path_factory.mktemp("labelling") / "crops"
     fakes = ClipFakes([clips], out, SETTINGS)
     return out, fakes, fakes.collect("doctored.mp4")
 
 
-def test_only_fakes_that_are_there_are_labelled(clips: Path, cut) -> None:
+def test_only_existing_fakes_are_labelled(clips: Path, cut) -> None:
     assert cut[1].kinds == {"broken.mp4": "doctored", "doctored.mp4": "doctored"}
     assert [clip.name for clip in find_fakes([clips / "doctored.mp4"])["doctored.mp4"]] == ["real.mp4", "doctored.mp4"]
     with pytest.raises(DataError, match="no fake found"):
@@ -406,18 +404,18 @@ def test_clips_that_share_a_name_are_refused(clips: Path, tmp_path: Path) -> Non
         find_fakes([clips, tmp_path / "copy"])
 
 
-def test_sheet_shows_a_fakes_faces_in_order_beside_its_originals(cut) -> None:
+def test_sheet_shows_faces_of_a_fake_in_order_beside_the_original(cut) -> None:
     out, _, sheet = cut
     assert [shot.frame for shot in sheet.shots] == [0, 1, 2] and {shot.track for shot in sheet.shots} == {0}
     for shot in sheet.shots:
         assert shot.path == out / f"images/doctored.mp4/{shot.frame:05d}-0.png"
         assert shot.original == out / f"images/real.mp4/{shot.frame:05d}-0.png"
         fake, real = (cv2.imread(str(path)).astype(int) for path in (shot.path, shot.original))
-        # The doctored oval fills the middle; the corners are the same pixels but for the coding.
+        # The doctored oval fills the middle; the corners differ only by coding.
         assert np.abs(fake - real)[16:48, 16:48].mean() > 2 * np.abs(fake - real)[:6, :6].mean()
 
 
-def test_labels_of_clips_belong_to_the_crops_that_make_crops_cuts(clips: Path, cut, tmp_path: Path) -> None:
+def test_labels_of_clips_match_the_crops_of_make_crops(clips: Path, cut, tmp_path: Path) -> None:
     table = make_crops([clips], tmp_path / "out", settings=SETTINGS, progress=False)
     labels = [
         say("doctored.mp4", shot.frame, VISIBLE, time_s=shot.time_s, track=shot.track, box=shot.box)
@@ -432,7 +430,7 @@ def test_labels_of_clips_belong_to_the_crops_that_make_crops_cuts(clips: Path, c
         assert theirs.original.read_bytes() == ours.original.read_bytes()
 
 
-def test_crops_are_cut_once(clips: Path, cut, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crops_are_cut_only_once(clips: Path, cut, monkeypatch: pytest.MonkeyPatch) -> None:
     out, _, sheet = cut
     monkeypatch.setattr("dfdc.data.sheets.cut_family", None)
     assert ClipFakes([clips], out, SETTINGS).collect("doctored.mp4") == sheet
@@ -440,7 +438,7 @@ def test_crops_are_cut_once(clips: Path, cut, monkeypatch: pytest.MonkeyPatch) -
         ClipFakes([clips], out, CutSettings(n_frames=4))
 
 
-def test_other_clips_of_the_names_are_refused(clips: Path, cut, tmp_path: Path) -> None:
+def test_other_clips_with_the_same_names_are_refused(clips: Path, cut, tmp_path: Path) -> None:
     other = shutil.copytree(clips, tmp_path / "other")
     with open(other / "doctored.mp4", "ab") as file:
         file.write(b"more")
@@ -448,25 +446,25 @@ def test_other_clips_of_the_names_are_refused(clips: Path, cut, tmp_path: Path) 
         ClipFakes([other], cut[0], SETTINGS)
 
 
-def test_clip_that_gives_no_face_says_why(cut) -> None:
+def test_clip_without_a_face_states_the_reason(cut) -> None:
     sheet = cut[1].collect("broken.mp4")
     assert sheet.shots == () and sheet.reason.startswith("unreadable: not a video")
 
 
-def test_scores_are_the_nets_for_the_crops_shown(cut) -> None:
+def test_scores_are_those_of_the_shown_crops(cut) -> None:
     files = find_weights(ROOT / "weights")
     paths = [shot.path for shot in cut[2].shots]
     scores = Scorer(files).score(paths)
     side = files[0].spec.crop.size
     pixels = [cv2.resize(cv2.imread(str(path))[:, :, ::-1], (side, side)) for path in paths]
     crops = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-    # Enlarging by OpenCV rounds otherwise than torch does.
+    # OpenCV rounds differently from torch when it enlarges.
     assert scores == pytest.approx(sigmoid(Ensemble(files, torch.device("cpu")).score_crops(crops)), abs=0.02)
     with pytest.raises(DataError, match=r"gone\.png: missing"):
         Scorer(files).score([Path("gone.png")])
 
 
-def test_fake_that_was_not_laid_over_its_original_stands_alone(tmp_path: Path) -> None:
+def test_fake_that_is_not_aligned_with_its_original_is_shown_alone(tmp_path: Path) -> None:
     rows = family(2)
     rows[-1]["difference"] = ""
     shots = TableFakes(write_table(tmp_path, rows)).collect("fake.mp4").shots
@@ -491,8 +489,8 @@ def test_tables_that_cannot_be_labelled_are_refused(tmp_path: Path, rows: list[d
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../secret.png", "in/../../secret.png", "link.png", ""])
-def test_table_that_names_files_outside_its_folder_serves_none(tmp_path: Path, name: str) -> None:
-    """A crop table comes from somebody else; what it names in other folders is neither shown nor scored."""
+def test_files_outside_the_folder_of_a_table_are_not_served(tmp_path: Path, name: str) -> None:
+    """A crop table may come from somebody else; files in other folders are neither shown nor scored."""
     (tmp_path / "secret.png").write_bytes(b"secret")
     rows = family(1)
     table = write_table(tmp_path / "crops", rows)
@@ -505,7 +503,7 @@ def test_table_that_names_files_outside_its_folder_serves_none(tmp_path: Path, n
     session.sheets.close()
 
 
-def test_one_clip_is_made_ahead_and_nobody_waits_for_it() -> None:
+def test_one_sheet_is_prepared_ahead_without_blocking() -> None:
     begun, go_on = threading.Event(), threading.Event()
     made: list[str] = []
 
@@ -518,16 +516,16 @@ def test_one_clip_is_made_ahead_and_nobody_waits_for_it() -> None:
 
     sheets = Sheets(["a", "b", "c", "d"], make)
     assert sheets.get(0, wait_s=60) == Sheet(reason="a")
-    assert begun.wait(60), "the next one is begun unasked"
+    assert begun.wait(60), "the next sheet is not prepared in advance"
     assert sheets.get(1, wait_s=0) is None and sheets.get(0, wait_s=60) == Sheet(reason="a")
-    assert sheets.get(3, wait_s=0) is None  # c, ordered as the one after b, is given up for it
+    assert sheets.get(3, wait_s=0) is None  # c was queued as the clip after b, and is dropped for it
     go_on.set()
     assert sheets.get(3, wait_s=60) == Sheet(reason="d")
     assert made == ["a", "b", "d"] and sheets.count(0) == 0 and sheets.count(2) is None
     sheets.close()
 
 
-def test_clip_that_fails_says_so_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_clip_is_reported_and_the_others_continue(caplog: pytest.LogCaptureFixture) -> None:
     sheets = Sheets(["a", "b"], lambda video: Sheet(reason=str(1 / (video == "b"))))
     assert sheets.get(0, wait_s=60) == Sheet(reason="ZeroDivisionError: division by zero")
     assert sheets.get(1, wait_s=60) == Sheet(reason="1.0")
@@ -550,7 +548,7 @@ def session(tmp_path: Path) -> Iterator[LabelSession]:
 
 
 class TokenClient(FlaskClient):
-    """Knows the page's token, and puts it before every address."""
+    """A client that knows the page's token and puts it before every address."""
 
     def open(self, path: str, *args: object, **kwargs: object):
         return super().open(f"/{TOKEN}{path}", *args, **kwargs)
@@ -567,7 +565,7 @@ def connect(session: LabelSession) -> TokenClient:
     return app.test_client()
 
 
-def test_without_the_token_there_is_nothing(session: LabelSession) -> None:
+def test_without_the_token_every_address_is_unknown(session: LabelSession) -> None:
     client = make_app(session, TOKEN, folder=label_frames.PAGE).test_client()
     for path in ("/", "/state", "/clips/0", "/clips/0/0/fake", "/static/page.js", "/x/state", f"/{TOKEN[:-1]}/state"):
         answer = client.get(path)
@@ -580,7 +578,7 @@ def send(client: FlaskClient, label: str, *, clip: object = 0, shot: object = 0,
     return client.post(path, json={"run": client.get("/state").json["run"], "clip": clip, "shot": shot, "label": label})
 
 
-def test_page_shows_a_clips_faces_and_their_labels(client: FlaskClient, tmp_path: Path) -> None:
+def test_page_shows_the_faces_of_a_clip_and_their_labels(client: FlaskClient, tmp_path: Path) -> None:
     state = client.get("/state").json
     assert state["videos"] == ["fake.mp4", "<b>&fake.mp4"] and state["kinds"] == ["swap", "swap"]
     assert send(client, SKIP, shot=1).status_code == 200
@@ -593,7 +591,7 @@ def test_page_shows_a_clips_faces_and_their_labels(client: FlaskClient, tmp_path
         assert answer.data == (tmp_path / "crops" / name).read_bytes() and answer.mimetype == "image/png"
 
 
-def test_label_is_on_the_disk_when_the_answer_comes(client: FlaskClient, tmp_path: Path) -> None:
+def test_label_is_on_disk_before_the_response(client: FlaskClient, tmp_path: Path) -> None:
     answer = send(client, VISIBLE, clip=1, shot=1)
     (line,) = read_rows(tmp_path / "labels.csv")
     assert (line["video"], line["frame"], line["track"], line["label"]) == ("<b>&fake.mp4", "1", "0", "visible")
@@ -601,10 +599,10 @@ def test_label_is_on_the_disk_when_the_answer_comes(client: FlaskClient, tmp_pat
     assert answer.json == {"marks": {"visible": 1}, "clips": {"1": 1}}
 
 
-def test_label_of_another_moment_is_not_shown_nor_replaced(
+def test_label_of_another_time_is_neither_shown_nor_replaced(
     client: FlaskClient, session: LabelSession, tmp_path: Path
 ) -> None:
-    """Crops cut with fewer frames have the same numbers."""
+    """Crops cut with fewer frames have the same frame numbers."""
     session._labels.set(say("fake.mp4", 0, NOT_VISIBLE, time_s=0.9))
     before = (tmp_path / "labels.csv").read_bytes()
     assert client.get("/clips/0").json["shots"][0]["label"] is None
@@ -613,7 +611,7 @@ def test_label_of_another_moment_is_not_shown_nor_replaced(
     assert (tmp_path / "labels.csv").read_bytes() == before
 
 
-def test_killed_server_goes_on_where_it_was(client: FlaskClient, session: LabelSession, tmp_path: Path) -> None:
+def test_killed_server_resumes_where_it_stopped(client: FlaskClient, session: LabelSession, tmp_path: Path) -> None:
     send(client, VISIBLE, clip=1)
     fakes = TableFakes(tmp_path / "crops/crops.csv")
     again = connect(LabelSession(fakes, LabelFile(tmp_path / "labels.csv"), None))
@@ -623,7 +621,7 @@ def test_killed_server_goes_on_where_it_was(client: FlaskClient, session: LabelS
     assert again.post("/undo", json={"run": state["run"]}).json["undone"] == {"clip": 1, "frame": 0, "track": 0}
 
 
-def test_undo_says_whose_label_it_took(client: FlaskClient, tmp_path: Path) -> None:
+def test_undo_reports_which_label_it_reverted(client: FlaskClient, tmp_path: Path) -> None:
     send(client, VISIBLE, clip=0, shot=2)
     run = {"run": client.get("/state").json["run"]}
     assert client.post("/undo", json=run).json == {
@@ -632,7 +630,7 @@ def test_undo_says_whose_label_it_took(client: FlaskClient, tmp_path: Path) -> N
     assert client.post("/undo", json=run).json["undone"] is None
 
 
-def test_labels_of_clips_that_are_not_shown_are_kept_and_not_counted(tmp_path: Path, session: LabelSession) -> None:
+def test_labels_of_hidden_clips_are_kept_and_not_counted(tmp_path: Path, session: LabelSession) -> None:
     LabelFile(tmp_path / "more.csv").set(say("other.mp4", 0, VISIBLE))
     fakes = TableFakes(tmp_path / "crops/crops.csv")
     client = connect(LabelSession(fakes, LabelFile(tmp_path / "more.csv"), None))
@@ -641,7 +639,7 @@ def test_labels_of_clips_that_are_not_shown_are_kept_and_not_counted(tmp_path: P
     assert [line["video"] for line in read_rows(tmp_path / "more.csv")] == ["other.mp4", "fake.mp4"]
 
 
-def test_waiting_for_a_clip_blocks_no_other_request(tmp_path: Path) -> None:
+def test_slow_clip_does_not_block_other_requests(tmp_path: Path) -> None:
     go_on = threading.Event()
 
     class Slow:
@@ -671,7 +669,7 @@ def test_other_hosts_are_refused(client: FlaskClient, host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8765", "localhost:1", "localhost"])
-def test_this_machine_is_served(client: FlaskClient, host: str) -> None:
+def test_local_hosts_are_served(client: FlaskClient, host: str) -> None:
     assert client.get("/", headers={"Host": host}).status_code == 200
 
 
@@ -682,7 +680,7 @@ def test_other_sites_are_refused(client: FlaskClient, tmp_path: Path) -> None:
         assert client.post("/labels", json=body, headers={"Sec-Fetch-Site": site}).status_code == 403
         assert client.get("/state", headers={"Origin": "http://evil.example"}).status_code == 403
     assert client.post("/labels", json=body, headers={"Origin": "null"}).status_code == 403
-    # What a form of another site can send, in a browser that does not say who asks.
+    # What a form on another site can send if the browser does not state the origin.
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
         assert client.post("/labels", data=json.dumps(body), content_type=kind).status_code == 415
     assert not (tmp_path / "labels.csv").exists()
@@ -696,13 +694,15 @@ def test_other_sites_are_refused(client: FlaskClient, tmp_path: Path) -> None:
         *((0, 0, "fake", 400), (0, 0, None, 400), (0, 0, [], 400)),
     ],
 )
-def test_labels_of_nothing_are_refused(client: FlaskClient, tmp_path: Path, clip, shot, label, code: int) -> None:
+def test_labels_of_unknown_frames_are_refused(
+    client: FlaskClient, tmp_path: Path, clip, shot, label, code: int
+) -> None:
     answer = send(client, label, clip=clip, shot=shot)
     assert answer.status_code == code and answer.json["error"]
     assert not (tmp_path / "labels.csv").exists()
 
 
-def test_page_of_another_run_labels_nothing(client: FlaskClient, tmp_path: Path) -> None:
+def test_page_of_another_run_cannot_label(client: FlaskClient, tmp_path: Path) -> None:
     for body in ({"run": "x", "clip": 0, "shot": 0, "label": VISIBLE}, {}):
         answer = client.post("/labels", json=body)
         assert answer.status_code == 409 and "reload it" in answer.json["error"]
@@ -711,7 +711,7 @@ def test_page_of_another_run_labels_nothing(client: FlaskClient, tmp_path: Path)
     assert not (tmp_path / "labels.csv").exists()
 
 
-def test_label_that_could_not_be_saved_is_not_shown(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsaved_label_is_not_shown(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -722,7 +722,7 @@ def test_label_that_could_not_be_saved_is_not_shown(client: FlaskClient, monkeyp
     assert client.get("/clips/0").json["shots"][0]["label"] is None
 
 
-def test_page_names_no_other_address(client: FlaskClient) -> None:
+def test_page_refers_to_no_other_address(client: FlaskClient) -> None:
     policy = client.get("/").headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "http" not in policy and "unsafe" not in policy
     for path in ("/", "/static/page.js", "/static/page.css"):
@@ -732,7 +732,7 @@ def test_page_names_no_other_address(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/clips/0/0/other", "/clips/x/0/fake", "/static/../label_frames.py", "/x"])
-def test_there_is_nothing_else(client: FlaskClient, path: str) -> None:
+def test_other_addresses_are_unknown(client: FlaskClient, path: str) -> None:
     assert client.get(path).status_code == 404
 
 
@@ -740,7 +740,7 @@ def test_there_is_nothing_else(client: FlaskClient, path: str) -> None:
 
 
 @pytest.mark.parametrize("flag", [["--frames", "8"], ["--size", "96"], ["--crops", "x"]])
-def test_flags_that_say_how_clips_are_cut_are_refused_beside_a_crop_table(
+def test_cutting_flags_are_refused_with_a_crop_table(
     tmp_path: Path, capsys: pytest.CaptureFixture, flag: list[str]
 ) -> None:
     table = write_table(tmp_path / "crops", family(1))

@@ -1,4 +1,4 @@
-"""tools/label_frames.py's page in a real browser: labelled by keyboard, reloaded, undone, its server killed."""
+"""The page of tools/label_frames.py in a real browser: labelling by keyboard, reloading, undoing, a killed server."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def table(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def serve(table: Path) -> Iterator[Callable[[int], tuple[subprocess.Popen, str]]]:
-    """Start the tool on a port, 0 for a free one; the process and its address."""
+    """Start the tool on a port (0 for any free one); return the process and its address."""
     started: list[subprocess.Popen] = []
 
     def start(port: int) -> tuple[subprocess.Popen, str]:
@@ -93,13 +93,13 @@ def serve(table: Path) -> Iterator[Callable[[int], tuple[subprocess.Popen, str]]
 
 
 def labels(table: Path) -> list[tuple[int, int, str]]:
-    """What the file holds: number of the clip, frame, label."""
+    """The content of the label file: number of the clip, frame, label."""
     with open(table.with_name("labels.csv"), newline="") as file:
         return [(NAMES.index(row["video"]), int(row["frame"]), row["label"]) for row in csv.DictReader(file)]
 
 
 def wait_for(browser: webdriver.Chrome, condition: str) -> None:
-    """Until a condition in JavaScript holds and nothing is under way."""
+    """Wait until a condition in JavaScript holds and no request is running."""
     script = f"return typeof busy !== 'undefined' && !busy && Boolean({condition})"
     WebDriverWait(browser, PATIENCE_S, 0.05).until(lambda _: browser.execute_script(script))
 
@@ -154,7 +154,7 @@ def test_labelling_by_keyboard_survives_reloads_and_a_killed_server(browser, ser
     assert browser.execute_script(f"return {at(1, 0)} && shots[0].label === null")
     assert labels(table) == [(0, 1, "not_visible"), (0, 0, "visible")]
     _, again = serve(urlsplit(url).port)
-    press(browser, "f")  # the old address is no secret of the new server
+    press(browser, "f")  # the new server does not accept the old address
     assert "open the one that label_frames printed" in browser.find_element(By.ID, "error").text
     assert again != url
     url = again
@@ -172,12 +172,12 @@ def test_labelling_by_keyboard_survives_reloads_and_a_killed_server(browser, ser
     assert sorted(labels(table)) == sorted(
         [(0, 0, "visible"), (0, 1, "not_visible"), (0, 2, "visible"), *((1, frame, "visible") for frame in range(3))]
     )
-    browser.get(url)  # as a new tab: all is labelled, and shown to be
+    browser.get(url)  # like a new tab: everything is labelled and shown as labelled
     wait_for(browser, f"{at(1, 0)} && shots.every((shot) => shot.label)")
     assert "3 of 3 labelled here, 6 in all" in browser.find_element(By.ID, "progress").text
 
 
-def test_page_shows_names_as_they_are_and_asks_no_other_address(browser, serve) -> None:
+def test_page_escapes_names_and_requests_no_other_address(browser, serve) -> None:
     _, url = serve(0)
     browser.get(url)
     wait_for(browser, f"{at(0, 0)} && shots.length === 3")
@@ -190,13 +190,13 @@ def test_page_shows_names_as_they_are_and_asks_no_other_address(browser, serve) 
     wait_for(browser, f"{at(1, 0)} && !document.getElementById('original-image').hasAttribute('src')")
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     requests = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    # The browser's own start page is not ours.
+    # The browser's own start page does not count.
     asked = [request["request"]["url"] for request in requests if request["documentURL"].startswith(url)]
     assert len(asked) > 10 and all(address.startswith(url) for address in asked), asked
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
 
 
-def test_everything_is_on_the_screen_and_nothing_moves(browser, serve) -> None:
+def test_everything_fits_on_the_screen_and_nothing_moves(browser, serve) -> None:
     _, url = serve(0)
     browser.get(url)
     wait_for(browser, f"{at(0, 0)} && shots.length === 3")
@@ -212,7 +212,7 @@ def test_everything_is_on_the_screen_and_nothing_moves(browser, serve) -> None:
         for left, top, right, bottom in before:
             assert 0 <= left < right <= width and 0 <= top < bottom <= height, (width, height)
         face = browser.execute_script("return document.querySelector('.picture').clientWidth")
-        assert face > 0.4 * min(width, height), "faces are large"
+        assert face > 0.4 * min(width, height), "faces are too small"
         cramped = (
             "return Array.from(document.querySelectorAll('footer button')).filter((b) => b.scrollWidth > b.clientWidth)"
         )

@@ -1,4 +1,4 @@
-"""The architecture: imports only go down, tools stand alone, and nothing reaches for the network or for pickles."""
+"""The architecture: imports only go down, tools do not import each other, and no network or pickle is used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # The modules of the package that may import torch when they are imported; it takes 4 core-seconds and 350 MB.
 TORCH_MODULES = {"convolution", "mtcnn", "networks", "torch_runtime"}
-# The parts that the kernel runs; the others may need torch.
+# The parts that scoring imports; the others may need torch.
 KERNEL_PARTS = ("", "models", "run", "kaggle", "report")
 
 
@@ -24,7 +24,7 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-def test_imports_keep_the_contracts() -> None:
+def test_imports_follow_the_layers() -> None:
     """The layers stand in pyproject.toml, under tool.importlinter."""
     done = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command as lint; lint()", "--no-cache"],
@@ -41,7 +41,7 @@ def test_tools_never_import_each_other() -> None:
         assert not any(name.split(".")[0] in {"tools", "kernel"} for name in imports_of(path)), path
 
 
-def test_nothing_in_the_package_reaches_for_the_network_or_for_pickles() -> None:
+def test_package_uses_neither_the_network_nor_pickles() -> None:
     for path in (ROOT / "dfdc").rglob("*.py"):
         roots = {name.split(".")[0] for name in imports_of(path)}
         if path == ROOT / "dfdc/app/local.py":  # it listens on the loopback interface
@@ -64,14 +64,14 @@ def test_torch_and_numpy_load_no_pickles() -> None:
 
 
 def test_supervisor_loads_neither_torch_nor_decoders() -> None:
-    """It must answer signals at once and outlive what native code does."""
+    """It must react to signals at once and survive crashes of native code."""
     script = "import sys, dfdc.run.scoring; print({'torch', 'torchvision', 'av', 'cv2', 'openvino'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
 
 
-def test_only_modules_that_build_nets_import_torch_at_once() -> None:
-    """Elsewhere its import stands inside the functions that need it."""
+def test_only_modules_that_build_networks_import_torch_at_the_top() -> None:
+    """Elsewhere it is imported inside the functions that need it."""
     for part in KERNEL_PARTS:
         for path in (ROOT / "dfdc" / part).glob("*.py"):
             top = ast.parse(path.read_text()).body

@@ -1,4 +1,4 @@
-"""dfdc.run.limits: tools that decode in their own process have a worker's memory limit."""
+"""dfdc.run.limits: tools that decode in their own process have the memory limit of a worker."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# What a file may claim to need: far more than any machine has.
+# The size that a file may claim: far more than any machine has.
 BOMB = 2**46
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 @pytest.mark.parametrize(("device", "limited"), [("cpu", True), ("cuda", False)])
-def test_tool_on_the_cpu_has_a_limit_and_on_cuda_none(device: str, limited: bool) -> None:
+def test_memory_is_limited_on_the_cpu_and_not_on_cuda(device: str, limited: bool) -> None:
     code = (
         "import resource, sys\n"
         "from dfdc.run.limits import limit_tool\n"

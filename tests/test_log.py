@@ -1,4 +1,4 @@
-"""dfdc.log: what is printed cannot steer a terminal or forge a line."""
+"""dfdc.log: printed names can neither control a terminal nor forge a line."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ ROOT = Path(__file__).resolve().parents[1]
         ("latin\udce9.mp4", "latin\\udce9.mp4"),
     ],
 )
-def test_name_is_shown_in_one_line_without_what_steers(name: str, safe: str) -> None:
+def test_names_are_shown_in_one_line_without_control_characters(name: str, safe: str) -> None:
     assert shown(name) == safe
 
 
-def test_log_lines_and_tracebacks_carry_nothing_that_steers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_lines_and_tracebacks_contain_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     show_log("program")
@@ -53,7 +53,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_line_beside_a_progress_bar_begins_on_a_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_line_beside_a_progress_bar_begins_on_a_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     show_log("program")
@@ -62,7 +62,7 @@ def test_line_beside_a_progress_bar_begins_on_a_clear_line(monkeypatch: pytest.M
     assert stream.getvalue().endswith("\r\x1b[Kprogram: a word\n")
 
 
-def test_closed_streams_do_not_hand_their_numbers_to_files(tmp_path: Path) -> None:
+def test_closed_streams_do_not_give_their_descriptors_to_files(tmp_path: Path) -> None:
     script = (
         "from dfdc.log import show_log; show_log(); import sys, os; file = open(sys.argv[1], 'w'); "
         "assert file.fileno() > 2; print('said', file=sys.stderr); print('said'); os.write(2, b'said'); file.close()"

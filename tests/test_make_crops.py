@@ -1,4 +1,4 @@
-"""tools/make_crops.py: labelled clips become crops that training reads, a fake's over its original's."""
+"""tools/make_crops.py: labelled clips are cut into crops for training, fakes at the boxes of their originals."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ SETTINGS = CutSettings(n_frames=3, geometry=CropGeometry(size=64))
 
 
 def portrait(number: int) -> np.ndarray:
-    """Frame (288, 384, 3) of a clip in which a portrait wanders: no two frames are alike."""
+    """A frame (288, 384, 3) of a clip in which a portrait moves, so that no two frames are alike."""
     return astronaut()[2 * number :, 24 + 3 * number :][:288, :384].copy()
 
 
 def paint_mouth(pixels: np.ndarray, number: int) -> np.ndarray:
-    """Frame number's mouth, in another colour."""
+    """The frame with this number, with the mouth in another colour."""
     centre = (232 - 24 - 3 * number - 6, 158 - 2 * number)
     cv2.ellipse(pixels, centre, (22, 12), 0, 0, 360, (40, 200, 60), -1)
     return pixels
 
 
 def write_clip(path: Path, frames: list[np.ndarray], *, b_frames: int) -> Path:
-    """H.264 at 12 frames a second; how many frames are B-frames, which decoders may skip, is the encoding's."""
+    """Write H.264 at 12 frames per second; the encoding decides how many B-frames, which decoders may skip, it has."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", rate=12, options={"crf": "12", "preset": "ultrafast"})
         stream.height, stream.width = frames[0].shape[:2]
@@ -54,7 +54,7 @@ def write_clip(path: Path, frames: list[np.ndarray], *, b_frames: int) -> Path:
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clips: an original, and encoded otherwise; its fake, and without 16 px at both sides; one without a face."""
+    """Clips: an original, the same in another encoding, its fake, the fake trimmed by 16 px on both sides, no face."""
     folder = tmp_path_factory.mktemp("material")
     reals = [portrait(i) for i in range(N_FRAMES)]
     fakes = [paint_mouth(portrait(i), i) for i in range(N_FRAMES)]
@@ -68,7 +68,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lay_out(folder: Path, material: Path, metadata: dict[str, dict[str, str]]) -> Path:
-    """A folder of clips with metadata.json, whose clips are copied where the material has them."""
+    """A folder with metadata.json; clips that exist in the material are copied into it."""
     folder.mkdir(exist_ok=True)
     for name in metadata:
         if (material / name).exists():
@@ -100,7 +100,7 @@ def pair(material: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return folder / "out", cut(clips, folder / "out")
 
 
-def test_fake_is_cut_at_its_originals_boxes_and_moments(pair) -> None:
+def test_fake_is_cut_at_the_boxes_and_times_of_its_original(pair) -> None:
     out, rows = pair
     fakes, reals = ([row for row in rows if row["label"] == label] for label in ("FAKE", "REAL"))
     assert len(fakes) == len(reals) == 3
@@ -109,7 +109,7 @@ def test_fake_is_cut_at_its_originals_boxes_and_moments(pair) -> None:
             assert fake[column] == real[column], column
         assert (fake["original"], fake["manipulation"], real["original"]) == ("real.mp4", "paint", "")
         pixels = [cv2.imread(str(out / row["path"])).astype(int) for row in (fake, real)]
-        # The mouth differs, the brow does not: a frame earlier or later it would by 20 levels.
+        # The mouth differs, the brow does not. One frame earlier or later the brow would differ by 20 levels.
         assert np.abs(pixels[0] - pixels[1])[:24].mean() < 3 < 10 < np.abs(pixels[0] - pixels[1]).max()
         assert float(fake["difference"]) == pytest.approx(np.abs(pixels[0] - pixels[1]).mean(), abs=1e-3)
         similarity = structural_similarity(*[p.astype(np.uint8) for p in pixels], channel_axis=2)
@@ -117,10 +117,10 @@ def test_fake_is_cut_at_its_originals_boxes_and_moments(pair) -> None:
         assert real["difference"] == real["ssim"] == ""
 
 
-def test_fakes_wait_for_an_original_that_failed(
+def test_fakes_are_not_cut_until_their_original_can_be_read(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Cut without it, they would never be laid over it."""
+    """A fake that is cut without its original would never be aligned with it."""
     clips = lay_out(tmp_path / "clips", material, {"fake.mp4": FAKE, "real.mp4": REAL})
 
     def fail(*_: object) -> None:
@@ -135,7 +135,7 @@ def test_fakes_wait_for_an_original_that_failed(
     assert {row["difference"] != "" for row in cut(clips, tmp_path / "out") if row["label"] == "FAKE"} == {True}
 
 
-def test_boxes_hold_the_face_and_landmarks_lie_in_them(pair) -> None:
+def test_boxes_contain_the_face_and_its_landmarks(pair) -> None:
     _, rows = pair
     for row in rows:
         number = round(float(row["time"]) * 12)
@@ -173,12 +173,14 @@ def test_rolled_heads_are_cut_upright_from_originals_and_fakes(tmp_path: Path) -
     rows = cut(clips, tmp_path / "out")
     assert len(rows) == 6
     for row in rows:
-        assert float(row["angle"]) == pytest.approx(30, abs=12)  # the portrait has a few degrees of its own
+        assert float(row["angle"]) == pytest.approx(
+            30, abs=12
+        )  # the head in the portrait is itself rolled by a few degrees
         frame = read_frames(clips / row["video"], 3)[int(row["frame"])].pixels
         face = frame, np.array(row["box"].split(), np.float32), float(row["angle"])
         (wanted,) = cut_crops([face], SETTINGS.geometry)
         stored = cv2.cvtColor(cv2.imread(str(tmp_path / "out" / row["path"])), cv2.COLOR_BGR2RGB)
-        # The table holds hundredths of a degree.
+        # The table has hundredths of a degree.
         assert np.abs(stored.astype(int) - wanted).mean() < 0.5
 
 
@@ -204,12 +206,12 @@ def test_fake_that_equals_its_original_can_be_left_out(material: Path, tmp_path:
     assert [row for row in rows if row["video"] != "sound.mp4"] == left
 
 
-def test_stopped_run_goes_on_and_overwrite_starts_anew(material: Path, pair, tmp_path: Path) -> None:
+def test_stopped_run_resumes_and_overwrite_starts_again(material: Path, pair, tmp_path: Path) -> None:
     shutil.copytree(pair[0].parent, tmp_path / "copy")
     clips, out = tmp_path / "copy/clips", tmp_path / "copy/out"
     kept = out / "images/real.mp4/00000-0.png"
     kept.write_bytes(b"mark")
-    shutil.rmtree(out / "images/fake.mp4")  # as if killed while it was cut
+    shutil.rmtree(out / "images/fake.mp4")  # as if killed while it was being cut
     half_done = out / "drafts/fake.mp4"
     half_done.mkdir()
     (half_done / "00000-0.png").write_bytes(b"half")
@@ -222,7 +224,7 @@ def test_stopped_run_goes_on_and_overwrite_starts_anew(material: Path, pair, tmp
     assert cv2.imread(str(kept)) is not None
 
 
-def test_one_odd_clip_ends_nothing_and_is_tried_again(
+def test_one_failing_clip_does_not_end_the_run_and_is_retried(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     clips = lay_out(tmp_path / "clips", material, {"real.mp4": REAL, "fake.mp4": FAKE})
@@ -234,7 +236,7 @@ def test_one_odd_clip_ends_nothing_and_is_tried_again(
     assert {row["video"] for row in cut(clips, tmp_path / "out")} == {"real.mp4", "fake.mp4"}
 
 
-def test_crops_cut_otherwise_are_not_mixed(pair, tmp_path: Path) -> None:
+def test_crops_with_other_settings_are_not_mixed(pair, tmp_path: Path) -> None:
     shutil.copytree(pair[0].parent, tmp_path / "copy")
     with pytest.raises(DataError, match="cut with other settings; use the same, delete the folder, or name another"):
         cut(tmp_path / "copy/clips", tmp_path / "copy/out", CutSettings(n_frames=4, geometry=SETTINGS.geometry))
@@ -253,7 +255,7 @@ def test_bad_clips_are_reported_and_skipped(material: Path, tmp_path: Path, caps
     assert {row["video"] for row in read_rows(tmp_path / "out/crops.csv")} == {"real.mp4"}
 
 
-def test_rerun_changes_the_splits_and_looks_again_for_what_was_absent(
+def test_rerun_updates_the_splits_and_cuts_clips_that_were_absent(
     material: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     clips = lay_out(tmp_path / "clips", material, {"real.mp4": REAL, "late.mp4": {"label": "REAL"}, "fake.mp4": FAKE})
@@ -268,7 +270,7 @@ def test_rerun_changes_the_splits_and_looks_again_for_what_was_absent(
     assert "cut alone" not in capsys.readouterr().err
 
 
-def test_other_clip_of_a_name_is_refused_while_the_first_is_there(material: Path, tmp_path: Path) -> None:
+def test_another_clip_of_the_same_name_is_refused_while_the_first_exists(material: Path, tmp_path: Path) -> None:
     """FaceForensics++ gives the fakes of all its methods the same names."""
     first = lay_out(tmp_path / "first", material, {"fake.mp4": {**FAKE, "manipulation": "first"}, "real.mp4": REAL})
     rows = cut(first, tmp_path / "out")
@@ -286,14 +288,14 @@ def test_other_clip_of_a_name_is_refused_while_the_first_is_there(material: Path
     record = tmp_path / "out" / "images" / "fake.mp4" / "clip.json"
     stamp = record.stat().st_mtime_ns
     assert cut(moved, tmp_path / "out") == rows and record.stat().st_mtime_ns == stamp
-    # And where the first is gone, the second takes its place.
+    # If the first is gone, the second takes its place.
     changed = cut(second, tmp_path / "out")
     assert {row["manipulation"] for row in changed if row["label"] == "FAKE"} == {"second"}
     assert [row["ssim"] for row in changed] != [row["ssim"] for row in rows] and record.stat().st_mtime_ns != stamp
 
 
 @pytest.mark.parametrize("at_first", ["damaged", "absent"])
-def test_fake_is_cut_anew_when_its_original_can_be_read(material: Path, tmp_path: Path, at_first: str, pair) -> None:
+def test_fake_is_cut_again_when_its_original_can_be_read(material: Path, tmp_path: Path, at_first: str, pair) -> None:
     clips = lay_out(tmp_path / "clips", material, {"fake.mp4": FAKE, "real.mp4": REAL})
     if at_first == "damaged":
         (clips / "real.mp4").write_bytes((material / "real.mp4").read_bytes()[:999])
@@ -306,8 +308,8 @@ def test_fake_is_cut_anew_when_its_original_can_be_read(material: Path, tmp_path
     assert cut(clips, tmp_path / "out") == pair[1]
 
 
-def test_fakes_follow_an_original_that_changed(material: Path, tmp_path: Path, pair) -> None:
-    """A download that was not complete, for instance."""
+def test_fakes_are_cut_again_when_their_original_changed(material: Path, tmp_path: Path, pair) -> None:
+    """For instance after an incomplete download."""
     clips = lay_out(tmp_path / "clips", material, {"fake.mp4": FAKE, "real.mp4": REAL})
     write_clip(clips / "real.mp4", [portrait(i) for i in range(N_FRAMES // 2)], b_frames=3)
     before = cut(clips, tmp_path / "out")
@@ -327,13 +329,13 @@ def test_clip_that_cannot_be_read_for_a_moment_keeps_its_crops(
     assert cut(clips, tmp_path / "out") == pair[1]
 
 
-def test_crops_of_what_a_clip_is_no_more_leave_the_table_at_once(
+def test_outdated_crops_leave_the_table_at_once(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = lay_out(tmp_path / "clips", material, {"again.mp4": REAL, "real.mp4": REAL})
     cut(clips, tmp_path / "out")
     lay_out(clips, material, {"again.mp4": FAKE, "real.mp4": REAL})
-    with monkeypatch.context() as patch:  # the run that would cut it as a fake is stopped before it does
+    with monkeypatch.context() as patch:  # the run that would cut it as a fake is stopped before that
         patch.setattr("tools.make_crops.cut_families", lambda *_, **__: iter(()))
         assert {row["video"] for row in cut(clips, tmp_path / "out")} == {"real.mp4"}
     assert {row["video"]: row["label"] for row in cut(clips, tmp_path / "out")} == {
@@ -352,8 +354,8 @@ def test_splits_that_leak_are_refused_before_anything_is_cut(material: Path, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_corrected_metadata_are_what_the_table_says(material: Path, tmp_path: Path) -> None:
-    """What was cut as another label, or beside another original, is cut anew; another word for the fake is not."""
+def test_table_follows_corrected_metadata(material: Path, tmp_path: Path) -> None:
+    """A change of the label or of the original causes a new cut; another name of the manipulation does not."""
     first = {"real.mp4": {"label": "FAKE"}, "fake.mp4": {**FAKE, "original": "none.mp4"}}
     clips = lay_out(tmp_path / "clips", material, first)
     cut(clips, tmp_path / "out")
@@ -373,7 +375,7 @@ def test_corrected_metadata_are_what_the_table_says(material: Path, tmp_path: Pa
     assert image.stat().st_mtime_ns == written_ns
 
 
-def test_misspelt_metadata_are_told(
+def test_misspelt_metadata_are_reported(
     material: Path, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     wrong = {"label": "FAKE", "Orignal": "real.mp4", "camera": "phone"}
@@ -381,7 +383,7 @@ def test_misspelt_metadata_are_told(
     cut(clips, tmp_path / "out")
     assert "fake.mp4 has the key 'Orignal', which nothing reads; is 'original' meant?" in caplog.text
     assert "camera" not in caplog.text
-    assert "fakes that name no original: 1, such as fake.mp4" in capsys.readouterr().err
+    assert "1 fakes name no original, such as fake.mp4" in capsys.readouterr().err
 
 
 def test_metadata_of_windows_editors_are_read(tmp_path: Path) -> None:
@@ -389,19 +391,19 @@ def test_metadata_of_windows_editors_are_read(tmp_path: Path) -> None:
     assert [clip.name for clip in read_metadata(tmp_path)] == ["a.mp4"]
 
 
-def test_fake_without_its_original_is_told(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_fake_without_its_original_is_reported(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     cut(lay_out(tmp_path / "clips", material, {"fake.mp4": FAKE}), tmp_path / "out")
     said = capsys.readouterr().err
-    assert "fakes cut alone, for their original is absent: 1, such as fake.mp4, of real.mp4; put" in said
+    assert "1 fakes are cut alone because their original is absent, such as fake.mp4, made from real.mp4; add" in said
 
 
-def test_workers_cut_what_one_process_cuts(pair, tmp_path: Path) -> None:
+def test_worker_processes_cut_the_same_crops_as_one_process(pair, tmp_path: Path) -> None:
     assert cut(pair[0].parent / "clips", tmp_path / "out", n_workers=2) == pair[1]
     for row in pair[1]:
         assert (tmp_path / "out" / row["path"]).read_bytes() == (pair[0] / row["path"]).read_bytes()
 
 
-def test_plain_frames_are_whole_and_listed_by_name_and_label(material: Path, tmp_path: Path) -> None:
+def test_plain_frames_are_uncut_and_listed_by_name_and_label(material: Path, tmp_path: Path) -> None:
     clips = lay_out(tmp_path / "clips", material, {"real.mp4": REAL, "fake.mp4": FAKE})
     rows = cut(clips, tmp_path / "out", CutSettings(n_frames=3, plain_frames=True))
     names = [f"images/{clip}.mp4/0000{i}.jpg" for clip in ("fake", "real") for i in range(3)]
@@ -411,7 +413,7 @@ def test_plain_frames_are_whole_and_listed_by_name_and_label(material: Path, tmp
     assert frame.shape == expected.shape and np.abs(frame.astype(int) - expected).mean() < 3
 
 
-def test_plain_frames_are_all_of_a_clips_unless_told(material: Path, tmp_path: Path) -> None:
+def test_plain_frames_are_all_frames_by_default(material: Path, tmp_path: Path) -> None:
     clips = lay_out(tmp_path / "clips", material, {"real.mp4": REAL, "gone.mp4": REAL})
     command = [str(clips), "--out", str(tmp_path / "out"), "--plain-frames", "--workers", "1"]
     assert main(command) == 0
@@ -483,7 +485,7 @@ def test_clips_that_share_a_name_are_refused() -> None:
         group_families([LabelledClip(Path("a/x.mp4"), "REAL"), LabelledClip(Path("b/x.mp4"), "REAL")])
 
 
-def test_original_comes_first_and_a_fake_without_one_stands_alone() -> None:
+def test_original_comes_first_and_a_fake_without_one_forms_its_own_family() -> None:
     clips = [
         LabelledClip(Path("a.mp4"), "FAKE", original="z.mp4"),
         LabelledClip(Path("b.mp4"), "FAKE", original="gone.mp4"),
@@ -493,7 +495,7 @@ def test_original_comes_first_and_a_fake_without_one_stands_alone() -> None:
 
 
 def test_real_pairs_are_aligned(shared_videos: Path, tmp_path: Path) -> None:
-    """Every kind of FaceForensics++ fake, also those whose frames were trimmed: no shift makes them more alike."""
+    """For every kind of FaceForensics++ fake, even if its frames were trimmed, no shift increases the similarity."""
     metadata = json.loads((shared_videos / "metadata.json").read_text())
     chosen = {name: entry for name, entry in metadata.items() if name.startswith("ff_469")}
     clips = tmp_path / "clips"

@@ -1,4 +1,4 @@
-"""tools/make_twins.py: twins of real crops by a tiny autoencoder, each beside its real, in its split."""
+"""tools/make_twins.py: autoencoder twins of real crops, each listed with its real in the same split."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Saturate(nn.Module):
 
 
 def make_networks() -> tuple[nn.Sequential, nn.Sequential]:
-    """A small encoder and decoder of the same structure as TAESD's, written with torch's own modules."""
+    """A small encoder and decoder with the structure of TAESD, made of torch's own modules."""
     torch.manual_seed(0)
     half = [layer for _ in range(3) for layer in (nn.Conv2d(8, 8, 3, stride=2, padding=1, bias=False), Block())]
     encoder = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Block(), *half, nn.Conv2d(8, CHANNELS, 3, padding=1))
@@ -63,7 +63,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return paths
 
 
-def test_layers_run_as_torchs_own_modules(files: tuple[Path, Path]) -> None:
+def test_layers_give_the_results_of_torchs_modules(files: tuple[Path, Path]) -> None:
     encoder, decoder = make_networks()
     autoencoder, pictures = TinyAutoencoder(*files), torch.rand(2, 3, 4 * SCALE, 3 * SCALE)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_files_of_other_networks_are_refused(tmp_path: Path, files: tuple[Path, 
         TinyAutoencoder(tmp_path / "text.pth", files[1])
 
 
-def test_blended_twin_keeps_its_reals_border(files: tuple[Path, Path]) -> None:
+def test_blended_twin_keeps_the_border_of_its_real(files: tuple[Path, Path]) -> None:
     autoencoder, crop = TinyAutoencoder(*files), np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
     seen = set()
     for seed in range(8):
@@ -90,7 +90,7 @@ def test_blended_twin_keeps_its_reals_border(files: tuple[Path, Path]) -> None:
         difference = np.abs(real.astype(int) - fake)
         border = max(difference[:3, :3].mean(), difference[-3:, :3].mean())
         inner = difference[56:72, 56:72].mean()
-        assert inner > 10  # an autoencoder that was never trained destroys what passes it
+        assert inner > 10  # an untrained autoencoder destroys its input
         if plan.manipulation == BLENDED:
             assert border < inner / 3
         else:
@@ -112,7 +112,7 @@ def test_table_pairs_each_twin_with_its_real(tmp_path: Path, files: tuple[Path, 
         sources = set(read_split(out / "crops.csv", split=split).identity)
         assert sources <= {f"faces{split}REAL{n}" for n in range(8)}
 
-    # A stopped run goes on: what is there is not made again, and the table is the same.
+    # A stopped run resumes: existing files are not made again, and the table is the same.
     written = {path: path.read_bytes() for path in (out / "twins").iterdir()}
     text = (out / "crops.csv").read_bytes()
     lost, *kept = sorted(written)

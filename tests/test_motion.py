@@ -1,4 +1,4 @@
-"""dfdc.research.motion: pairs of neighbouring frames, a model's input from them, and what it adds to a score."""
+"""dfdc.research.motion: pairs of neighbouring frames, the model's input, and its contribution to a score."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BOX = np.array([70, 40, 190, 200], np.float32)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[WeightsFile]:
-    """A network that sees faces and one that sees motion."""
+    """A face model and a motion model."""
     folder = tmp_path_factory.mktemp("weights")
     (folder / "optional").mkdir()
     torch.manual_seed(0)
@@ -41,7 +41,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[WeightsFile]:
 
 
 def moved(picture: np.ndarray, *, turn: float = 0, scale: float = 1, shift: tuple[float, float] = (0, 0)) -> np.ndarray:
-    """A picture turned (degrees) and scaled about its middle and shifted (pixels)."""
+    """Turn a picture (degrees) and scale it about its middle, then shift it (pixels)."""
     height, width = picture.shape[:2]
     place = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), turn, scale)
     place[:, 2] += shift
@@ -63,11 +63,11 @@ def track(n: int) -> Track:
 @pytest.mark.parametrize(
     "move", [{"shift": (3, -2)}, {"turn": 2.0}, {"scale": 1.04}, {"turn": -1.5, "scale": 0.97, "shift": (-2.5, 1.5)}]
 )
-def test_alignment_takes_a_moved_head_back(move: dict) -> None:
+def test_alignment_reverses_the_movement_of_a_head(move: dict) -> None:
     first = crop_face(PORTRAIT, BOX, CropGeometry())
     second = moved(first, **move)
     assert difference(first, second) > 4
-    # Two interpolations blur: what is left are edges.
+    # Two interpolations blur the edges; the rest is equal.
     assert difference(first, align(first, second)) < difference(first, second) / 3
 
 
@@ -79,12 +79,12 @@ def test_equal_frames_stay_equal() -> None:
     assert np.array_equal(pair[..., :3], pair[..., 3:])
 
 
-def test_a_pairs_first_half_is_the_crop_that_the_frame_nets_see() -> None:
+def test_first_half_of_a_pair_is_the_crop_of_the_face_models() -> None:
     pair = cut_pair(Frame(0, PORTRAIT, moved(PORTRAIT, shift=(2, 1))), BOX, GEOMETRY)
     assert np.array_equal(pair[..., :3], crop_face(PORTRAIT, BOX, GEOMETRY))
 
 
-def test_a_change_on_the_skin_outlives_the_alignment() -> None:
+def test_change_on_the_skin_remains_after_alignment() -> None:
     changed = PORTRAIT.copy()
     changed[110:130, 115:135] = np.clip(changed[110:130, 115:135].astype(int) + 40, 0, 255)
     geometry = CropGeometry(side_ratio=1.0, shift_ratio=0.0, size=140)  # one pixel of the crop is one of the frame
@@ -96,7 +96,7 @@ def test_a_change_on_the_skin_outlives_the_alignment() -> None:
     assert spot.mean() > 25 and spot.mean() > 4 * change.mean()
 
 
-def test_frames_without_neighbours_and_cuts_to_another_scene_give_no_pair() -> None:
+def test_frames_without_neighbours_and_scene_changes_give_no_pair() -> None:
     other = np.random.default_rng(0).integers(0, 256, PORTRAIT.shape, dtype=np.uint8)
     frames = [Frame(0, PORTRAIT), Frame(1, PORTRAIT, other), Frame(2, PORTRAIT, PORTRAIT[:, ::-1].copy())]
     assert [cut_pair(frame, BOX, GEOMETRY) for frame in frames] == [None] * 3
@@ -113,17 +113,17 @@ def test_pairs_show_rolled_heads_upright() -> None:
     assert not np.array_equal(pairs, cut_track(frames, track(1), GEOMETRY))
 
 
-def test_plain_pictures_are_neither_aligned_nor_an_error() -> None:
+def test_uniform_pictures_are_not_aligned_and_raise_no_error() -> None:
     grey, white = np.full((64, 64, 3), 90, np.uint8), np.full((64, 64, 3), 255, np.uint8)
     assert np.array_equal(align(grey, white), white)
     assert correlate(grey, white) == 1
     assert correlate(grey, PORTRAIT[:64, :64]) == 0
 
 
-# What a network sees
+# The model's input
 
 
-def test_change_is_grey_where_nothing_changes_and_three_times_the_levels_elsewhere() -> None:
+def test_unchanged_pixels_are_grey_and_changes_are_amplified_three_times() -> None:
     first = torch.tensor([10.0, 100.0, 200.0, 128.0]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
     second = torch.tensor([10.0, 110.0, 100.0, 255.0]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
     seen = see_change(torch.cat([first, second], 1), 2)
@@ -131,8 +131,8 @@ def test_change_is_grey_where_nothing_changes_and_three_times_the_levels_elsewhe
     assert seen[0, 0].tolist() == [[127, 157], [0, 255]]  # 127 + 3 x 10, and both ends
 
 
-def test_a_net_for_motion_sees_the_change_and_nothing_else() -> None:
-    network = PairNet(load_model(find_weights(ROOT / "weights")[0])).eval()  # any trained network will do
+def test_motion_model_depends_on_the_change_only() -> None:
+    network = PairNet(load_model(find_weights(ROOT / "weights")[0])).eval()  # any trained model
     crop = torch.from_numpy(crop_face(PORTRAIT, BOX, CropGeometry()))[None].clamp(0, 200)
     shifted = crop.roll(3, 2)
     with torch.inference_mode():
@@ -140,18 +140,18 @@ def test_a_net_for_motion_sees_the_change_and_nothing_else() -> None:
             float(network(torch.cat(halves, 3)))
             for halves in ((crop, shifted), (crop + 40, shifted + 40), (crop, crop))
         )
-    # Halves of levels are rounded either way.
+    # Half levels may be rounded up or down.
     assert brighter == pytest.approx(moving, abs=0.01) and abs(moving - still) > 0.1
 
 
-# What it adds to a clip's score
+# The contribution to a clip's score
 
 
 def frames(n: int, n_pairs: int) -> list[Frame]:
     return [Frame(index, PORTRAIT, PORTRAIT if index < n_pairs else None) for index in range(n)]
 
 
-def test_a_tracks_score_is_the_weighted_mean_of_its_calibrated_pairs(files: list[WeightsFile]) -> None:
+def test_score_of_a_track_is_the_weighted_mean_of_its_calibrated_pairs(files: list[WeightsFile]) -> None:
     specs = [replace(MOTION, weight=0.5, calibration=Calibration(2.0, 1.0)), replace(MOTION, weight=2.0)]
     opened = [replace(files[1], spec=spec) for spec in specs]
     models = [lambda pairs: (np.arange(len(pairs), dtype=np.float32),), lambda pairs: (np.full(len(pairs), -1.0),)]
@@ -160,7 +160,7 @@ def test_a_tracks_score_is_the_weighted_mean_of_its_calibrated_pairs(files: list
     assert scores == pytest.approx([-1.25, -1.375])
 
 
-def test_without_pairs_or_nets_nothing_is_added(files: list[WeightsFile]) -> None:
+def test_without_pairs_or_models_nothing_is_added(files: list[WeightsFile]) -> None:
     motion = Motion(files[1:], models=[lambda pairs: (np.ones(len(pairs), np.float32),)])
     assert motion.n_pairs == N_PAIRS
     assert motion.score(frames(3, 0), [track(3)]).tolist() == [0]
@@ -170,13 +170,13 @@ def test_without_pairs_or_nets_nothing_is_added(files: list[WeightsFile]) -> Non
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_are_no_answer(files: list[WeightsFile], value: float) -> None:
+def test_logits_that_are_not_finite_are_an_error(files: list[WeightsFile], value: float) -> None:
     motion = Motion(files[1:], "cuda", models=[lambda pairs: (np.full(len(pairs), value),)])
     with pytest.raises(FloatingPointError, match="not finite"):
         motion.score(frames(2, 2), [track(2)])
 
 
-def test_a_clips_score_joins_frames_and_changes(files: list[WeightsFile]) -> None:
+def test_score_of_a_clip_combines_frames_and_motion(files: list[WeightsFile]) -> None:
     clip = ROOT / "samples/real.mp4"
     both, faces = Analyzer(files), Analyzer(files[:1])
     joined, alone = both.analyze(clip, 12), faces.analyze(clip, 12)
@@ -193,25 +193,25 @@ def test_a_clips_score_joins_frames_and_changes(files: list[WeightsFile]) -> Non
     assert (joined.n_pairs, alone.n_pairs) == (N_PAIRS, 0)
 
 
-def test_optional_nets_that_fail_leave_the_others_score(
+def test_failing_optional_models_leave_the_other_scores(
     files: list[WeightsFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = ROOT / "samples/real.mp4"
     alone = Analyzer(files[:1]).analyze(clip, 4)
     analyzer = Analyzer(files)
-    for network, method in ((analyzer.motion, "score"), (analyzer.listener, "listen")):
+    for network, method in ((analyzer.motion, "score"), (analyzer.voices, "score_clip")):
         monkeypatch.setattr(network, method, lambda *_: 1 / 0)
     prediction = analyzer.analyze(clip, 4)
     assert (prediction.status, prediction.probability) == ("ok", pytest.approx(alone.probability, abs=1e-6))
-    # What fails beside CUDA may have broken it: that clip is another worker's, on the CPU.
+    # A failure on CUDA may have damaged its context, so another worker scores that clip on the CPU.
     analyzer.device = "cuda"
     assert (analyzer.analyze(clip, 4).status, analyzer.analyze(clip, 4).probability) == ("error", 0.5)
 
 
-def test_each_persons_change_is_added_to_their_own_frames(
+def test_motion_of_each_person_is_added_to_their_own_frames(
     files: list[WeightsFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two persons of a clip, one of whom is seen in half the frames."""
+    """A clip with two persons, one of whom is visible in half of the frames."""
 
     def find_two(*arguments: object) -> tuple[list[Track], dict]:
         (track,), faces = find_tracks(*arguments)
@@ -229,11 +229,11 @@ def test_each_persons_change_is_added_to_their_own_frames(
         assert track.logits == pytest.approx(plain.logits + change, abs=1e-5)
 
 
-def test_a_look_at_few_frames_pairs_no_more_than_these(files: list[WeightsFile]) -> None:
+def test_few_frames_give_at_most_as_many_pairs(files: list[WeightsFile]) -> None:
     prediction = Analyzer(files).analyze(ROOT / "samples/real.mp4", 2)
     assert (prediction.status, len(prediction.times_s), prediction.n_pairs) == ("ok", 2, 2)
 
 
-def test_weights_say_that_they_see_motion(files: list[WeightsFile]) -> None:
+def test_weights_state_that_their_input_is_motion(files: list[WeightsFile]) -> None:
     spec = open_weights(files[1].path).spec
     assert (spec.sees, spec.channels, spec.weight) == ("motion", 3, 0.5)

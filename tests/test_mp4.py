@@ -14,18 +14,18 @@ from dfdc.video import read_frames
 
 
 def box(kind: bytes, *parts: bytes) -> bytes:
-    """A box as ISO 14496-12, 4.2 has it."""
+    """A box as defined in ISO 14496-12, 4.2."""
     content = b"".join(parts)
     return struct.pack(">I4s", 8 + len(content), kind) + content
 
 
 def table(kind: bytes, *numbers: int) -> bytes:
-    """A box of version 0 with numbers of four bytes."""
+    """A full box of version 0 whose numbers have four bytes."""
     return box(kind, struct.pack(f">I{len(numbers)}I", 0, *numbers))
 
 
 def track(n_samples: int, *, handler: bytes = b"vide", step: int = 1001, chunks: tuple[int, int] = (1, 1)) -> bytes:
-    """A track of samples of a byte; chunks are how many there are and how many samples each holds."""
+    """A track of one-byte samples; chunks gives the number of chunks and of samples in each."""
     n_chunks, longest = chunks
     tables = box(
         b"stbl",
@@ -63,7 +63,7 @@ MANY = track(MAX_SAMPLES + 1)
     ],
     ids=["one", "four", "behind", "wide", "to-the-end", "free", "udta", "fragment", "compressed", "chunks", "sound"],
 )
-def test_tables_that_claim_too_much_are_refused(data):
+def test_tables_with_impossible_counts_are_refused(data):
     with pytest.raises(VideoError, match=rf"its tables claim \d+ samples; allowed are {MAX_SAMPLES}"):
         check(data)
 
@@ -72,7 +72,7 @@ def test_tables_that_claim_too_much_are_refused(data):
     "data",
     [
         HEAD + box(b"moov", track(MAX_SAMPLES)),
-        # An hour of sound without compression, of 48,000 samples a second in chunks of half a second.
+        # An hour of uncompressed audio with 48,000 samples per second in chunks of half a second.
         HEAD + box(b"moov", track(3600 * 48_000, handler=b"soun", step=1, chunks=(7200, 24_000))),
         b"",
         bytes(5000),
@@ -82,11 +82,11 @@ def test_tables_that_claim_too_much_are_refused(data):
     ],
     ids=["most", "raw-sound", "empty", "zeros", "matroska", "damaged", "no-length"],
 )
-def test_what_claims_no_more_passes(data):
+def test_tables_with_possible_counts_pass(data):
     check(data)
 
 
-def test_boxes_nested_without_end_are_not_followed():
+def test_endlessly_nested_boxes_are_not_followed():
     data = MANY
     for _ in range(5000):
         data = box(b"moov", data)
@@ -99,7 +99,7 @@ def test_real_tables_pass(tmp_path: Path) -> None:
             check_tables(file, path.stat().st_size)
 
 
-def test_a_clip_that_claims_too_much_is_refused(tmp_path):
+def test_clip_with_impossible_counts_is_refused(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(HEAD + box(b"moov", *[track(80_000_000)] * 4))
     with pytest.raises(VideoError, match="its tables claim 320000000 samples"):

@@ -1,4 +1,4 @@
-"""The package as pip installs it: its metadata, its requirements and locks, and the weights that come with it."""
+"""The package as pip installs it: metadata, requirements and lock files, and the shipped weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BASE_LOCK, FULL_LOCK = ROOT / "requirements.lock", ROOT / "requirements-all.lock
 
 
 def stated(lines: list[str]) -> set[str]:
-    """Requirements in one spelling each; references of an extra to another extra are left out."""
+    """Normalised requirements; references from one extra to another are left out."""
     return {str(Requirement(line)) for line in lines if not line.startswith("dfdc[")}
 
 
@@ -43,14 +43,16 @@ def test_requirements_file_agrees_with_the_metadata() -> None:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_locks_hold_what_the_metadata_ask_for(python: str) -> None:
+def test_lock_files_contain_what_the_metadata_require(python: str) -> None:
     base, full = read_lock(BASE_LOCK, python), read_lock(FULL_LOCK, python)
     for lock, wanted in ((base, stated(PROJECT["dependencies"])), (full, all_stated())):
         for requirement in map(Requirement, wanted):
             if requirement.marker and not requirement.marker.evaluate({"python_version": python}):
                 continue
             assert lock[requirement.name].version in requirement.specifier, requirement
-    assert {name: full[name] for name in base} == base, "make test would replace what make submission installed"
+    assert {name: full[name] for name in base} == base, (
+        "make test would replace packages that make submission installed"
+    )
 
 
 def test_scoring_on_the_cpu_installs_neither_torch_nor_scipy() -> None:
@@ -97,7 +99,7 @@ def test_wheel_names_the_command_and_the_licence(installed: Path) -> None:
     assert re.search(rf"^Version: {re.escape(__version__)}$", (info / "METADATA").read_text(), re.MULTILINE)
 
 
-def test_package_installed_below_a_checkout_states_no_commit(tmp_path: Path) -> None:
+def test_package_installed_inside_a_checkout_states_no_commit(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     commit = ["git", "-c", "user.name=a", "-c", "user.email=a@example.com", "commit", "-qm", "a", "--allow-empty"]
     subprocess.run(commit, cwd=tmp_path, check=True)
@@ -108,7 +110,7 @@ def test_package_installed_below_a_checkout_states_no_commit(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="make is no program of Windows")
-def test_make_names_the_cure_for_a_python_that_does_not_serve(tmp_path: Path) -> None:
+def test_make_states_the_cure_for_an_unsuitable_python(tmp_path: Path) -> None:
     for name in ("Makefile", "requirements.lock"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     old = tmp_path / "old-python"

@@ -1,4 +1,4 @@
-"""dfdc.data.photographs: pictures and others' crops become crops and rows as clips do."""
+"""dfdc.data.photographs: photographs and ready-made crops give crops and rows like those of clips."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def frame() -> np.ndarray:
     return read_frames(samples[0], 1)[0].pixels
 
 
-def test_photographs_are_cut_by_the_kernels_detector_and_crop(tmp_path: Path, frame: np.ndarray) -> None:
+def test_photographs_are_cut_with_the_kernels_detector_and_crop_function(tmp_path: Path, frame: np.ndarray) -> None:
     write_picture(tmp_path / "a" / "face.png", frame)
     write_picture(tmp_path / "b" / "face.png", frame[:, ::-1])
     write_picture(tmp_path / "wall.png", np.full((200, 200, 3), 90, np.uint8))
@@ -77,7 +77,7 @@ def test_photographs_are_cut_by_the_kernels_detector_and_crop(tmp_path: Path, fr
     assert (out / found.path[0]).stat().st_mtime_ns == before
 
 
-def test_crops_of_others_need_a_border(tmp_path: Path, frame: np.ndarray) -> None:
+def test_ready_made_crops_need_a_border(tmp_path: Path, frame: np.ndarray) -> None:
     x0, y0, x1, y1 = find_face(FaceDetector(), frame)[0].round().astype(int)
     tight = frame[max(y0, 0) : y1, max(x0, 0) : x1]
     box, _ = find_face(FaceDetector(), tight, border=0.2)
@@ -86,7 +86,7 @@ def test_crops_of_others_need_a_border(tmp_path: Path, frame: np.ndarray) -> Non
     assert np.abs(box - (0, 0, x1 - x0, y1 - y0)).max() < 0.2 * side
 
 
-def test_a_fakes_original_and_persons_share_a_split(tmp_path: Path) -> None:
+def test_fake_original_and_person_share_a_split(tmp_path: Path) -> None:
     rows = [{"path": f"{n}.png", "label": "REAL", "identity": f"p{n // 2}", "original": ""} for n in range(200)]
     rows += [{"path": f"f{n}.png", "label": "FAKE", "identity": "", "original": f"x{n}.png"} for n in range(100)]
     rows += [{"path": f"x{n}.png", "label": "REAL", "identity": "", "original": ""} for n in range(100)]
@@ -106,11 +106,11 @@ def test_wrong_tables_and_flags_are_refused(tmp_path: Path, capsys: pytest.Captu
     assert "folders of their own" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(tmp_path / "t.csv"), "--out", str(tmp_path / "out"), "--frames", "3"])
-    assert "go with clips" in capsys.readouterr().err
+    assert "apply to clips, not to photographs" in capsys.readouterr().err
 
 
-def test_clips_photographs_and_cut_crops_give_one_table(tmp_path: Path, frame: np.ndarray) -> None:
-    """The same columns, and what the metadata tells reaches the same column whatever was cut."""
+def test_clips_photographs_and_ready_made_crops_give_the_same_columns(tmp_path: Path, frame: np.ndarray) -> None:
+    """All have the same columns, and metadata reach the same column whatever was cut."""
     told = {"dataset": "press", "identity": "p1", "source": "archive", "split": "val"}
     clips = tmp_path / "clips"
     clips.mkdir()
@@ -147,5 +147,5 @@ def test_rows_of_older_folders_get_the_new_columns(tmp_path: Path) -> None:
     record.write_text(json.dumps(old))
     assert main(command) == 0
     after = pd.read_csv(tmp_path / "out/crops.csv")
-    assert after.angle.isna().all()  # older versions cut heads as they were
+    assert after.angle.isna().all()  # older versions did not turn heads upright
     assert after.drop(columns="angle").equals(before.drop(columns="angle"))

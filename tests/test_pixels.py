@@ -20,7 +20,7 @@ def test_colours_are_red_green_blue(tmp_path):
     path = write_clip(tmp_path / "a.mp4", codec="ffv1", container="matroska", n_frames=1, pixel_format="yuv444p")
     (frame,) = read_frames(path, 1)
     assert frame.pixels.dtype == np.uint8 and frame.pixels.flags.c_contiguous
-    # To YUV and back costs a level or two.
+    # The conversion to YUV and back costs one or two levels.
     assert np.abs(frame.pixels - draw(0, (64, 48)).astype(int)).max() <= 3
 
 
@@ -31,7 +31,7 @@ def test_unusual_colour_spaces_still_give_frames(tmp_path, matrix):
 
 
 def on_pq_curve(picture: np.ndarray) -> np.ndarray:
-    """A standard picture (H, W, 3) uint8 in HDR10's 16 bits: as bright as a display shows it, white at 203 nits.
+    """Convert a standard picture (H, W, 3) uint8 to 16-bit HDR10, as bright as on a display with white at 203 nits.
 
     ITU-R BT.1886 for the display, BT.2087 for the primaries, SMPTE ST 2084 for the curve.
     """
@@ -42,14 +42,14 @@ def on_pq_curve(picture: np.ndarray) -> np.ndarray:
     return np.round(65535 * ((0.8359375 + 18.8515625 * share) / (1 + 18.6875 * share)) ** 78.84375).astype(np.uint16)
 
 
-def test_hdr10_is_shown_as_the_standard_picture(tmp_path):
-    # Up to .75 of white light, which is a value of 226; where a primary is all but dark, HDR10's steps are coarse.
+def test_hdr10_is_converted_to_the_standard_picture(tmp_path):
+    # Up to .75 of white, which is a value of 226; HDR10's steps are coarse where a primary is almost dark.
     ramp = np.stack(np.meshgrid(np.linspace(40, 225, 64), np.linspace(40, 225, 48)), -1)
     picture = np.concatenate([ramp, ramp.mean(2, keepdims=True)], 2).round().astype(np.uint8)
     assert np.abs(tone_map(on_pq_curve(picture)).astype(int) - picture).max() <= 3
 
 
-def test_highlights_of_hdr10_stay_apart_below_white():
+def test_hdr10_highlights_remain_distinguishable_below_white():
     nits = np.array([203, 400, 1000, 4000])
     value = (nits / 10_000) ** 0.1593017578125
     value = ((0.8359375 + 18.8515625 * value) / (1 + 18.6875 * value)) ** 78.84375
@@ -57,13 +57,13 @@ def test_highlights_of_hdr10_stay_apart_below_white():
     assert (np.diff(shown) > 0).all() and shown[0] > 235 and shown[-1] <= 255
 
 
-def test_hdr10_clips_look_like_their_standard_source(shared):
+def test_hdr10_clips_equal_their_standard_source(shared):
     reading = read_clip(shared / "cases" / "hdr_pq.mp4", 8)
     source = read_frames(Path(__file__).parent.parent / "samples" / "real.mp4", 8)
     assert reading.tone_mapped
     for frame, expected in zip(reading.frames, source, strict=True):
         assert frame.time_s == pytest.approx(expected.time_s, abs=0.001)
-        # Coded anew at a low rate: two levels on average.
+        # Re-encoded at a low bit rate: two levels on average.
         assert np.abs(frame.pixels - expected.pixels.astype(float)).mean() < 4
 
 
@@ -84,12 +84,12 @@ def interlace(path: Path, *, n_frames: int = 12) -> Path:
 
 
 def combs(pixels: np.ndarray) -> float:
-    """How much rows differ from those beside them more than from those two away."""
+    """How much more rows differ from their neighbours than from the rows two lines away."""
     rows = pixels[..., 1].astype(float)
     return np.abs(np.diff(rows, axis=0)).mean() - np.abs(rows[2:] - rows[:-2]).mean()
 
 
-def test_interlaced_frames_are_made_whole_as_ffmpeg_does(tmp_path):
+def test_interlaced_frames_are_deinterlaced_as_by_ffmpeg(tmp_path):
     path = interlace(tmp_path / "a.mpg")
     graph = Graph()
     with av.open(str(path)) as clip:
@@ -108,7 +108,7 @@ def test_interlaced_frames_are_made_whole_as_ffmpeg_does(tmp_path):
         assert np.abs(frame.pixels - expected[number]).mean() < 2, number
 
 
-def test_neighbours_of_interlaced_frames_are_made_whole_too(tmp_path):
+def test_neighbours_of_interlaced_frames_are_deinterlaced(tmp_path):
     frames = read_frames(interlace(tmp_path / "a.mpg"), 12, n_pairs=12)
     assert all(combs(frame.neighbour) < 5 for frame in frames[:-1])
 
@@ -134,10 +134,10 @@ def test_large_clips_are_reduced(tmp_path, size, expected):
         (None, (48, 64)),
         ((32, 11), (48, 186)),
         ((1, 3), (144, 64)),
-        ((9, 1), (48, 64)),  # a picture twelve times as wide as high is nobody's
+        ((9, 1), (48, 64)),  # a picture twelve times as wide as high shows nobody
     ],
 )
-def test_pixels_that_are_not_square_are_made_so(tmp_path, ratio, shape):
+def test_non_square_pixels_are_resampled_to_square_ones(tmp_path, ratio, shape):
     path = copy_packets(write_clip(tmp_path / "plain.mp4", n_frames=8), tmp_path / "a.mp4", aspect=ratio)
     frames = read_frames(path, 8)
     assert {frame.pixels.shape for frame in frames} == {(*shape, 3)}
@@ -160,7 +160,7 @@ TURNS = {
 
 
 @pytest.mark.parametrize("matrix", TURNS, ids=str)
-def test_frames_are_turned_and_mirrored_as_the_container_asks(tmp_path, matrix):
+def test_frames_are_turned_and_mirrored_as_the_container_states(tmp_path, matrix):
     path = write_clip(tmp_path / "a.mp4", n_frames=1, size=(64, 32))
     (stored,) = read_frames(path, 1)
     (shown,) = read_frames(turn_clip(path, matrix), 1)
@@ -178,8 +178,8 @@ def test_turned_frames_equal_opencvs(tmp_path, matrix):
     assert np.abs(frame.pixels - cv2.cvtColor(expected, cv2.COLOR_BGR2RGB).astype(float)).mean() < 4
 
 
-def test_side_data_that_pyav_does_not_know_does_not_hide_a_turn(tmp_path):
-    # A camera's maker in EXIF form, as in TIFF 6.0: one entry, tag 0x10f, text of four bytes.
+def test_side_data_unknown_to_pyav_does_not_hide_a_rotation(tmp_path):
+    # The maker of a camera in EXIF: one TIFF 6.0 entry with tag 0x10f and four bytes of text.
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x0f\0\x02\0\0\0\x04abc\0\0\0\0\0"
     segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
     path = write_clip(tmp_path / "a.mov", codec="mjpeg", pixel_format="yuvj420p", n_frames=1)

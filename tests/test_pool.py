@@ -1,4 +1,4 @@
-"""dfdc.run.pool and dfdc.run.worker: a worker's death is its clip's row, never the run's end."""
+"""dfdc.run.pool and dfdc.run.worker: the death of a worker costs one clip its score and never ends the run."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_every_clip_gets_one_prediction() -> None:
     assert sorted(done) == names
 
 
-def test_clip_that_kills_again_is_its_own_fault_and_the_others_go_on_as_before(tmp_path: Path) -> None:
-    """As a memory bomb does: it is tried once more, alone, and then both workers are back."""
+def test_clip_that_kills_its_worker_twice_does_not_slow_the_others(tmp_path: Path) -> None:
+    """A memory bomb does so. The clip is retried once, alone, and then both workers run again."""
     names = ["bomb.mp4", *(f"{i}.mp4" for i in range(20))]
     clips = {name: tmp_path / name for name in names}
     found = {p.filename: p for p in predict_clips(clips, SETTINGS, n_workers=2, deadline=NEVER, work=bomb_or_count)}
@@ -102,8 +102,8 @@ def test_a_worker_that_hangs_after_telling_a_step_is_ended(monkeypatch: pytest.M
     assert told == [f"{name} {stage}" for name in ("hang.mp4", "a.mp4") for stage in ("reading", "scoring")]
 
 
-def test_where_memory_is_too_short_for_all_workers_there_are_fewer(tmp_path: Path) -> None:
-    """Each of these clips kills its worker beside another and not alone."""
+def test_fewer_workers_run_if_memory_is_too_short_for_all(tmp_path: Path) -> None:
+    """Each of these clips kills its worker if another worker runs, but not alone."""
     clips = {name: tmp_path / name for name in ["once a.mp4", "once b.mp4", *(f"{i}.mp4" for i in range(9))]}
     found = list(predict_clips(clips, SETTINGS, n_workers=2, deadline=NEVER, work=count_together))
     assert sorted(p.filename for p in found) == sorted(clips) and {p.status for p in found} == {"ok"}
@@ -115,7 +115,7 @@ def test_where_memory_is_too_short_for_all_workers_there_are_fewer(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "cause"), [("segfault.mp4", "died: Segmentation fault"), ("killed.mp4", "died: Killed")]
 )
-def test_clip_that_kills_its_worker_twice_gets_a_row_and_the_others_are_scored(name: str, cause: str) -> None:
+def test_clip_that_kills_its_worker_twice_gets_a_row(name: str, cause: str) -> None:
     found = run(["a.mp4", name, "b.mp4", "c.mp4"])
     assert found[name].status == "error"
     assert cause in found[name].reason
@@ -123,13 +123,13 @@ def test_clip_that_kills_its_worker_twice_gets_a_row_and_the_others_are_scored(n
     assert {found[n].label for n in ("a.mp4", "b.mp4", "c.mp4")} == {0.25}
 
 
-def test_clip_whose_worker_died_once_is_tried_again(tmp_path: Path) -> None:
+def test_clip_whose_worker_died_once_is_retried(tmp_path: Path) -> None:
     clips = {"once.mp4": tmp_path / "was here"}
     (only,) = predict_clips(clips, SETTINGS, n_workers=1, deadline=NEVER, work=misbehave)
     assert (only.status, only.label) == ("ok", 0.25)
 
 
-def test_clip_that_cannot_be_read_is_tried_once_more_behind_the_others(tmp_path: Path) -> None:
+def test_unreadable_clip_is_retried_once_after_the_others(tmp_path: Path) -> None:
     clips = {name: tmp_path / name for name in ("unreadable.mp4", "better.mp4", "a.mp4")}
     found = list(predict_clips(clips, SETTINGS, n_workers=1, deadline=NEVER, work=misbehave))
     assert [p.filename for p in found] == ["a.mp4", "unreadable.mp4", "better.mp4"]
@@ -137,7 +137,7 @@ def test_clip_that_cannot_be_read_is_tried_once_more_behind_the_others(tmp_path:
     assert (tmp_path / "unreadable.passes").read_text() == "xx"
 
 
-def test_hanging_worker_is_ended_and_its_clip_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_worker_is_killed_and_its_clip_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfdc.run.plan.GRACE_S", 0.2)
     settings = WorkerSettings(weights=(), clip_limit_s=2.0)
     found = run(["hang.mp4", "a.mp4"], settings=settings, n_workers=1)
@@ -145,12 +145,12 @@ def test_hanging_worker_is_ended_and_its_clip_times_out(monkeypatch: pytest.Monk
     assert found["a.mp4"].status == "ok"
 
 
-def test_deadline_gives_every_clip_left_a_row() -> None:
+def test_deadline_gives_every_remaining_clip_a_row() -> None:
     found = run(["hang.mp4", "hang2.mp4", "a.mp4"], deadline=Deadline.after(3.0))
     assert [found[name].status for name in ("hang.mp4", "hang2.mp4", "a.mp4")] == ["timeout"] * 3
 
 
-def test_deadline_that_has_passed_starts_no_worker() -> None:
+def test_expired_deadline_starts_no_worker() -> None:
     found = run(["a.mp4"], work=die_at_once, deadline=Deadline.after(0.0))
     assert found["a.mp4"].status == "timeout"
 
@@ -166,7 +166,7 @@ def test_workers_that_never_load_end_the_run(quick_restarts: None) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError("Resource temporarily unavailable"), BlockingIOError("fork")])
-def test_machine_that_starts_no_process_ends_the_run_with_the_cause(
+def test_failure_to_start_any_process_ends_the_run_with_the_cause(
     error: OSError, quick_restarts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse_to_start(*_: object) -> None:
@@ -177,7 +177,7 @@ def test_machine_that_starts_no_process_ends_the_run_with_the_cause(
         run(["a.mp4"])
 
 
-def test_worker_that_cannot_be_started_beside_another_is_done_without(
+def test_run_continues_without_a_worker_that_cannot_be_started(
     quick_restarts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
@@ -193,7 +193,7 @@ def test_worker_that_cannot_be_started_beside_another_is_done_without(
     assert {p.status for p in run([f"{i}.mp4" for i in range(6)]).values()} == {"ok"}
 
 
-def test_run_that_has_begun_waits_for_workers_that_load_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_in_progress_waits_until_workers_load_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "START_PAUSE_S", 0.001)
     settings = WorkerSettings(weights=(), device=str(tmp_path / "starts"))
     found = run(["a.mp4", "b.mp4", "c.mp4"], work=load_after_a_famine, settings=settings, n_workers=1)
@@ -201,7 +201,7 @@ def test_run_that_has_begun_waits_for_workers_that_load_again(tmp_path: Path, mo
     assert (tmp_path / "starts").read_text() == "x" * 8
 
 
-def test_run_that_has_begun_ends_with_rows_when_no_worker_loads_any_more(
+def test_run_in_progress_ends_with_rows_if_no_worker_loads_any_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "START_PAUSE_S", 0.001)
@@ -213,8 +213,8 @@ def test_run_that_has_begun_ends_with_rows_when_no_worker_loads_any_more(
     assert found["b.mp4"].reason
 
 
-def test_no_more_workers_load_at_once_than_there_are_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CUDA there are more of them, and the first is not to wait for the others."""
+def test_at_most_one_worker_per_core_loads_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA there are more workers than cores, and the first should not wait for the others."""
     monkeypatch.setattr(pool, "count_cores", lambda: 1)
     settings = WorkerSettings(weights=(), device=str(tmp_path))
     found = run([f"{i}.mp4" for i in range(9)], work=load_alone, settings=settings, n_workers=3)
@@ -223,7 +223,7 @@ def test_no_more_workers_load_at_once_than_there_are_cores(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(("device", "decodes", "gpu"), [("cuda", True, 1), ("cuda", False, None), ("cpu", True, None)])
-def test_clips_are_decoded_where_nets_run_if_that_can(
+def test_clips_are_decoded_on_the_gpu_if_it_can_decode(
     device: str, decodes: bool, gpu: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -239,19 +239,19 @@ def test_clips_are_decoded_where_nets_run_if_that_can(
     monkeypatch.setattr(findings, "current_gpu", lambda: 1)
     monkeypatch.setattr(findings, "read_clip", refuse_to_read)
     monkeypatch.setattr("dfdc.runtime.choose_device", lambda wanted, place: device)
-    monkeypatch.setattr("dfdc.runtime.describe_runtime", lambda device: "a net")
-    monkeypatch.setattr("cv2.setNumThreads", lambda _: None)  # which later tests would keep
-    predictor, runtime = worker._load(SETTINGS)
+    monkeypatch.setattr("dfdc.runtime.describe_runtime", lambda device: "a runtime")
+    monkeypatch.setattr("cv2.setNumThreads", lambda _: None)  # which would affect later tests
+    predictor, runtime = worker.load_analyzer(SETTINGS)
     assert predictor.analyze(Path("a.mp4"), 4).status == "unreadable"
     assert asked == [gpu]
-    assert runtime == ("a net; NVDEC decodes H.264" if gpu is not None else "a net")
+    assert runtime == ("a runtime; NVDEC decodes H.264" if gpu is not None else "a runtime")
 
 
 @pytest.mark.parametrize(
     ("quota", "n_cores"),
     [("150000 100000\n", 2), ("50000 100000", 1), ("900000 100000", 4), ("max 1", 4), ("", 4)],
 )
-def test_a_containers_quota_counts_as_cores(
+def test_cpu_quota_of_a_container_limits_the_cores(
     quota: str, n_cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
@@ -261,20 +261,22 @@ def test_a_containers_quota_counts_as_cores(
 
 
 @pytest.mark.parametrize(("place", "gpu"), [(0, 0), (1, 1), (2, 0)])
-def test_workers_take_turns_on_several_gpus(place: int, gpu: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_distributed_over_several_gpus(place: int, gpu: int, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = pretend_gpus(monkeypatch, 2)
     assert choose_device("auto", place=place) == "cuda"
     assert chosen == [gpu]
 
 
-def test_worker_that_leaves_costs_no_clip() -> None:
+def test_worker_that_ends_costs_no_clip() -> None:
     names = [f"{i}.mp4" for i in range(4)]
     assert {p.status for p in run(names, work=leave_after_one).values()} == {"ok"}
 
 
 @pytest.mark.parametrize("name", ["fault.mp4", "crash.mp4", "stall.mp4"])
 @pytest.mark.parametrize("n_workers", [1, 2])
-def test_clip_that_cuda_failed_is_scored_on_the_cpu(name: str, n_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clip_that_failed_on_cuda_is_scored_on_the_cpu(
+    name: str, n_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dfdc.run.plan.GRACE_S", 0.2)
     settings = WorkerSettings(weights=(), device="auto", clip_limit_s=2.0)
     found = run([name, *(f"{i}.mp4" for i in range(5))], work=fail_on_cuda, settings=settings, n_workers=n_workers)
@@ -282,30 +284,30 @@ def test_clip_that_cuda_failed_is_scored_on_the_cpu(name: str, n_workers: int, m
     assert {found[f"{i}.mp4"].label for i in range(5)} == {0.25}
 
 
-def test_further_looks_stay_on_cuda_beside_a_clip_that_it_failed(tmp_path: Path) -> None:
+def test_further_passes_stay_on_cuda_after_one_clip_failed_there(tmp_path: Path) -> None:
     known = {f"{i}.mp4": Prediction(f"{i}.mp4", 0.4, wanted=8, n_models=1, frames=8) for i in range(40)}
     clips = {name: tmp_path / name for name in ("fault.mp4", *known)}
     results = predict_clips(clips, SETTINGS, n_workers=2, deadline=NEVER, work=fail_one_clip, known=known)
     found = {p.filename: p for p in results}
     assert found["fault.mp4"].label == 0.75
     labels = [found[name].label for name in known]
-    # Were CUDA left altogether, it would answer at most for the one pass that it was at.
+    # If CUDA were abandoned, at most the pass in progress would be answered there.
     assert len(found) == 41 and labels.count(0.25) > 10 and set(labels) <= {0.25, 0.75}
 
 
 @pytest.mark.parametrize("fault", ["fault", "crash"])
-def test_cuda_device_that_fails_for_good_sends_the_rest_to_the_cpu(fault: str) -> None:
+def test_permanently_failing_cuda_sends_the_rest_to_the_cpu(fault: str) -> None:
     names = [f"{fault}{i}.mp4" for i in range(6)] + [f"{i}.mp4" for i in range(6)]
     found = run(names, work=fail_on_cuda, settings=WorkerSettings(weights=(), device="cuda"), n_workers=1)
     assert {(p.label, p.status) for p in found.values()} == {(0.75, "ok")}
     assert sorted(found) == sorted(names)
 
 
-def test_workers_that_do_not_load_on_auto_are_tried_on_the_cpu(quick_restarts: None) -> None:
+def test_workers_that_fail_to_load_on_auto_are_started_on_the_cpu(quick_restarts: None) -> None:
     assert run(["a.mp4"], work=load_on_the_cpu_only)["a.mp4"].label == 0.75
 
 
-def test_workers_that_do_not_load_on_a_device_that_was_asked_for_end_the_run(quick_restarts: None) -> None:
+def test_workers_that_fail_to_load_on_a_requested_device_end_the_run(quick_restarts: None) -> None:
     with pytest.raises(MachineError):
         run(["a.mp4"], work=load_on_the_cpu_only, settings=WorkerSettings(weights=(), device="cuda"))
 
@@ -315,20 +317,20 @@ def test_fixed_frames_reach_the_worker_and_the_record() -> None:
     assert (found["a.mp4"].frames, found["a.mp4"].wanted) == (5, 5)
 
 
-def test_known_clips_are_not_looked_at_again() -> None:
+def test_known_clips_are_not_scored_again() -> None:
     known = {"a.mp4": Prediction("a.mp4", 0.5, wanted=32, n_models=1, frames=32)}
     assert list(run(["a.mp4", "b.mp4"], work=echo_frames, known=known)) == ["b.mp4"]
     assert run(["a.mp4"], work=die_at_once, known=known) == {}
 
 
-def test_worker_that_dies_in_a_further_look_costs_no_score() -> None:
+def test_worker_that_dies_in_a_further_pass_costs_no_score() -> None:
     known = {"lethal.mp4": Prediction("lethal.mp4", 0.4, wanted=8, n_models=1, frames=8)}
     found = run(["lethal.mp4", "a.mp4"], work=echo_frames, known=known)
     assert found["lethal.mp4"] == Prediction("lethal.mp4", 0.4, wanted=16, n_models=1, frames=8)
     assert found["a.mp4"].frames == 16
 
 
-def test_no_process_is_left_when_the_consumer_stops_in_the_middle() -> None:
+def test_no_process_remains_when_the_consumer_stops_early() -> None:
     clips = {name: Path(name) for name in ("a.mp4", "hang.mp4", "hang2.mp4")}
     predictions = predict_clips(clips, SETTINGS, n_workers=2, deadline=NEVER, work=misbehave)
     next(predictions)
@@ -336,14 +338,14 @@ def test_no_process_is_left_when_the_consumer_stops_in_the_middle() -> None:
     assert multiprocessing.active_children() == []
 
 
-def test_workers_keep_their_buffers_and_leave_other_cores_alone() -> None:
+def test_workers_keep_their_buffers_and_use_one_core() -> None:
     found = run(["a.mp4"], work=report_environment, n_workers=1)
     assert found["a.mp4"].reason == f"{2**24} 1"
     assert "MALLOC_TOP_PAD_" not in os.environ
 
 
 @pytest.mark.parametrize(("asked", "n_workers"), [(None, 5), (2, 2)])
-def test_there_are_more_workers_where_models_run_on_cuda(
+def test_more_workers_run_if_models_run_on_cuda(
     asked: int | None, n_workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "count_cores", lambda: 4)
@@ -354,7 +356,7 @@ def test_there_are_more_workers_where_models_run_on_cuda(
     assert len(started) == n_workers
 
 
-def test_workers_share_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_workers_fits_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "count_cores", lambda: 4)
     monkeypatch.setattr(limits, "count_memory", lambda: 10 * 2**30)
     started = []
@@ -376,7 +378,7 @@ def test_workers_share_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None
         ({"memory/memory.limit_in_bytes": "9223372036854771712"}, "", 8 * 2**30),
     ],
 )
-def test_a_containers_memory_counts(tmp_path: Path, files: dict, membership: str, expected: int) -> None:
+def test_memory_limit_of_a_container_counts(tmp_path: Path, files: dict, membership: str, expected: int) -> None:
     (tmp_path / "meminfo").write_text(f"MemTotal: {8 * 2**20} kB\nMemFree: 1 kB\n")
     (tmp_path / "membership").write_text(membership)
     for name, text in files.items():
@@ -385,13 +387,13 @@ def test_a_containers_memory_counts(tmp_path: Path, files: dict, membership: str
     assert limits.count_memory(tmp_path / "groups", tmp_path / "meminfo", tmp_path / "membership") == expected
 
 
-def test_clip_that_wants_more_memory_than_there_is_gets_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clip_that_needs_too_much_memory_gets_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "count_memory", lambda: 2**20)
     found = run(["hungry.mp4", "a.mp4"], work=limited, n_workers=1)
     assert found["hungry.mp4"].reason == "MemoryError" and found["a.mp4"].status == "ok"
 
 
-def test_workers_end_with_the_supervisor_however_it_ends(tmp_path: Path) -> None:
+def test_workers_end_when_the_supervisor_ends_in_any_way(tmp_path: Path) -> None:
     script = f"""
 import os, signal
 from dfdc.deadline import NEVER
@@ -418,9 +420,7 @@ for found in predict_clips({{n: Path(n) for n in ("a", "hang")}}, WorkerSettings
 
 @pytest.mark.parametrize(("models", "n_models"), [("all", 2), ("first", 1)])
 @pytest.mark.parametrize("n_frames", [16, None])
-def test_models_that_are_asked_for_answer_whatever_the_number_of_frames(
-    models: str, n_models: int, n_frames: int | None
-) -> None:
+def test_requested_models_run_whatever_the_number_of_frames(models: str, n_models: int, n_frames: int | None) -> None:
     face = ModelSpec("efficientnet-lite0", 32)
     weights = (WeightsFile(Path("a"), "a", face), WeightsFile(Path("b"), "b", face, further=True))
     settings = WorkerSettings(weights=weights, n_frames=n_frames, models=models)

@@ -1,4 +1,4 @@
-"""compare_pooling.py: what a rule over frames must keep, and how rules are compared."""
+"""tools/research/compare_pooling.py: the properties of pooling rules, and their comparison."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ WHOLE = {"low": TINY, "high": 1 - TINY}
 
 
 def make_clips(generator: np.random.Generator, n: int, *, share: float, n_frames: int = 24) -> list[ScoredClip]:
-    """Half reals, half fakes that are fake in a share of their frames; clips differ in how suspicious they look."""
+    """Half reals, half fakes that are fake in a share of their frames; each clip has its own offset."""
     clips = []
     for index in range(n):
         label = index % 2
@@ -72,7 +72,7 @@ def test_order_of_frames_does_not_matter(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL_RULES)
 @pytest.mark.parametrize("n_frames", [1, 2, 5, 33, 400])
-def test_any_number_of_frames_gets_a_finite_answer(name: str, n_frames: int) -> None:
+def test_any_number_of_frames_gives_a_finite_result(name: str, n_frames: int) -> None:
     for value in (-30.0, 0.0, 30.0):
         assert np.isfinite(ALL_RULES[name](np.full(n_frames, value)))
 
@@ -90,30 +90,30 @@ def test_raising_one_frame_never_lowers_the_clip(rule) -> None:
         assert after >= before - 1e-12  # rounding
 
 
-def test_winners_and_thirds_rules_are_not_monotone() -> None:
-    """.99 three times and .79 is .99 by the winner's rule, and .945 once the last is .81 and has a say."""
+def test_rules_of_first_and_third_place_are_not_monotone() -> None:
+    """.99 three times and .79 give .99 by the winner's rule, but .945 if the last is .81 and so counts."""
     before, after = ([4.6, 4.6, 4.6, last] for last in (logit(0.79), logit(0.81)))
     assert trust_confident(np.array(after)) < trust_confident(np.array(before)) - 1
     assert weigh_by_confidence(np.array([5.0, 5.0, 0.4])) < weigh_by_confidence(np.array([5.0, 5.0, 0.0]))
 
 
 @pytest.mark.parametrize("n_frames", [1, 2, 3, 10, 32, 77])
-def test_learned_rule_is_the_mean_at_its_start(n_frames: int) -> None:
+def test_learned_rule_starts_as_the_mean(n_frames: int) -> None:
     track = np.random.default_rng(2).normal(0, 3, n_frames)
     assert Pooling()(track) == pytest.approx(track.mean(), abs=1e-12)
 
 
-def test_ranks_by_hand() -> None:
+def test_rank_weights_equal_a_calculation_by_hand() -> None:
     ranked = rank_means(np.random.default_rng(0).permutation(np.arange(20.0)))
     # 5, 5, 5, 3 and 2 of 20 frames.
     assert ranked == pytest.approx([2, 7, 12, 16, 18.5])
     assert rank_means(np.array([7.0])) == pytest.approx([7] * 5)
     assert rank_means(np.array([4.0, 1.0])) == pytest.approx([1, 1, 4, 4, 4])
-    # Each of three frames is a third: the second quarter is 1/3 the first and 2/3 the second, the third mirrors it.
+    # Each of three frames is one third: the second quarter is 1/3 of the first and 2/3 of the second, and vice versa.
     assert rank_means(np.array([0.0, 3.0, 9.0])) == pytest.approx([0, 2, 2 / 3 * 3 + 1 / 3 * 9, 9, 9])
 
 
-def test_seeing_every_frame_twice_changes_nothing_for_the_learned_rule() -> None:
+def test_duplicated_frames_do_not_change_the_learned_rule() -> None:
     track = np.random.default_rng(3).normal(0, 3, 11)
     assert LEANING(np.repeat(track, 2)) == pytest.approx(LEANING(track))
 
@@ -127,21 +127,21 @@ def test_seeing_every_frame_twice_changes_nothing_for_the_learned_rule() -> None
         ([0.1] * 9 + [0.9], 0.18),  # nine in ten are not more than nine in ten
     ],
 )
-def test_winners_rule_by_hand(probabilities: list[float], expected: float) -> None:
+def test_winners_rule_equals_a_calculation_by_hand(probabilities: list[float], expected: float) -> None:
     track = np.array([logit(p) for p in probabilities])
     assert sigmoid(trust_confident(track)) == pytest.approx(expected)
 
 
-def test_thirds_rule_by_hand() -> None:
+def test_rule_of_third_place_equals_a_calculation_by_hand() -> None:
     """.8 -> .5 + .3^.65 = .9572 with weight .3; .4 -> .5 - .1^.65 = .2761 with weight .1."""
     track = np.array([logit(0.8), logit(0.4)])
     assert sigmoid(weigh_by_confidence(track)) == pytest.approx((0.3 * 0.9572 + 0.1 * 0.2761) / 0.4, abs=1e-4)
     assert weigh_by_confidence(np.zeros(3)) == 0
 
 
-def test_noisy_or_by_hand() -> None:
+def test_noisy_or_equals_a_calculation_by_hand() -> None:
     assert sigmoid(take_any(np.array([0.0, logit(0.8)]))) == pytest.approx(1 - 0.5 * 0.2)
-    assert take_any(np.full(32, 40.0)) == pytest.approx(32 * 40)  # far beyond what a probability can tell from 1
+    assert take_any(np.full(32, 40.0)) == pytest.approx(32 * 40)  # far beyond the resolution of a probability near 1
     assert take_any_keeping_prior(np.zeros(32)) == pytest.approx(0)
     track = np.array([0.3, -1.0, 2.0])
     persons = clip_probability([np.array([frame]) for frame in track], **WHOLE)
@@ -152,13 +152,13 @@ def test_noisy_or_by_hand() -> None:
     ("weights", "bias", "said"),
     [((1.0,), 0.0, "allowed are 5"), ((1, 1, 1, 1, -0.1), 0.0, "from 0 up"), (Pooling().weights, np.nan, "bias nan")],
 )
-def test_parameters_that_break_the_promise_are_refused(weights: tuple, bias: float, said: str) -> None:
+def test_parameters_that_break_monotonicity_are_refused(weights: tuple, bias: float, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Pooling(weights, bias)
 
 
 def test_learned_rule_finds_fakes_that_are_fake_in_three_frames_of_ten() -> None:
-    """Beats the mean on clips that it never saw, and the mean's recalibration too: by order, not by scale alone."""
+    """On unseen clips it beats the mean and the recalibrated mean, so ranking the frames helps, not only the scale."""
     generator = np.random.default_rng(4)
     clips, held_out = make_clips(generator, 160, share=0.3), make_clips(generator, 400, share=0.3)
     labels = np.array([clip.label for clip in held_out])
@@ -183,8 +183,8 @@ def test_without_a_penalty_recalibration_is_balanced_logistic_regression() -> No
     assert rule(np.ones(1)) - bias == pytest.approx(oracle.coef_[0, 0], rel=1e-3)
 
 
-def test_fit_is_the_least_penalised_loss_of_the_kernels_clips() -> None:
-    """Several persons included: the loss is that of `clip_probability`, taken anew here."""
+def test_fit_minimises_the_penalised_loss_of_clip_probabilities() -> None:
+    """With several persons, too: the loss is that of `clip_probability`, computed independently here."""
     generator = np.random.default_rng(6)
     clips = [
         ScoredClip(str(i), str(i), i % 2, tuple(generator.normal(1.5 * (i % 2) * (k == 0) - 1, 1, 5) for k in range(n)))
@@ -205,7 +205,7 @@ def test_fit_is_the_least_penalised_loss_of_the_kernels_clips() -> None:
         assert objective(scale + step, bias) > least and objective(scale, bias + step) > least
 
 
-def test_with_few_clips_or_a_tight_prior_the_mean_remains() -> None:
+def test_few_clips_or_a_tight_prior_keep_the_mean() -> None:
     clips = make_clips(np.random.default_rng(7), 8, share=0.3)
     tight, loose = (fit_pooling(clips, spread=spread) for spread in (0.001, 3.0))
     assert (*tight.weights, tight.bias) == pytest.approx((*Pooling().weights, 0), abs=1e-3)
@@ -221,12 +221,12 @@ def test_fit_without_one_of_the_classes_is_refused() -> None:
         fit_pooling([*clips, blank])
 
 
-def test_a_clip_without_a_face_keeps_the_prior_under_every_rule() -> None:
+def test_clip_without_a_face_keeps_the_prior_under_every_rule() -> None:
     for rule in ALL_RULES.values():
         assert clip_logits([ScoredClip("a.mp4", "a", 1, ())], rule) == pytest.approx([0])
 
 
-def test_rules_are_never_measured_on_a_source_that_they_were_fitted_to() -> None:
+def test_rules_are_never_measured_on_sources_they_were_fitted_to() -> None:
     clips = make_clips(np.random.default_rng(9), 8, share=0.5)
     seen = []
 
@@ -241,7 +241,7 @@ def test_rules_are_never_measured_on_a_source_that_they_were_fitted_to() -> None
     assert logits == pytest.approx([float(clip.source) for clip in clips]) and sorted(seen) == list("0123")
 
 
-def test_spliced_fakes_are_fake_in_their_share_and_the_original_elsewhere() -> None:
+def test_spliced_fakes_are_fake_in_their_share_of_frames_only() -> None:
     real, fake = (np.full(8, value) for value in (-2.0, 3.0))
     clips = [
         ScoredClip("a.mp4", "a.mp4", 0, (real,)),
@@ -256,7 +256,7 @@ def test_spliced_fakes_are_fake_in_their_share_and_the_original_elsewhere() -> N
     assert list(splice_fakes(clips, 0.001)[1].tracks[0]) == [3, *[-2] * 7]
 
 
-def test_sources_are_drawn_whole() -> None:
+def test_bootstrap_draws_whole_sources() -> None:
     sources = ["a", "b", "b", "c", "b"]
     counts = draw_sources(sources, np.random.default_rng(0), samples=2000)
     assert (counts[:, 1] == counts[:, 2]).all() and (counts[:, 1] == counts[:, 4]).all()
@@ -265,7 +265,7 @@ def test_sources_are_drawn_whole() -> None:
     assert counts[:, 1].mean() == pytest.approx(1, abs=0.08) and counts[:, 1].var() == pytest.approx(2 / 3, abs=0.1)
 
 
-def test_scores_of_a_sample_are_those_of_its_clips() -> None:
+def test_scores_of_a_bootstrap_sample_are_those_of_its_clips() -> None:
     generator = np.random.default_rng(10)
     labels, logits = np.repeat([0, 1], 15), np.round(generator.normal(0, 3, 30))  # with ties
     counts = generator.multinomial(30, np.full(30, 1 / 30), size=3)
@@ -286,7 +286,7 @@ def planted() -> Scores:
     return Scores(clips, 0.02, 0.98, '{"n_frames": 24}')
 
 
-def test_comparison_finds_the_planted_rule_and_measures_the_kernels(planted: Scores) -> None:
+def test_comparison_finds_the_planted_rule_and_measures_the_kernels_own(planted: Scores) -> None:
     def compare(seed: int) -> dict:
         bounds = {"low": planted.low, "high": planted.high}
         return compare_rules(planted.clips, **bounds, generator=np.random.default_rng(seed), samples=300)
@@ -302,8 +302,8 @@ def test_comparison_finds_the_planted_rule_and_measures_the_kernels(planted: Sco
     assert rules == compare(0) != compare(1)
 
 
-def test_nothing_is_better_than_the_mean_where_it_is_right() -> None:
-    """Clips that are fake in every frame, calibrated: a rule that only looks different must not win."""
+def test_no_rule_beats_the_mean_if_the_mean_is_right() -> None:
+    """Calibrated clips that are fake in every frame: no rule should win by chance."""
     generator = np.random.default_rng(12)
     clips = [
         ScoredClip(str(i), str(i // 3), int(generator.random() < sigmoid(z)), (z + generator.normal(0, 0.3, 16),))
@@ -313,7 +313,7 @@ def test_nothing_is_better_than_the_mean_where_it_is_right() -> None:
     assert find_better(rules) == []
 
 
-def test_what_scale_and_bias_explain_is_no_better_pooling() -> None:
+def test_gain_explained_by_scale_and_bias_is_not_better_pooling() -> None:
     clear, open_ = {"value": -0.2, "low": -0.3, "high": -0.1}, {"value": 0.0, "low": -0.1, "high": 0.1}
     rules = {
         KERNELS: {"difference": open_, "beyond_calibration": open_},
@@ -324,7 +324,7 @@ def test_what_scale_and_bias_explain_is_no_better_pooling() -> None:
     assert find_better(rules) == ["maximum", "maximum, recalibrated"]
 
 
-def test_one_class_alone_is_refused(planted: Scores) -> None:
+def test_single_class_is_refused(planted: Scores) -> None:
     fakes = [clip for clip in planted.clips if clip.label]
     with pytest.raises(DataError, match="30 clips of one class"):
         compare_rules(fakes, low=0.01, high=0.99, generator=np.random.default_rng(0))
@@ -342,12 +342,12 @@ def test_comparison_writes_table_json_and_picture(
     assert written["learned"]["edges"] == list(EDGES)
     assert Pooling(tuple(written["learned"]["weights"]), written["learned"]["bias"]) == fit_pooling(planted.clips)
     assert cv2.imread(str(picture)).std() > 5
-    assert {path.name for path in out.parent.iterdir()} == {"pooling.json", "pooling.png"}  # no drafts
+    assert {path.name for path in out.parent.iterdir()} == {"pooling.json", "pooling.png"}  # no temporary files
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three listed clips that no decoder has to read, and one that is absent."""
+    """Three listed clips that are never decoded, and one that is absent."""
     entries = {"a.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE", "original": "a.mp4"}, "c.mp4": {"label": "FAKE"}}
     for name in entries:
         (tmp_path / name).write_bytes(b"clip")
@@ -357,7 +357,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recorders(monkeypatch: pytest.MonkeyPatch) -> list:
-    """In place of the kernel's nets: two persons in a.mp4, one in b.mp4, none in c.mp4. Lists the clips it saw."""
+    """Replace the kernel's models: a.mp4 has two persons, b.mp4 one, c.mp4 none. Returns a list of the scored clips."""
     seen: list = []
 
     class FakeAnalyzer:
@@ -380,7 +380,9 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list:
     return seen
 
 
-def test_clips_are_scored_once_and_kept(folder: Path, recorders: list, capsys: pytest.CaptureFixture) -> None:
+def test_clips_are_scored_once_and_their_logits_kept(
+    folder: Path, recorders: list, capsys: pytest.CaptureFixture
+) -> None:
     kept = folder / "runs/logits.npz"
     first = score_clips(folder, kept, n_frames=4, device="cpu")
     assert recorders == [("a.mp4", 4), ("b.mp4", 4), ("c.mp4", 4)]
@@ -397,7 +399,7 @@ def test_clips_are_scored_once_and_kept(folder: Path, recorders: list, capsys: p
 
 
 @pytest.mark.parametrize("change", ["weights", "frames", "clips", "overwrite", "damage"])
-def test_other_weights_frames_or_clips_are_scored_anew(folder: Path, recorders: list, change: str) -> None:
+def test_other_weights_frames_or_clips_are_scored_again(folder: Path, recorders: list, change: str) -> None:
     kept = folder / "logits.npz"
     score_clips(folder, kept, n_frames=4, device="cpu")
     if change == "clips":
@@ -439,8 +441,8 @@ def test_mistakes_end_with_one_line(
     assert said in line and told in ([], ["1 of 4 listed clips are absent and left out"])
 
 
-def test_what_is_kept_is_what_the_kernel_pools(tmp_path: Path) -> None:
-    """On the project's own clips and weights: the kernel's answer is the mean rule's, to the last digit."""
+def test_kept_logits_are_those_that_the_kernel_pools(tmp_path: Path) -> None:
+    """For the sample clips and the shipped weights, the kernel's probability equals that of the mean rule exactly."""
     root = Path(__file__).resolve().parent.parent
     analyzer = Analyzer(tool.find_weights(root / "weights"), device="cpu")
     analysis = analyzer.analyze(root / "samples/real.mp4", 3)

@@ -1,4 +1,4 @@
-"""dfdc.quality: how far scores of poor faces are trusted."""
+"""dfdc.quality: how far the scores of small and blurred faces are trusted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_detail_does_not_depend_on_contrast() -> None:
     assert measure_detail(dull[None])[0] == pytest.approx(measure_detail(face[None])[0], abs=0.1)
 
 
-def test_ordinary_faces_are_trusted_wholly() -> None:
+def test_ordinary_faces_are_fully_trusted() -> None:
     assert TRUST.factors([120, 400], [-3.6, -3.0]).tolist() == [1.0, 1.0]
 
 

@@ -1,4 +1,4 @@
-"""tools/recipe.sh: the whole chain, from labelled videos to a submission by weights of its own."""
+"""tools/recipe.sh: the whole chain from labelled videos to new weights and a submission."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_recipe_goes_from_videos_to_a_submission(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_recipe_makes_a_submission_from_videos(tmp_path: Path) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     videos.mkdir()
     metadata = {}
-    for person in ("ann", "finn"):  # by their names the first is held out
+    for person in ("ann", "finn"):  # their names decide that the first is held out
         shutil.copy(ROOT / "samples/real.mp4", videos / f"{person}.mp4")
         shutil.copy(ROOT / "samples/doctored.mp4", videos / f"{person}_fake.mp4")
         metadata[f"{person}.mp4"] = {"label": "REAL", "split": "train"}
@@ -38,7 +39,7 @@ def test_recipe_goes_from_videos_to_a_submission(tmp_path: Path) -> None:
     with open(out / "submission.csv", newline="") as file:
         labels = {line["filename"]: float(line["label"]) for line in csv.DictReader(file)}
     assert labels.keys() == metadata.keys() and all(0 < label < 1 for label in labels.values())
-    # A first success looks like one: the doctored clips are above the real ones, by the weights that it started from.
+    # The doctored clips score above the real ones because training starts from the shipped weights.
     assert all(labels[f"{person}_fake.mp4"] > labels[f"{person}.mp4"] for person in ("ann", "finn"))
     scores = json.loads((out / "crops.json").read_text())
     assert 0 <= scores["overall"]["auc"]["value"] <= 1
@@ -46,14 +47,14 @@ def test_recipe_goes_from_videos_to_a_submission(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", ["recipe.sh", "train_all.sh"])
-def test_scripts_explain_themselves(script: str) -> None:
+def test_scripts_print_their_help(script: str) -> None:
     helped = run_script(script, "--help")
     assert helped.returncode == 0 and helped.stdout.splitlines()[2].startswith(f"usage: tools/{script} ")
     bare = run_script(script)
     assert bare.returncode == 2 and bare.stderr == helped.stdout and bare.stdout == ""
 
 
-def test_mistakes_are_told_before_anything_is_made(tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_anything_is_made(tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = run_script("recipe.sh", tmp_path, out)
     assert done.returncode == 1 and "metadata.json does not exist" in done.stderr

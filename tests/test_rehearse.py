@@ -1,4 +1,4 @@
-"""The rehearsal: Kaggle's paths and limits hold in it, and what breaks the competition's rules is told."""
+"""dfdc.kaggle.rehearsal: Kaggle's paths and limits apply, and violations of the competition's rules are reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tools import rehearse as tool
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = Path(sys.executable)
 OLD, NEW = IMAGES["2024"], IMAGES["2026"]
-# What a stand-in for the kernel finds out about where it runs, written as JSON; then it answers as it should.
+# A stand-in for the kernel that writes what it sees as JSON and then a valid submission.
 KERNEL = """
 import csv, json, os, socket, sys
 from pathlib import Path
@@ -53,7 +53,7 @@ with open("predictions.csv", "w", newline="") as file:
 
 
 def make_fake(folder: Path, kernel: str = KERNEL) -> Path:
-    """A bundle whose kernel is a script of the test's."""
+    """A bundle whose kernel is a script of the test."""
     for part in ("dataset", "kernel"):
         (folder / part).mkdir(parents=True)
     (folder / "dataset" / "kernel.py").write_text(kernel)
@@ -72,7 +72,7 @@ def clip(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(not can_isolate(), reason="this user may make no namespaces here")
-def test_kernel_sees_what_kaggle_shows_it(tmp_path: Path, clip: Path) -> None:
+def test_kernel_sees_kaggles_paths_and_limits(tmp_path: Path, clip: Path) -> None:
     keep = tmp_path / "keep"
     run = rehearse(make_fake(tmp_path / "bundle"), [clip], NEW, PYTHON, form="script", keep=keep)
     assert run.faults == ()
@@ -97,7 +97,7 @@ def test_without_namespaces_sockets_are_blocked(tmp_path: Path, clip: Path, monk
     assert found["network"] == "off" and found["inputs"] == ["deepfake-detection-challenge/test_videos"]
 
 
-def test_kernel_that_fails_or_breaks_a_rule_is_told(tmp_path: Path, clip: Path) -> None:
+def test_failing_or_rule_breaking_kernel_is_reported(tmp_path: Path, clip: Path) -> None:
     kernel = "open('submission.csv', 'w').write('filename,label\\nclip.mp4,2\\n'); raise SystemExit(3)"
     run = rehearse(make_fake(tmp_path / "b", kernel), [clip], OLD, PYTHON, form="script", keep=tmp_path / "keep")
     assert "it ended with exit code 3" in run.faults
@@ -120,13 +120,13 @@ def test_kernel_that_takes_too_much_memory_is_killed(tmp_path: Path, clip: Path)
         (NEW, "datasets/somebody/some-data", "competitions/deepfake-detection-challenge/test_videos"),
     ],
 )
-def test_inputs_lie_where_the_image_mounts_them(
+def test_inputs_are_mounted_where_the_image_has_them(
     tmp_path: Path, clip: Path, image: Image, dataset: str, videos: str
 ) -> None:
     names = lay_out(tmp_path / "kaggle", make_fake(tmp_path / "bundle"), [clip], image)
     inputs = tmp_path / "kaggle" / "input"
     assert (inputs / dataset / "kernel.py").is_file()
-    assert not (inputs / dataset / "dataset-metadata.json").exists(), "it is not uploaded"
+    assert not (inputs / dataset / "dataset-metadata.json").exists(), "a file that is not uploaded was mounted"
     there = {path.name for path in (inputs / videos).iterdir()}
     assert there == {"clip.mp4", "truncated.mp4", "empty.mp4", "noise.mp4", "text.mp4"}
     with open((inputs / videos).with_name("sample_submission.csv"), newline="") as file:
@@ -134,13 +134,13 @@ def test_inputs_lie_where_the_image_mounts_them(
     assert tuple(listed) == names and set(listed) - there == {"not_there.mp4"}
 
 
-def test_run_that_scores_nothing_is_no_rehearsal(tmp_path: Path, clip: Path) -> None:
-    kernel = KERNEL.replace('"ok", ""', '"error", "no nets"')
+def test_rehearsal_fails_if_no_clip_is_scored(tmp_path: Path, clip: Path) -> None:
+    kernel = KERNEL.replace('"ok", ""', '"error", "no models"')
     run = rehearse(make_fake(tmp_path / "b", kernel), [clip], OLD, PYTHON, form="script", keep=tmp_path / "keep")
-    assert run.faults == ("1 clips failed, such as clip.mp4: error, no nets", "none of 1 clips got a score")
+    assert run.faults == ("1 clips failed, such as clip.mp4: error, no models", "none of 1 clips got a score")
 
 
-def test_clip_is_not_written_over_by_a_damaged_one(tmp_path: Path, clip: Path) -> None:
+def test_damaged_clip_does_not_overwrite_another_clip(tmp_path: Path, clip: Path) -> None:
     mine = tmp_path / "noise.mp4"
     mine.write_bytes(b"mine")
     with pytest.raises(InputError, match=r"noise[.]mp4: the rehearsal makes a damaged clip of this name; rename it"):
@@ -160,17 +160,17 @@ def test_shipped_package_passes_a_short_rehearsal(tmp_path: Path) -> None:
     assert statuses.pop("real.mp4") == "ok" and set(statuses.values()) == {"unreadable"}
 
 
-def test_projection_counts_whole_clips_and_the_start_once(tmp_path: Path) -> None:
+def test_projection_counts_whole_clips_and_one_start_up(tmp_path: Path) -> None:
     details = tmp_path / "predictions.csv"
     header = "filename,status,seconds,decode_s,detect_s,score_s\n"
     details.write_text(f"{header}a,ok,3,1,1,0\nb,no_face,5,1,0,1\nc,unreadable,2,0,0,0\n")
-    # Two workers: 5 of 25 s are spent on clips; a whole clip takes one of them 4 s, 2 s of which it computes.
+    # Two workers spend 5 of 25 s on clips; a complete clip takes 4 s in a worker, 2 s of them CPU time.
     assert project(details, 25.0) == Projection(wall_s=20 + 4000 * 4 / 2, idle_s=20 + 4000 * 2 / 2)
     details.write_text(f"{header}c,unreadable,2,0,0,0\n")
     assert project(details, 25.0) is None and project(tmp_path / "none.csv", 25.0) is None
 
 
-def test_description_says_how_long_a_whole_run_takes() -> None:
+def test_description_states_the_time_of_a_whole_run() -> None:
     run = Rehearsal((), 60.0, 2 * 10**9, Projection(wall_s=4 * 3600.0, idle_s=2 * 3600.0))
     assert describe("2026", "notebook", run) == (
         "image 2026, notebook: 60 s, 2.0 GB, passed; "
@@ -179,7 +179,7 @@ def test_description_says_how_long_a_whole_run_takes() -> None:
     assert describe("2026", "notebook", replace(run, projection=None)).endswith("; nothing was scored")
 
 
-def test_memory_of_a_process_counts_what_it_touched() -> None:
+def test_memory_of_a_process_counts_touched_pages() -> None:
     before = measure_tree(os.getpid())[1]
     touched = bytearray(10**8)
     touched[::4096] = b"x" * len(touched[::4096])
@@ -187,11 +187,11 @@ def test_memory_of_a_process_counts_what_it_touched() -> None:
     assert touched
 
 
-def test_python_that_is_not_there_is_named() -> None:
+def test_missing_python_is_reported() -> None:
     with pytest.raises(InputError, match=r"Python 3\.99: none here; install it"):
         find_python("3.99")
 
 
-def test_folder_that_is_no_bundle_is_named(tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_without_a_bundle_is_reported(tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tool.main([str(clip), "--bundle", str(tmp_path)]) == 2
     assert "is no bundle; make it: python tools/make_bundle.py" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The picture of a run: which faces it shows, and that nothing in a clip or a name keeps it from being drawn."""
+"""dfdc.report.gallery: the faces in the picture of a run, which is drawn whatever clips and names are like."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ empty.mp4,0.500000,unreadable,"empty, as it is"
 """
 
 
-def test_rows_are_read_as_the_kernel_writes_them(tmp_path: Path) -> None:
+def test_rows_written_by_the_kernel_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
     path.write_text(DETAILS)
     rows = read_predictions(path)
@@ -33,13 +33,13 @@ def test_rows_are_read_as_the_kernel_writes_them(tmp_path: Path) -> None:
     assert rows[3] == Prediction("empty.mp4", status="unreadable", reason="empty, as it is")
 
 
-def test_picture_is_drawn_where_a_clip_is_gone(tmp_path: Path, one_thread: None) -> None:
+def test_picture_is_drawn_even_if_a_clip_is_gone(tmp_path: Path, one_thread: None) -> None:
     (tmp_path / "predictions.csv").write_text(DETAILS)
     out = tmp_path / "report.png"
     assert main([str(tmp_path / "predictions.csv"), "--clips", str(SAMPLES), "--out", str(out)]) == 0
     picture = cv2.imread(str(out))
     assert picture.shape[:2] == (656, 960)
-    assert np.unique(picture.reshape(-1, 3), axis=0).shape[0] > 1000, "photographs have many colours"
+    assert np.unique(picture.reshape(-1, 3), axis=0).shape[0] > 1000, "the picture contains no photograph"
 
 
 def test_most_likely_fakes_are_shown_first_and_each_clip_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,24 +50,24 @@ def test_most_likely_fakes_are_shown_first_and_each_clip_once(tmp_path: Path, mo
     assert shown == ["9.mp4", "5.mp4", "1.mp4"]
 
 
-def test_run_without_a_score_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_picture_is_drawn_for_a_run_without_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gallery, "FaceDetector", lambda device: None)
     assert draw_report([Prediction("a.mp4", 0.5, "timeout")], tmp_path, tmp_path / "report.png").is_file()
 
 
-def test_clip_that_is_no_video_has_no_portrait(tmp_path: Path) -> None:
+def test_file_that_is_no_video_gets_no_portrait(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("not a video")
     assert find_portrait(tmp_path / "text.mp4", None) is None
 
 
-def test_file_that_is_no_predictions_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_without_predictions_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "predictions.csv").write_text("a,b\n1,2\n")
     assert main([str(tmp_path / "predictions.csv"), "--clips", str(tmp_path)]) == 1
     assert "name the predictions.csv that kernel.py wrote" in capsys.readouterr().err
 
 
-def test_the_extremes_are_analyzed_again_as_the_run_did(one_thread: None) -> None:
-    """The picture shows the scores that were submitted: as many frames and models as in the run."""
+def test_extreme_clips_are_analyzed_again_with_the_runs_settings(one_thread: None) -> None:
+    """The picture shows the submitted scores, from as many frames and models as in the run."""
     predictions = [
         Prediction("doctored.mp4", 0.9, wanted=4, n_models=1),
         Prediction("gone.mp4", 0.95, wanted=4, n_models=1),
@@ -86,10 +86,10 @@ def test_panels_are_drawn_of_faces_and_of_clips_without_one(tmp_path: Path, one_
     picture = cv2.imread(str(draw_panels(clips, tmp_path / "details.png")))
     alone = cv2.imread(str(draw_panels(shown, tmp_path / "alone.png")))
     assert picture.shape[1] == alone.shape[1] == 960 and picture.shape[0] > 1.5 * alone.shape[0]
-    assert np.unique(alone.reshape(-1, 3), axis=0).shape[0] > 1000, "photographs have many colours"
+    assert np.unique(alone.reshape(-1, 3), axis=0).shape[0] > 1000, "the picture contains no photograph"
 
 
-def test_heat_is_painted_orange_where_it_raises_and_blue_where_it_lowers_the_score() -> None:
+def test_heat_is_orange_where_it_raises_and_blue_where_it_lowers_the_score() -> None:
     grey = cv2.imencode(".png", np.full((160, 160, 3), 128, np.uint8))[1].tobytes()
     heat = np.zeros((7, 7))
     heat[:, :2], heat[:, 5:] = 4.0, -2.0
@@ -97,7 +97,7 @@ def test_heat_is_painted_orange_where_it_raises_and_blue_where_it_lowers_the_sco
     painted = paint_heat(track, 0, 4.0).astype(int)
     left, middle, right = painted[80, 45], painted[80, 80], painted[80, 115]
     assert left[0] - left[2] > 100 and right[2] - right[0] > 40 and (middle == 128).all()
-    assert (painted[:5] == 128).all() and (painted[:, :5] == 128).all(), "outside the model's crop nothing is painted"
+    assert (painted[:5] == 128).all() and (painted[:, :5] == 128).all(), "pixels outside the model's crop were painted"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_heat_is_painted_orange_where_it_raises_and_blue_where_it_lowers_the_sco
         (0.011, "no sign of a known manipulation found", "1.1 %"),
     ],
 )
-def test_low_scores_never_read_real(probability: float, words: str, percent: str) -> None:
+def test_low_scores_are_never_described_as_real(probability: float, words: str, percent: str) -> None:
     finding = describe_finding(dfdc.Analysis("a.mp4", probability))
     assert finding.text == words and "real" not in finding.text and format_percent(probability) == percent
     assert describe_finding(dfdc.Analysis("a.mp4", status="no_face")).text == "not scored"

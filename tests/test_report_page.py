@@ -1,4 +1,4 @@
-"""The report in a real browser: sorted, filtered, walked by keyboard, in light and dark, on a phone and a desktop."""
+"""The report in a real browser: sorting, filtering, keyboard, light and dark colours, phone and desktop sizes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def no_network() -> None:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     detector = dfdc.load_detector(find_weights(ROOT / "weights")[0].path, device="cpu", n_frames=8)
     seen = [detector.analyze(ROOT / f"samples/{name}.mp4", thumbnails=True) for name in ("real", "doctored")]
-    origin = Provenance("1.0.0", "2026-01-01 00:00:00 UTC", "0" * 64, 1, "cpu", (Model("net", "a" * 64, "crops"),))
+    origin = Provenance("1.0.0", "2026-01-01 00:00:00 UTC", "0" * 64, 1, "cpu", (Model("model", "a" * 64, "crops"),))
     bad = [
         dfdc.Analysis(HOSTILE, status="unreadable", reason="<b>no video</b>", provenance=origin),
         dfdc.Analysis("empty.mp4", status="no_face", reason="no face in 8 frames"),
@@ -62,7 +62,7 @@ def names(browser: object) -> list[str]:
 
 def open_clip(browser: object, name: str) -> None:
     script = "return [...document.querySelectorAll('#list tbody button')].filter((b) => b.textContent === arguments[0])"
-    (button,) = browser.execute_script(script, name)  # its text as written: that of the layout may not be ready yet
+    (button,) = browser.execute_script(script, name)  # the text in the source; that of the layout may not be ready yet
     browser.execute_script("arguments[0].click()", button)
 
 
@@ -85,7 +85,7 @@ def test_clips_are_sorted_filtered_and_opened(browser: object) -> None:
     )
 
 
-def test_chart_is_walked_by_keyboard_and_shows_each_frame(browser: object) -> None:
+def test_chart_is_navigated_by_keyboard_and_shows_each_frame(browser: object) -> None:
     from selenium.webdriver.common.keys import Keys
 
     open_clip(browser, "doctored.mp4")
@@ -137,8 +137,8 @@ def test_axe_finds_no_violation(browser: object, scheme: str) -> None:
     assert find_violations(browser) == []
 
 
-def test_a_large_page_keeps_its_size_and_says_what_it_left_out(tmp_path: Path) -> None:
-    """One of 4,000 clips takes at most a 4,000th of 50 MB, also with pictures of noise, which compress worst."""
+def test_large_page_is_limited_in_size_and_states_what_is_left_out(tmp_path: Path) -> None:
+    """With 4,000 clips, each takes at most a 4,000th of 50 MB, even with pictures of noise, which compress worst."""
     random = np.random.default_rng(0)
 
     def noise(height: int, width: int) -> bytes:
@@ -169,12 +169,12 @@ def test_a_large_page_keeps_its_size_and_says_what_it_left_out(tmp_path: Path) -
     assert set(shown["tracks"][0]["heat"]) == set(shown["tracks"][0]["thumbnails"])
 
 
-def test_a_small_page_shows_all_pictures_untouched(report: Path) -> None:
+def test_small_page_keeps_all_pictures_unchanged(report: Path) -> None:
     page = report.read_text(encoding="utf-8")
     assert '"pictures_left_out":true' not in page and page.count('"pictures_left_out":false') == 4
 
 
-def test_the_models_crop_lies_where_the_crop_function_cuts_it() -> None:
+def test_models_crop_is_shown_where_the_crop_function_cuts_it() -> None:
     from dfdc.analysis import THUMBNAIL
     from dfdc.crop import CropGeometry
 

@@ -1,4 +1,4 @@
-"""dfdc.run.scoring: a job becomes a submission, and the same command goes on where a killed run ended."""
+"""dfdc.run.scoring: a job becomes a submission, and the same command resumes a killed run."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ LABELS = {"a.mp4": 0.25, "b.mp4": 0.75, "c.mp4": 0.5, "d.mp4": 0.125}
 
 
 class Killed(BaseException):
-    """The end of a run that cleans nothing up."""
+    """The end of a run without any clean-up."""
 
 
 class FakeWorkers:
-    """Scores what is not known, notes what that was, and dies before a clip if told to."""
+    """Scores unknown clips, records them, and dies before a given clip."""
 
     def __init__(self) -> None:
         self.scored: list[str] = []
@@ -82,7 +82,7 @@ def kill_before(name: str, workers: FakeWorkers, score: Callable[..., Result]) -
     workers.dies_before = None
 
 
-def test_same_command_goes_on_after_a_kill(tmp_path: Path, workers: FakeWorkers, score: Callable[..., Result]) -> None:
+def test_same_command_resumes_after_a_kill(tmp_path: Path, workers: FakeWorkers, score: Callable[..., Result]) -> None:
     kill_before("c.mp4", workers, score)
     result = score()
     assert workers.scored == ["c.mp4", "d.mp4"]
@@ -101,7 +101,7 @@ def test_earlier_scores_are_in_the_file_from_the_first_second(
     assert labels(tmp_path) == {**LABELS, "c.mp4": 0.5, "d.mp4": 0.5}
 
 
-def test_fresh_scores_everything_anew(workers: FakeWorkers, score: Callable[..., Result]) -> None:
+def test_fresh_scores_everything_again(workers: FakeWorkers, score: Callable[..., Result]) -> None:
     kill_before("c.mp4", workers, score)
     score(fresh=True)
     assert workers.scored == list(NAMES)
@@ -110,7 +110,7 @@ def test_fresh_scores_everything_anew(workers: FakeWorkers, score: Callable[...,
 
 
 @pytest.mark.parametrize("settings", [{"n_frames": 16}, {"device": "cpu"}])
-def test_other_settings_score_everything_anew(
+def test_other_settings_score_everything_again(
     workers: FakeWorkers, score: Callable[..., Result], settings: dict[str, object]
 ) -> None:
     score()
@@ -118,9 +118,7 @@ def test_other_settings_score_everything_anew(
     assert workers.scored == list(NAMES)
 
 
-def test_run_that_was_complete_is_written_again(
-    tmp_path: Path, workers: FakeWorkers, score: Callable[..., Result]
-) -> None:
+def test_finished_run_is_written_again(tmp_path: Path, workers: FakeWorkers, score: Callable[..., Result]) -> None:
     score()
     (tmp_path / "submission.csv").unlink()
     (tmp_path / "predictions.csv").unlink()
@@ -130,14 +128,14 @@ def test_run_that_was_complete_is_written_again(
     assert (tmp_path / "predictions.csv").exists()
 
 
-def test_changed_clip_is_scored_anew(job: Job, workers: FakeWorkers, score: Callable[..., Result]) -> None:
+def test_changed_clip_is_scored_again(job: Job, workers: FakeWorkers, score: Callable[..., Result]) -> None:
     score()
     job.paths["b.mp4"].write_text("another")
     score()
     assert workers.scored == ["b.mp4"]
 
 
-def test_clip_that_the_machine_may_have_failed_is_tried_again(
+def test_clip_that_may_have_failed_because_of_the_machine_is_retried(
     workers: FakeWorkers, score: Callable[..., Result]
 ) -> None:
     workers.statuses = {"a.mp4": "timeout", "b.mp4": "unreadable", "c.mp4": "error", "d.mp4": "no_face"}
@@ -146,7 +144,7 @@ def test_clip_that_the_machine_may_have_failed_is_tried_again(
     assert workers.scored == ["a.mp4", "b.mp4", "c.mp4"]
 
 
-def test_journal_that_cannot_be_written_costs_one_warning(
+def test_unwritable_journal_gives_one_warning(
     tmp_path: Path, workers: FakeWorkers, score: Callable[..., Result], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / ".submission.csv.journal").mkdir()
@@ -155,21 +153,21 @@ def test_journal_that_cannot_be_written_costs_one_warning(
     assert [record.levelname for record in caplog.records if "journal" in record.getMessage()] == ["WARNING"]
 
 
-def test_summary_tells_what_a_voice_adds_to_a_clip_without_a_face(tmp_path: Path) -> None:
+def test_summary_states_what_a_voice_adds_to_a_clip_without_a_face(tmp_path: Path) -> None:
     heard = Prediction("a.mp4", 0.9, status="no_face", reason="no face in 8 frames", picture=0.5, voice=0.9)
     text = summarize(Result(tmp_path / "x.csv", [heard, Prediction("b.mp4", status="no_face", reason="none")], 1.0))
     assert "a.mp4   90.0% fake, no_face: no face in 8 frames\nb.mp4  no_face: none\n" in text
     assert str(tmp_path / "x.predictions.csv") in text
 
 
-def test_summary_tells_where_a_clip_was_not_read_to_its_end(tmp_path: Path) -> None:
+def test_summary_counts_clips_that_were_not_read_to_the_end(tmp_path: Path) -> None:
     cut = Prediction("a.mp4", 0.9, wanted=32, frames=9, cut_s=60.02)
     text = summarize(Result(tmp_path / "x.csv", [cut, Prediction("b.mp4", 0.2)], 1.0))
     line, other, *_ = text.splitlines()
     assert "9 of 32 frames" in line and "60 s" in line and "of 32" not in other
 
 
-def test_looks_end_before_the_run_does(workers: FakeWorkers, score: Callable[..., Result]) -> None:
+def test_passes_end_before_the_run_does(workers: FakeWorkers, score: Callable[..., Result]) -> None:
     score(deadline=Deadline(1000.0, lambda: 0.0))
     assert workers.deadline.end_s == 997.0
     score(deadline=Deadline(10.0, lambda: 0.0), fresh=True)
@@ -177,7 +175,7 @@ def test_looks_end_before_the_run_does(workers: FakeWorkers, score: Callable[...
 
 
 @pytest.mark.parametrize("settings", [{"n_frames": 16}, {"device": "cpu"}])
-def test_run_with_other_settings_that_scores_nothing_costs_no_earlier_result(
+def test_run_that_scores_nothing_keeps_earlier_results(
     tmp_path: Path, workers: FakeWorkers, score: Callable[..., Result], settings: dict[str, object]
 ) -> None:
     score()
@@ -191,7 +189,7 @@ def test_run_with_other_settings_that_scores_nothing_costs_no_earlier_result(
     assert workers.scored == []
 
 
-def test_run_that_is_refused_costs_no_earlier_result(
+def test_refused_run_keeps_earlier_results(
     tmp_path: Path, workers: FakeWorkers, score: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> Iterator[Answer]:
@@ -214,7 +212,7 @@ def test_run_that_is_refused_costs_no_earlier_result(
 @pytest.mark.parametrize(
     ("statuses", "n_judged"), [({}, 4), (dict.fromkeys(NAMES, "no_face"), 4), (dict.fromkeys(NAMES, "error"), 0)]
 )
-def test_run_that_scores_nothing_says_so(
+def test_run_that_scores_nothing_reports_it(
     workers: FakeWorkers, score: Callable[..., Result], statuses: dict[str, str], n_judged: int
 ) -> None:
     workers.statuses = statuses
@@ -223,7 +221,7 @@ def test_run_that_scores_nothing_says_so(
     assert ("WARNING" in summarize(result).splitlines()[-1]) == (n_judged == 0)
 
 
-def test_all_labels_at_one_half_end_with_a_loud_line(tmp_path: Path) -> None:
+def test_run_with_all_labels_at_one_half_warns(tmp_path: Path) -> None:
     blank = [Prediction(f"{i}.mp4", status="no_face", reason="none") for i in range(50)]
     assert "WARNING" in summarize(Result(tmp_path / "x.csv", blank, 1.0)).splitlines()[-1]
 
@@ -236,7 +234,7 @@ def test_names_cannot_forge_a_line_of_the_summary(tmp_path: Path) -> None:
     assert text.replace("\n", "").isprintable()
 
 
-def test_output_is_never_one_of_the_clips(tmp_path: Path, job: Job, workers: FakeWorkers) -> None:
+def test_output_never_overwrites_a_clip(tmp_path: Path, job: Job, workers: FakeWorkers) -> None:
     with pytest.raises(InputError):
         score_job(
             Job(("a",), {"a": tmp_path / "a.mp4"}),

@@ -1,4 +1,4 @@
-"""dfdc.training.sampling, augment.match_pairs and shortcuts: shares of families, and what files must not tell."""
+"""dfdc.training.sampling, augment.match_pairs and shortcuts: shares of families, and file statistics."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def draw(shares: dict[str, float], n_pairs: int, seed: int = 0) -> np.ndarray:
     return draw_pairs(CROPS, shares, n_pairs, torch.Generator().manual_seed(seed)).numpy()
 
 
-def test_families_have_their_shares_and_classes_are_paired() -> None:
+def test_families_get_their_shares_and_classes_are_paired() -> None:
     pairs = draw({"swaps": 3, "faces": 1}, 40)
     assert Counter(CROPS.families[pairs[:, 0]]) == {"swaps": 30, "faces": 10}
     assert (CROPS.families[pairs[:, 0]] == CROPS.families[pairs[:, 1]]).all()
     assert (CROPS.labels.numpy()[pairs] == [0, 1]).all()
 
 
-def test_counts_are_as_near_to_the_shares_as_whole_numbers_can_be() -> None:
+def test_counts_are_the_nearest_whole_numbers_to_the_shares() -> None:
     pairs = draw({"swaps": 2, "faces": 1}, 10)  # 6.67 and 3.33
     assert Counter(CROPS.families[pairs[:, 0]]) == {"swaps": 7, "faces": 3}
 
@@ -60,7 +60,7 @@ def test_groups_are_drawn_equally_often() -> None:
     assert set(Counter(fakes).values()) == {4}  # all six before any comes again
 
 
-def test_a_fake_of_its_own_lies_beside_a_real() -> None:
+def test_real_is_paired_with_its_own_fake() -> None:
     pairs = draw({"swaps": 1}, 40)
     assert {tuple(pair) for pair in pairs if pair[0] in (0, 1)} == {(0, 4), (0, 5), (1, 6)}
     assert set(pairs[:, 0]) == {0, 1, 2, 3}
@@ -76,7 +76,7 @@ def test_a_family_that_lacks_a_class_is_refused() -> None:
         draw({"absent": 1.0}, 4)
 
 
-def test_validation_is_thinned_alike_in_each_family_and_class() -> None:
+def test_validation_is_thinned_evenly_in_each_family_and_class() -> None:
     rows = pd.DataFrame(
         [
             {
@@ -103,7 +103,7 @@ def make_faces(n: int, *, softness: int, tint: float, seed: int) -> torch.Tensor
     return (soft + torch.tensor([tint, 0.0, -tint]).view(1, 3, 1, 1)).clamp(0, 255)
 
 
-def test_strangers_get_one_colour_and_one_sharpness() -> None:
+def test_unrelated_pairs_are_matched_in_colour_and_sharpness() -> None:
     reals, fakes = make_faces(8, softness=5, tint=0, seed=0), make_faces(8, softness=3, tint=30, seed=1)
     before = describe_files(reals)["sharpness"][:, 1] - describe_files(fakes)["sharpness"][:, 1]
     real, fake = match_pairs(reals, fakes, torch.Generator().manual_seed(0))
@@ -112,14 +112,14 @@ def test_strangers_get_one_colour_and_one_sharpness() -> None:
     torch.testing.assert_close(real.mean((2, 3)), fake.mean((2, 3)), atol=3, rtol=0)
 
 
-def test_reducing_keeps_what_is_small_already() -> None:
+def test_reduction_keeps_crops_that_are_already_small() -> None:
     images = make_faces(3, softness=1, tint=0, seed=0)
     reduced = reduce_to(images, torch.tensor([64.0, 24.0, float("nan")]))
     assert torch.equal(reduced[0], images[0]) and torch.equal(reduced[2], images[2])
     assert describe_files(reduced)["sharpness"][1, 1] < describe_files(images)["sharpness"][1, 1] - 1
 
 
-def test_probe_tool_tells_plain_strangers_apart_and_matched_ones_less(
+def test_probe_tool_separates_unmatched_pairs_better_than_matched_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """A family whose fakes are redder and softer than its reals."""
@@ -141,7 +141,7 @@ def test_probe_tool_tells_plain_strangers_apart_and_matched_ones_less(
     assert found["--seed=0"]["all"] < found["--unmatched"]["all"]
 
 
-def test_the_probe_finds_compression_and_nothing_in_nothing() -> None:
+def test_probe_finds_compression_and_nothing_in_equal_crops() -> None:
     images = make_faces(120, softness=3, tint=0, seed=0)
     labels, groups = np.arange(120) % 2, np.arange(120) // 2
     images[labels == 1] = compress(images[labels == 1], torch.full((60,), 30)).clamp(0, 255)

@@ -1,4 +1,4 @@
-"""Which of picture and sound were changed is told apart, and coding anew is no change."""
+"""dfdc.comparison.separate: changes of picture and sound are distinguished, and re-encoding is not a change."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class NoFace:
 
 
 def resynthesize(speech: np.ndarray) -> np.ndarray:
-    """The same loudness in each band with other phases: what vocoders do."""
+    """The same loudness in each band with other phases, as vocoders make it."""
     _, _, spectrum = stft(speech, 16_000, nperseg=512)
     phases = np.exp(2j * np.pi * np.random.default_rng(0).random(spectrum.shape))
     return istft(np.abs(spectrum) * phases, 16_000, nperseg=512)[1][: len(speech)].astype(np.float32)
@@ -58,16 +58,16 @@ def original(tmp_path_factory):
         (paint, resynthesize(SPEECH), (True, True)),
         (paint, None, (True, None)),
     ],
-    ids=["coded anew", "picture", "sound", "both", "sound removed"],
+    ids=["re-encoded", "picture", "sound", "both", "sound removed"],
 )
-def test_what_was_changed_is_recognised(original, tmp_path, change, sound, expected):
+def test_changed_picture_and_sound_are_recognised(original, tmp_path, change, sound, expected):
     fake = write_pair_clip(tmp_path / "fake.mp4", change=change, sound=sound, crf=28, bit_rate=32_000)
     found = separate(original, fake, OneFace(), n_frames=4)
     assert (found.picture_changed, found.sound_changed) == expected
     assert bool(found.note) == (sound is None)
 
 
-def test_same_file_is_neither(original):
+def test_same_file_is_unchanged_in_picture_and_sound(original):
     found = separate(original, original, OneFace(), n_frames=4)
     assert (found.picture_changed, found.sound_changed) == (False, False)
     assert found.block_difference == found.difference == 0
@@ -81,26 +81,26 @@ def test_without_a_face_whole_frames_are_compared(original, tmp_path):
     assert "no face" in found.note
 
 
-def test_foreign_picture_is_no_word_on_the_picture(original, tmp_path):
+def test_unrelated_picture_gives_no_verdict_on_the_picture(original, tmp_path):
     found = separate(original, write_pair_clip(tmp_path / "b.mp4", seed=1, sound=SPEECH), OneFace(), n_frames=4)
     assert found.picture_changed is None
     assert found.sound_changed is False
     assert "another scene" in found.note
 
 
-def test_silence_is_no_word_on_the_sound(original, tmp_path):
+def test_silence_gives_no_verdict_on_the_sound(original, tmp_path):
     fake = write_pair_clip(tmp_path / "b.mp4", sound=np.zeros(48_000, np.float32))
     assert separate(original, fake, OneFace(), n_frames=4).sound_changed is None
 
 
-def test_blocks_differ_by_what_was_painted_and_detail_by_none_of_it():
+def test_block_differences_show_the_painted_spot_and_detail_does_not():
     first = np.full((112, 112, 3), 100, np.uint8)
     second = first.copy()
-    second[: 2 * BLOCK, : 2 * BLOCK] = 130  # 4 of 49 blocks are more than 3 %
+    second[: 2 * BLOCK, : 2 * BLOCK] = 130  # the spot covers 4 of 49 blocks, which is more than 3 %
     assert block_differences(first, second) == (30, 0)
 
 
-def test_shift_of_all_pixels_is_no_difference():
+def test_shift_of_all_pixels_is_not_a_difference():
     first = np.random.default_rng(0).integers(0, 200, (112, 112, 3)).astype(np.uint8)
     assert block_differences(first, first + 9) == (0, 0)
 
@@ -153,7 +153,7 @@ def test_table_has_a_row_for_each_fake_with_its_original(folder, monkeypatch):
     assert "not a video" in rows["broken.mp4"]["note"]
 
 
-def test_table_goes_on_where_it_was_stopped(folder, monkeypatch, capsys):
+def test_interrupted_table_is_continued(folder, monkeypatch, capsys):
     monkeypatch.setattr("dfdc.data.detectors.FaceDetector", lambda device: OneFace())
     out = folder / "changes.csv"
     separate_fakes.separate_fakes([folder], out, n_frames=4, progress=False)
@@ -162,10 +162,10 @@ def test_table_goes_on_where_it_was_stopped(folder, monkeypatch, capsys):
     out.write_text(text)
     separate_fakes.separate_fakes([folder], out, n_frames=4, progress=False)
     assert out.read_text() == text
-    # Rows of fewer frames are no answer to the question for more.
+    # Rows with fewer frames do not count.
     separate_fakes.separate_fakes([folder], out, n_frames=5, progress=False)
     assert "picture.mp4,original.mp4,,5,yes" in out.read_text() and ",,4," not in out.read_text()
-    # What this run does not reach, or has no clips of, stays.
+    # Rows that this run does not reach, or has no clips for, are kept.
     other = text.replace("picture.mp4", "elsewhere.mp4")
     out.write_text(other)
     monkeypatch.setattr(separate_fakes, "detect_in_parallel", lambda *_, **__: iter(()))
@@ -173,7 +173,7 @@ def test_table_goes_on_where_it_was_stopped(folder, monkeypatch, capsys):
     assert out.read_text() == other
 
 
-def test_pair_that_could_not_be_told_is_tried_again(folder, monkeypatch):
+def test_undetermined_pair_is_retried(folder, monkeypatch):
     monkeypatch.setattr("dfdc.data.detectors.FaceDetector", lambda device: OneFace())
     out, whole = folder / "changes.csv", (folder / "picture.mp4").read_bytes()
     separate_fakes.separate_fakes([folder], out, n_frames=4, progress=False)
@@ -183,7 +183,7 @@ def test_pair_that_could_not_be_told_is_tried_again(folder, monkeypatch):
     assert "broken.mp4,original.mp4,,4,yes" in out.read_text()
 
 
-def test_other_fake_of_a_name_is_refused_while_the_first_is_there(folder, tmp_path, monkeypatch):
+def test_another_fake_of_the_same_name_is_refused_while_the_first_exists(folder, tmp_path, monkeypatch):
     """FaceForensics++ gives the fakes of all its methods the same names."""
     monkeypatch.setattr("dfdc.data.detectors.FaceDetector", lambda device: OneFace())
     out, other = folder / "changes.csv", tmp_path / "other"
@@ -193,7 +193,7 @@ def test_other_fake_of_a_name_is_refused_while_the_first_is_there(folder, tmp_pa
     for name in ("original.mp4", "picture.mp4", "metadata.json"):
         (other / name).write_bytes((folder / name).read_bytes())
     separate_fakes.separate_fakes([other], out, n_frames=4, progress=False)
-    assert out.read_bytes() == before, "they are the same"
+    assert out.read_bytes() == before, "the clips are the same"
     with open(other / "picture.mp4", "ab") as file:
         file.write(b"more")
     with pytest.raises(
@@ -203,7 +203,7 @@ def test_other_fake_of_a_name_is_refused_while_the_first_is_there(folder, tmp_pa
     assert out.read_bytes() == before
 
 
-def test_fakes_of_one_name_are_refused(folder, tmp_path, capsys):
+def test_fakes_with_the_same_name_are_refused(folder, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
     for name in ("original.mp4", "picture.mp4", "metadata.json"):
@@ -214,13 +214,13 @@ def test_fakes_of_one_name_are_refused(folder, tmp_path, capsys):
     assert f"{other / 'picture.mp4'}: shares its name with {folder / 'picture.mp4'}" in said and not out.exists()
 
 
-def test_folder_without_pairs_is_the_users_mistake(tmp_path, capsys):
+def test_folder_without_pairs_is_refused(tmp_path, capsys):
     (tmp_path / "metadata.json").write_text("{}")
     assert separate_fakes.main([str(tmp_path), "--out", str(tmp_path / "c.csv")]) == 1
     assert "found no fake together with its original" in capsys.readouterr().err
 
 
-def test_other_table_is_not_overwritten(folder, capsys):
+def test_another_tools_table_is_not_overwritten(folder, capsys):
     out = folder / "changes.csv"
     out.write_text("a,b\n1,2\n")
     assert separate_fakes.main([str(folder), "--out", str(out)]) == 1

@@ -1,4 +1,4 @@
-"""show_motion.py and the shipped net for motion: flicker is found in a made clip and not in its steady twin."""
+"""tools/research/show_motion.py and the shipped motion model, which finds flicker in a simulated clip."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def test_picture_shows_every_clip_and_its_flickering_twin(weights: Path, tmp_pat
         picture = cv2.imread(str(out))
         assert picture.std() > 20
         sizes.append(picture.shape)
-    # Two clips below one title, instead of one.
+    # Two clips instead of one below the title.
     assert 1.7 * sizes[0][0] < sizes[1][0] < 2 * sizes[0][0] and sizes[1][1] == sizes[0][1]
 
 
-def test_twins_below_are_the_pairs_made_to_flicker(
+def test_second_row_shows_the_pairs_with_simulated_flicker(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
@@ -52,12 +52,12 @@ def test_twins_below_are_the_pairs_made_to_flicker(
     assert (plain.name, made.name) == ("real.mp4", "real.mp4, with simulated flicker")
     changes = [(row.pairs[:, 3:].float() - row.pairs[:, :3]).abs().mean() for row in drawn]
     assert changes[1] > changes[0] + 0.5
-    # Outside the face the frames are the same ones.
+    # Outside the face the frames are equal.
     assert torch.equal(plain.pairs[..., 0, 0], made.pairs[..., 0, 0])
 
 
 @pytest.mark.parametrize("case", ["no face", "no clip", "no weights", "no folder"])
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_reported_in_one_line(
     case: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip, out = write_clip(tmp_path / "bars.mp4"), tmp_path / "out.png"
@@ -75,14 +75,14 @@ def test_mistakes_are_told_in_one_line(
     assert line.startswith("show_motion: ") and said[case] in line
 
 
-def test_no_pairs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_zero_pairs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([str(ROOT / "samples/real.mp4"), "--pairs", "0"])
     assert "argument --pairs: '0' is not allowed; give a whole number from 1 up" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["samples/real.mp4", "ff_720.mp4"])  # the first never served in training
-def test_flicker_is_found_in_a_made_clip_and_not_in_its_steady_twin(
+@pytest.mark.parametrize("name", ["samples/real.mp4", "ff_720.mp4"])  # the first was never used in training
+def test_flicker_is_found_in_a_simulated_clip_and_not_in_its_steady_twin(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     shipped = find_one(ROOT / "weights" / "optional", "motion")
@@ -92,5 +92,5 @@ def test_flicker_is_found_in_a_made_clip_and_not_in_its_steady_twin(
         score_pairs(model, cut_pairs(path, detector, shipped, 8))
         for path in write_twins(source, tmp_path, detector=detector)
     )
-    # Of a flickering pair and a steady one, mostly the flickering one is called the likelier fake.
+    # Of a flickering and a steady pair, the flickering one usually gets the higher probability.
     assert (flickering[:, None] > steady).mean() > 0.75

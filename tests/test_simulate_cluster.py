@@ -1,4 +1,4 @@
-"""The simulation of a cluster, against queueing theory and by hand."""
+"""tools/research/simulate_cluster.py: the simulation agrees with queueing theory and with calculations by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def erlang_wait_s(rate: float, service_s: float, n_servers: int) -> float:
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-def test_mean_latency_is_that_of_queueing_theory(stage: int) -> None:
+def test_mean_latency_agrees_with_queueing_theory(stage: int) -> None:
     """One stage takes exponential times, the other none. Over 30,000 clips the mean is within 6 % of the formula."""
     times = np.random.default_rng(1).exponential(2.0, 20_000)
     rate, zeros = 1.6, np.zeros_like(times)
@@ -34,13 +34,13 @@ def test_mean_latency_is_that_of_queueing_theory(stage: int) -> None:
     assert busy == pytest.approx(rate * times.mean() / 4, rel=0.03)
 
 
-def test_without_waiting_a_clip_takes_the_time_of_both_stages() -> None:
+def test_clip_takes_the_time_of_both_stages_if_nothing_waits() -> None:
     course = simulate(np.array([2.0]), np.array([3.0]), Setup(1.0, 1, 1), n_clips=20)
     assert course.latencies_s == pytest.approx(5.0)
 
 
-def test_slow_judges_hold_scouts_back() -> None:
-    """Everything arrives at once: one scout of 1 s, one judge of 4 s, and at most two findings wait."""
+def test_slow_judges_hold_back_scouts() -> None:
+    """All clips arrive at once; one scout takes 1 s, one judge 4 s, and at most two findings may wait."""
     setup = Setup(1e12, 1, 1, waiting=2)
     course = simulate(np.array([1.0]), np.array([4.0]), setup, n_clips=5)
     assert course.latencies_s.max() == pytest.approx(1 + 5 * 4, abs=1e-3)
@@ -49,7 +49,7 @@ def test_slow_judges_hold_scouts_back() -> None:
     assert course.longest_queue == 4
 
 
-def test_lost_nodes_cost_time_and_no_clip() -> None:
+def test_lost_nodes_cost_time_but_no_clip() -> None:
     times = np.array([1.0, 2.0, 3.0])
     setup = Setup(0.5 * DAY_S, 16, 8, per_node=4)
     calm = simulate(times, times / 2, setup, n_clips=3_000)

@@ -30,7 +30,7 @@ def test_every_row_is_there_from_the_start_with_the_prior(tmp_path: Path) -> Non
     assert {row["label"] for row in rows(tmp_path / "submission.csv")} == {"0.500000"}
 
 
-def test_recorded_labels_arrive_in_their_rows(tmp_path: Path) -> None:
+def test_recorded_labels_are_written_to_their_rows(tmp_path: Path) -> None:
     submission = Submission(tmp_path / "submission.csv", NAMES)
     submission.record(Prediction(NAMES[2], 0.125, frames=16, faces=15, tracks=1, seconds=1.5))
     submission.record(Prediction(NAMES[0], status="unreadable", reason='not a video (bad, "really")'))
@@ -68,7 +68,7 @@ def test_reader_never_sees_half_a_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(len(table) == len(NAMES) for table in seen)
 
 
-def test_full_disk_leaves_the_last_good_file_and_no_draft(
+def test_full_disk_leaves_the_last_complete_file_and_no_draft(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     submission = Submission(tmp_path / "submission.csv", NAMES)
@@ -86,7 +86,7 @@ def test_full_disk_leaves_the_last_good_file_and_no_draft(
 
 
 @pytest.mark.parametrize("out", ["missing/submission.csv", ".", "clip.MP4", "pipe", "/dev/null", "loop"])
-def test_output_that_cannot_be_is_refused_at_once(tmp_path: Path, out: str) -> None:
+def test_impossible_output_is_refused_at_once(tmp_path: Path, out: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(InputError):
@@ -109,14 +109,14 @@ def test_output_that_is_an_input_is_refused_at_once(tmp_path: Path, clip: str, o
     assert (tmp_path / clip).read_text() == "precious"
 
 
-def test_submissions_of_several_names_have_each_its_details(tmp_path: Path) -> None:
+def test_each_submission_has_its_own_details_file(tmp_path: Path) -> None:
     for name in ("submission.csv", "mine.csv", "predictions.csv"):
         Submission(tmp_path / name, NAMES)
     names = {"submission.csv", "mine.csv", "predictions.csv", "mine.predictions.csv", "predictions.predictions.csv"}
     assert {entry.name for entry in tmp_path.iterdir()} == names
 
 
-def test_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_folder_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -127,7 +127,7 @@ def test_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path, monkey
         Submission(tmp_path / "submission.csv", NAMES)
 
 
-def test_finished_files_of_an_earlier_run_stay_until_the_first_result(tmp_path: Path) -> None:
+def test_files_of_an_earlier_run_are_kept_until_the_first_result(tmp_path: Path) -> None:
     first = Submission(tmp_path / "submission.csv", NAMES)
     for name in NAMES:
         first.record(Prediction(name, 0.25))
@@ -144,19 +144,19 @@ def test_finished_files_of_an_earlier_run_stay_until_the_first_result(tmp_path: 
     assert [row["filename"] for row in rows(second.details)] == NAMES[:3]
 
 
-def test_earlier_files_are_replaced_at_once_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_earlier_files_are_replaced_at_once_on_request(tmp_path: Path) -> None:
     (tmp_path / "submission.csv").write_text("filename,label\nplain.mp4,0.25\n")
     Submission(tmp_path / "submission.csv", NAMES, fresh=True)
     assert [row["label"] for row in rows(tmp_path / "submission.csv")] == ["0.500000"] * len(NAMES)
 
 
-def test_run_that_is_refused_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+def test_refused_run_changes_no_file(tmp_path: Path) -> None:
     (tmp_path / "predictions.csv").write_text("precious")
     Submission(tmp_path / "submission.csv", NAMES).withdraw()
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("predictions.csv", "precious")]
 
 
-def test_details_name_the_models_that_answered(tmp_path: Path) -> None:
+def test_details_count_the_models_that_were_used(tmp_path: Path) -> None:
     submission = Submission(tmp_path / "submission.csv", NAMES, models=["first-ab", "second-cd"])
     submission.record(Prediction(NAMES[0], 0.25, n_models=2))
     submission.record(Prediction(NAMES[1], 0.25, n_models=1))
@@ -165,7 +165,7 @@ def test_details_name_the_models_that_answered(tmp_path: Path) -> None:
     assert [row["models"] for row in rows(submission.details)] == ["first-ab second-cd", "first-ab", ""]
 
 
-def test_saving_takes_a_twentieth_of_the_time_at_most_and_ends_before_the_deadline(
+def test_saving_takes_at_most_a_twentieth_of_the_time_and_ends_before_the_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
@@ -191,6 +191,6 @@ def test_csv_quotes_what_needs_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [{"status": "fine"}, {"label": 0.0}, {"label": 1.0}])
-def test_prediction_that_the_metric_could_not_take_is_refused(values: dict[str, object]) -> None:
+def test_probability_that_the_metric_rejects_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="allowed"):
         Prediction("a.mp4", **values)

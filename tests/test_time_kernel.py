@@ -1,4 +1,4 @@
-"""time_kernel.py: its arithmetic by hand, its view of processes, and a run of a fake and of the real kernel."""
+"""tools/bench/time_kernel.py: its arithmetic, its measurement of processes, and runs of a fake and the real kernel."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ JSON_KEYS = {
     *("ratio_to_floor", "startup_seconds", "peak_rss_mb", "projected_hours", "fits"),
 }
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
-# Four clips in 10 s of which 2 are start-up: 2 s a clip. Of 14 core-seconds 3 belong to the start-up and 4 x 2 to the
-# stages, so that 3 remain: 0.75 a clip.
+# Four clips take 10 s, of which 2 are start-up: 2 s per clip. Of 14 core-seconds 3 belong to the start-up and 4 x 2 to
+# the stages, so 3 remain: 0.75 per clip.
 TIMING = Timing(
     predictions=(
         Prediction("a", frames=16, seconds=1.0, decode_s=1.0, detect_s=0.5, crop_s=0.125, score_s=0.375),
@@ -52,7 +52,7 @@ TIMING = Timing(
     floor_s=0.8,
 )
 
-# Answers at once, and says what it was called with; told to hold memory, it does so for long enough to be seen.
+# Answers at once and records its arguments; with --hold it keeps memory for long enough to be measured.
 FAKE_KERNEL = """
 import csv, json, os, subprocess, sys, time
 from pathlib import Path
@@ -88,17 +88,17 @@ def test_durations_have_a_unit(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "9", "h", "-1h", "9d", "1h30", "nanh", "9 h"])
-def test_what_is_no_duration_is_refused_with_the_allowed_ones(text: str) -> None:
+def test_text_that_is_no_duration_is_refused_with_examples(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="9h, 30m or 3600s"):
         parse_duration(text)
 
 
-def test_times_per_clip_leave_the_start_up_out() -> None:
+def test_times_per_clip_exclude_the_start_up() -> None:
     assert TIMING.seconds_per_clip == 2.0
     assert TIMING.core_seconds == (1.0, 0.625, 0.125, 0.25, 0.75)
 
 
-def test_clips_that_give_no_frame_do_not_hide_what_the_others_cost() -> None:
+def test_clips_without_a_frame_are_excluded_from_the_cost() -> None:
     broken = [Prediction(f"{number}.mp4", status="unreadable", seconds=0.01) for number in range(8)]
     both = replace(TIMING, predictions=(*TIMING.predictions, *broken))
     assert both.seconds_per_clip == TIMING.seconds_per_clip
@@ -110,7 +110,7 @@ def test_percentiles_are_of_the_time_in_a_worker() -> None:
     assert TIMING.worker_seconds == pytest.approx((3.0, 2.5, 5.55, 6.0))
 
 
-def test_stages_that_take_more_than_the_clock_saw_leave_nothing_else() -> None:
+def test_other_time_is_never_negative() -> None:
     one = Timing(TIMING.predictions[:1], 3.0, 1.5, 1.0, 0.0, 100.0, 1.0)
     assert one.core_seconds == (1.0, 0.5, 0.125, 0.375, 0.0)
 
@@ -137,7 +137,7 @@ def test_table_names_the_failures() -> None:
     assert "1 no_face failed" in describe(TIMING, PlannedRun())
 
 
-def test_json_is_one_line_with_the_agreed_keys() -> None:
+def test_json_is_one_line_with_the_documented_keys() -> None:
     line = to_json(TIMING, PlannedRun())
     assert "\n" not in line
     assert json.loads(line) == {
@@ -159,7 +159,7 @@ def test_plan_without_clips_time_or_memory_is_refused(values: dict[str, float]) 
         PlannedRun(**values)
 
 
-def test_what_the_kernel_writes_is_read_back(tmp_path: Path) -> None:
+def test_kernel_output_is_read_back(tmp_path: Path) -> None:
     assert read_so_far(tmp_path / "predictions.csv") == []
     submission = Submission(tmp_path / "submission.csv", ["a, b.mp4", "c.mp4", "later.mp4"])
     written = [
@@ -173,8 +173,8 @@ def test_what_the_kernel_writes_is_read_back(tmp_path: Path) -> None:
 
 
 @needs_proc
-def test_tree_holds_the_memory_and_the_core_time_of_grandchildren() -> None:
-    """A child that burns time and ends, and a grandchild that holds 200 MB until it is told to go."""
+def test_process_tree_includes_memory_and_cpu_time_of_grandchildren() -> None:
+    """A child uses CPU time and ends, and a grandchild holds 200 MB until it is told to end."""
     script = """
 import subprocess, sys
 hog = "block = b'x' * 200_000_000; print(flush=True); input()"
@@ -195,7 +195,7 @@ subprocess.run([sys.executable, "-c", hog])
 
 
 @needs_proc
-def test_clips_are_repeated_under_other_names_on_the_chosen_cores_without_network(
+def test_clips_are_repeated_under_new_names_on_the_chosen_cores_without_network(
     fake: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     clips = [write_clip(tmp_path / "a.mp4"), tmp_path / "b.mp4"]
@@ -213,8 +213,8 @@ def test_clips_are_repeated_under_other_names_on_the_chosen_cores_without_networ
 
 
 @needs_proc
-def test_the_largest_process_is_killed_where_all_take_more_memory_than_allowed(fake: list[str], tmp_path: Path) -> None:
-    """A run that goes on without it is timed; one whose only process it is does not fit."""
+def test_largest_process_is_killed_if_all_exceed_the_memory_limit(fake: list[str], tmp_path: Path) -> None:
+    """A run that continues without it is timed; a run with no other process does not fit."""
     clip = write_clip(tmp_path / "a.mp4")
     timing = time_kernel([clip], [*fake, "--child-holds"], cores=1, memory_gb=0.2)
     assert timing.n_killed == 1
@@ -226,14 +226,14 @@ def test_the_largest_process_is_killed_where_all_take_more_memory_than_allowed(f
 
 
 @needs_proc
-def test_kernel_that_fails_is_told(fake: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_failing_kernel_is_reported(fake: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="the kernel ended with code 1"):
         time_kernel([write_clip(tmp_path / "a.mp4")], [*fake, "--fail"], cores=1)
     assert "no luck" in capfd.readouterr().err
 
 
 @needs_proc
-def test_clips_without_a_frame_are_told(fake: list[str], tmp_path: Path) -> None:
+def test_clips_without_a_frame_are_reported(fake: list[str], tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     with pytest.raises(InputError, match="no clip gave a frame"):
         time_kernel([tmp_path / "a.mp4"], fake, cores=1)
@@ -244,10 +244,10 @@ def test_clips_without_a_frame_are_told(fake: list[str], tmp_path: Path) -> None
     ("flags", "message"),
     [
         (["--cores", "100000"], "--cores 100000: allowed are 1 to"),
-        (["--match", "b*"], "is left to run"),
+        (["--match", "b*", "--cores", "1"], "is left to run"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_1(
+def test_mistake_prints_one_line_and_exits_with_1(
     flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.mp4").touch()

@@ -32,7 +32,7 @@ def test_overlap_of_empty_boxes_is_zero() -> None:
     assert iou(np.zeros((1, 4)), np.zeros((1, 4))) == pytest.approx(np.zeros((1, 1)))
 
 
-def test_two_persons_are_two_tracks_whatever_order_they_are_found_in() -> None:
+def test_two_persons_are_two_tracks_in_any_order_of_detection() -> None:
     left, right = [at(10 * i) for i in range(8)], [at(500 - 10 * i) for i in range(8)]
     found = [faces(a, b) if i % 2 else faces(b, a) for i, (a, b) in enumerate(zip(left, right, strict=True))]
     tracks = link_tracks(found)
@@ -63,7 +63,7 @@ def test_long_absence_starts_a_new_track() -> None:
     assert [len(track) for track in link_tracks(found)] == [2, 2]
 
 
-def test_false_hit_that_appears_once_drops_out() -> None:
+def test_false_detection_in_one_frame_is_dropped() -> None:
     found = [faces(at(0)) for _ in range(8)]
     found[3] = faces(at(0), at(700))
     assert len(link_tracks(found)) == 1
@@ -75,12 +75,12 @@ def test_person_who_appears_late_has_a_track() -> None:
     assert [track.n_hits for track in link_tracks(found)] == [32, 2]
 
 
-def test_hit_that_is_the_only_one_is_kept() -> None:
+def test_only_detection_is_kept() -> None:
     (track,) = link_tracks([faces(), faces(at(5)), faces()])
     assert (track.frames.tolist(), track.boxes[0].tolist()) == ([1], list(at(5)))
 
 
-def test_doubtful_track_is_dropped_beside_a_certain_one_and_kept_alone() -> None:
+def test_uncertain_track_is_dropped_beside_a_certain_one_and_kept_alone() -> None:
     sure, doubtful = at(0), at(600)
     both = Faces(np.array([sure, doubtful], np.float32), np.array([0.99, 0.85], np.float32), np.zeros((2, 5, 2)))
     (track,) = link_tracks([both] * 6)
@@ -106,15 +106,15 @@ def rolled(*degrees: float) -> list[Faces]:
     return [Faces(*one, turned(angle)[None].astype(np.float32)) for angle in degrees]
 
 
-def test_angles_are_medians_over_time_and_lie_on_a_line_between() -> None:
-    # A single frame's 60 degrees is an outlier; nothing was found in the seventh frame.
+def test_angles_are_medians_over_time_and_interpolated_linearly() -> None:
+    # The 60 degrees of a single frame are an outlier; the seventh frame has no landmarks.
     found = rolled(30, 30, 30, 60, 30, 30, 30, 30, 30)
     found[6] = faces()
     (track,) = link_tracks(found)
     assert track.angles.tolist() == pytest.approx([30] * 9, abs=1e-3)
 
 
-def test_upright_heads_are_cut_as_they_are() -> None:
+def test_upright_heads_are_cut_without_rotation() -> None:
     (track,) = link_tracks(rolled(-6, 7, 3, -2, 5))
     assert track.angles.tolist() == [0] * 5
 
@@ -129,22 +129,22 @@ def person(n_frames: int, start: int = 0) -> Track:
     return Track(frames, np.zeros((n_frames, 4)), np.ones(n_frames, bool), 0.99, np.zeros(n_frames))
 
 
-def test_budget_that_suffices_changes_nothing() -> None:
+def test_sufficient_budget_changes_nothing() -> None:
     tracks = [person(32)] * 8
     assert [len(track) for track in share_crops(tracks, 256)] == [32] * 8
 
 
-def test_twelve_persons_are_all_looked_at_in_fewer_frames() -> None:
+def test_twelve_persons_are_all_scored_in_fewer_frames() -> None:
     shared = share_crops([person(32)] * 12, 256)
     assert [len(track) for track in shared] == [21] * 12 and {track.kind for track in shared} == {"person"}
     assert shared[-1].frames[0] == 0 and shared[-1].frames[-1] == 31
 
 
-def test_those_who_are_seen_briefly_keep_all_their_frames() -> None:
+def test_persons_who_are_seen_briefly_keep_all_their_frames() -> None:
     assert [len(track) for track in share_crops([*[person(32)] * 9, person(5)], 100)] == [10] * 9 + [5]
 
 
-def test_persons_too_many_for_any_look_are_named() -> None:
+def test_persons_who_cannot_all_be_scored_are_reported() -> None:
     shared = share_crops([person(8)] * 40, 64)
     assert [track.kind for track in shared] == ["person"] * 32 + ["left out"] * 8
     assert {len(track) for track in shared[:32]} == {2} and "only 32 of 40 persons are scored" in shared[-1].reason

@@ -1,4 +1,4 @@
-"""Training on families of crops: shares, fixed norms and strangers, exactly resumed; each family is reported."""
+"""Training on families of crops: shares, fixed norms, matched pairs, exact resumption, and scores of each family."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def write_family(folder: Path, family: str, *, paired: bool) -> Path:
-    """A table of 8 reals and 8 fakes in each split; fakes are bright in the middle."""
+    """Write a table of 8 reals and 8 fakes in each split; fakes are bright in the middle."""
     folder.mkdir()
     generator, rows = np.random.default_rng(len(family)), []
     for split in ("train", "val"):
@@ -62,7 +62,7 @@ def make_model() -> FrameModel:
     return FrameModel(ModelSpec("efficientnet-lite0", SIDE))
 
 
-def test_run_with_families_goes_on_exactly(tmp_path: Path, tables: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_with_families_resumes_exactly(tmp_path: Path, tables: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     crops, val = (load_crops(*tables, split=split, progress=False) for split in ("train", "val"))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
@@ -107,20 +107,20 @@ def test_train_tool_leaves_a_family_out_and_reports_it(tmp_path: Path, tables: l
     assert weights.spec.trained_on.startswith("16 crops")
 
 
-def test_unknown_family_is_named(tmp_path: Path, tables: list[Path], capsys: pytest.CaptureFixture) -> None:
+def test_unknown_family_is_refused(tmp_path: Path, tables: list[Path], capsys: pytest.CaptureFixture) -> None:
     command = ["--crops", *map(str, tables), "--run", str(tmp_path / "run"), "--leave-out", "voices"]
     assert main(command) == 1
-    assert "voices: no such family; there are faces, swaps" in capsys.readouterr().err
+    assert "voices: no such family; the tables have faces, swaps" in capsys.readouterr().err
 
 
-def test_fixed_norms_are_for_the_cpu_and_uncompiled(tables: list[Path]) -> None:
+def test_fixed_norms_need_the_cpu_without_compilation(tables: list[Path]) -> None:
     with pytest.raises(ValueError, match="choose one"):
         replace(SETTINGS, compiled=True)
     with pytest.raises(ValueError, match="share"):
         replace(SETTINGS, shares={"swaps": 0.0})
 
 
-def test_families_count_alike_in_calibration_and_scores() -> None:
+def test_families_have_equal_weight_in_calibration_and_scores() -> None:
     generator = np.random.default_rng(0)
     labels = np.tile([0, 1], 300)
     families = np.where(np.arange(600) < 500, "many", "few")

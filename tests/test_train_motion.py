@@ -1,4 +1,4 @@
-"""dfdc.research and train_motion.py: pairs, made flicker, the loop, the weight."""
+"""tools/research/train_motion.py: pairs, simulated flicker, the last layer, and the weight in the ensemble."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def crops() -> Tensor:
 
 @pytest.fixture
 def pairs(crops: Tensor) -> PairSet:
-    """Pairs that change: 8 of 2 real sources, 8 of 2 fake ones, of which one has a single pair."""
+    """Pairs that change: 8 of two real sources, 8 of two fake ones, one of which has a single pair."""
     change = torch.randint(-20, 21, crops.shape, generator=seeded())
     both = torch.cat([crops, (crops + change).clamp(0, 255)], 1).to(torch.uint8)
     sources = np.array(["a"] * 4 + ["b"] * 4 + ["c"] * 7 + ["d"])
@@ -68,7 +68,7 @@ def pairs(crops: Tensor) -> PairSet:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_steady_blend_of_equal_frames_does_not_change_and_flicker_does(seed: int, crops: Tensor) -> None:
+def test_steady_blend_of_equal_frames_is_constant_and_flicker_is_not(seed: int, crops: Tensor) -> None:
     before = crops.clone()
     first, second = blend_steadily(crops, crops, seeded(seed))
     assert torch.equal(first, second) and not torch.equal(first, crops)
@@ -82,22 +82,22 @@ def test_a_steady_blend_of_equal_frames_does_not_change_and_flicker_does(seed: i
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_each_frame_stays_itself_and_in_its_place(seed: int, crops: Tensor) -> None:
-    """No hull reaches a corner: there both frames are what they were."""
+def test_corners_of_both_frames_are_unchanged(seed: int, crops: Tensor) -> None:
+    """No hull reaches a corner, so both frames are unchanged there."""
     for make in (blend_steadily, flicker, flicker_second):
         first, second = make(crops, crops.flip(0), seeded(seed))
         assert torch.equal(first[..., 0, 0], crops[..., 0, 0]), make
         assert torch.equal(second[..., 0, 0], crops.flip(0)[..., 0, 0]), make
 
 
-def test_flicker_keeps_to_the_face(crops: Tensor) -> None:
+def test_flicker_is_limited_to_the_face(crops: Tensor) -> None:
     first, second = flicker(crops, crops, seeded())
     change = (second - first).abs().mean((0, 1))
     assert change[24:40, 24:40].mean() > 20 * change[:4, :4].mean()  # no hull reaches a corner
 
 
-def test_either_frame_jumps(crops: Tensor) -> None:
-    """The frame that does not jump is a steady blend's."""
+def test_either_frame_can_flicker(crops: Tensor) -> None:
+    """The frame that does not flicker is that of a steady blend."""
     steady = {seed: blend_steadily(crops, crops, _after_a_coin(seed)) for seed in range(12)}
     jumps = [torch.equal(flicker(crops, crops, seeded(seed))[0], steady[seed][0]) for seed in range(12)]
     assert 0 < sum(jumps) < 12
@@ -109,7 +109,7 @@ def _after_a_coin(seed: int) -> Generator:
     return generator
 
 
-def test_what_jumps_is_the_second_frame_of_the_plain_kind(crops: Tensor) -> None:
+def test_flickering_frame_of_the_plain_kind_is_the_second(crops: Tensor) -> None:
     first, second = flicker_second(crops, crops, seeded(3))
     steady = blend_steadily(crops, crops, seeded(3))[0]
     assert torch.equal(first, steady) and not torch.equal(second, steady)
@@ -118,7 +118,7 @@ def test_what_jumps_is_the_second_frame_of_the_plain_kind(crops: Tensor) -> None
 # What is fitted
 
 
-def test_twins_are_the_reals_and_flicker(pairs: PairSet) -> None:
+def test_twins_are_reals_with_simulated_flicker(pairs: PairSet) -> None:
     still = pairs.pairs.clone()
     still[:, 3:] = still[:, :3]
     made = make_twins(still, 32, seeded())
@@ -127,7 +127,7 @@ def test_twins_are_the_reals_and_flicker(pairs: PairSet) -> None:
     assert torch.equal(made, make_twins(still, 32, seeded()))
 
 
-def test_the_last_layer_answers_to_its_input_what_the_net_answers_to_the_pairs(pairs: PairSet) -> None:
+def test_last_layer_gives_the_models_logits_from_its_features(pairs: PairSet) -> None:
     model = lively(FrameModel(SPEC))
     torch.nn.init.normal_(last_layer(model).weight)
     values = describe_pairs(model, pairs.pairs)
@@ -137,7 +137,7 @@ def test_the_last_layer_answers_to_its_input_what_the_net_answers_to_the_pairs(p
 
 
 def described(n: int = 40, *, seed: int = 0) -> Described:
-    """Pairs of which 100 of 1,280 numbers tell the fakes; the first ten are of one source, each other has its own."""
+    """Features of which 100 of 1,280 reveal the fakes; the first ten pairs share a source, the others do not."""
     generator = np.random.default_rng(seed)
     labels = np.arange(n) % 2
     values = generator.normal(0, 1, (n, 1280)).astype(np.float32)
@@ -146,7 +146,7 @@ def described(n: int = 40, *, seed: int = 0) -> Described:
     return Described(values, labels, sources, (labels == 1) & (np.arange(n) >= 30))
 
 
-def test_fitting_finds_what_tells_fakes_and_leaves_the_body_alone() -> None:
+def test_fitting_finds_the_features_of_fakes_and_keeps_the_backbone() -> None:
     model = lively(FrameModel(SPEC))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     fit_last_layer(model, described())
@@ -164,7 +164,7 @@ def test_a_last_layer_needs_both_classes() -> None:
         fit_last_layer(FrameModel(SPEC), training.part(training.labels == 0))
 
 
-def test_classes_kinds_of_fakes_and_sources_count_alike() -> None:
+def test_classes_kinds_of_fakes_and_sources_have_equal_weight() -> None:
     training = described()
     weights, real = training.weights(), training.labels == 0
     assert weights.mean() == pytest.approx(1)
@@ -175,7 +175,7 @@ def test_classes_kinds_of_fakes_and_sources_count_alike() -> None:
     assert list(of_reals.values()) == pytest.approx([20 / len(of_reals)] * len(of_reals))
 
 
-def test_pairs_are_scored_as_the_kernel_does(pairs: PairSet) -> None:
+def test_pairs_are_scored_as_in_the_kernel(pairs: PairSet) -> None:
     from dfdc.networks import PairNet
 
     torch.manual_seed(0)
@@ -202,7 +202,7 @@ def folder(tmp_path: Path) -> Path:
     return videos
 
 
-def test_pairs_are_cut_once_and_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_are_cut_only_once_and_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = read_metadata(folder)[:2]
     cut = load_pairs(clips, tmp_path / "pairs", n_frames=4, progress=False)
     assert cut.pairs.shape[1:] == (6, 224, 224) and cut.pairs.dtype == torch.uint8
@@ -214,18 +214,18 @@ def test_pairs_are_cut_once_and_kept(folder: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(motion, "FaceDetector", lambda: detectors.append(1))
     assert torch.equal(load_pairs(clips, tmp_path / "pairs", n_frames=4, progress=False).pairs, cut.pairs)
     assert not detectors
-    with pytest.raises(AttributeError):  # other crops are cut anew: the detector is asked for
+    with pytest.raises(AttributeError):  # other crops are cut again, which needs the detector
         load_pairs(clips, tmp_path / "pairs", n_frames=4, geometry=CropGeometry(size=96), progress=False)
     assert detectors
 
 
-def test_a_fake_of_several_persons_says_not_who_is_fake(shared_videos: Path, tmp_path: Path) -> None:
+def test_fake_with_several_persons_gives_no_pairs(shared_videos: Path, tmp_path: Path) -> None:
     clip = LabelledClip(shared_videos / "two_faces.mp4", "FAKE")
     with pytest.raises(DataError, match="none of 1 clips gives a pair"):
         load_pairs([clip], tmp_path, n_frames=4, progress=False)
 
 
-def test_no_source_lies_in_two_folds(folder: Path) -> None:
+def test_no_source_is_in_two_folds(folder: Path) -> None:
     clips = read_metadata(folder)
     folds = split_sources(clips, 2)
     assert sorted(name for fold in folds for name in fold) == ["ann.mp4", "ben.mp4"]
@@ -233,7 +233,7 @@ def test_no_source_lies_in_two_folds(folder: Path) -> None:
         split_sources(clips, 5)
 
 
-def test_a_folds_layer_is_fitted_without_its_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layer_of_a_fold_is_fitted_without_its_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted = []
     monkeypatch.setattr(motion, "fit_last_layer", lambda model, training: fitted.append(set(training.sources)))
     found = described()
@@ -248,35 +248,35 @@ def test_a_folds_layer_is_fitted_without_its_sources(monkeypatch: pytest.MonkeyP
 
 
 def seen_clips(changes: dict[str, float]) -> list[SeenClip]:
-    """Clips whose frames say nothing, of one person each; capitals are fakes."""
+    """Clips of one person each with uninformative frames; capital letters are fakes."""
     clips = [LabelledClip(Path(f"{name}.mp4"), "FAKE" if name.isupper() else "REAL") for name in changes]
     logits = np.array(list(changes.values()))[:, None]
     return [SeenClip(clip, (np.zeros(4),), change) for clip, change in zip(clips, logits, strict=True)]
 
 
-def test_motion_counts_where_it_helps_and_not_where_it_does_not() -> None:
+def test_motion_gets_weight_only_if_it_helps() -> None:
     right = seen_clips({"A": 2.0, "B": 3.0, "c": -2.0, "d": -1.0})
     assert choose_weight(right, Calibration(), (0.01, 0.99)) == 3.0
-    # By hand: 3 x 2 / 2 is 3, and four frames are surer than one by .3 x 3/4.
+    # By hand: 3 x 2 / 2 is 3, and the factor of four frames is 1 + .3 x 3/4.
     assert right[0].logit(Calibration(temperature=2.0), 3.0, (0.01, 0.99)) == pytest.approx(1.225 * 3.0)
     wrong = seen_clips({"A": -2.0, "B": -3.0, "c": 2.0, "d": 1.0})
     assert choose_weight(wrong, Calibration(), (0.01, 0.99)) == 0.0
 
 
-def test_a_person_without_pairs_gets_nothing_not_even_the_bias() -> None:
+def test_person_without_pairs_gets_no_motion_score_and_no_bias() -> None:
     (clip,) = seen_clips({"A": 0.0})
     assert clip.logit(Calibration(bias=1.0), 1.0, (0.01, 0.99)) == 0
 
 
-def test_a_folds_weight_is_chosen_on_the_others() -> None:
-    """In one fold motion is right, in the other wrong: each gets what the other one wants."""
+def test_weight_of_a_fold_is_chosen_on_the_other_folds() -> None:
+    """Motion is right in one fold and wrong in the other, so each fold gets the weight that suits the other."""
     seen = seen_clips({"A": 2.0, "B": 2.0, "c": -2.0, "d": -2.0, "E": -2.0, "F": -2.0, "g": 2.0, "h": 2.0})
     folds = [{f"{name}.mp4" for name in part} for part in ("ABcd", "EFgh")]
     sources = np.array([clip.clip.source for clip in seen])
     labels = torch.tensor([float(clip.clip.label == "FAKE") for clip in seen])
     logits = np.array([float(clip.changes[0]) for clip in seen])
     pairs = PairSet(torch.zeros(8, 6, 2, 2, dtype=torch.uint8), labels, sources, sources)
-    right = np.where(labels.numpy() == 1, 1.0, -1.0) + np.array([0.5, -1.5, 0, 0] * 2)  # what calibration sees
+    right = np.where(labels.numpy() == 1, 1.0, -1.0) + np.array([0.5, -1.5, 0, 0] * 2)  # the input of the calibration
     report = measure_motion(seen, folds, pairs, right, (0.01, 0.99), samples=200)
     assert report["weights"][0] == 0 and report["weights"][1] > 0
     assert report["frames alone"]["log_loss"]["value"] == pytest.approx(np.log(2))
@@ -285,16 +285,16 @@ def test_a_folds_weight_is_chosen_on_the_others() -> None:
     assert report["clips"]["E.mp4"]["with motion"] < 0 and logits[4] < 0
 
 
-def test_calibration_counts_both_classes_alike() -> None:
+def test_calibration_gives_both_classes_equal_weight() -> None:
     generator = np.random.default_rng(0)
     labels = np.repeat([0, 1], [100, 900])
     logits = generator.normal(np.where(labels == 1, 1.0, -1.0), 1.0)
-    assert abs(calibrate(labels, logits).bias) < 0.35  # the classes' odds, 9 to 1, would be 2.2
+    assert abs(calibrate(labels, logits).bias) < 0.35  # the class ratio of 9 to 1 would give 2.2
     with pytest.raises(DataError, match="0 real and 3 fake"):
         calibrate(np.ones(3), np.zeros(3))
 
 
-def test_tool_trains_measures_and_writes_weights_that_the_kernel_takes(
+def test_tool_trains_measures_and_writes_weights_for_the_kernel(
     folder: Path, tmp_path: Path, one_thread: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "weights"

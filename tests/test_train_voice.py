@@ -1,4 +1,4 @@
-"""train_voice.py: tables of recordings, takes, training that resumes, and weights that the kernel loads."""
+"""tools/research/train_voice.py: recordings, synthetic voices, resumed training, and weights for the kernel."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def write_table(path: Path, rows: list[tuple[str, ...]], header: str = "path spe
 
 @pytest.fixture
 def without_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pyworld is there for training only; the machine that tests may lack it."""
+    """pyworld is needed for training only, so the test machine may lack it."""
     monkeypatch.setitem(VOCODERS, "world", by_griffin_lim)
 
 
-def takes(seeds: range) -> list[Recording]:
+def recordings_of(seeds: range) -> list[Recording]:
     reals = {seed: make_speech(2.0, seed=seed) for seed in seeds}
     return [
         Recording(f"{seed}", f"{seed}", real, {"griffin_lim": by_griffin_lim(real, np.random.default_rng(seed))})
@@ -87,7 +87,7 @@ def takes(seeds: range) -> list[Recording]:
         ),
     ],
 )
-def test_wrong_tables_are_told(rows: list, header: str, message: str, tmp_path: Path) -> None:
+def test_wrong_tables_are_refused(rows: list, header: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         read_speech(write_table(tmp_path / "speech.csv", rows, header))
 
@@ -98,7 +98,7 @@ def test_recording_without_sound_is_named(speech: Path, tmp_path: Path, without_
         load_recordings(speech, tmp_path / "takes", split="val", progress=False)
 
 
-def test_takes_are_made_once(
+def test_recordings_are_synthesised_only_once(
     speech: Path, tmp_path: Path, without_world: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = load_recordings(speech, tmp_path / "takes", split="val", progress=False)
@@ -109,8 +109,8 @@ def test_takes_are_made_once(
     np.testing.assert_array_equal(first[0].made["lpc"], again[0].made["lpc"])
 
 
-def test_recordings_of_one_name_keep_their_own_voices(tmp_path: Path, without_world: None) -> None:
-    """Of other speakers, or of another table that keeps its takes in the same folder."""
+def test_recordings_with_the_same_name_keep_their_own_voices(tmp_path: Path, without_world: None) -> None:
+    """Of other speakers, or of another table that keeps its recordings in the same folder."""
     for seed, name in enumerate(("anna", "anna/carl", "dora")):
         (tmp_path / name).mkdir()
         write_wave(tmp_path / name / "1.wav", make_speech(2.0, seed=seed))
@@ -131,35 +131,36 @@ def test_recordings_of_one_name_keep_their_own_voices(tmp_path: Path, without_wo
         assert np.abs(voices[one].made["lpc"] - voices[other].made["lpc"]).max() > 0.01
 
 
-def test_real_and_made_windows_differ_by_the_voice_alone() -> None:
-    """Where a vocoder does nothing, both windows are equal: neither words, channel nor loudness tell them apart."""
-    plain = [replace(take, made={"nothing": take.real}) for take in takes(range(2))]
+def test_real_and_synthetic_windows_differ_only_in_the_voice() -> None:
+    """If a vocoder changes nothing, both windows are equal: words, channel and loudness do not differ."""
+    plain = [replace(recording, made={"nothing": recording.real}) for recording in recordings_of(range(2))]
     windows, labels = make_batch(plain, [], 64, VoiceSettings(batch_size=8), np.random.default_rng(0))
     assert labels.tolist() == [0.0] * 4 + [1.0] * 4
     np.testing.assert_array_equal(windows[:4], windows[4:])
 
 
-def test_takes_without_speech_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recordings_without_speech_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfdc.research.voice_training.MAX_SILENT", 20)
     silent = [Recording("hum", "ann", np.zeros(10 * RATE, np.float32), {"world": np.zeros(10 * RATE, np.float32)})]
     with pytest.raises(DataError, match="20 windows of the 1 training recordings in a row held no speech; check that"):
         make_batch(silent, [], 32, VoiceSettings(batch_size=2), np.random.default_rng(0))
 
 
-def test_music_takes_the_place_of_reals_only() -> None:
+def test_music_replaces_real_windows_only() -> None:
     rhythm = 0.1 * np.sin(np.arange(3 * RATE) * 2.5) * (np.sin(np.arange(3 * RATE) * 20 / RATE) > 0)
     music = [Recording("m", "m", rhythm.astype(np.float32), {})]
     settings = VoiceSettings(batch_size=8, music=1.0)
-    with_music, _ = make_batch(takes(range(2)), music, 64, settings, np.random.default_rng(0))
-    # A tone that comes and goes is loud in one band; speech is in many.
+    with_music, _ = make_batch(recordings_of(range(2)), music, 64, settings, np.random.default_rng(0))
+    # An intermittent tone is loud in one band; speech is loud in many.
     loud = (with_music > with_music.max((1, 2), keepdims=True) - 20).any(2).sum(1)
     assert loud[:4].max() < loud[4:].min()
 
 
-def test_training_learns_to_tell_voices_with_a_whistle(one_thread: None, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_training_learns_to_recognise_voices_with_a_whistle(one_thread: None, tmp_path: Path) -> None:
     torch.manual_seed(0)
     whistle = (0.1 * np.sin(np.arange(2 * RATE) * 2 * np.pi * 2000 / RATE)).astype(np.float32)
-    known = [replace(take, made={"whistle": take.real + whistle}) for take in takes(range(3))]
+    known = [replace(recording, made={"whistle": recording.real + whistle}) for recording in recordings_of(range(3))]
     trials = make_trials(known, 64)
     settings = VoiceSettings(epochs=2, steps=25, batch_size=8, learning_rate=5e-4, ema_decay=0.8)
     _, scores, calibration = train_voice(VoiceModel(SPEC), known, [], trials, tmp_path, settings, progress=False)
@@ -169,8 +170,8 @@ def test_training_learns_to_tell_voices_with_a_whistle(one_thread: None, tmp_pat
     assert (tmp_path / "curves.png").exists()
 
 
-def test_killed_run_goes_on_as_if_it_had_not_been(one_thread: None, tmp_path: Path) -> None:
-    known = takes(range(2))
+def test_killed_run_resumes_exactly(one_thread: None, tmp_path: Path) -> None:
+    known = recordings_of(range(2))
     trials = make_trials(known, 64)
 
     def run(folder: Path, epochs: int) -> np.ndarray:
@@ -198,20 +199,20 @@ def test_killed_run_goes_on_as_if_it_had_not_been(one_thread: None, tmp_path: Pa
         assert [line["epoch"] for line in csv.DictReader(log)] == ["1", "2"]
 
 
-def test_run_of_other_voices_is_not_gone_on_with(one_thread: None, tmp_path: Path) -> None:
-    known = takes(range(2))
+def test_run_with_other_voices_is_not_resumed(one_thread: None, tmp_path: Path) -> None:
+    known = recordings_of(range(2))
     trials = make_trials(known, 64)
     settings = replace(SETTINGS, epochs=1)
     train_voice(VoiceModel(SPEC), known, [], trials, tmp_path, settings, progress=False)
-    others = [replace(take, made={"lpc": take.real}) for take in known]
+    others = [replace(recording, made={"lpc": recording.real}) for recording in known]
     with pytest.raises(InputError, match="belongs to another run: takes was"):
         train_voice(VoiceModel(SPEC), others, [], trials, tmp_path, settings, progress=False)
     with pytest.raises(InputError, match="belongs to another run: init was None, is 0123"):
         train_voice(VoiceModel(SPEC), known, [], trials, tmp_path, settings, start="0123" * 16, progress=False)
 
 
-def test_scores_are_stated_per_vocoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two vocoders one is told from real voices without a mistake, the other never."""
+def test_scores_are_reported_per_vocoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two vocoders is always distinguished from real voices, the other never."""
     windows = np.zeros((1, N_BANDS, 64), np.float32)
     kinds = [(label, name) for name in ("lpc", "griffin_lim") for label in (0, 1)] * 3
     trials = [Trial(windows, label, name, str(index)) for index, (label, name) in enumerate(kinds)]
@@ -221,8 +222,8 @@ def test_scores_are_stated_per_vocoder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (scores["auc_lpc"], scores["auc_griffin_lim"], scores["auc"]) == (1, 0, 0.5)
 
 
-def test_trials_are_each_takes_real_voice_and_its_twins() -> None:
-    assert [trial.label for trial in make_trials(takes(range(2)), 64)] == [0, 1, 0, 1]
+def test_trials_hold_the_real_voice_and_its_synthetic_versions() -> None:
+    assert [trial.label for trial in make_trials(recordings_of(range(2)), 64)] == [0, 1, 0, 1]
 
 
 def test_validation_without_speech_is_refused_before_training() -> None:
@@ -239,9 +240,13 @@ def test_validation_without_speech_is_refused_before_training() -> None:
         make_trials([Recording("ann", "ann", spoken, {"lpc": silent})], 64)
 
 
-def test_take_is_the_same_whatever_was_made_before(speech: Path, tmp_path: Path, without_world: None) -> None:
+def test_synthetic_voice_does_not_depend_on_what_was_made_before(
+    speech: Path, tmp_path: Path, without_world: None
+) -> None:
     whole = load_recordings(speech, tmp_path / "whole", split="val", progress=False)[0]
-    others = [kept for kept in (tmp_path / "whole").iterdir() if not kept.stem.endswith("-world")]  # which was first
+    others = [
+        kept for kept in (tmp_path / "whole").iterdir() if not kept.stem.endswith("-world")
+    ]  # the vocoder that was run first
     for kept in others:
         kept.unlink()
     again = load_recordings(speech, tmp_path / "whole", split="val", progress=False)[0]
@@ -250,13 +255,13 @@ def test_take_is_the_same_whatever_was_made_before(speech: Path, tmp_path: Path,
         np.testing.assert_array_equal(again.made[name], samples)
 
 
-def test_training_takes_are_made_by_the_vocoders_that_are_named(speech: Path, tmp_path: Path) -> None:
+def test_training_uses_only_the_named_vocoders(speech: Path, tmp_path: Path) -> None:
     named = ["griffin_lim", "lpc"]
-    for take in load_recordings(speech, tmp_path / "takes", split="train", vocoders=named, progress=False):
-        assert sorted(take.made) == named
+    for recording in load_recordings(speech, tmp_path / "takes", split="train", vocoders=named, progress=False):
+        assert sorted(recording.made) == named
 
 
-def test_tool_writes_weights_that_the_kernel_hears_with(
+def test_tool_writes_weights_that_the_kernel_loads(
     speech: Path, tmp_path: Path, without_world: None, one_thread: None
 ) -> None:
     root = Path(__file__).resolve().parent.parent / "weights"
@@ -275,7 +280,7 @@ def test_tool_writes_weights_that_the_kernel_hears_with(
     assert np.isfinite(VoiceModels(files[-1:]).score(make_speech(3.0)))
 
 
-def test_tool_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_reported_by_the_tool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--speech", str(tmp_path / "none.csv"), "--run", str(tmp_path / "run"), "--out", str(tmp_path)]) == 1
     assert "none.csv: not a readable CSV file" in capsys.readouterr().err
     with pytest.raises(SystemExit):

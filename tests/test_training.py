@@ -1,17 +1,20 @@
-"""dfdc.training: tables that are checked, epochs of pairs, a loop that learns and goes on exactly."""
+"""dfdc.training: checks of tables, epochs of pairs, a loop that learns, and exact resumption."""
 
 from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import cv2
@@ -36,13 +39,14 @@ from dfdc.training.loop import TrainSettings, score_crops, train
 from dfdc.training.runlog import read_command
 from dfdc.training.trainer import running_average
 from dfdc.weights import Calibration, ModelSpec, find_weights
+from tests.conftest import single_thread
 from tests.models import lively
 from tools import train as train_tool
 from tools.bench import time_training as time_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 32
-# Two ranks, on a port that is free.
+# Two ranks on a free port.
 TORCHRUN = [
     *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"),
     *("--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"),
@@ -100,14 +104,14 @@ def make_set(labels: list[int], originals: list[int]) -> CropSet:
 # Tables
 
 
-def test_original_and_its_fakes_are_one_source_even_where_it_is_absent(tmp_path: Path) -> None:
+def test_original_and_its_fakes_are_one_source_even_if_it_is_absent(tmp_path: Path) -> None:
     fakes = [*(row(name, "FAKE", original="gone.mp4") for name in "xy"), row("z", "FAKE")]
     rows = [row("a", "REAL"), row("b", "FAKE", original="a.mp4"), *fakes]
     table = read_split(write_table(tmp_path, rows, images=False), split="train")
     assert find_sources(table).tolist() == ["a.mp4", "a.mp4", "gone.mp4", "gone.mp4", "z.mp4"]
 
 
-def test_crops_load_as_the_pixels_that_were_written(tmp_path: Path) -> None:
+def test_crops_are_loaded_with_the_written_pixels(tmp_path: Path) -> None:
     crops = load_crops(write_table(tmp_path, pairs(2)), split="train", progress=False)
     written = cv2.imread(str(tmp_path / "train01f.png"))[:, :, ::-1]
     assert torch.equal(crops.images[3].permute(1, 2, 0), torch.from_numpy(written.copy()))
@@ -116,7 +120,7 @@ def test_crops_load_as_the_pixels_that_were_written(tmp_path: Path) -> None:
     assert crops.videos == ["train00.mp4", "train01.mp4", "train00f.mp4", "train01f.mp4"]
 
 
-def test_crops_load_from_the_zip_that_the_shard_column_names(tmp_path: Path) -> None:
+def test_crops_are_loaded_from_the_zip_file_of_their_shard(tmp_path: Path) -> None:
     plain = load_crops(write_table(tmp_path, pairs(2)), split="train", progress=False)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for image in tmp_path.glob("*.png"):
@@ -126,7 +130,7 @@ def test_crops_load_from_the_zip_that_the_shard_column_names(tmp_path: Path) -> 
     assert torch.equal(load_crops(table, split="train", progress=False).images, plain.images)
 
 
-def test_crops_of_one_video_pair_by_frame_and_track(tmp_path: Path) -> None:
+def test_crops_of_a_video_are_paired_by_frame_and_track(tmp_path: Path) -> None:
     places = [(0, 0), (0, 1), (3, 0)]
     rows = [row("a", "REAL", frame=frame, track=track) for frame, track in places]
     rows += [row("b", "FAKE", original="a.mp4", frame=frame, track=track) for frame, track in [(3, 0), (0, 1), (9, 0)]]
@@ -134,7 +138,7 @@ def test_crops_of_one_video_pair_by_frame_and_track(tmp_path: Path) -> None:
     assert crops.originals.tolist() == [-1, -1, -1, 2, 1, -1]
 
 
-def test_fakes_that_were_not_laid_over_their_original_are_no_pairs(tmp_path: Path) -> None:
+def test_fakes_that_are_not_aligned_with_their_original_are_not_paired(tmp_path: Path) -> None:
     rows = [row("a", "REAL", difference="")]
     rows += [row(name, "FAKE", original="a.mp4", difference=value) for name, value in (("b", "4.2"), ("c", ""))]
     assert load_crops(write_table(tmp_path, rows), split="train", progress=False).originals.tolist() == [-1, 0, -1]
@@ -150,8 +154,8 @@ def test_data_sets_that_share_names_are_not_paired_with_each_other(tmp_path: Pat
     assert load_crops(*tables, split="train", progress=False).originals.tolist() == [-1, 0, -1, 2]
 
 
-def test_several_tables_are_one_set(tmp_path: Path) -> None:
-    """One of a frame a video without columns for it, in a zip; one of several frames a video that shares a name."""
+def test_several_tables_form_one_set(tmp_path: Path) -> None:
+    """One table has one frame per video, without columns for it, in a zip file; the other several frames per video."""
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
@@ -215,7 +219,7 @@ def test_crops_that_do_not_decode_or_are_missing_are_named(tmp_path: Path) -> No
         load_crops(table, split="train", progress=False)
 
 
-def test_crops_that_all_ranks_together_have_no_memory_for_are_refused(
+def test_crops_that_do_not_fit_into_memory_for_all_ranks_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = write_table(tmp_path, pairs(1))
@@ -243,7 +247,7 @@ def test_train_tool_ends_with_one_line_on_a_data_mistake(tmp_path: Path, capsys:
 # Epochs
 
 
-def test_epoch_puts_each_real_once_beside_its_own_fake() -> None:
+def test_epoch_pairs_each_real_once_with_its_own_fake() -> None:
     #         reals 0 1 2 3, fakes 4 5 of 0, 6 of 1, 7 without original
     crops = make_set([0, 0, 0, 0, 1, 1, 1, 1], [-1, -1, -1, -1, 0, 0, 1, -1])
     seen = set()
@@ -259,8 +263,8 @@ def test_epoch_puts_each_real_once_beside_its_own_fake() -> None:
     assert seen == {4, 5}  # a real's fake is drawn anew each epoch
 
 
-def test_fakes_without_an_original_come_as_often_as_the_others() -> None:
-    """Every real has a fake of its own, and a third of the fakes none: in an epoch of 60 pairs, 20 show one of 30."""
+def test_fakes_without_an_original_are_drawn_as_often_as_the_others() -> None:
+    """Every real has its own fake, and 30 of 90 fakes have no original: 20 of an epoch's 60 pairs use such a fake."""
     crops = make_set([0] * 60 + [1] * 90, [-1] * 60 + list(range(60)) + [-1] * 30)
     counts = torch.zeros(150)
     for seed in range(30):
@@ -287,7 +291,7 @@ def test_reviving_folded_norms_leaves_the_function_unchanged() -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             with torch.no_grad():
-                # Small nets from scratch lose the picture on the way; a gain keeps it.
+                # The signal fades in small untrained models; a larger scale preserves it.
                 module.weight.fill_(3)
                 module.bias.copy_(torch.rand(module.bias.shape, generator=generator))
     crops = torch.randint(0, 256, (24, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
@@ -307,34 +311,45 @@ def test_reviving_folded_norms_leaves_the_function_unchanged() -> None:
     assert torch.allclose(stem.running_mean, activations[0].mean((0, 2, 3)), atol=1e-4)
 
 
-def test_tiny_run_overfits_32_crops(tmp_path: Path) -> None:
-    table = write_table(tmp_path, pairs(16))
+def test_tiny_run_overfits_16_crops(tmp_path: Path) -> None:
+    table = write_table(tmp_path, pairs(8))
     crops = load_crops(table, split="train", progress=False)
     torch.manual_seed(0)
     model = FrameModel(ModelSpec("mobilenet-v2", SIDE))
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.5  # 80 steps are too few for averages made for thousands
-    settings = TrainSettings(epochs=20, batch_size=8, learning_rate=1e-3, ema_decay=0.8, mixup=0, self_blend=0)
+            module.momentum = 0.5  # 32 steps are too few for the standard momentum
+    settings = TrainSettings(epochs=16, batch_size=8, learning_rate=2e-3, ema_decay=0.8, mixup=0, self_blend=0)
     final, scores, calibration = train(model, crops, crops, tmp_path, settings, progress=False)
     assert scores["auc"] > 0.95 and scores["accuracy"] > 0.85
     assert not final.training and np.isfinite([calibration.temperature, calibration.bias]).all()
     with open(tmp_path / "log.csv", newline="") as file:
         log = list(csv.DictReader(file))
-    assert [int(line["epoch"]) for line in log] == list(range(1, 21))
-    assert float(log[0]["train_loss"]) > 0.6 and np.mean([float(line["train_loss"]) for line in log[-5:]]) < 0.4
+    assert [int(line["epoch"]) for line in log] == list(range(1, 17))
+    assert float(log[0]["train_loss"]) > 0.6 and np.mean([float(line["train_loss"]) for line in log[-4:]]) < 0.4
+
+
+def read_log(folder: Path) -> list[dict[str, str]]:
+    """The rows of a run's log, without its times."""
+    with open(folder / "log.csv", newline="") as file:
+        return [{k: v for k, v in line.items() if k != "seconds"} for line in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[CropSet, FrameModel, dict[str, float], Path]:
+    """An uninterrupted run: its crops, model, scores and folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    crops = load_crops(write_table(folder, pairs(8)), split="train", progress=False)
+    with single_thread():
+        model, scores, _ = train(tiny_model(), crops, crops, folder, TINY, progress=False)
+    return crops, model, scores, folder
 
 
 @pytest.mark.parametrize("at_the_end", [False, True])
-def test_killed_run_goes_on_with_the_same_losses_and_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_the_end: bool
+def test_killed_run_resumes_with_the_same_losses_and_weights(
+    whole_run: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_the_end: bool
 ) -> None:
-    crops = load_crops(write_table(tmp_path, pairs(8)), split="train", progress=False)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
-    expected, scores, _ = train(tiny_model(), crops, crops, whole, TINY, progress=False)
-
+    crops, expected, scores, folder = whole_run
     save, saved = trainer.save_state, []
 
     def die_in_the_second_save(*args: object) -> None:
@@ -346,21 +361,17 @@ def test_killed_run_goes_on_with_the_same_losses_and_weights(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(trainer, "save_state", die_in_the_second_save)
-        train(tiny_model(), crops, crops, killed, TINY, progress=False)
-    # Another seed shows that everything comes from the state.
-    resumed, resumed_scores, _ = train(tiny_model(seed=5), crops, crops, killed, TINY, progress=False)
+        train(tiny_model(), crops, crops, tmp_path, TINY, progress=False)
+    # Another seed shows that everything is loaded from the state.
+    resumed, resumed_scores, _ = train(tiny_model(seed=5), crops, crops, tmp_path, TINY, progress=False)
 
     assert resumed_scores == scores
     for name, value in expected.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
-    logs = []
-    for folder in (whole, killed):
-        with open(folder / "log.csv", newline="") as file:
-            logs.append([{k: v for k, v in line.items() if k != "seconds"} for line in csv.DictReader(file)])
-    assert logs[0] == logs[1] and len(logs[0]) == TINY.epochs
+    assert read_log(folder) == read_log(tmp_path) and len(read_log(folder)) == TINY.epochs
 
 
-def test_epoch_that_is_best_on_validation_is_what_remains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_of_the_best_epoch_on_validation_are_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
     settings, losses, weights = TrainSettings(epochs=3, batch_size=8), [0.6, 0.4, 0.5], []
 
@@ -373,13 +384,13 @@ def test_epoch_that_is_best_on_validation_is_what_remains(tmp_path: Path, monkey
     final, scores, calibration = train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
     assert scores["log_loss"] == calibration.bias == 0.4 and len(weights) == 3
     assert all(torch.equal(value, weights[1][name]) for name, value in final.state_dict().items())
-    losses.append(0.45)  # a run that is done goes through its loop without an epoch, and measures what it returns
+    losses.append(0.45)  # a finished run trains no epoch and evaluates what it returns
     again, scores, _ = train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
     assert scores["log_loss"] == 0.45
     assert all(torch.equal(value, weights[1][name]) for name, value in again.state_dict().items())
 
 
-def test_stopped_run_is_finished_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_run_can_be_finished_without_more_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
     settings, save = TrainSettings(epochs=3, batch_size=8), trainer.save_state
 
@@ -401,7 +412,7 @@ def test_stopped_run_is_finished_as_it_stands(tmp_path: Path, monkeypatch: pytes
     assert len(losses) == 2 and scores["balanced_log_loss"] == pytest.approx(min(losses), abs=1e-4)
 
 
-def test_finished_run_goes_on_with_more_epochs_and_an_unfinished_one_does_not(tmp_path: Path) -> None:
+def test_only_a_finished_run_can_be_prolonged(tmp_path: Path) -> None:
     crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
     settings = TrainSettings(epochs=1, batch_size=8)
     train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
@@ -443,9 +454,9 @@ def test_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     weighed = replace(crops, weights=torch.ones(len(crops)), videos=[f"other{name}" for name in crops.videos])
     with pytest.raises(InputError, match=r"crops was \w+, is \w+; frame_labels was None, is"):
         train(tiny_model(), weighed, crops, tmp_path, settings, progress=False)
-    monkeypatch.setattr(shutil, "which", lambda name: None)  # a run that is done needs no compiler
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # a finished run needs no compiler
     train(tiny_model(), crops, crops, tmp_path, replace(settings, compiled=True), progress=False)
-    # An older version told of its settings alone: what it did not tell is not compared.
+    # An older version stored its settings only; what it did not store is not compared.
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     state["settings"] = {name: value for name, value in asdict(settings).items() if name != "chances"}
     torch.save(state, tmp_path / "state.pt")
@@ -462,8 +473,8 @@ def test_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         train(tiny_model(), crops, crops, tmp_path, settings, progress=False)
 
 
-def test_state_of_a_device_that_scaled_no_gradients_serves_one_that_does(tmp_path: Path) -> None:
-    """A T4 scales float16's; the CPU and newer GPUs do not, and their scaler's state is empty."""
+def test_state_without_gradient_scaling_is_loaded_with_gradient_scaling(tmp_path: Path) -> None:
+    """A T4 scales float16 gradients; the CPU and newer GPUs do not, and the state of their scaler is empty."""
     path = tmp_path / "state.pt"
     weights = torch.nn.Linear(2, 1)
     save_state(path, {"model": weights, "scaler": torch.amp.GradScaler(enabled=False)}, {}, 3)
@@ -489,8 +500,8 @@ def test_validation_that_cannot_be_measured_is_refused_before_training(tmp_path:
     assert not (tmp_path / "log.csv").exists()
 
 
-def test_average_of_few_steps_is_of_these_and_not_of_the_start() -> None:
-    """From 0, three steps at 1: after the first, which is copied, 2/11, 3/12 and 4/13 are kept; at most the decay."""
+def test_average_of_few_steps_does_not_stay_near_the_start() -> None:
+    """The weights are 0, then 1 for three steps. The shares 2/11, 3/12 and 4/13 are kept, but at most the decay."""
     model = torch.nn.Linear(1, 1)
     averages = {decay: running_average(model, decay) for decay in (0.998, 0.2, 0.0)}
     for step in range(4):
@@ -503,7 +514,7 @@ def test_average_of_few_steps_is_of_these_and_not_of_the_start() -> None:
         assert average.module.weight.item() == pytest.approx(expected[decay], abs=1e-6)
 
 
-def test_start_from_weights_of_ours_sees_as_they_do(tmp_path: Path) -> None:
+def test_initial_weights_of_this_package_bring_their_normalization(tmp_path: Path) -> None:
     spec = ModelSpec("mobilenet-v2", SIDE, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
     path = save_model(FrameModel(spec), tmp_path, name="ours")
     model = FrameModel(ModelSpec("mobilenet-v2", SIDE))
@@ -512,7 +523,7 @@ def test_start_from_weights_of_ours_sees_as_they_do(tmp_path: Path) -> None:
     assert model.mean.flatten().tolist() == [1, 2, 3] and model.std.flatten().tolist() == [4, 5, 6]
 
 
-def test_command_tells_no_folders_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_command_contains_no_folders_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["/home/ann/dfdc/tools/train.py", "--crops", "/data/my crops/crops.csv", "--init=/w/a/b.pt"]
     monkeypatch.setattr(sys, "argv", [*words, "--run", "r/x/y"])
     assert read_command() == "python tools/train.py --crops 'my crops/crops.csv' --init=a/b.pt --run r/x/y"
@@ -521,13 +532,13 @@ def test_command_tells_no_folders_of_the_machine(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("tool", "arguments", "said"),
     [
-        (train_tool, ["--batch-size", "7"], "train: epochs 12, batch_size 7: allowed are 1 up, and even"),
+        (train_tool, ["--batch-size", "7"], "train: epochs 12, batch_size 7: allowed are 1 up, and even numbers"),
         (train_tool, ["--mixup", "30"], "train: mixup is 30.0; allowed are probabilities, 0 to 1"),
         (train_tool, ["--self-blend", "nan"], "train: self_blend is nan; allowed are probabilities, 0 to 1"),
         (train_tool, ["--epochs", "0"], "argument --epochs: '0' is not allowed; give a whole number from 1 up"),
         (train_tool, ["--limit", "0"], "argument --limit: '0' is not allowed"),
-        (train_tool, ["--run", "{}/crops.csv"], "train: [Errno 17] File exists"),
-        (train_tool, ["--run", "{}/crops.csv/run"], "train: [Errno 20] Not a directory"),
+        (train_tool, ["--run", "{}/crops.csv"], "crops.csv: cannot be made a folder (File exists); name another one"),
+        (train_tool, ["--run", "{}/crops.csv/run"], "cannot be made a folder (Not a directory); name another one"),
         (train_tool, ["--device", "cuda"], "train: --device cuda: no CUDA device is visible; use --device cpu"),
         (time_tool, ["--batch-size", "3"], "argument --batch-size: '3' is not allowed; give an even number"),
         (time_tool, ["--steps", "0"], "argument --steps: '0' is not allowed"),
@@ -547,22 +558,22 @@ def test_mistakes_on_the_command_line_end_with_one_line(
     needed = ["--crops", str(table), "--run", str(tmp_path / "run")] if tool is train_tool else []
     try:
         code = tool.main([*needed, *(argument.format(tmp_path) for argument in arguments)])
-    except SystemExit as ended:  # argparse's way, after its usage
+    except SystemExit as ended:  # argparse prints its usage and exits
         code = ended.code
     error = capsys.readouterr().err
     assert code in (1, 2) and said in error and "Traceback" not in error
 
 
-def test_only_what_ran_on_the_device_keeps_it_busy() -> None:
+def test_only_kernels_on_the_device_count_as_busy_time() -> None:
     def event(start_us: float, end_us: float, place: DeviceType, *, named: bool = False) -> FunctionEvent:
         return FunctionEvent(0, "x", 0, start_us, end_us, device_type=place, is_user_annotation=named)
 
     events = [event(0, 10, DeviceType.CUDA), event(12, 15, DeviceType.CUDA), event(0, 20, DeviceType.CPU)]
-    assert time_tool._busy_us([*events, event(0, 20, DeviceType.CUDA, named=True)]) == 13
+    assert time_tool.busy_us([*events, event(0, 20, DeviceType.CUDA, named=True)]) == 13
 
 
 def test_only_aligned_pairs_are_mixed(tmp_path: Path) -> None:
-    """Of two reals and two fakes, each of one level, the first fake is the first real's."""
+    """Of two reals and two fakes, each of uniform level, only the first fake was made from the first real."""
     images = torch.tensor([10, 20, 110, 220], dtype=torch.uint8).view(4, 1, 1, 1).repeat(1, 3, SIDE, SIDE)
     crops = CropSet(images, torch.tensor([0.0, 0, 1, 1]), torch.tensor([-1, -1, 0, -1]), ["a", "b", "c", "d"])
     settings = TrainSettings(mixup=1.0, label_smoothing=0.0, self_blend=0.0, chances=NO_STEP)
@@ -575,8 +586,8 @@ def test_only_aligned_pairs_are_mixed(tmp_path: Path) -> None:
     assert pixels_apart[:, 0, 0, 0].tolist() == [10, 20, 110, 220]
 
 
-def test_crops_that_overlay_their_original_are_told_from_others(tmp_path: Path) -> None:
-    """Where the table does not say how much a fake differs."""
+def test_crops_aligned_with_their_original_are_recognised(tmp_path: Path) -> None:
+    """This applies if the table does not state how much a fake differs."""
     table = write_table(tmp_path, [*pairs(1), row("other", "FAKE", original="train00.mp4")])
     coarse = np.random.default_rng(1).integers(60, 190, (2, 4, 4, 3), dtype=np.uint8)
     smooth, another = (cv2.resize(part, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC) for part in coarse)
@@ -585,7 +596,7 @@ def test_crops_that_overlay_their_original_are_told_from_others(tmp_path: Path) 
     assert load_crops(table, split="train", progress=False).aligned.tolist() == [True, True, False]
 
 
-def test_a_pair_counts_as_its_fake_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_crops_of_a_pair_get_the_weight_of_the_fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
     crops = replace(crops, weights=torch.arange(8.0))
     batches, counted, make_batch, step = [], [], loop.make_batch, trainer.Trainer.step
@@ -607,8 +618,8 @@ def test_a_pair_counts_as_its_fake_does(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("alike", [False, True])
-def test_a_pairs_chances_are_its_own_or_shared(alike: bool, tmp_path: Path) -> None:
-    """A fake that is its original is augmented to the same crop, or to another."""
+def test_augmentation_of_a_pair_is_shared_or_independent(alike: bool, tmp_path: Path) -> None:
+    """A fake that equals its original stays equal only if both are augmented alike."""
     crops = load_crops(write_table(tmp_path, pairs(4)), split="train", progress=False)
     crops.images[crops.originals >= 0] = crops.images[crops.originals[crops.originals >= 0]]
     settings = replace(TINY, mixup=0, self_blend=0, alike=alike)
@@ -619,8 +630,8 @@ def test_a_pairs_chances_are_its_own_or_shared(alike: bool, tmp_path: Path) -> N
     assert torch.equal(reals, fakes) is alike
 
 
-def test_self_blended_fakes_stand_beside_their_targets() -> None:
-    """Augmented by nothing, a real and the fake made of it agree in a corner, whichever of both was changed."""
+def test_self_blended_fakes_are_paired_with_their_targets() -> None:
+    """Without augmentation, a real and its self-blended fake agree in a corner, whichever of both was changed."""
     images = torch.randint(0, 256, (8, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     crops = CropSet(images, torch.tensor([0.0] * 4 + [1] * 4), torch.tensor([-1] * 4 + [0, 1, 2, 3]), [""] * 8)
     settings = TrainSettings(mixup=1.0, self_blend=1.0, label_smoothing=0.0, chances=NO_STEP)
@@ -629,13 +640,13 @@ def test_self_blended_fakes_stand_beside_their_targets() -> None:
         batch = torch.tensor([[0, 4], [1, 5], [2, 6], [3, 7]])
         pixels, targets = loop.make_batch(images, crops, batch, tiny_model(), settings, seeded(seed))
         reals, fakes = pixels.chunk(2)
-        assert targets.tolist() == [0] * 4 + [1] * 4  # whatever mixing made of the fakes that they replace
+        assert targets.tolist() == [0] * 4 + [1] * 4  # even if the replaced fakes were mixed
         assert torch.equal(reals[..., 0, 0], fakes[..., 0, 0]) and not torch.equal(reals, fakes)
         changed.add(torch.equal(reals, images[:4].float()))
     assert changed == {True, False}
 
 
-def test_train_tool_writes_weights_that_open(tmp_path: Path) -> None:
+def test_train_tool_writes_valid_weights(tmp_path: Path) -> None:
     table = write_table(tmp_path, pairs(4) + pairs(3, split="val"))
     code = train_tool.main(
         [
@@ -651,8 +662,8 @@ def test_train_tool_writes_weights_that_open(tmp_path: Path) -> None:
     assert file.spec.validation["n"] == 6 and 0 <= file.spec.validation["auc"] <= 1
 
 
-def test_run_that_goes_on_after_its_end_leaves_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of the same net, of which only the commit differs, would answer as an ensemble; another net's file stays."""
+def test_repeated_finished_run_leaves_one_weights_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two files that differ only in the commit would form an ensemble; the file of another model is kept."""
     crops, run = write_table(tmp_path, pairs(4) + pairs(3, split="val")), tmp_path / "run"
     settings = TrainSettings(epochs=1, batch_size=8)
     paths = []
@@ -667,7 +678,7 @@ def test_run_that_goes_on_after_its_end_leaves_one_file(tmp_path: Path, monkeypa
     assert len(set(paths)) == 3 and sorted(run.glob("*.safetensors")) == sorted(paths[1:])
 
 
-def test_tool_that_is_stopped_says_so_and_ends_by_the_signal() -> None:
+def test_interrupted_tool_reports_it_and_ends_by_the_signal() -> None:
     script = (
         "import sys\nfrom dfdc.flags import run_tool\n\n"
         "def stop():\n    raise KeyboardInterrupt\n\n"
@@ -677,7 +688,7 @@ def test_tool_that_is_stopped_says_so_and_ends_by_the_signal() -> None:
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "train: stopped\n")
 
 
-def test_device_is_chosen_as_the_kernel_chooses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_is_chosen_as_in_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with join_ranks("auto") as rank:
         assert rank == Rank(0, 1, torch.device("cpu"))
@@ -685,7 +696,7 @@ def test_device_is_chosen_as_the_kernel_chooses_it(monkeypatch: pytest.MonkeyPat
         pass
 
 
-def test_gpu_without_memory_for_a_step_says_what_to_lower(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_gpu_without_memory_for_a_step_is_reported_with_the_cure(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     def run_out(model: FrameModel, pixels: torch.Tensor) -> torch.Tensor:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
@@ -705,7 +716,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
         loop.compile_training(tiny_model())
 
 
-def test_what_is_evaluated_is_what_the_kernel_runs() -> None:
+def test_evaluation_gives_the_logits_of_the_kernel() -> None:
     torch.manual_seed(0)
     model = lively(FrameModel(ModelSpec("efficientnet-lite0", SIDE)))
     images = torch.randint(0, 256, (6, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -716,25 +727,39 @@ def test_what_is_evaluated_is_what_the_kernel_runs() -> None:
     assert np.abs(by_kernel - seen_once).max() > 1e-3
 
 
-def test_ranks_average_their_gradients(tmp_path: Path) -> None:
-    """One sees 1, the other 2: the mean slope of what they answer is 1.5."""
-    script = tmp_path / "ranks.py"
-    script.write_text(
-        "import torch\n"
-        "from dfdc.training.distributed import join_ranks\n"
-        "def train(rank):\n"  # as training does: what is wrapped goes before the ranks part, or torch may abort then
-        "    model = torch.nn.Linear(1, 1)\n"
-        "    answer = rank.wrap(model)\n"
-        "    answer(torch.full((1, 1), 1.0 + rank.index)).sum().backward()\n"
-        "    assert model.weight.grad.item() == 1.5, model.weight.grad\n"
-        "with join_ranks('cpu') as rank:\n"
-        "    train(rank)\n"
-        "    rank.wait()\n"
-    )
-    done = subprocess.run([*TORCHRUN, "--", str(script)], capture_output=True, text=True, env=ONE_THREAD, timeout=300)
-    assert done.returncode == 0, done.stderr
+def find_slope(index: int, port: int, sender: Connection) -> None:
+    """Join as one of two ranks, and send the gradient of a linear layer whose input is 1 + index."""
+    os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def step(rank: Rank) -> float:  # as in training, the wrapped model is deleted before the ranks end
+        model = torch.nn.Linear(1, 1)
+        answer = rank.wrap(model)
+        answer(torch.full((1, 1), 1.0 + rank.index)).sum().backward()
+        return model.weight.grad.item()
+
+    with join_ranks("cpu") as rank:
+        slope = step(rank)
+        rank.wait()
+    sender.send(slope)
 
 
+def test_ranks_average_their_gradients() -> None:
+    """One rank has the input 1, the other 2, so the mean gradient is 1.5. Forked processes need no imports."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    processes = [context.Process(target=find_slope, args=(index, port, sender)) for index in range(2)]
+    for process in processes:
+        process.start()
+    slopes = [receiver.recv() for _ in processes if receiver.poll(240)]
+    for process in processes:
+        process.join(60)
+    assert slopes == [1.5, 1.5] and [process.exitcode for process in processes] == [0, 0]
+
+
+@pytest.mark.slow
 def test_two_processes_train_one_model_together(tmp_path: Path) -> None:
     table = write_table(tmp_path, pairs(8) + pairs(3, split="val"))
     command = [
@@ -777,15 +802,15 @@ def test_run_leaves_curves_and_tensorboard_events(tmp_path: Path) -> None:
     assert [event.value for event in events.Scalars("train_loss")] == pytest.approx(logged)
 
 
-def test_answers_that_are_not_finite_are_no_scores() -> None:
+def test_scores_that_are_not_finite_are_an_error() -> None:
     model = tiny_model().eval()
     model.net._fc.bias.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="lower --learning-rate"):
         score_crops(model, torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8))
 
 
-def test_compiled_net_is_what_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch makes of it is left to torch: compiling takes a minute."""
+def test_compiled_model_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.compile` is replaced, because compiling takes a minute."""
     calls = []
 
     def compile_(model: FrameModel) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -803,10 +828,13 @@ def test_compiled_net_is_what_learns(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(torch.equal(one, other) for one, other in zip(found.parameters(), expected.parameters(), strict=True))
 
 
-def test_training_speed_is_told_for_the_whole_step_and_for_the_net(capsys: pytest.CaptureFixture) -> None:
+def test_training_speed_is_reported_for_the_whole_step_and_for_the_model_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(time_tool, "N_CROPS", 8)
     arguments = ["--architecture", "mobilenet-v2", "--input-size", "32", "--batch-size", "4", "--steps", "2"]
     assert time_tool.main([*arguments, "--device", "cpu"]) == 0
     said = capsys.readouterr().out.splitlines()
     speed = json.loads(said[-1])
-    assert speed["images_per_s"] > 0 and speed["net_images_per_s"] > 0 and 0 <= speed["augmentation_share"] < 1
+    assert speed["images_per_s"] > 0 and speed["model_images_per_s"] > 0 and 0 <= speed["augmentation_share"] < 1
     assert speed["waiting_share"] is None and f"{speed['images_per_s']:.0f} images/s" in said[1]

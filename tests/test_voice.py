@@ -1,4 +1,4 @@
-"""dfdc.research.voice: what is taken for speech, what a network sees of it, and what a voice adds to a clip's score."""
+"""dfdc.research.voice: finding speech, the voice model's input, and its contribution to a clip's score."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[WeightsFile]:
 
 @pytest.fixture(scope="module")
 def analyzers(files: list[WeightsFile]) -> tuple[Analyzer, Analyzer]:
-    """One that sees, and one that hears, too."""
+    """An analyzer with a face model, and one with a voice model as well."""
     faces = find_weights(ROOT / "weights")
     return Analyzer(faces), Analyzer([*faces, *files])
 
@@ -47,14 +47,14 @@ def make_noise(seconds: float, *, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("volume", [0.05, 1.0])
-def test_speech_is_heard_at_any_volume(volume: float) -> None:
+def test_speech_is_found_at_any_volume(volume: float) -> None:
     windows, starts = cut_windows(volume * make_speech(4.0), COLUMNS)
     assert len(windows) == len(starts) >= 8
     assert windows.shape[1:] == (N_BANDS, COLUMNS)
     assert windows.dtype == np.float32
 
 
-def test_volume_does_not_show() -> None:
+def test_volume_does_not_change_the_input() -> None:
     speech = make_speech(1.0)
     loud, soft = see_window(speech, COLUMNS), see_window(speech / 20, COLUMNS)
     np.testing.assert_allclose(loud, soft, atol=0.01)
@@ -71,34 +71,34 @@ def test_volume_does_not_show() -> None:
     ],
     ids=["silence", "whisper behind a wall", "noise", "tone"],
 )
-def test_what_is_no_speech_gives_no_window(samples: np.ndarray) -> None:
+def test_sound_without_speech_gives_no_window(samples: np.ndarray) -> None:
     windows, starts = cut_windows(samples, COLUMNS)
     assert len(windows) == len(starts) == 0
     assert windows.shape[1:] == (N_BANDS, COLUMNS)
 
 
-def test_windows_are_spread_over_a_long_sound_and_bounded() -> None:
+def test_number_of_windows_over_a_long_sound_is_bounded() -> None:
     windows, starts = cut_windows(make_speech(30.0), COLUMNS)
     assert len(windows) == MAX_WINDOWS
     assert starts[0] < 0.3
     assert starts[-1] == pytest.approx(30 - COLUMNS * HOP / RATE, abs=0.3)
 
 
-def test_short_sound_is_continued_by_silence() -> None:
+def test_short_sound_is_padded_with_silence() -> None:
     window = see_window(make_speech(0.2), COLUMNS)
     assert window.shape == (N_BANDS, COLUMNS)
     assert (window[:, -10:] == QUIETEST_DB).all()
 
 
 @pytest.mark.parametrize("name", ["speech_original.mp4", "grid_swiz3n.mpg", "aajsqyyjni.mp4"])
-def test_real_clips_are_taken_for_speech(name: str, shared_videos: Path) -> None:
+def test_speech_is_found_in_real_clips(name: str, shared_videos: Path) -> None:
 
     samples = read_sound(shared_videos / name)
     starts = np.arange(0, len(samples) - 128 * HOP, 64 * HOP)
     assert np.mean([is_speech(see_window(samples[start:], 128)) for start in starts]) > 0.7
 
 
-def test_voice_model_round_trip(files: list[WeightsFile]) -> None:
+def test_voice_model_is_saved_and_loaded(files: list[WeightsFile]) -> None:
     model = load_model(files[0])
     assert isinstance(model, VoiceModel)
     with torch.inference_mode():
@@ -107,7 +107,7 @@ def test_voice_model_round_trip(files: list[WeightsFile]) -> None:
     assert float(logits[0]) == pytest.approx(float(logits[1]), abs=1e-5)
 
 
-def test_net_of_pictures_becomes_one_of_sound(tmp_path: Path) -> None:
+def test_image_model_is_converted_to_a_sound_model(tmp_path: Path) -> None:
     from dfdc.networks import FrameModel
 
     torch.manual_seed(1)
@@ -117,25 +117,27 @@ def test_net_of_pictures_becomes_one_of_sound(tmp_path: Path) -> None:
     assert taken == total
     grey = torch.rand(2, COLUMNS, COLUMNS) - 0.5
     with torch.inference_mode():
-        # Half precision of the file: three significant digits.
+        # The file has half precision: three significant digits.
         torch.testing.assert_close(
             model.net(grey[:, None]), face.net(grey[:, None].expand(-1, 3, -1, -1)), rtol=0.02, atol=0.02
         )
 
 
-def test_listener_answers_with_the_mean_of_its_calibrated_windows(files: list[WeightsFile]) -> None:
+def test_voice_score_is_the_mean_of_calibrated_windows(files: list[WeightsFile]) -> None:
     speech = make_speech(3.0)
     windows, _ = cut_windows(speech, COLUMNS)
     with torch.inference_mode():
         raw = load_model(files[0])(torch.from_numpy(windows)).numpy()
-    # OpenVINO and torch sum in other orders.
+    # OpenVINO and torch sum in different orders.
     assert VoiceModels(files).score(speech) == pytest.approx(float(np.mean(raw / 0.5 + 1.0)), abs=2e-3)
 
 
 @pytest.mark.parametrize(
     "sound", [None, np.zeros(3 * RATE, np.float32), make_noise(3.0)], ids=["none", "silent", "noise"]
 )
-def test_no_voice_no_opinion(sound: np.ndarray | None, analyzers: tuple[Analyzer, Analyzer], tmp_path: Path) -> None:
+def test_sound_without_voice_gets_no_score(
+    sound: np.ndarray | None, analyzers: tuple[Analyzer, Analyzer], tmp_path: Path
+) -> None:
     path = tmp_path / "clip.mp4"
     write_clip(path) if sound is None else write_pair_clip(path, sound=sound)
     plain, heard = (analyzer.analyze(path, 4) for analyzer in analyzers)
@@ -144,14 +146,14 @@ def test_no_voice_no_opinion(sound: np.ndarray | None, analyzers: tuple[Analyzer
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_voice_score_that_is_not_finite_is_no_answer(files: list[WeightsFile], value: float) -> None:
-    listener = VoiceModels(files, models=[lambda windows: (np.full(len(windows), value),)])
+def test_voice_score_that_is_not_finite_is_an_error(files: list[WeightsFile], value: float) -> None:
+    voices = VoiceModels(files, models=[lambda windows: (np.full(len(windows), value),)])
     with pytest.raises(FloatingPointError, match="not finite"):
-        listener.score(make_speech(3.0))
+        voices.score(make_speech(3.0))
 
 
-def test_listener_without_nets_reads_nothing(tmp_path: Path) -> None:
-    assert VoiceModels([]).listen(tmp_path / "absent.mp4") is None
+def test_without_a_voice_model_no_audio_is_read(tmp_path: Path) -> None:
+    assert VoiceModels([]).score_clip(tmp_path / "absent.mp4") is None
 
 
 def test_voice_never_lowers_a_clips_score_and_is_monotone() -> None:
@@ -164,18 +166,20 @@ def test_voice_never_lowers_a_clips_score_and_is_monotone() -> None:
     assert add_voice(0.1, voices[-1], high=0.95) == 0.95
 
 
-def test_voice_that_says_nothing_counts_as_the_share_of_made_voices() -> None:
+def test_uninformative_voice_counts_as_the_share_of_synthetic_voices() -> None:
     assert voice_probability(0.0) == pytest.approx(MADE_VOICES)
-    # It takes a voice that is as rare among real ones as made voices are among all to make a clip doubtful.
+    # A clip becomes uncertain only if its voice is as rare among real voices as synthetic voices are among all.
     assert voice_probability(np.log((1 - MADE_VOICES) / MADE_VOICES)) == pytest.approx(0.5)
 
 
-def test_picture_of_a_voice(files: list[WeightsFile], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_picture_of_a_voice_is_drawn(
+    files: list[WeightsFile], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import cv2
 
     from tools.research.show_voice import main
 
-    clip = write_pair_clip(tmp_path / "a $^$ clip.mp4", n_frames=4, sound=make_speech(3.0))  # no formula
+    clip = write_pair_clip(tmp_path / "a $^$ clip.mp4", n_frames=4, sound=make_speech(3.0))  # not parsed as a formula
     out = tmp_path / "pictures" / "voice.png"
     assert main([str(clip), "--weights", str(files[0].path), "--vocoders", "lpc", "--out", str(out)]) == 0
     assert cv2.imread(str(out)).shape[0] > 2 * 200
@@ -185,7 +189,7 @@ def test_picture_of_a_voice(files: list[WeightsFile], tmp_path: Path, capsys: py
 
 
 def replace_sound(clip: Path, samples: np.ndarray, out: Path) -> Path:
-    """A clip's pictures as they are with another sound."""
+    """The unchanged video of a clip with another sound."""
     with av.open(str(clip)) as source, av.open(str(out), "w") as target:
         pictures = source.streams.video[0]
         video = target.add_stream_from_template(pictures)
@@ -203,8 +207,8 @@ def replace_sound(clip: Path, samples: np.ndarray, out: Path) -> Path:
     return out
 
 
-def test_fake_by_its_sound_alone_is_recognised(shared_videos: Path, tmp_path: Path) -> None:
-    """A real clip of a speaker whom no network has heard, once with its own voice and once with one made from it."""
+def test_clip_with_only_a_synthetic_voice_is_recognised(shared_videos: Path, tmp_path: Path) -> None:
+    """A real clip of an unknown speaker, once with its own voice and once with a voice synthesised from it."""
     clip = shared_videos / "knqhpwoigk.mp4"
     samples = read_sound(clip)
     made = VOCODERS["lpc"](samples, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""dfdc.run.watchdog: a process ends in time whatever it waits for."""
+"""dfdc.run.watchdog: a process ends in time, whatever it waits for."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_process_that_waits_for_a_pipe_is_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("late", [True, False])
-def test_only_a_block_that_is_late_is_ended(late: bool) -> None:
+def test_only_a_late_block_is_ended(late: bool) -> None:
     now, ended = [0.0], threading.Event()
     with ending_in_time(Deadline(0.1, lambda: now[0]), end=ended.set):
         if late:
@@ -46,7 +46,9 @@ def test_time_counts_from_the_start_of_the_process() -> None:
     script = "import time; from dfdc.deadline import process_start_s as start; print(time.monotonic() - start())"
     began_s = time.monotonic()
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert 0.01 < float(ended.stdout) <= time.monotonic() - began_s + 0.02  # the system counts in hundredths
+    assert (
+        0.01 < float(ended.stdout) <= time.monotonic() - began_s + 0.02
+    )  # the system counts in hundredths of a second
 
 
 def test_run_without_a_limit_is_not_watched() -> None:
@@ -58,8 +60,8 @@ def test_run_without_a_limit_is_not_watched() -> None:
 @pytest.mark.parametrize(
     ("cost_s", "least_s", "times"), [(1.0, 0.0, 6), (0.0, 10.0, 10), (1.0, 50.0, 2), (0.0, 0.0, 100)]
 )
-def test_what_is_paced_takes_its_share_of_the_time_at_most(cost_s: float, least_s: float, times: int) -> None:
-    """In 100 seconds, at a share of a twentieth: every 20th second, or as far apart as was asked for."""
+def test_paced_work_takes_at_most_its_share_of_the_time(cost_s: float, least_s: float, times: int) -> None:
+    """In 100 seconds, a share of a twentieth allows work every 20th second, or at the requested interval."""
     now, n_done = [0.0], 0
     pace = Pace(0.05, least_s, lambda: now[0])
     while now[0] < 100:

@@ -1,4 +1,4 @@
-"""dfdc.weights and dfdc.networks: a file that rebuilds, feeds and vouches for its net."""
+"""dfdc.weights and dfdc.networks: a weights file rebuilds its model and is checked."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def path(model: FrameModel, tmp_path: Path) -> Path:
     return save_model(model, tmp_path, name="fake")
 
 
-def test_file_gives_back_the_specification_and_the_function(model: FrameModel, path: Path) -> None:
+def test_saved_model_is_loaded_with_its_specification_and_outputs(model: FrameModel, path: Path) -> None:
     file = open_weights(path)
     assert file.spec == SPEC
     crops = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
     with torch.no_grad():
-        # Half-precision weights have 11 bits: logits move by thousandths.
+        # Half-precision weights have 11 bits, so logits change by thousandths.
         assert torch.allclose(load_model(file)(crops), model(crops), atol=0.02)
 
 
-def test_name_carries_the_digest_that_is_checked(path: Path) -> None:
+def test_file_name_contains_the_checked_digest(path: Path) -> None:
     assert file_digest(path)[:12] in path.name
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
@@ -78,7 +78,7 @@ def named_by_digest(path: Path) -> Path:
         b"\x80\x04pickle.",
     ],
 )
-def test_header_that_is_not_ours_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_foreign_header_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="no valid model specification"):
@@ -112,7 +112,7 @@ def test_tensors_of_another_architecture_are_refused(model: FrameModel, tmp_path
         load_model(open_weights(path))
 
 
-def test_no_pickle_is_ever_looked_at(tmp_path: Path) -> None:
+def test_pickle_files_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"\x80\x04.")
     (tmp_path / "model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(WeightsError, match=r"holds no \.safetensors file"):
@@ -125,7 +125,7 @@ def test_folder_gives_its_files_by_name(model: FrameModel, tmp_path: Path) -> No
     assert [file.path.name[0] for file in find_weights(tmp_path)] == ["a", "b"]
 
 
-def test_optional_nets_come_when_asked_for(model: FrameModel, tmp_path: Path) -> None:
+def test_optional_models_are_loaded_on_request(model: FrameModel, tmp_path: Path) -> None:
     (tmp_path / "optional").mkdir()
     save_model(model, tmp_path, name="faces")
     motion = ModelSpec("efficientnet-lite0", 32, sees="motion")
@@ -138,8 +138,8 @@ def test_optional_nets_come_when_asked_for(model: FrameModel, tmp_path: Path) ->
         find_weights(next(tmp_path.glob("faces*")), extras=["motion"])
 
 
-def test_optional_nets_come_in_one_order(model: FrameModel, tmp_path: Path) -> None:
-    """Else the journal of a run would not serve the same run."""
+def test_optional_models_have_a_fixed_order(model: FrameModel, tmp_path: Path) -> None:
+    """Otherwise the journal of a run would not match a repetition of the run."""
     (tmp_path / "optional").mkdir()
     save_model(model, tmp_path, name="faces")
     for sees, channels in (("motion", 3), ("sound", 1)):
@@ -149,7 +149,7 @@ def test_optional_nets_come_in_one_order(model: FrameModel, tmp_path: Path) -> N
         assert [file.spec.sees for file in find_weights(tmp_path, extras=extras)] == ["face", "motion", "sound"]
 
 
-def test_further_nets_come_behind_the_others_and_say_so(model: FrameModel, tmp_path: Path) -> None:
+def test_further_models_come_last_and_are_marked(model: FrameModel, tmp_path: Path) -> None:
     (tmp_path / "further").mkdir()
     for name, folder, loss in (("c", "", 0.4), ("a", "further", 0.3), ("b", "further", 0.2)):
         save_model(model, tmp_path / folder, name=name, spec=replace(SPEC, validation={"log_loss": loss}))
@@ -157,7 +157,7 @@ def test_further_nets_come_behind_the_others_and_say_so(model: FrameModel, tmp_p
     assert found == [("c", False), ("b", True), ("a", True)]
 
 
-def test_one_that_sees_what_is_asked_for_is_found_in_a_file_or_a_folder(model: FrameModel, tmp_path: Path) -> None:
+def test_model_for_the_requested_input_is_found_in_a_file_or_folder(model: FrameModel, tmp_path: Path) -> None:
     face = save_model(model, tmp_path, name="a")
     motion = save_model(model, tmp_path, name="b", spec=replace(SPEC, sees="motion"))
     assert [find_one(path, "motion").path for path in (tmp_path, motion)] == [motion, motion]
@@ -168,25 +168,25 @@ def test_one_that_sees_what_is_asked_for_is_found_in_a_file_or_a_folder(model: F
         find_one(tmp_path / "gone", "face")
 
 
-def test_weights_without_a_net_for_faces_are_refused(tmp_path: Path) -> None:
+def test_weights_without_a_face_model_are_refused(tmp_path: Path) -> None:
     spec = ModelSpec("efficientnet-lite0", 32, sees="sound", mean=(0.0,), std=(1.0,))
     save_model(FrameModel(spec), tmp_path, name="voice")
     with pytest.raises(WeightsError, match="holds no face model"):
         find_weights(tmp_path)
 
 
-def test_best_net_on_validation_comes_first(model: FrameModel, tmp_path: Path) -> None:
+def test_best_model_on_validation_comes_first(model: FrameModel, tmp_path: Path) -> None:
     for name, loss in (("a", math.nan), ("b", 0.5), ("c", 0.3), ("d", None), ("e", 0.4)):
         save_model(model, tmp_path, name=name, spec=replace(SPEC, validation={"log_loss": loss}))
     assert [file.path.name[0] for file in find_weights(tmp_path)] == ["c", "e", "b", "a", "d"]
 
 
-def test_missing_weights_are_named(tmp_path: Path) -> None:
+def test_missing_weights_are_reported(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="nowhere: no such weights"):
         find_weights(tmp_path / "nowhere")
 
 
-def test_calibration_by_hand() -> None:
+def test_calibration_equals_a_calculation_by_hand() -> None:
     calibration = Calibration(temperature=2.0, bias=1.0, low=0.1, high=0.9)
     assert calibration.logits(np.array([4.0])) == pytest.approx([3.0])
     assert calibration.probabilities(np.array([-2.0, 100.0, -100.0])) == pytest.approx([0.5, 0.9, 0.1])
@@ -194,7 +194,7 @@ def test_calibration_by_hand() -> None:
 
 
 @pytest.mark.parametrize("values", [{"temperature": 0.0}, {"bias": float("nan")}, {"low": 0.0}, {"high": 1.0}])
-def test_calibration_that_could_cost_everything_is_refused(values: dict[str, float]) -> None:
+def test_calibration_with_values_out_of_range_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="allowed"):
         Calibration(**values)
 
@@ -205,7 +205,7 @@ def test_normalization_lives_in_the_model(model: FrameModel) -> None:
         assert torch.equal(model(crops), model.net((crops.float() - 127) / 128).squeeze(1))
 
 
-def test_resizing_keeps_whole_levels_and_leaves_fitting_crops_alone() -> None:
+def test_resizing_keeps_integer_levels_and_skips_crops_of_the_right_size() -> None:
     crops = torch.randint(0, 256, (2, 3, 48, 48)).float()
     small = resize_crops(crops, 32)
     assert small.shape == (2, 3, 32, 32)
@@ -215,29 +215,29 @@ def test_resizing_keeps_whole_levels_and_leaves_fitting_crops_alone() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["efficientnet-b0", "efficientnet-lite0", "mobilenet-v2"])
-def test_every_family_is_built_with_one_output(architecture: str) -> None:
-    net = build_network(architecture, 64).eval()
+def test_every_architecture_has_one_output(architecture: str) -> None:
+    network = build_network(architecture, 64).eval()
     with torch.no_grad():
-        assert net(torch.zeros(2, 3, 64, 64)).shape == (2, 1)
+        assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 1)
 
 
 def test_lite0_has_the_published_number_of_parameters_and_no_squeeze_excitation() -> None:
-    net = build_network("efficientnet-lite0", 224)
-    backbone = sum(p.numel() for name, p in net.named_parameters() if not name.startswith("_fc"))
+    network = build_network("efficientnet-lite0", 224)
+    backbone = sum(p.numel() for name, p in network.named_parameters() if not name.startswith("_fc"))
     assert backbone == 3_371_008
-    assert not any("_se_" in name for name, _ in net.named_parameters())
+    assert not any("_se_" in name for name, _ in network.named_parameters())
 
 
-def test_pretrained_backbone_is_taken_over_whole(shared: Path) -> None:
+def test_pretrained_backbone_is_loaded_completely(shared: Path) -> None:
     model = FrameModel(replace(SPEC, input_size=224))
     path = shared / "pretrained/efficientnet_lite0_imagenet.safetensors"
     taken, total, _ = load_initial(model, path)
     assert taken == len(load_file(path))
-    # What is left: the classifier's two tensors and the norms' batch counters.
+    # The rest: the classifier's two tensors and the batch counters of the norms.
     assert total - taken == 2 + sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
 
 
-def test_squeeze_excitation_that_a_start_lacks_lets_everything_through(path: Path) -> None:
+def test_missing_squeeze_excitation_starts_as_pass_through(path: Path) -> None:
     planted = FrameModel(replace(SPEC, architecture="efficientnet-b0"))
     load_initial(planted, path)
     for block in planted.net._blocks:
@@ -245,7 +245,7 @@ def test_squeeze_excitation_that_a_start_lacks_lets_everything_through(path: Pat
         assert (torch.sigmoid(block._se_expand(squeezed)) > 0.95).all()
 
 
-def test_squeeze_excitation_of_a_start_is_taken_over(tmp_path: Path) -> None:
+def test_squeeze_excitation_of_the_initial_weights_is_loaded(tmp_path: Path) -> None:
     torch.manual_seed(0)
     start, planted = (FrameModel(replace(SPEC, architecture="efficientnet-b0")) for _ in range(2))
     load_initial(planted, save_model(start, tmp_path, name="start"))

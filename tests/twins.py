@@ -1,4 +1,4 @@
-"""A clip twice: as it is, and with a face that flickers, both encoded alike."""
+"""Write a clip twice in the same encoding: unchanged, and with a flickering face."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from dfdc.video import stream_frames
 
 
 def write_twins(source: Path, folder: Path, *, n_frames: int = 48, detector: FaceDetector) -> tuple[Path, Path]:
-    """Write a clip's first frames twice: steady, and blended onto themselves anew in every frame, in H.264.
+    """Write the first frames of a clip twice in H.264: unchanged, and with the face self-blended anew in each frame.
 
     Args:
-        source: with a face in its first frame that hardly leaves its place.
-        folder: gets steady.mp4 and flickering.mp4.
-        n_frames: how many.
-        detector: finds the face.
+        source: clip with a face in its first frame that hardly moves.
+        folder: folder for steady.mp4 and flickering.mp4.
+        n_frames: number of frames.
+        detector: detector that finds the face.
 
     Returns:
-        The paths of both.
+        The paths of the steady and of the flickering clip.
     """
     frames = [frame.pixels for frame in islice(stream_frames(source), n_frames)]
     (faces,) = detector.detect(frames[:1])
@@ -48,7 +48,7 @@ def write_twins(source: Path, folder: Path, *, n_frames: int = 48, detector: Fac
 
 
 def _blend(patch: np.ndarray, seed: int) -> np.ndarray:
-    """A face blended onto itself; the square is brought to one size and back."""
+    """Blend a face onto itself; the patch is resized for that and back."""
     square = torch.from_numpy(cv2.resize(patch, (224, 224))).permute(2, 0, 1)[None].float()
     _, blended = self_blend(square, torch.Generator().manual_seed(seed), keep_target=True)
     changed = cv2.resize((blended - square)[0].permute(1, 2, 0).numpy(), patch.shape[1::-1])

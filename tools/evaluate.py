@@ -1,10 +1,10 @@
-"""Measure weights on labelled crops, the whole kernel on labelled clips, or both on several families of data.
+"""Evaluate weights on labelled crops, the whole kernel on labelled clips, or both on several families of data.
 
 python tools/evaluate.py --crops crops/crops.csv --split val --weights weights --json scores.json --pictures pictures
 python tools/evaluate.py --videos dfdc_train_part_35 --json scores.json --pictures pictures
 python tools/evaluate.py --protocol protocol.json --weights weights --json table.json    # one table, all families
 
-A protocol is a JSON file that names families of crops and clips; paths in it start at its folder:
+A protocol is a JSON file that lists families of crops and clips; its paths are relative to its folder:
 {"families": [{"name": "DFDC", "tables": ["dfdc.csv"], "split": "val", "traits": ["dataset", "sex", "size"]},
               {"name": "clips", "clips": "folder", "frames": 16}]}
 """
@@ -45,7 +45,7 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 def score_crop_table(
     csv: Path, weights: Path, *, split: str = "val", device: str = "auto", limit: int | None = None
 ) -> Scored:
-    """Score the crops of one split with the mean of all models' calibrated logits, as the kernel does a frame's.
+    """Score the crops of one split with the mean of all models' calibrated logits, as the kernel scores a frame.
 
     Raises:
         DataError, WeightsError, DeviceError: the table, an image, the weights or the device cannot be used.
@@ -72,7 +72,14 @@ def score_clips(
     n_frames: int | None = None,
     n_workers: int | None = None,
 ) -> Scored:
-    """Score the clips of a folder as the kernel does (extras: its --with); what it cannot score has the prior here too.
+    """Score the clips of a folder as the kernel does; clips that cannot be scored get the prior.
+
+    Args:
+        folder: folder of clips with metadata.json.
+        weights: weights file or folder.
+        extras: optional models, as with the kernel's --with.
+        device: "auto", "cpu" or "cuda".
+        n_frames, n_workers: number of frames per clip, and of worker processes; None for the kernel's defaults.
 
     Raises:
         DataError: metadata.json cannot be used, or lists no clip that is there.
@@ -103,7 +110,7 @@ def score_clips(
 
 
 def _middle_face(path: Path, geometry: CropGeometry) -> np.ndarray | None:
-    """The surest face of a clip's middle frame; the whole frame where there is none."""
+    """The most certain face of a clip's middle frame; the whole frame if there is no face; None if it is unreadable."""
     try:
         frame = read_frames(path, 1)[0].pixels
     except VideoError:
@@ -120,13 +127,13 @@ def _load_detector() -> FaceDetector:
 def evaluate(
     scored: Scored, *, json_path: Path | None = None, pictures: Path | None = None, samples: int = 1000, seed: int = 0
 ) -> dict[str, dict]:
-    """Measure predictions, print the table, and write what is asked for.
+    """Evaluate predictions, print the table, and write the requested files.
 
     Args:
         scored: from `score_crop_table` or `score_clips`.
-        json_path: gets the scores; None writes none.
+        json_path: file for the scores; None writes none.
         pictures: folder for pictures; None draws none.
-        samples, seed: of the bootstrap.
+        samples, seed: number of samples and seed of the bootstrap.
 
     Returns:
         The scores; see `report_scores`.
@@ -151,13 +158,13 @@ def evaluate_protocol(
     samples: int = 1000,
     seed: int = 0,
 ) -> list[Row]:
-    """Measure weights on all families of a protocol, print the table, and write it.
+    """Evaluate weights on all families of a protocol, print the table, and write it.
 
     Args:
         protocol: see `dfdc.data.protocol.read_protocol`.
-        weights: a file or a folder.
-        json_path: gets the table; None writes none.
-        device, limit, n_workers, samples, seed: as the flags of the same names.
+        weights: weights file or folder.
+        json_path: file for the table; None writes none.
+        device, limit, n_workers, samples, seed: see the flags of the same names.
 
     Raises:
         DataError, WeightsError, DeviceError: the protocol, its data, the weights or the device cannot be used.
@@ -204,11 +211,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     what.add_argument("--videos", type=Path, metavar="FOLDER", help="folder of clips with metadata.json")
     what.add_argument(
-        "--protocol", type=Path, metavar="JSON", help="families of crops and clips, measured in one table"
+        "--protocol", type=Path, metavar="JSON", help="list of families of crops and clips, evaluated in one table"
     )
     add("--split", help="split of the crop table to score (default: val)")
     add("--weights", type=Path, default=WEIGHTS, help="weights file or folder (default: weights/)")
-    add("--json", type=Path, metavar="FILE", help="write the scores to this file, too (default: print them only)")
+    add("--json", type=Path, metavar="FILE", help="file for the scores (default: print them only)")
     add("--pictures", type=Path, metavar="FOLDER", help="folder for charts and the worst mistakes (default: none)")
     add(
         "--with",
@@ -216,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
         action="append",
         choices=EXTRAS,
         default=[],
-        help="with --videos: optional model to use as well; repeat for both (default: neither)",
+        help="optional model to use as well, with --videos; can be repeated (default: none)",
     )
     add_device(parser)
     add("--limit", type=positive, help="score only this many crops (default: all)")
@@ -236,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, uses in what_for.items():
         if getattr(args, name) != parser.get_default(name) and not any(getattr(args, use) for use in uses):
             flags = " or ".join(f"--{use}" for use in uses)
-            parser.error(f"--{name.replace('extras', 'with')}: goes with {flags} only")
+            parser.error(f"--{name.replace('extras', 'with')}: works with {flags} only; leave it out")
     try:
         if args.json:
             check_out(args.json)

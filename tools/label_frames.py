@@ -33,7 +33,7 @@ HOST, PORT = "127.0.0.1", 8765
 CLIP_CROPS = Path("labelling")
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 PAGE = Path(__file__).resolve().parent / "label_page"
-# The address of the page contains so many random bytes: other users of this machine can reach the port, too.
+# The address of the page contains this many random bytes, because other users of this machine can reach the port, too.
 TOKEN_BYTES = 16
 
 

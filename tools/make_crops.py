@@ -6,7 +6,7 @@ python tools/make_crops.py photographs.csv --out crops          # columns path, 
 python tools/make_crops.py clips --out frames --plain-frames        # all frames whole, and a CSV of name,label
 python tools/make_crops.py dfdc_train_part_0 --out crops --ray HOST:6379        # on a cluster
 
-The same command continues a run that was stopped. The choice of validation clips may change from run to run.
+The same command resumes a run that was stopped. The choice of validation clips may change between runs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from dfdc.data.dataset import read_table
 from dfdc.data.photographs import make_photograph_crops
 from dfdc.errors import DataError, DfdcError
 from dfdc.files import write_csv
-from dfdc.flags import add_device, make_parser, positive
+from dfdc.flags import add_device, crop_side, make_parser, positive
 from dfdc.run.limits import count_cores
 from dfdc.runtime import choose_device
 
@@ -70,21 +70,22 @@ def make_crops(
 
     Args:
         videos: folders of clips with metadata.json in DFDC's form.
-        out: folder for images/, a folder in it for each clip, and the table; made if absent.
+        out: folder for the table and for images/, which has a folder for each clip; made if absent.
         held_out: more such folders, whose clips get the split "val"; None for none.
-        val_share: share (0 to 1) of the others' originals that get it with their fakes.
+        val_share: share (0 to 1) of the other originals that also get this split, with their fakes.
         settings: how to cut; None for the defaults.
-        n_workers: clips at once, an original together with its fakes.
-        device: "auto", "cpu" or "cuda": where faces are looked for.
-        overwrite: start anew instead of going on.
+        n_workers: number of families (an original with its fakes) to cut in parallel.
+        device: "auto", "cpu" or "cuda", for the face detector.
+        overwrite: start again instead of resuming.
         progress: draw a progress bar.
-        cluster: "local" or the address of a Ray cluster that cuts on its CPUs instead of workers here; None for none.
+        cluster: "local" or the address of a Ray cluster that cuts on its CPUs; None for workers on this machine.
 
     Returns:
-        The path of crops.csv, or of frames.csv where whole frames are wanted.
+        The path of crops.csv, or of frames.csv with whole frames.
 
     Raises:
-        DataError: metadata that cannot be used, an output folder of another run, nothing cut, or a worker's death.
+        DataError: the metadata cannot be used, the output folder belongs to another run, no crop was cut, or a worker
+            died.
         OSError: the output cannot be written.
     """
     settings = settings or CutSettings()
@@ -111,7 +112,7 @@ def make_crops(
                 reports += cut
     except BrokenProcessPool as error:
         raise DataError(
-            "a worker died, perhaps out of memory; go on with the same command and fewer --workers"
+            "a worker died, perhaps for lack of memory; resume with the same command and fewer --workers"
         ) from error
     finally:
         records = {report.video: report for report in read_records(out)}
@@ -120,7 +121,7 @@ def make_crops(
         write_csv(table, settings.columns, rows)
     _summarize(list({**records, **{report.video: report for report in reports}}.values()), len(rows))
     if not rows:
-        raise DataError(f"{out}: no clip gave an image; the reasons are above")
+        raise DataError(f"{out}: no image could be cut; the reasons are above")
     if not settings.plain_frames:
         read_table(table)
     return table
@@ -129,7 +130,7 @@ def make_crops(
 def make_stored_crops(
     videos: list[Path | str], out: Path | str, *, held_out: list[Path | str], settings: CutSettings, cluster: str
 ) -> str:
-    """Cut clips of an object store into crops there, on a cluster; returns the URL of crops.csv.
+    """Cut clips of an object store on a cluster, and write the crops to the store; returns the URL of crops.csv.
 
     Args:
         videos, held_out: as in `make_crops`; paths or URLs.
@@ -138,7 +139,7 @@ def make_stored_crops(
         cluster: see `make_crops`.
 
     Raises:
-        DfdcError: see `dfdc.cluster.crop_store.cut_in_store`; or clips of one face have different splits.
+        DfdcError: see `dfdc.cluster.crop_store.cut_in_store`; or clips of the same face have different splits.
     """
     try:
         from dfdc.cluster.crop_store import cut_in_store, read_stored
@@ -151,7 +152,7 @@ def make_stored_crops(
 
 
 def _join_cluster(address: str) -> Callable[..., Iterator[list[Report]]]:
-    """The function that cuts on a cluster; see `make_crops`."""
+    """Return the function that cuts on a cluster; see `make_crops`."""
     try:
         from dfdc.cluster.cutting import cut_on_cluster
     except ModuleNotFoundError as error:
@@ -161,14 +162,14 @@ def _join_cluster(address: str) -> Callable[..., Iterator[list[Report]]]:
 
 def _label(videos: list[Path], held_out: list[Path], val_share: float) -> list[LabelledClip]:
     if not 0 <= val_share <= 1:
-        raise DataError(f"the share kept for validation is {val_share}; allowed: 0 to 1")
+        raise DataError(f"--val-share is {val_share}; allowed: 0 to 1")
     clips = [clip for folder in videos for clip in read_metadata(folder)]
     clips = [replace(clip, split="val") if is_held_out(clip, val_share) else clip for clip in clips]
     return clips + [replace(clip, split="val") for folder in held_out for clip in read_metadata(folder)]
 
 
 def _rows(report: Report, settings: CutSettings, clips: dict[str, LabelledClip]) -> Iterator[tuple[object, ...]]:
-    """A clip's rows, as the metadata have it now; clips of earlier runs that are not listed now keep theirs."""
+    """The rows of a clip with its current metadata; clips of earlier runs that are no longer listed keep theirs."""
     clip = clips.get(report.video)
     for row in report.rows:
         columns = dict(zip(settings.columns, row, strict=True))
@@ -203,10 +204,13 @@ def main(argv: list[str] | None = None) -> int:
         metavar="VIDEOS",
         help="folders whose clips get the split val (default: none)",
     )
-    add("--val-share", type=float, default=0.0, help="share of the other originals that get it (default: %(default)s)")
+    val_share_help = "share of the other originals that get the split val, with their fakes (default: %(default)s)"
+    add("--val-share", type=float, default=0.0, help=val_share_help)
     frames_help = f"number of frames per clip (default: {defaults.n_frames}; all with --plain-frames)"
     add("--frames", type=positive, help=frames_help)
-    add("--size", type=int, default=defaults.geometry.size, help="side of a crop in pixels (default: %(default)s)")
+    add(
+        "--size", type=crop_side, default=defaults.geometry.size, help="side of a crop in pixels (default: %(default)s)"
+    )
     add("--jpeg", type=int, metavar="QUALITY", help="write crops as JPEG, 1 to 100 (default: PNG, lossless)")
     add(
         "--skip-equal",
@@ -218,7 +222,9 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="write whole frames as JPEG, and frames.csv with name and label (default: write crops)",
     )
-    add("--precut", action="store_true", help="treat the photographs as face crops (default: as whole photographs)")
+    add(
+        "--precut", action="store_true", help="treat photographs as ready-made face crops (default: find faces in them)"
+    )
     add(
         "--workers",
         type=positive,
@@ -226,23 +232,25 @@ def main(argv: list[str] | None = None) -> int:
         help="number of clips at a time (default: one per core, %(default)s)",
     )
     add_device(parser)
-    add_ray_argument(parser, "cut the clips of folders that all nodes see on the CPUs")
+    add_ray_argument(parser, "cut the clips in folders that all nodes share on the CPUs")
     add("--overwrite", action="store_true", help="delete what is there and start again (default: continue)")
     args = parser.parse_args(argv)
     urls = any(isinstance(place, str) for place in (*args.videos, *args.val, args.out))
     if urls and args.ray is None:
-        parser.error("SOURCE, --val, --out: URLs go with --ray; copy the clips to a folder, or add --ray")
+        parser.error("SOURCE, --val, --out: URLs need --ray; copy the clips to a folder, or add --ray")
     if urls and (args.val_share or args.plain_frames or args.overwrite):
-        parser.error("--val-share, --plain-frames, --overwrite: do not go with URLs; leave them out")
+        parser.error("--val-share, --plain-frames, --overwrite: do not work with URLs; leave them out")
     tables = [] if urls else [path for path in args.videos if path.suffix == ".csv"]
     if tables and len(tables) < len(args.videos):
         parser.error("SOURCE: cut clips and photographs into folders of their own; tools/train.py takes several tables")
     if tables and (args.val or args.plain_frames or args.frames or args.skip_equal):
-        parser.error("--val, --frames, --skip-equal, --plain-frames: go with clips, not with photographs")
+        parser.error(
+            "--val, --frames, --skip-equal, --plain-frames: apply to clips, not to photographs; leave them out"
+        )
     if args.ray is not None and (tables or args.device == "cuda"):
-        parser.error("--ray: goes with clips, and on CPUs; leave out tables of photographs and --device cuda")
+        parser.error("--ray: cuts clips, and on CPUs; leave out tables of photographs and --device cuda")
     if args.precut and not tables:
-        parser.error("--precut: goes with tables of photographs")
+        parser.error("--precut: needs tables of photographs; leave it out")
     try:
         settings = CutSettings(
             n_frames=args.frames or (None if args.plain_frames else defaults.n_frames),
@@ -270,11 +278,11 @@ def main(argv: list[str] | None = None) -> int:
                 cluster=args.ray,
             )
         )
-    except (DfdcError, ValueError, OSError) as error:
+    except (DfdcError, OSError) as error:
         print(f"make_crops: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("make_crops: stopped; the same command goes on from here", file=sys.stderr)
+        print("make_crops: stopped; the same command resumes from here", file=sys.stderr)
         return 130
     print(table)
     return 0

@@ -1,10 +1,10 @@
-"""Make autoencoder twins of real crops: fakes that show only what a latent-diffusion model's decoder leaves behind.
+"""Make autoencoder twins of real crops: fakes that show only the traces of a latent-diffusion model's decoder.
 
 python tools/make_twins.py --crops dfdc.csv ffpp.csv --encoder taef2_encoder.pth --decoder taef2_decoder.pth --out twins
 python tools/train.py --crops dfdc.csv ffpp.csv twins/crops.csv ...
 
 The two files are in github.com/madebyollin/taesd (MIT). Each real is written again beside its twin, after the same
-resizing and compression. A twin takes one or two seconds on one core; a run that was stopped goes on.
+resizing and compression. A twin takes one or two seconds on one core. The same command resumes a run that was stopped.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def make_twins(
 
     Args:
         crops: crop tables.
-        out: folder; made if absent.
+        out: folder for the crops and the table; made if absent.
         autoencoder: see `TinyAutoencoder`.
-        per_family, val_per_family: at most so many twins of each family in the splits train and val.
-        seed: of which reals are taken, and of all draws.
+        per_family, val_per_family: maximum number of twins of each family in the splits train and val.
+        seed: seed of the choice of reals and of all draws.
         progress: draw a progress bar.
 
     Returns:
         The number of twins.
 
     Raises:
-        DataError: a table is wrong, or there is no real crop.
+        DataError: a table cannot be used, or a split has no real crop.
     """
     rows_of_twins: list[CropRow] = []
     for split, count in (("train", per_family), ("val", val_per_family)):
@@ -71,13 +71,13 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--crops", nargs="+", type=Path, required=True, metavar="CSV", help="crop tables with splits train and val")
     add("--encoder", type=Path, required=True, help="PyTorch file of the encoder")
-    add("--decoder", type=Path, required=True, help="PyTorch file of the decoder that belongs to it")
-    add("--out", type=Path, required=True, help="folder that gets the crops and crops.csv")
-    train_help = "at most so many twins of each family for training (default: %(default)s)"
+    add("--decoder", type=Path, required=True, help="PyTorch file of the matching decoder")
+    add("--out", type=Path, required=True, help="folder for the crops and crops.csv")
+    train_help = "maximum number of twins of each family for training (default: %(default)s)"
     add("--per-family", type=positive, default=500, metavar="N", help=train_help)
-    val_help = "at most so many twins of each family for validation (default: %(default)s)"
+    val_help = "maximum number of twins of each family for validation (default: %(default)s)"
     add("--val-per-family", type=positive, default=100, metavar="N", help=val_help)
-    add("--seed", type=natural, default=0, help="seed of everything random (default: %(default)s)")
+    add("--seed", type=natural, default=0, help="seed of all random numbers (default: %(default)s)")
     args = parser.parse_args(argv)
     check_outputs([args.out / "crops.csv"], inputs=[*args.crops, args.encoder, args.decoder])
     autoencoder = TinyAutoencoder(args.encoder, args.decoder)

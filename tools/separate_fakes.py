@@ -77,7 +77,7 @@ def separate_fakes(
             f"folder, and the fake's entry in {METADATA} must name the original's file"
         )
     check_outputs([out])
-    nets_on = choose_device(device)
+    device = choose_device(device)
     rows = {} if overwrite else _read_rows(out)
     todo = [(clip, original) for clip, original in pairs if not _is_done(rows.get(clip.name), clip, original, n_frames)]
     try:
@@ -86,7 +86,7 @@ def separate_fakes(
         )
         with bar:
             calls = [(clip, original, n_frames) for clip, original in todo]
-            for row in detect_in_parallel(compare_pair, calls, n_workers=n_workers, device=nets_on):
+            for row in detect_in_parallel(compare_pair, calls, n_workers=n_workers, device=device):
                 rows[row[0]] = row
                 bar.update()
     except BrokenProcessPool as error:
@@ -128,7 +128,7 @@ def _is_done(row: Row | None, clip: LabelledClip, original: Path, n_frames: int)
 
 
 def compare_pair(detector: FaceDetector, clip: LabelledClip, original: Path, n_frames: int) -> Row:
-    """The row of a fake. Any failure becomes its note, since one unusual clip must not end a run of days."""
+    """Compare a fake with its original, and return its row. A failure becomes a note and does not end the run."""
     try:
         change = separate(original, clip.path, detector, n_frames=n_frames)
     except Exception as error:

@@ -27,9 +27,9 @@ MEASURED = CropGeometry(side_ratio=1.2, shift_ratio=0.0, size=112)
 BLOCKS = 28
 # Longest side in pixels at which the background is measured, and of the mean heat map.
 OUTSIDE_SIDE = 320
-# A sudden change exceeds the frames around it by so many of their standard deviations, and by so many levels.
+# A sudden change exceeds the neighbouring frames by at least this many standard deviations and this many levels.
 JUMP_DEVIATIONS, JUMP_LEVELS = 6.0, 1.0
-# The number of frames that count as around.
+# Number of neighbouring frames.
 JUMP_NEIGHBOURS = 15
 # If the background changes at least half as clearly, the codec is the cause.
 JUMP_OUTSIDE_SHARE = 0.5

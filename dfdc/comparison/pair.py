@@ -11,8 +11,8 @@ import numpy as np
 from dfdc.comparison.compare import SHOWN, Comparison, Person, Shot
 from dfdc.crop import crop_face
 
-# Heat maps are black at no difference. They are brightest at the face's greatest difference, but never below or above
-# so many levels of 255.
+# Heat maps are black where nothing differs, and brightest at the greatest difference on the face. This scale is limited
+# to these levels of 255.
 MIN_SCALE, MAX_SCALE = 12.0, 80.0
 # Frames that differ by less on average are the same: encoding them again makes at least ten times this difference.
 EQUAL_LEVELS = 0.05

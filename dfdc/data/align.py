@@ -24,9 +24,9 @@ SMALL_SIDE = 96
 MAX_FRAMES = 3000
 # Least overlap in frames, and as a share of the shorter clip.
 MIN_FRAMES, MIN_SHARE = 8, 0.5
-# An offset other than 0 must have a correlation that is higher by so much.
+# An offset other than 0 must have a correlation that is higher by this amount.
 OFFSET_GAIN = 0.005
-# Below so many levels (root mean square over pixels and time) nothing moves, and no offset can be found.
+# Below this number of levels (root mean square over pixels and time) nothing moves, and no offset can be found.
 STILL_LEVELS = 0.35
 # Aspect ratios that differ by less are of the same picture in another size.
 SAME_ASPECT = 0.01

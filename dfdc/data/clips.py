@@ -19,9 +19,9 @@ from dfdc.errors import DataError
 log = logging.getLogger(__name__)
 
 METADATA = "metadata.json"
-# So many bytes at a clip's beginning and at its end identify it; containers keep the sizes of all frames there.
+# Number of bytes at the beginning and at the end that identify a clip; containers keep the sizes of all frames there.
 DIGESTED_BYTES = 2**14
-# What metadata.json or a table of pictures may tell of one beside its name; label is always told.
+# Fields of an entry in metadata.json or in a table of pictures, beside its name; only label is required.
 TOLD = ("label", "original", "manipulation", "split", "dataset", "identity", "source")
 # An example of its content, for messages.
 FORM = '{"a.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE", "original": "a.mp4"}, ...}'
@@ -195,38 +195,38 @@ def is_held_out(clip: LabelledClip, share: float) -> bool:
 
 
 def report_alone(families: list[list[LabelledClip]]) -> None:
-    """Say which fakes are cut alone, not where and when their original was."""
+    """Report the fakes that are cut alone, without the boxes and times of an original."""
     absent = [family for family in families if family[0].label != "REAL" or not family[0].path.is_file()]
     alone = [clip for family in absent for clip in family if clip.original and clip.path.is_file()]
     if alone:
         print(
-            f"fakes cut alone, for their original is absent: {len(alone)}, such as {alone[0].name}, of "
-            f"{alone[0].original}; put the originals there, and the same command cuts them alike",
+            f"{len(alone)} fakes are cut alone because their original is absent, such as {alone[0].name}, made from "
+            f"{alone[0].original}; add the originals and repeat the command to align them",
             file=sys.stderr,
         )
     if nameless := [c for family in families for c in family if c.label == "FAKE" and not c.original]:
         print(
-            f"fakes that name no original: {len(nameless)}, such as {nameless[0].name}; they are cut alone, and may "
-            f"share a face with clips of the other split: name it in {METADATA}",
+            f"{len(nameless)} fakes name no original, such as {nameless[0].name}; they are cut alone and may share a "
+            f"face with clips of the other split. Name their originals in {METADATA}",
             file=sys.stderr,
         )
 
 
 def refuse_leaks(families: list[list[LabelledClip]]) -> None:
-    """Refuse an original that stands in another split than a fake of its, before days of cutting.
+    """Refuse families whose original and fakes have different splits, before days of cutting.
 
     Raises:
-        DataError: there is such a family; clips that are absent do not count.
+        DataError: there is such a family. Absent clips are ignored.
     """
     for family in families:
         refuse_mixed([clip for clip in family if clip.path.is_file()])
 
 
 def refuse_mixed(family: list[LabelledClip]) -> None:
-    """Refuse clips of one face that stand in several splits.
+    """Refuse clips of the same face with different splits.
 
     Raises:
-        DataError: they do.
+        DataError: the splits differ.
     """
     other = [clip for clip in family if clip.split != family[0].split]
     if other:

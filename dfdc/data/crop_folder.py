@@ -17,7 +17,7 @@ import numpy as np
 
 from dfdc.crop import CropGeometry
 from dfdc.data.clips import LabelledClip, digest_clip, is_same
-from dfdc.errors import DataError
+from dfdc.errors import DataError, SettingError
 from dfdc.files import write_text
 
 FRAME_COLUMNS = ("name", "label")
@@ -43,10 +43,10 @@ class CropRow:
         box: x0 y0 x1 y1 of the face in pixels of its source.
         landmarks: x y of eyes, nose and corners of the mouth; empty where the box is interpolated, and for pictures.
         source_size: side in pixels of the crop's square in its source, before it was scaled.
-        difference: mean absolute difference in levels (0 to 255) from the original's crop; empty where the fake was not
-            laid over its original, "unknown" where it may lie over it.
-        ssim: structural similarity to the original's crop, likewise.
-        dataset, identity, source: what the metadata or the table of pictures tells; otherwise empty.
+        difference: mean absolute difference in levels (0 to 255) from the original's crop; empty if the fake was not
+            aligned with its original, "unknown" if that is not known.
+        ssim: structural similarity to the original's crop; empty if the fake was not aligned with it.
+        dataset, identity, source: from the metadata or the table of pictures; otherwise empty.
         format: suffix of the source's file, in lower case without the dot.
         angle: degrees clockwise by which the head is rolled; the crop is turned upright. Empty where that is not known.
     """
@@ -101,11 +101,11 @@ class CutSettings:
 
     def __post_init__(self) -> None:
         if self.n_frames is None and not self.plain_frames:
-            raise ValueError("n_frames is None; allowed: 1 and up, and None for plain frames")
+            raise SettingError("n_frames is None; allowed: 1 and up, and None for plain frames")
         if self.n_frames is not None and self.n_frames < 1:
-            raise ValueError(f"n_frames is {self.n_frames}; allowed: 1 and up")
+            raise SettingError(f"n_frames is {self.n_frames}; allowed: 1 and up")
         if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality is {self.jpeg_quality}; allowed: 1 to 100, or None for PNG")
+            raise SettingError(f"jpeg_quality is {self.jpeg_quality}; allowed: 1 to 100, or None for PNG")
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -162,7 +162,7 @@ def cut_family(
             **{"path": os.path.realpath(clip.path), "digest": digest_clip(clip.path)},
             original_digest=(lead_digest if original else "") if clip.original and wanted else None,
         )
-        if leads and report.status == "error":  # cut without it, its fakes would never be laid over it
+        if leads and report.status == "error":  # its fakes, cut without it, would never be aligned with it
             reason = f"its original {clip.name} failed"
             return [report if other is clip else Report(other.name, "error", reason) for other in todo]
         if leads:
@@ -192,7 +192,7 @@ def _cut(
         return {}, Report(clip.name, "misaligned", str(error)), None
     except VideoError as error:
         return {}, Report(clip.name, "unreadable", str(error)), None
-    except OSError:  # videos raise none: the output cannot be written, and the next clip's could not either
+    except OSError:  # reading clips raises no OSError: the output cannot be written, and that of other clips neither
         raise
     except Exception as error:  # one odd clip must not end a run of days
         log.exception("%s: failed", clip.path)

@@ -22,9 +22,9 @@ from dfdc.research.motion import correlate
 
 COLUMNS = ("path", "video", "label", "original", "split")
 LABELS = ("REAL", "FAKE")
-# From this correlation up a fake and its original are taken to be cut alike (docs/experiments.md).
+# A fake and its original count as aligned from this correlation of their crops on (docs/experiments.md).
 MIN_OVERLAY = 0.8
-# Of the machine's memory, what crops may take.
+# Share of the machine's memory that crops may take.
 MEMORY_SHARE = 0.8
 
 
@@ -34,18 +34,18 @@ class CropSet:
 
     Attributes:
         images: (N, 3, S, S) uint8 RGB, channels last in memory.
-        labels: (N,) float32, 1 = fake.
-        originals: (N,) int64, the index of the same face and moment in a fake's original; -1 where that is absent or
-            the crop is real.
-        videos: the video that each crop is from.
-        weights: (N,) float32, how much a fake counts, where 0 leaves it out; reals have 1. None where all count alike.
-        aligned: (N,) bool, whether a fake lies over its original, so that both may be mixed. None where all do.
-        families: (N,) the kind of data that a crop belongs to, such as one data set and the reals beside it; training
-            can give each a fixed share. None where all belong together.
-        groups: (N,) within a family, what is to be drawn equally often: a fake's manipulation, a real's data set. None
-            where all are drawn alike.
-        sides: (N,) float32, pixels of the face's square in its source, before it was scaled to the crop; NaN where
-            that is not told. None where it is told of none.
+        labels: (N,) float32, 1 for fakes.
+        originals: (N,) int64, for a fake the index of the original's crop of the same face and moment; -1 if there is
+            none, and for reals.
+        videos: the video of each crop.
+        weights: (N,) float32, training weight of each fake; 0 leaves it out, and reals have 1. None for equal weights.
+        aligned: (N,) bool, whether a fake is aligned with its original, so that mixup is possible. None if all are.
+        families: (N,) family of each crop, such as a data set with its reals; training can give each family a fixed
+            share. None if there is only one family.
+        groups: (N,) group of each crop within its family: the manipulation of a fake, the data set of a real. Groups
+            are drawn equally often. None if there are no groups.
+        sides: (N,) float32, side in pixels of the face's square in its source, before it was scaled; NaN if unknown.
+            None if it is unknown for all.
     """
 
     images: Tensor
@@ -66,14 +66,14 @@ def read_table(csv: Path) -> pd.DataFrame:
     """Read crops.csv and check it.
 
     Args:
-        csv: columns path, video, label (REAL|FAKE), original (for fakes), split, and optionally shard (a zip beside
-            the CSV that holds the image), frame and track (which of a video's crops it is; an original's and its
-            fakes' agree), difference (blank where a fake was not laid over its original), dataset, family,
-            manipulation and source_size (see `find_families` and `CropSet`).
+        csv: columns path, video, label (REAL or FAKE), original (for fakes) and split. Optional columns: shard (a zip
+            file beside the CSV that contains the image), frame and track (the same in an original and its fakes),
+            difference (blank if a fake was not aligned with its original), dataset, family, manipulation and
+            source_size (see `find_families` and `CropSet`).
 
     Raises:
-        DataError: no such file, a column is missing, a label is neither REAL nor FAKE, or a split shares an original
-            with another.
+        DataError: the file does not exist, a column is missing, a label is neither REAL nor FAKE, or two splits share
+            an original.
     """
     table = read_columns(csv, COLUMNS, allowed={"label": LABELS}, cure="tools/make_crops.py writes one")
     _check_splits(table, str(csv))
@@ -261,7 +261,7 @@ def _read_image(row: dict[str, str], shards: dict[Path, zipfile.ZipFile]) -> np.
     try:
         if shard:
             archive = resolve_inside(folder, shard)
-            if archive not in shards:  # two threads may open one both; either serves
+            if archive not in shards:  # two threads may both open the file, which does no harm
                 shards[archive] = zipfile.ZipFile(archive)
             data = shards[archive].read(name)
         else:

@@ -9,16 +9,16 @@ import cv2
 import numpy as np
 from skimage.metrics import structural_similarity
 
-# A face of so many pixels is divided into 14 x 14 blocks, whose means hide most coding noise. The 3 % of blocks that
-# differ most are used, since a mouth is no larger. Differences within blocks of half that side are the codec's detail.
+# A face of this side in pixels is divided into 14 x 14 blocks, whose means hide most coding noise. The 3 % of blocks
+# that differ most are used, since a mouth is no larger. Differences within blocks of half that side are coding detail.
 SIDE, BLOCK, TOP_PERCENT = 224, 16, 97
-# A face was altered if its blocks differ by more than so many times the detail. The lowest of 12 measured fakes is
+# A face was altered if its blocks differ by more than this multiple of the detail. The lowest of 12 measured fakes is
 # 4.4; the highest of 17 encodings of five originals (H.264 at CRF 23 and 36 and at half the size, MPEG-4 at 200 kb/s)
 # is 3.3.
 PICTURE_CONTRAST = 3.8
-# A face is certainly the same if its blocks differ by at most so many times the detail. Of 1,242 crops of DFDC's fakes
-# .6 % do; they look the same, and the shipped model is undecided. Visible fakes of small faces begin at 2.3; six
-# originals encoded again have 1.1 to 2.0 at CRF 18 and 1.6 to 2.4 at CRF 23.
+# A face is certainly the same if its blocks differ by at most this multiple of the detail. Of 1,242 crops of DFDC's
+# fakes, .6 % do; they look the same, and the shipped model is undecided. Visible fakes of small faces begin at 2.3; six
+# re-encoded originals have 1.1 to 2.0 at CRF 18 and 1.6 to 2.4 at CRF 23.
 EQUAL_CONTRAST = 2.0
 # Less detail than the first level is rounding; smaller block differences than the second are not alterations.
 LEAST_DETAIL, LEAST_LEVELS = 0.5, 1.5

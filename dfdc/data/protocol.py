@@ -19,7 +19,7 @@ FORM = (
     '{"families": [{"name": "DFDC", "tables": ["crops.csv"], "split": "val"}, '
     '{"name": "clips", "clips": "folder", "frames": 16}]}'
 )
-# Pixels of the face's square in its source, by which false alarms are told apart.
+# Limits in pixels of the sizes of faces for which false alarms are reported separately.
 SIZES = (0, 80, 160, 240, np.inf)
 
 
@@ -28,13 +28,13 @@ class Family:
     """One family of a protocol: crops of tables, or clips of a folder.
 
     Attributes:
-        name: of its row.
+        name: name of the family, shown in the table.
         tables: crop tables; see `dfdc.data.dataset.read_table`.
-        split: the rows of the tables that count.
-        clips: folder of clips with metadata.json; None where there are tables.
-        n_frames: looked at in each clip; None for the kernel's.
-        traits: columns of the tables, such as dataset or sex, whose values false alarms are told apart by; "size" is
-            that of the face in its source.
+        split: the split of the tables to use.
+        clips: folder of clips with metadata.json; None if there are tables.
+        n_frames: number of frames per clip; None for the kernel's default.
+        traits: columns of the tables, such as dataset or sex, by which false alarms are reported separately; "size" is
+            the size of the face in its source.
     """
 
     name: str
@@ -46,13 +46,13 @@ class Family:
 
 
 def read_protocol(path: Path) -> list[Family]:
-    """Read a protocol file and see that all that it names is there.
+    """Read a protocol file, and check that all files that it names exist.
 
     Args:
-        path: of a JSON file; its relative paths start at its folder.
+        path: path of a JSON file; paths in it are relative to its folder.
 
     Raises:
-        DataError: it cannot be read, is not of the form, or names a file that is absent.
+        DataError: the file cannot be read, has another form, or names an absent file.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["families"]
@@ -60,7 +60,7 @@ def read_protocol(path: Path) -> list[Family]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a readable protocol ({error!r}); its form is {FORM}") from error
     if not families or len({family.name for family in families}) < len(families):
-        raise DataError(f"{path}: names no family, or two alike; its form is {FORM}")
+        raise DataError(f"{path}: has no family, or two with the same name; its form is {FORM}")
     return families
 
 

@@ -71,12 +71,12 @@ class Row:
 
     Attributes:
         family: name of the family, or `MEAN`.
-        part: "all"; a manipulation, whose fakes stand against all reals of the family; or a trait of reals, such as
-            "sex: female".
+        part: "all"; a manipulation, whose fakes are compared with all reals of the family; or a trait of reals, such
+            as "sex: female".
         n_reals, n_fakes: numbers of reals and fakes.
-        auc, log_loss: with both classes counted alike; None where a class is absent.
-        false_alarms: share of the reals that get more than one half; None where there are none.
-        missed: share of the fakes that get one half or less; None where there are none.
+        auc, log_loss: with equal weight for both classes; None if a class is absent.
+        false_alarms: share of the reals above one half; None if there are no reals.
+        missed: share of the fakes at one half or below; None if there are no fakes.
     """
 
     family: str

@@ -26,7 +26,7 @@ def binomial_limits(share: float, n: float) -> tuple[float, float]:
 
 
 def auc_variance(auc: float, n_reals: float, n_fakes: float) -> float:
-    """Variance of an AUC from so many independent reals and fakes.
+    """The variance of an AUC from these numbers of independent reals and fakes.
 
     Hanley and McNeil's formula (Radiology 143, 1982) as modified by Newcombe ("Confidence intervals for an effect size
     measure based on the Mann-Whitney statistic. Part 2", Statistics in Medicine 25, 2006, method 5).
@@ -75,7 +75,7 @@ def small_sample_limits(
     - losses: the loss at both ends of the exact interval of the share of mistakes, if each mistake costs as much as the
       observed mistakes do. If there is no mistake, it costs as much as the most confident prediction would if it were
       wrong.
-    - calibration error: the change that so many more or fewer mistakes can cause.
+    - calibration error: the change that this number of mistakes more or less can cause.
 
     Args:
         labels: (N,) 0 = real, 1 = fake; both occur.

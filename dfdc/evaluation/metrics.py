@@ -248,9 +248,9 @@ def measure_calibrated(labels: np.ndarray, logits: np.ndarray) -> tuple[dict[str
 
 
 def balance_families(labels: np.ndarray, families: np.ndarray) -> np.ndarray:
-    """Weights (N,) that make families count alike, and both classes in each; 1 on average over those that count.
+    """Compute weights (N,) that give equal weight to families, and to both classes in each; their mean is 1.
 
-    A family that lacks a class has weight 0: what tells its crops apart from others' may be its camera.
+    A family that lacks a class has weight 0, because its crops may differ from others by the camera alone.
     """
     weights, names = np.zeros(len(labels)), sorted(set(families))
     for name in names:
@@ -263,14 +263,15 @@ def balance_families(labels: np.ndarray, families: np.ndarray) -> np.ndarray:
 def measure_families(
     labels: np.ndarray, logits: np.ndarray, families: np.ndarray | None
 ) -> tuple[dict[str, float], Calibration]:
-    """As `measure_calibrated`, where families count alike: one calibration for all, and the means of their scores.
+    """Measure as `measure_calibrated` with equal weight for each family: one calibration, and the mean scores.
 
     Args:
-        labels, logits: as `fit_calibration`.
-        families: (N,) the family of each; None where there is only one.
+        labels, logits: as in `fit_calibration`.
+        families: (N,) family of each logit; None if there is only one family.
 
     Returns:
-        With "auc NAME" and "log_loss NAME" (the balanced one) of each family that holds both classes, beside the means.
+        The mean scores, with "auc NAME" and "log_loss NAME" (the balanced one) of each family with both classes, and
+        the calibration.
     """
     names = [] if families is None else sorted(set(families))
     parts = {name: families == name for name in names if len(set(labels[families == name])) == 2}

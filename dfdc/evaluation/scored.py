@@ -12,7 +12,7 @@ from dfdc.errors import DataError
 from dfdc.evaluation.charts import Curve, Tile, draw_contact_sheet, draw_histogram, draw_reliability, draw_roc
 from dfdc.evaluation.metrics import measure_intervals
 
-# Of each class so many of the worst mistakes are shown.
+# Number of the worst mistakes of each class that are shown.
 MAX_MISTAKES = 12
 HEADINGS = {
     "auc": "AUC",

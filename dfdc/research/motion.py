@@ -20,7 +20,7 @@ from dfdc.video import Frame
 
 # Number of a clip's frames that are read together with their successors.
 N_PAIRS = 8
-# Alignment: crops are reduced to this side in pixels, for so many steps of ECC (Evangelidis and Psarakis, 2008).
+# Alignment: side in pixels to which crops are reduced, and number of ECC steps (Evangelidis and Psarakis, 2008).
 ALIGNED_SIDE = 56
 ECC_STEPS = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-3)
 # A pair whose aligned halves correlate less than this shows two scenes or two people and is ignored.

@@ -79,7 +79,7 @@ def load_recordings(
         csv: see `read_speech`.
         folder: for the synthesised versions; made if absent.
         split, kind: of the rows to use.
-        limit: at most so many recordings of a speaker; None for all.
+        limit: maximum number of recordings of a speaker; None for all.
         vocoders: of which `DRAWN` are drawn for each training recording; validation uses all `VOCODERS`.
         progress: draw a progress bar.
 

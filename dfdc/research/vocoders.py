@@ -1,9 +1,9 @@
 """Real speech -> the same words from a vocoder, the last stage of speech synthesis and voice conversion.
 
-The vocoders are written here, since the libraries that have some of them do not serve: librosa's Griffin-Lim and phase
-vocoder start from its own spectrograms (no mel inversion with random iterations, no resampling), it has linear
-prediction coefficients but no synthesis, and it would add numba and soxr for some sixty lines. Only WORLD, which is
-far more, comes from a library.
+The vocoders are implemented here because existing libraries are not suitable: librosa's Griffin-Lim and phase
+vocoder start from its own spectrograms (no mel inversion with random iterations, no resampling). It computes linear
+prediction coefficients but does not synthesise from them, and it would add numba and soxr for about sixty lines. Only
+WORLD, which is much larger, comes from a library.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from dfdc.files import Identity
 from dfdc.research.optional import OptionalModels
 from dfdc.runtime import run_logits
 
-# Of a longer sound only the beginning is used, and at most so many evenly spread windows.
+# Only the beginning of a longer sound is used, and at most this number of evenly spread windows.
 MAX_HEARD_S = 60.0
 MAX_WINDOWS = 12
 # Sounds below the first level are silent. Windows are normalised to the second, so that models ignore the volume.
@@ -35,14 +35,15 @@ class VoiceModels(OptionalModels):
         """The upper bound of the ensemble's probability: the mean of the models' bounds."""
         return float(np.mean([spec.calibration.high for spec in self.specs]))
 
-    def listen(self, path: Path, *, expected: Identity | None = None) -> float | None:
-        """The calibrated logit that a clip's voice is synthetic, if half of all voices were.
-
-        None if the clip has no sound, no speech is heard, or there is no model.
+    def score_clip(self, path: Path, *, expected: Identity | None = None) -> float | None:
+        """The calibrated logit that a clip's voice is synthetic, for a prior of one half.
 
         Args:
-            path: of the clip.
+            path: path of the clip.
             expected: see `dfdc.audio.read_sound`.
+
+        Returns:
+            The logit; None if the clip has no audio or no speech, or if there is no model.
 
         Raises:
             VideoError: the file is unreadable.
@@ -52,10 +53,10 @@ class VoiceModels(OptionalModels):
         return None if sound is None else self.score(sound)
 
     def score(self, samples: np.ndarray) -> float | None:
-        """As `listen`, for a sound (N,) float mono at `dfdc.audio.RATE`.
+        """As `score_clip`, for a sound (N,) float mono at `dfdc.audio.RATE`.
 
         Raises:
-            FloatingPointError: a model's answer is not finite, as half precision may overflow.
+            FloatingPointError: a model's output is not finite, because half precision may overflow.
         """
         logits = []
         for spec, network in zip(self.specs, self.models, strict=True):

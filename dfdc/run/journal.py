@@ -176,7 +176,7 @@ class Journal:
             self._write({"key": self._key})
 
     def _write(self, values: dict[str, object]) -> None:
-        line = _seal(values)
+        line = seal(values)
         while line:  # a disk that is nearly full may write only a part
             line = line[os.write(self._descriptor, line) :]
 
@@ -258,7 +258,7 @@ def _leads_to(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _seal(values: dict[str, object]) -> bytes:
+def seal(values: dict[str, object]) -> bytes:
     """Encode a line as JSON with a checksum, so that damage can be detected."""
     return json.dumps({**values, "check": _checksum(values)}).encode() + b"\n"
 
@@ -268,7 +268,7 @@ def _checksum(values: dict[str, object]) -> int:
 
 
 def _unseal(line: bytes) -> dict[str, object] | None:
-    """Decode a line that `_seal` made; None if the line is not valid."""
+    """Decode a line that `seal` made; None if the line is not valid."""
     try:
         values = json.loads(line) if line.endswith(b"\n") else None
         check = values.pop("check", None) if isinstance(values, dict) else None

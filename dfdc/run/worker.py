@@ -101,7 +101,7 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     show_log()
     try:
-        analyzer, runtime = _load(settings)
+        analyzer, runtime = load_analyzer(settings)
     except ImportError as error:
         connection.send(Refusal(_describe_missing(error)))
         return
@@ -142,7 +142,7 @@ def score_clips(connection: Connection, settings: WorkerSettings) -> None:
                 return
 
 
-def _load(settings: WorkerSettings) -> tuple[Analyzer, str]:
+def load_analyzer(settings: WorkerSettings) -> tuple[Analyzer, str]:
     """Load the analyzer and describe its runtime. Heavy modules are imported here and never by the supervisor."""
     import cv2
 

@@ -1,7 +1,7 @@
-"""Crops -> other crops that could have been filmed: batched, on any device, reproducible from a generator.
+"""Augmentation: crops -> other plausible crops, in batches, on any device, reproducible from a generator.
 
-Every function takes and returns (N, 3, S, S) float RGB in 0..255 and draws its chances from a CPU generator, so that
-the same seed gives the same crops on every device; only the single values of noise differ.
+Every function takes and returns (N, 3, S, S) float RGB in 0..255 and draws its random numbers from a CPU generator, so
+that the same seed gives the same crops on every device; only the individual values of noise differ.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _CHROMA = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 9
 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99"""
 _RGB_TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
-# A phone held askew turns a clip by so many degrees.
+# Maximum angle in degrees by which a tilted phone turns a clip.
 MAX_ROLL = 20
 
-# Where brow-to-chin crops carry the parts of a face: left, top, right, bottom as shares of the side.
+# Parts of a face in brow-to-chin crops: left, top, right, bottom as shares of the side.
 FACE_PARTS = (
     (0.08, 0.18, 0.92, 0.42),  # both eyes
     (0.30, 0.30, 0.70, 0.68),  # nose
@@ -38,12 +38,12 @@ FACE_PARTS = (
 
 
 def uniform(n: int, low: float, high: float, like: Tensor, generator: Generator) -> Tensor:
-    """(n,) numbers between low and high, of the other tensor's dtype and on its device."""
+    """Draw (n,) numbers between low and high with the dtype and device of another tensor."""
     return (torch.rand(n, generator=generator) * (high - low) + low).to(like, non_blocking=True)
 
 
 def pick(n: int, probability: float, generator: Generator) -> Tensor:
-    """Which of n are chosen, each with the same probability: int64 indices on the CPU."""
+    """Choose each of n items with the same probability; return int64 indices on the CPU."""
     return torch.nonzero(torch.rand(n, generator=generator) < probability).squeeze(1)
 
 
@@ -53,7 +53,7 @@ def flip(images: Tensor, generator: Generator) -> Tensor:
 
 
 def shift_scale_rotate(images: Tensor, generator: Generator) -> Tensor:
-    """Move by up to 6 %, scale by up to 12 %, turn by up to `MAX_ROLL` degrees: more than boxes are off by."""
+    """Shift by up to 6 %, scale by up to 12 %, rotate by up to `MAX_ROLL` degrees: more than the errors of boxes."""
     n = len(images)
     scale = uniform(n, 0.88, 1.12, images, generator)
     angle = uniform(n, -math.radians(MAX_ROLL), math.radians(MAX_ROLL), images, generator)
@@ -66,7 +66,7 @@ def shift_scale_rotate(images: Tensor, generator: Generator) -> Tensor:
 
 
 def rescale(images: Tensor, generator: Generator) -> Tensor:
-    """Lose detail as a small face does: reduce the whole group to between a third and 9/10, and enlarge again."""
+    """Remove detail as in a small face: reduce the whole group to between a third and 9/10, and enlarge it again."""
     side = images.shape[-1]
     small = max(8, round(side * float(torch.rand((), generator=generator) * 0.55 + 0.35)))
     mode = ("bilinear", "bicubic")[int(torch.randint(2, (), generator=generator))]
@@ -75,18 +75,18 @@ def rescale(images: Tensor, generator: Generator) -> Tensor:
 
 
 def blur(images: Tensor, generator: Generator) -> Tensor:
-    """Out of focus: a Gaussian of .4 to 1.6 pixels of 224, one for the whole group."""
+    """Blur the whole group with one Gaussian whose standard deviation is .4 to 1.6 pixels at a side of 224."""
     return _smooth(images, float(torch.rand((), generator=generator)) * 1.2 + 0.4)
 
 
 def sharpen(images: Tensor, generator: Generator) -> Tensor:
-    """What phones do to their pictures: an unsharp mask, each image with its own strength of .2 to 1.5."""
+    """Sharpen as phones do, with an unsharp mask; each image has its own strength of .2 to 1.5."""
     strength = uniform(len(images), 0.2, 1.5, images, generator).view(-1, 1, 1, 1)
     return images + strength * (images - _smooth(images, float(torch.rand((), generator=generator)) + 0.6))
 
 
 def _smooth(images: Tensor, sigma: float) -> Tensor:
-    """A Gaussian of so many pixels where the side has 224."""
+    """Blur with a Gaussian; sigma is in pixels at a side of 224."""
     sigma *= images.shape[-1] / 224
     reach = max(1, math.ceil(2.5 * sigma))
     line = torch.exp(-(torch.arange(-reach, reach + 1.0) ** 2) / (2 * sigma**2))
@@ -96,11 +96,11 @@ def _smooth(images: Tensor, sigma: float) -> Tensor:
 
 
 def reduce_to(images: Tensor, sides: Tensor) -> Tensor:
-    """Images with no more detail than if their faces had been so many pixels wide.
+    """Limit the detail of images to that of faces of a smaller size.
 
     Args:
         images: (N, 3, S, S) float RGB, 0..255.
-        sides: (N,) pixels; where it is S or more, or NaN, an image stays as it is.
+        sides: (N,) sides of the faces in pixels; an image is unchanged if this is S or more, or NaN.
 
     Returns:
         A new tensor of the same shape and dtype.
@@ -114,7 +114,7 @@ def reduce_to(images: Tensor, sides: Tensor) -> Tensor:
 
 
 def colour(images: Tensor, generator: Generator) -> Tensor:
-    """Brightness, contrast, saturation and white balance."""
+    """Change brightness, contrast, saturation and white balance."""
     n = len(images)
     contrast = uniform(n, 0.75, 1.25, images, generator).view(n, 1, 1, 1)
     brightness = uniform(n, -30, 30, images, generator).view(n, 1, 1, 1)
@@ -126,30 +126,30 @@ def colour(images: Tensor, generator: Generator) -> Tensor:
 
 
 def to_grey(images: Tensor, generator: Generator) -> Tensor:
-    """Luminance in all three channels."""
+    """Convert to grey: luminance in all three channels."""
     weights = torch.tensor(_RGB_TO_YCC[0]).to(images, non_blocking=True).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True).expand_as(images)
 
 
 def noise(images: Tensor, generator: Generator) -> Tensor:
-    """Gaussian noise of up to 9 levels, its own strength for each image."""
+    """Add Gaussian noise of 1 to 9 levels; each image has its own strength."""
     strength = uniform(len(images), 1, 9, images, generator).view(-1, 1, 1, 1)
-    # Drawn where it is needed: a batch's noise drawn on the CPU takes longer than the rest of a GPU's step.
+    # Drawn on the device, because drawing a batch's noise on the CPU takes longer than the rest of a GPU's step.
     own = torch.Generator(images.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
     return images + torch.randn(images.shape, generator=own, device=images.device, dtype=images.dtype) * strength
 
 
 def jpeg(images: Tensor, generator: Generator) -> Tensor:
-    """What JPEG loses at a quality of 30 to 95, each image at its own."""
+    """Apply the losses of JPEG; each image has its own quality of 30 to 95."""
     return compress(images, torch.randint(30, 96, (len(images),), generator=generator))
 
 
 def compress(images: Tensor, quality: Tensor) -> Tensor:
-    """JPEG's 4:2:0 colour and the rounding of its DCT.
+    """Apply the losses of JPEG: 4:2:0 chroma and the rounding of the DCT.
 
     Args:
         images: (N, 3, H, W) float RGB, 0..255.
-        quality: (N,) int64, 1 to 100, as encoders count it.
+        quality: (N,) int64, 1 to 100, as in encoders.
 
     Returns:
         A new tensor of the same shape and dtype; values may leave 0..255 a little.
@@ -186,7 +186,7 @@ def _quantise(planes: Tensor, table: str, scale: Tensor) -> Tensor:
 
 
 def cut_out(images: Tensor, generator: Generator) -> Tensor:
-    """Hide one part of the face behind its image's mean colour, so that no single part decides."""
+    """Cover one part of the face with the mean colour of the image, so that no single part decides."""
     side = images.shape[-1]
     jitter = torch.rand((len(images), 4), generator=generator) * 0.1 - 0.05
     parts = torch.tensor(FACE_PARTS)[torch.randint(len(FACE_PARTS), (len(images),), generator=generator)]
@@ -197,7 +197,7 @@ def cut_out(images: Tensor, generator: Generator) -> Tensor:
     return torch.where((across & down).unsqueeze(1), images.mean((2, 3), keepdim=True), images)
 
 
-# In the order in which they happen to a real clip: the face, the camera, the coding; then what we hide.
+# In the order in which they happen to a real clip: face, camera, coding. Cut-outs come last.
 RECIPE: tuple[tuple[Callable[[Tensor, Generator], Tensor], float], ...] = (
     (flip, 0.5),
     (shift_scale_rotate, 0.7),
@@ -211,7 +211,7 @@ RECIPE: tuple[tuple[Callable[[Tensor, Generator], Tensor], float], ...] = (
     (jpeg, 0.5),
     (cut_out, 0.4),
 )
-# No step's chance is changed.
+# The probabilities of the recipe, unchanged.
 STANDARD: Mapping[str, float] = MappingProxyType({})
 
 
@@ -221,7 +221,8 @@ def augment(images: Tensor, generator: Generator, *, chances: Mapping[str, float
     Args:
         images: (N, 3, S, S) float RGB, 0..255.
         generator: on the CPU.
-        chances: step's name -> its probability, where it is not the recipe's; the steps behind it then meet others.
+        chances: name of a step -> its probability, if it differs from the recipe's. This also changes the random
+            numbers of the steps that follow.
 
     Returns:
         A new tensor of the same shape and dtype, whole numbers 0..255.
@@ -238,11 +239,14 @@ def augment(images: Tensor, generator: Generator, *, chances: Mapping[str, float
 def augment_pairs(
     reals: Tensor, fakes: Tensor, generator: Generator, *, chances: Mapping[str, float] = STANDARD
 ) -> tuple[Tensor, Tensor]:
-    """As `augment`, a fake and the real beside it alike: what tells them apart is the fake, not another light or blur.
+    """Augment the real and the fake of each pair alike, so that they differ by the fake and not by light or blur.
 
     Args:
         reals, fakes: (N, 3, S, S) float RGB, 0..255; row i of both is a pair.
-        generator, chances: as `augment`.
+        generator, chances: see `augment`.
+
+    Returns:
+        The augmented reals and fakes.
     """
     state = generator.get_state()
     reals = augment(reals, generator, chances=chances)
@@ -250,15 +254,15 @@ def augment_pairs(
     return reals, augment(fakes, generator, chances=chances)
 
 
-# Standard deviations in pixels of 224 that a sharper picture is blurred by, to be as soft as the other.
+# Standard deviations, in pixels at a side of 224, of the blur that makes a sharper picture as soft as the other.
 _SOFTER = (0.4, 0.55, 0.7, 0.9, 1.2, 1.6, 2.2)
 
 
 def match_pairs(reals: Tensor, fakes: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Give pictures that do not belong together one colour and one sharpness, so that neither tells the fake.
+    """Match colour and sharpness within pairs of unrelated pictures, so that neither reveals the fake.
 
-    One of each pair, chosen by chance, takes over the other's mean and spread of each channel; the sharper one is
-    blurred until its second differences are as small as the other's.
+    A randomly chosen picture of each pair gets the mean and the spread of the other in each channel. The sharper one is
+    blurred until its second differences are as small as those of the other.
 
     Args:
         reals, fakes: (N, 3, S, S) float RGB, 0..255; row i of both is a pair.
@@ -283,7 +287,7 @@ def match_pairs(reals: Tensor, fakes: Tensor, generator: Generator) -> tuple[Ten
 
 
 def _sharpness(images: Tensor) -> float:
-    """The standard deviation of second differences in the middle of the pictures."""
+    """The root mean square of second differences in the middle of the pictures."""
     quarter = images.shape[-1] // 4
     middle = images[:, :, quarter:-quarter, quarter:-quarter].mean(1)
     across, down = middle.diff(n=2, dim=2), middle.diff(n=2, dim=1)
@@ -291,7 +295,7 @@ def _sharpness(images: Tensor) -> float:
 
 
 def _soften(images: Tensor, sharpness: float) -> Tensor:
-    """An image blurred until it is no sharper than that: between two of `_SOFTER`, where need be."""
+    """Blur an image to a given sharpness, by interpolation between two strengths of `_SOFTER`."""
     before, before_sharpness = images, _sharpness(images)
     for sigma in _SOFTER:
         blurred = _smooth(images, sigma)
@@ -304,15 +308,15 @@ def _soften(images: Tensor, sharpness: float) -> Tensor:
 
 
 def mix_pairs(reals: Tensor, fakes: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Mixup of aligned pairs: some fakes become a weighted mean with their original, and their target follows.
+    """Apply mixup to aligned pairs: some fakes become a weighted mean with their original, and so do their targets.
 
     Args:
-        reals, fakes: (N, 3, S, S) float; row i of both is the same moment.
-        probability: of a pair being mixed.
+        reals, fakes: (N, 3, S, S) float; row i of both shows the same moment.
+        probability: probability that a pair is mixed.
         generator: on the CPU.
 
     Returns:
-        The fakes, some of them mixed, and their targets (N,), the fake's weight, drawn from Beta(.5, .5).
+        The fakes, some of them mixed, and their targets (N,): the weight of the fake, drawn from Beta(.5, .5).
     """
     n = len(fakes)
     # Beta(.5, .5) is the arcsine law: sin^2 of a uniform angle.

@@ -1,7 +1,7 @@
 """A tiny autoencoder of latent diffusion: pictures to latents and back.
 
 The networks are those of TAESD (github.com/madebyollin/taesd, MIT), which imitate the autoencoders of Stable Diffusion
-and FLUX. Their files hold nothing but the tensors, named by the place of each layer, and the layers are run from these.
+and FLUX. Their files contain only tensors, which are named by the index of their layer.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch.nn import functional
 
 from dfdc.errors import WeightsError
 
-# Sides of a picture are multiples of it: the encoder halves them three times.
+# The sides of a picture are multiples of this, because the encoder halves them three times.
 SCALE = 8
-# The groups of a norm in those blocks that look at the mean over the picture.
+# Number of groups of the group norm in blocks with a pooling branch.
 _GROUPS = 4
 
 
 class TinyAutoencoder:
-    """An encoder and the decoder that belongs to it, on the CPU."""
+    """An encoder and the matching decoder, on the CPU."""
 
     def __init__(self, encoder: Path, decoder: Path) -> None:
-        """Read the networks' tensors; nothing in the files is run.
+        """Read the tensors of both networks; no code in the files is executed.
 
         Args:
             encoder, decoder: PyTorch files such as taef2_encoder.pth and taef2_decoder.pth.
@@ -43,23 +43,23 @@ class TinyAutoencoder:
                 "taef2_decoder.pth"
             ) from error
         if shape != (1, 3, 2 * SCALE, 2 * SCALE):
-            raise WeightsError(f"{encoder}, {decoder}: they return pictures of another size; name two that match")
+            raise WeightsError(f"{encoder}, {decoder}: they change the size of pictures; name two files that match")
 
     @torch.inference_mode()
     def encode(self, pictures: Tensor) -> Tensor:
-        """Latents (N, C, H / 8, W / 8) of pictures (N, 3, H, W) float32 in 0..1, whose sides are multiples of 8."""
+        """Encode pictures (N, 3, H, W) float32 in 0..1, with sides that are multiples of 8, to (N, C, H / 8, W / 8)."""
         values = pictures
         for layer in _layers(self._encoder):
             if "conv.0.weight" in layer:
                 values = _run_block(layer, values)
-            else:  # those without a bias halve the sides
+            else:  # layers without a bias halve the sides
                 stride = 1 if "bias" in layer else 2
                 values = functional.conv2d(values, layer["weight"], layer.get("bias"), stride, padding=1)
         return values
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) float32, about 0..1, of latents (N, C, H / 8, W / 8)."""
+        """Decode latents (N, C, H / 8, W / 8) to pictures (N, 3, H, W) float32, about 0..1."""
         values = torch.tanh(latents / 3) * 3
         for place, layer in enumerate(_layers(self._decoder)):
             if "conv.0.weight" in layer:
@@ -75,7 +75,7 @@ class TinyAutoencoder:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # the file system's, zip's, the unpickler's and torch's own
+    except Exception as error:  # of the file system, zipfile, the unpickler or torch
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise WeightsError(f"{path}: not a PyTorch file of tensors ({reason}); fetch it again") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
@@ -84,7 +84,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _layers(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The tensors of each layer, in the order of the layers."""
+    """Group the tensors by layer, in the order of the layers."""
     layers: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         place, _, name = key.partition(".")
@@ -93,7 +93,7 @@ def _layers(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 def _run_block(layer: Mapping[str, Tensor], values: Tensor) -> Tensor:
-    """Three filters beside a shortcut; before them, in some networks, a branch of 1x1 filters with a norm."""
+    """Run a residual block of three convolutions; some networks have a pooling branch with a norm before it."""
     if "pool.0.weight" in layer:
         pooled = functional.conv2d(values, layer["pool.0.weight"])
         pooled = functional.group_norm(pooled, _GROUPS, layer["pool.1.weight"], layer["pool.1.bias"]).relu()

@@ -1,7 +1,8 @@
-"""Real crops -> self-blended fakes: a face laid over itself, so that only the seam and the mismatch give it away.
+"""Real crops -> self-blended images: a face blended onto itself, so that only the seam and the mismatch reveal it.
 
-After Shiohara and Yamasaki, "Detecting Deepfakes with Self-Blended Images", 2022, with hulls of a mean face in place of
-landmarks: crops are cut alike, with eyes and mouth at the same place within some 5 % of the side (standard deviation).
+After Shiohara and Yamasaki, "Detecting Deepfakes with Self-Blended Images", 2022, but with hulls of a mean face instead
+of landmarks. This is possible because eyes and mouth have the same place in all crops, within about 5 % of the side
+(standard deviation).
 """
 
 from __future__ import annotations
@@ -14,32 +15,32 @@ from torch.nn import functional
 
 from dfdc.training.augment import colour, rescale, uniform
 
-# Hulls: centre x, y, then radii towards 12 directions, clockwise from the right, as shares of the side. MTCNN finds
-# the eyes of 141 crops at (.30, .29) and (.72, .29), the nose at (.51, .49), the mouth's corners at y = .73 (medians).
+# Hulls: centre x, y, then the radii in 12 directions, clockwise from the right, as shares of the side. In 141 crops,
+# MTCNN's medians are (.30, .29) and (.72, .29) for the eyes, (.51, .49) for the nose, y = .73 for the mouth's corners.
 _HULLS = (
     (0.50, 0.53, 0.42, 0.42, 0.42, 0.42, 0.42, 0.42, 0.43, 0.44, 0.43, 0.40, 0.43, 0.44),  # brow to chin
     (0.50, 0.48, 0.36, 0.36, 0.32, 0.30, 0.32, 0.36, 0.36, 0.38, 0.34, 0.30, 0.34, 0.38),  # brow to mouth
     (0.50, 0.71, 0.32, 0.30, 0.24, 0.22, 0.24, 0.30, 0.32, 0.26, 0.24, 0.26, 0.24, 0.26),  # nose to chin
     (0.50, 0.33, 0.38, 0.30, 0.24, 0.26, 0.24, 0.30, 0.38, 0.28, 0.20, 0.18, 0.20, 0.28),  # eyes and nose
 )
-# How much of the laid-over face shows.
+# Opacities of the source face, drawn with equal probability.
 _OPACITIES = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
 
 
 def self_blend(images: Tensor, generator: Generator, *, keep_target: bool = False) -> tuple[Tensor, Tensor]:
-    """Fakes made from reals alone: each is its own source, moved, and laid over itself, the target.
+    """Make fakes from reals: each real is the source, slightly moved, and also the target that it is blended onto.
 
-    Either is changed in colour or sharpness. The real to hold against a fake is its target: against an unchanged one, a
-    changed target's colour alone would tell.
+    The colour or sharpness of either the source or the target is changed. A fake must be paired with its target:
+    beside the unchanged real, the colour of a changed target would reveal the fake.
 
     Args:
         images: (N, 3, S, S) float RGB, 0..255.
         generator: on the CPU.
-        keep_target: whether it is always the source that is changed; else that is so for half of the calls.
+        keep_target: always change the source; otherwise this happens in half of the calls.
 
     Returns:
-        The targets, which are the images where the source is changed, and the fakes, which have their targets' pixels
-        outside the hull: of the same shape, dtype and range.
+        The targets, which are the images if the source was changed, and the fakes, which equal their targets outside
+        the hull. Both have the shape, dtype and range of the images.
     """
     source, target = images, images
     if keep_target or torch.rand((), generator=generator) < 0.5:
@@ -50,19 +51,19 @@ def self_blend(images: Tensor, generator: Generator, *, keep_target: bool = Fals
 
 
 def blend(source: Tensor, target: Tensor, masks: Tensor) -> Tensor:
-    """Lay sources over targets, both (N, 3, S, S) in 0..255; masks (N, 1, S, S) in 0..1, 1 is the source."""
+    """Blend sources onto targets, both (N, 3, S, S) in 0..255; where masks (N, 1, S, S) are 1, the source shows."""
     return (target + masks * (source - target)).clamp(0, 255)
 
 
 def draw_masks(images: Tensor, generator: Generator) -> Tensor:
-    """Random hulls with soft edges.
+    """Draw random hulls with soft edges.
 
     Args:
-        images: (N, 3, S, S) float; only shape, dtype and device count.
+        images: (N, 3, S, S) float, of which only shape, dtype and device are used.
         generator: on the CPU.
 
     Returns:
-        (N, 1, S, S), 0 outside, at most 1 inside.
+        (N, 1, S, S): 0 outside of the hull, up to 1 inside.
     """
     n, side = len(images), images.shape[-1]
     hulls = torch.tensor(_HULLS)[torch.randint(len(_HULLS), (n,), generator=generator)].to(images, non_blocking=True)
@@ -86,7 +87,7 @@ def draw_masks(images: Tensor, generator: Generator) -> Tensor:
 
 
 def _change(images: Tensor, generator: Generator) -> Tensor:
-    """Another colour, and for half of the calls another sharpness."""
+    """Change the colour, and in half of the calls the sharpness."""
     changed = colour(images, generator)
     if torch.rand((), generator=generator) < 0.5:
         changed = rescale(changed, generator)
@@ -94,7 +95,7 @@ def _change(images: Tensor, generator: Generator) -> Tensor:
 
 
 def _move(images: Tensor, generator: Generator) -> Tensor:
-    """Shift by up to 3 % and scale by up to 5 %, as a badly fitted face is."""
+    """Shift by up to 3 % and scale by up to 5 %, like a badly fitted face."""
     n = len(images)
     scale_x, scale_y = (uniform(n, 0.95, 1.05, images, generator) for _ in range(2))
     shift_x, shift_y = (uniform(n, -0.06, 0.06, images, generator) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The state of a training run on disk: where an interrupted run continues, and what the run was made from."""
+"""The state of a training run on disk, from which an interrupted run resumes, and a description of its inputs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from dfdc.errors import InputError
 from dfdc.files import drafted
 from dfdc.weights import DIGEST_DIGITS, ModelSpec
 
-# The pixels of every 97th crop are compared on resumption, which tells crops that were cut again.
+# On resumption the pixels of every 97th crop are compared, which reveals crops that were cut again.
 PIXELS_EVERY = 97
 
 
 def describe_origin(training: CropSet, validation: CropSet, spec: ModelSpec, start: str | None) -> dict[str, object]:
-    """What a run is made from besides its settings, in a form that can be compared.
+    """Describe the inputs of a run other than its settings, in a form that can be compared.
 
     Args:
-        training, validation: its crops.
-        spec: of its model.
-        start: the weights that it starts from: a file's digest, "imagenet", or None for random weights.
+        training, validation: crops of the run.
+        spec: specification of its model.
+        start: its initial weights: the digest of a file, "imagenet", or None for random weights.
     """
     crops = [[part.videos, part.labels.tolist(), part.originals.tolist()] for part in (training, validation)]
     pixels = b"".join(part.images[::PIXELS_EVERY].numpy().tobytes() for part in (training, validation))
@@ -46,26 +46,25 @@ def digest(values: list) -> str:
 
 
 def save_state(path: Path, stateful: dict, settings: Mapping[str, object], epoch: int) -> None:
-    """Write the states of model, optimizer and so on after a complete epoch, atomically."""
+    """Write the states of the model, the optimizer and so on atomically after a complete epoch."""
     states = {name: part.state_dict() for name, part in stateful.items()}
     with drafted(path) as draft:
         torch.save({**states, "settings": dict(settings), "epoch": epoch}, draft)
 
 
 def load_state(path: Path, stateful: dict, settings: Mapping[str, object]) -> int:
-    """Load the state of the last complete epoch, if there is one, whatever device and compilation it was made with.
+    """Load the state of the last complete epoch, if there is one. The device and compilation may have changed.
+
+    A finished run may be continued with more epochs; its learning rate then rises again to that of the longer schedule.
 
     Args:
-        path: of the file; it may be absent.
+        path: path of the file, which may be absent.
         stateful: the objects that get the states, by the names under which these were saved.
-        settings: of this run, and what it is made from (`describe_origin`). Settings that a state of an older version
-            lacks are not compared; a state with a setting that no longer exists belongs to another run.
-
-            A finished run may be continued with more epochs; its learning rate then rises again to where the longer
-            schedule has it.
+        settings: settings and inputs (`describe_origin`) of this run. Settings that a state of an older version lacks
+            are not compared; a state with a setting that no longer exists belongs to another run.
 
     Returns:
-        The number of epochs done; 0 without a file.
+        The number of complete epochs; 0 without a file.
 
     Raises:
         InputError: the state belongs to another run, or is damaged.
@@ -75,7 +74,7 @@ def load_state(path: Path, stateful: dict, settings: Mapping[str, object]) -> in
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
         saved, epoch = dict(state["settings"]), int(state["epoch"])
-    except Exception as error:  # zip's, pickle's and torch's own
+    except Exception as error:  # of zipfile, pickle or torch
         reason = next(iter(str(error).splitlines()), "")
         raise InputError(
             f"{path}: cannot be read ({type(error).__name__}: {reason}); delete it to start again, or "

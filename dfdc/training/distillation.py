@@ -1,8 +1,8 @@
-"""Distillation: trained models answer for the crops that they know well, and the new model learns their answers, too.
+"""Distillation: a new model also learns the probabilities that trained models give to the families that they know.
 
-The teachers see the very pixels that the new model sees, augmented and mixed. That tells it more than answers for the
-plain crops would, which trained teachers give with certainty (Beyer et al., "Knowledge distillation: a good teacher is
-patient and consistent", 2022).
+The teachers get the same augmented and mixed pixels as the new model. Their probabilities for these carry more
+information than those for the plain crops, of which trained teachers are certain (Beyer et al., "Knowledge
+distillation: a good teacher is patient and consistent", 2022).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Teacher:
     """An ensemble whose probabilities are part of the targets.
 
     Attributes:
-        digests: of its weights files, 64 hex digits each.
-        families: of crops that it answers for; empty for all.
+        digests: SHA-256 of its weights files, 64 hex digits each.
+        families: families of crops for which it is used; empty for all.
     """
 
     def __init__(
@@ -35,8 +35,8 @@ class Teacher:
 
         Args:
             paths: weights files of face models.
-            families: of crops that they answer for; empty for all.
-            device: that they run on.
+            families: families of crops for which they are used; empty for all.
+            device: device on which they run.
 
         Raises:
             WeightsError: a file is not valid, or is not a face model's.
@@ -51,7 +51,7 @@ class Teacher:
         self._models = [self._fold(load_model(file, device=self._device)) for file in files]
 
     def _fold(self, model: torch.nn.Module) -> Callable[[Tensor], Tensor]:
-        """The model in evaluation mode; on the CPU the faster copy, where the architecture has one."""
+        """Return a faster copy of the model on the CPU if its architecture allows it; otherwise the model itself."""
         if self._device.type != "cpu" or not hasattr(model.net, "_conv_stem"):
             return model
         folded = FoldedModel(model)
@@ -60,11 +60,14 @@ class Teacher:
         return folded
 
     def knows(self, families: np.ndarray | None, count: int) -> Tensor:
-        """Which of some crops it answers for: (N,) bool on the CPU.
+        """Select the crops for which the teacher is used.
 
         Args:
-            families: (N,) of the crops; None where they name none.
+            families: (N,) families of the crops; None if they have none, which selects all.
             count: N.
+
+        Returns:
+            (N,) bool on the CPU.
         """
         if not self.families or families is None:
             return torch.ones(count, dtype=torch.bool)
@@ -72,7 +75,7 @@ class Teacher:
 
     @torch.no_grad()
     def answer(self, crops: Tensor) -> Tensor:
-        """P(fake), (N,) float32, the weighted mean of the models' calibrated logits, unbounded.
+        """Compute P(fake), (N,) float32, from the weighted mean of the models' calibrated logits, without bounds.
 
         Args:
             crops: (N, 3, S, S) float32 in 0..255 on the teacher's device.

@@ -1,11 +1,11 @@
-"""Training with fixed batch norms: folded into the filters before them, a step costs a CPU a third as much.
+"""Training with fixed batch norms, folded into the filters before them: steps on the CPU are three times as fast.
 
-Fine-tuning a trained net on a few epochs of other data keeps the statistics of its batch norms; then a norm is a scale
-and a shift per channel. They are folded once a step, and the gradients are taken back to the net's own parameters; they
-are those that training with the norms in evaluation mode would find. Three more things make up the third, each measured
-on one core (docs/experiments.md): groups of 4 crops stay in its cache, 1x1 filters are matrix products in bfloat16
-where the CPU has them, and the gradient of a 5x5 depthwise filter is put together from those of 3x3 ones, for which
-there is a fast kernel.
+Fine-tuning on a few epochs of other data can keep the statistics of the batch norms. A norm is then only a scale and a
+shift per channel. The norms are folded into the filters once per step, and the gradients are carried back to the
+model's own parameters, so they equal those of training with the norms in evaluation mode. Three more measures
+contribute to the speed, each measured on one core (docs/experiments.md): groups of 4 crops fit into the core's cache;
+1x1 filters are matrix products in bfloat16 if the CPU supports it; and the gradient of a 5x5 depthwise filter is
+assembled from those of 3x3 filters, for which a fast kernel exists.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# In efficientnet-pytorch's nets: a filter bank and the norm behind it.
+from dfdc.errors import SettingError
+
+# The layers of efficientnet-pytorch: a convolution, and the norm that follows it.
 _BEHIND = {
     "_conv_stem": "_bn0",
     "_expand_conv": "_bn0",
@@ -27,17 +29,17 @@ _BEHIND = {
 
 
 class FoldedModel:
-    """A model whose batch norms are fixed, and its copy without them in which gradients are found."""
+    """A model with fixed batch norms, and its copy without norms, in which the gradients are computed."""
 
     def __init__(self, model: nn.Module, *, half: bool | None = None) -> None:
         """Wrap a model.
 
         Args:
-            model: of an EfficientNet; its parameters get the gradients.
-            half: whether 1x1 filters are bfloat16 products; None where the CPU has these.
+            model: an EfficientNet; its parameters get the gradients.
+            half: compute 1x1 filters in bfloat16; None if the CPU supports it.
 
         Raises:
-            ValueError: it has batch norms that do not stand behind filters of a known name.
+            SettingError: the model has batch norms that do not follow a layer of a known name.
         """
         self.model = model
         self.copy = copy.deepcopy(model).train()
@@ -58,15 +60,15 @@ class FoldedModel:
             if isinstance(module, nn.ReLU6):  # in place, what follows a matrix product would be copied several times
                 module.inplace = False
         if any(isinstance(module, nn.BatchNorm2d) for module in self.copy.modules()):
-            raise ValueError("fixed batch norms: only EfficientNets can be trained with them; train without")
-        for name, twin in self.copy.named_modules():  # what is not folded is the model's own
+            raise SettingError("fixed batch norms: only EfficientNets can be trained with them; train without")
+        for name, twin in self.copy.named_modules():  # the copy shares every parameter that is not folded
             if not isinstance(twin, _Filters | nn.Identity):
                 own = model.get_submodule(name)
                 for key in twin._parameters:
                     twin._parameters[key] = own._parameters[key]
 
     def fold(self) -> None:
-        """Take over the model's filters as they are now."""
+        """Fold the model's current parameters into the copy's filters."""
         self._folded = []
         for filters, (convolution, norm) in zip(self._filters, self._norms, strict=True):
             weight, bias = _fuse(convolution, norm)
@@ -75,12 +77,12 @@ class FoldedModel:
             filters.weight.grad = filters.bias.grad = None
 
     def take_back(self) -> None:
-        """Add the gradients that the copy's filters got since `fold` to those of the model's parameters."""
+        """Add the gradients that the copy's filters received since `fold` to those of the model's parameters."""
         gradients = [tensor.grad for filters in self._filters for tensor in (filters.weight, filters.bias)]
         torch.autograd.backward(self._folded, gradients)
 
     def __call__(self, crops: Tensor) -> Tensor:
-        """Logits, as the model's."""
+        """The logits (N,) that the model gives in evaluation mode."""
         return self.copy(crops)
 
 
@@ -91,7 +93,7 @@ def _fuse(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]
 
 
 class _Filters(nn.Module):
-    """One of efficientnet-pytorch's convolutions with a bias, by what is fastest for its kind."""
+    """One of efficientnet-pytorch's convolutions, with a bias, computed in the way that is fastest for its kind."""
 
     def __init__(self, convolution: nn.Conv2d, *, half: bool) -> None:
         super().__init__()
@@ -118,7 +120,7 @@ class _Filters(nn.Module):
 
 
 class _Depthwise(torch.autograd.Function):
-    """A depthwise convolution of images (N, C, H, W); filters (C, 1, k, k), padding left, right, top, bottom."""
+    """A depthwise convolution of images (N, C, H, W) with filters (C, 1, k, k); padding is left, right, top, bottom."""
 
     @staticmethod
     def forward(
@@ -143,7 +145,7 @@ class _Depthwise(torch.autograd.Function):
 def _weight_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: int) -> Tensor:
     if weight.shape[-1] != 5:
         return _differentiate(gradient, images, weight, stride, (False, True, False))[1]
-    # Of 5x5 offsets the first and the last three in each direction: four gradients of 3x3 filters hold them all.
+    # The first three and the last three offsets in each direction cover all five: four 3x3 filters cover a 5x5 filter.
     found, part = torch.empty_like(weight), weight[..., :3, :3].contiguous()
     height, width = (stride * (side - 1) + 3 for side in gradient.shape[2:])
     for top in (0, 2):
@@ -158,7 +160,7 @@ def _weight_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: i
 def _differentiate(
     gradient: Tensor, images: Tensor, weight: Tensor, stride: int, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of images, weight and bias that are wanted; None for the others."""
+    """The gradients of images, weight and bias; None for those that are not wanted."""
     return torch.ops.aten.convolution_backward(
         gradient, images, weight, None, [stride] * 2, [0, 0], [1, 1], False, [0, 0], len(weight), wanted
     )

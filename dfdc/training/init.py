@@ -15,7 +15,7 @@ from dfdc.errors import WeightsError
 from dfdc.networks import FrameModel, VoiceModel, build_model, load_initial
 from dfdc.weights import ModelSpec
 
-# Of pixels in 0..255: what most published weights were trained with.
+# Mean and standard deviation of pixels in 0..255 with which most published weights were trained.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -25,11 +25,11 @@ class Published:
     """Weights that somebody published for an architecture.
 
     Attributes:
-        url: of a file of tensors that torch wrote.
-        sha256: its SHA-256, 64 hex digits. Lite0's publisher states the first eight only, and no complete one could be
-            found. Eight do not stop somebody who can try some billions of forgeries; they do stop damage, a wrong file
-            and a careless forgery. Nothing but tensors is ever read from any of these files.
-        mean, std: per RGB channel of the pixels, 0..255, that the weights were trained with.
+        url: address of a file of tensors that torch wrote.
+        sha256: SHA-256 of the file, 64 hex digits. For Lite0 only the first eight digits are published. Eight digits
+            detect damage and wrong files, but not a forgery by somebody who can try billions of variants. So only
+            tensors are ever read from these files.
+        mean, std: mean and standard deviation of the training pixels per RGB channel, 0..255.
     """
 
     url: str
@@ -74,9 +74,9 @@ PUBLISHED = {
         "7ebf99e03e254b273379b23edca7ec0da9f48273b23a332b93c1c99d49e86e8f",
     ),
 }
-# The names that a classifier of a thousand classes has in these files; it is left out.
+# The names of the classifier with a thousand classes in these files, which is left out.
 _CLASSIFIERS = ("classifier.", "_fc.")
-# timm's names of a block's layers, of those that expand first and of the first block, in efficientnet-pytorch's.
+# timm's names of the layers -> efficientnet-pytorch's: of expanding blocks, of the first blocks, outside of blocks.
 _EXPANDING = {
     "conv_pw": "_expand_conv",
     "bn1": "_bn0",
@@ -87,15 +87,15 @@ _EXPANDING = {
 }
 _PLAIN = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
 _OUTSIDE = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
-# Statistics of folded batch norms are computed from so many crops.
+# Number of crops from which the statistics of folded batch norms are computed.
 REVIVAL_CROPS = 256
 
 
 def download_imagenet(spec: ModelSpec) -> FrameModel:
-    """A model that starts from published ImageNet weights, from torch's cache or else from the network.
+    """Make a model with published ImageNet weights, from torch's cache or from the network.
 
     Args:
-        spec: of the model; its mean and std are replaced by those that the weights were trained with.
+        spec: specification of the model; its mean and std are replaced by those of the published weights.
 
     Raises:
         WeightsError: nothing is published for the architecture, the network cannot be reached, or the file is not the
@@ -117,7 +117,7 @@ def download_imagenet(spec: ModelSpec) -> FrameModel:
         _, unexpected = model.net.load_state_dict(fitting, strict=False)
     except RuntimeError as error:
         raise WeightsError(f"{published.name}: its tensors do not fit {spec.architecture} ({error})") from error
-    # Counters of batches came later than some of these files, and nothing reads them.
+    # Batch counters are missing in older files, and nothing reads them.
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise WeightsError(
@@ -128,7 +128,7 @@ def download_imagenet(spec: ModelSpec) -> FrameModel:
 
 
 def read_published(published: Published) -> dict[str, Tensor]:
-    """The tensors of published weights: the very bytes whose digest was checked are read, and nothing but tensors.
+    """Read the tensors of published weights, from exactly the bytes whose digest was checked, and only tensors.
 
     Raises:
         WeightsError: the network cannot be reached, or the file, cached or downloaded, is not the published one.
@@ -151,16 +151,16 @@ def read_published(published: Published) -> dict[str, Tensor]:
         )
     try:
         tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # zip's, pickle's and torch's own: none of them holds tensors
+    except Exception as error:  # of zipfile, pickle or torch
         reason = next(iter(str(error).splitlines()), "")
-        raise WeightsError(f"{path}: holds more or less than tensors ({reason}); delete it") from error
+        raise WeightsError(f"{path}: is not a file of tensors ({reason}); delete it") from error
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise WeightsError(f"{path}: holds something else than named tensors; delete it")
+        raise WeightsError(f"{path}: contains something other than named tensors; delete it")
     return dict(tensors)
 
 
 def rename_lite0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of timm's EfficientNet-Lite0 under efficientnet-pytorch's names, without the classifier."""
+    """Rename the tensors of timm's EfficientNet-Lite0 to efficientnet-pytorch's names, without the classifier."""
     places = sorted({tuple(map(int, key.split(".")[1:3])) for key in tensors if key.startswith("blocks.")})
     renamed = {}
     for key, value in tensors.items():
@@ -177,10 +177,10 @@ def rename_lite0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def start_model(
     spec: ModelSpec, *, init: Path | None = None, imagenet: bool = False, progress: bool = True
 ) -> tuple[FrameModel | VoiceModel, str | None]:
-    """The model that training starts from, and what identifies its start.
+    """Make the model that training starts from, and identify its initial weights.
 
     Args:
-        spec: of the model.
+        spec: specification of the model.
         init: safetensors file to start from; None for random weights.
         imagenet: start from `download_imagenet` instead.
         progress: print how many of the file's tensors were loaded.

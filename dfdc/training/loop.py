@@ -1,4 +1,4 @@
-"""Crops -> trained frame model: its batches, its steps and its evaluation."""
+"""Crops -> trained frame model: batches, training steps and evaluation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dfdc.data.dataset import CropSet, pair_epoch
-from dfdc.errors import DataError
+from dfdc.errors import DataError, NonFiniteError, SettingError
 from dfdc.evaluation.metrics import measure_families
 from dfdc.networks import FrameModel, TwoViewModel, resize_crops
 from dfdc.training.augment import RECIPE, augment, augment_pairs, match_pairs, mix_pairs, pick, reduce_to
@@ -30,33 +30,37 @@ from dfdc.training.sampling import draw_pairs
 from dfdc.training.trainer import Evaluation, make_trainer, run_epochs
 from dfdc.weights import Calibration
 
-# Crops that are scored together: on the CPU 128 of 192 px take 6 GB beside training's own memory, and are no faster.
+# Batch size in evaluation. On the CPU, 128 crops of 192 px would take 6 GB more memory and be no faster.
 SCORED_CROPS = {"cpu": 16, "cuda": 256}
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train; docs/experiments.md says which of the defaults were told apart from others.
+    """How to train; docs/experiments.md has the measurements behind the defaults.
 
     Attributes:
-        epochs: passes over the real crops, each beside one fake.
-        batch_size: crops per step, half of them real; even.
+        epochs: passes over the real crops, each paired with one fake; 1 up.
+        batch_size: crops per step, half of them real; even, 2 up.
         learning_rate: peak; see `dfdc.training.trainer.schedule_factor`.
-        ema_decay: per step, of the averaged weights that are evaluated and shipped; see `running_average` there.
-        label_smoothing: targets are drawn towards one half by it.
-        mixup: probability that an aligned pair's fake is mixed with its original.
-        self_blend: probability that a pair's fake is its real, blended onto itself.
-        chances: of augmentation's steps, by name, where they are not the recipe's; 0 leaves a step out.
-        alike: whether a fake and the real beside it are augmented alike.
-        compiled: by `torch.compile`, for faster steps on CUDA; takes a minute or more first, and a C compiler.
-        shares: family -> the share of it in an epoch's pairs; empty takes every real once, whatever its family.
-        epoch_pairs: pairs in an epoch where families have shares; None for as many as there are reals.
-        fixed_norms: whether batch norms keep their statistics, which halves a step on the CPU; see
-            `dfdc.training.folding`. For starts that are trained already.
-        match_strangers: whether a fake without an original and the real beside it get one colour and one sharpness.
-        group: crops that go through the net at once where norms are fixed.
-        distillation: share of a teacher's probability in the target of a crop that the teacher answers for.
-        seed: of everything.
+        ema_decay: decay per step of the averaged weights, which are evaluated and saved; 0..1, 1 excluded. See
+            `dfdc.training.trainer.running_average`.
+        label_smoothing: how far targets are moved towards 0.5, 0..1.
+        mixup: probability that the fake of an aligned pair is mixed with its original.
+        self_blend: probability that the fake of a pair is replaced by the real, blended onto itself.
+        chances: augmentation step -> its probability, if it differs from the recipe's; 0 switches a step off.
+        alike: augment the real and the fake of a pair in the same way.
+        compiled: use `torch.compile` for faster steps on CUDA; needs a C compiler, and the first step takes a minute.
+        shares: family -> its share of an epoch's pairs; if empty, every real comes once, whatever its family.
+        epoch_pairs: pairs per epoch if families have shares; None for the number of reals.
+        fixed_norms: keep the batch-norm statistics of a trained start, which makes steps on the CPU faster; see
+            `dfdc.training.folding`.
+        match_strangers: give a fake without an original the colour and sharpness of the real beside it, or vice versa.
+        group: crops per forward pass if norms are fixed.
+        distillation: weight of a teacher's probability in a target, 0..1, for crops of the teacher's families.
+        seed: of all random numbers.
+
+    Raises:
+        SettingError: a value is not allowed.
     """
 
     epochs: int = 12
@@ -79,51 +83,53 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2 or self.batch_size % 2:
-            raise ValueError(
-                f"epochs {self.epochs}, batch_size {self.batch_size}: allowed are 1 up, and even from 2 up"
+            raise SettingError(
+                f"epochs {self.epochs}, batch_size {self.batch_size}: allowed are 1 up, and even numbers from 2 up"
             )
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}; allowed are 0, which averages nothing, to below 1")
+            raise SettingError(f"ema_decay is {self.ema_decay}; allowed are 0 (no averaging) to below 1")
         for name in ("label_smoothing", "mixup", "self_blend", "distillation"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed are probabilities, 0 to 1")
+                raise SettingError(f"{name} is {getattr(self, name)}; allowed are probabilities, 0 to 1")
         for name, share in self.shares.items():
             if not 0 < share < math.inf:
-                raise ValueError(f"share {name}={share}: allowed are finite numbers above 0")
+                raise SettingError(f"share {name}={share}: allowed are finite numbers above 0")
         if self.group < 1 or (self.epoch_pairs is not None and self.epoch_pairs < 1):
-            raise ValueError(f"group {self.group}, epoch_pairs {self.epoch_pairs}: allowed are whole numbers from 1 up")
+            raise SettingError(
+                f"group {self.group}, epoch_pairs {self.epoch_pairs}: allowed are whole numbers from 1 up"
+            )
         if self.fixed_norms and self.compiled:
-            raise ValueError("fixed_norms and compiled: the first is for the CPU, the second for CUDA; choose one")
+            raise SettingError("fixed_norms and compiled: the first is for the CPU, the second for CUDA; choose one")
         steps = {step.__name__ for step, _ in RECIPE}
         for name, chance in self.chances.items():
             if name not in steps or not 0 <= chance <= 1:
-                raise ValueError(
+                raise SettingError(
                     f"chance {name}={chance}: allowed are probabilities, 0 to 1, of {', '.join(sorted(steps))}"
                 )
 
 
 @torch.inference_mode()
 def score_crops(model: FrameModel, images: Tensor) -> np.ndarray:
-    """Logits of many crops, each the mean of a crop's two views.
+    """Compute the logits of many crops, each the mean over the two views of a crop.
 
     Args:
         model: in evaluation mode.
-        images: (N, 3, H, W) uint8, on the CPU or the model's device.
+        images: (N, 3, H, W) uint8 RGB, on the CPU or the model's device.
 
     Returns:
-        (N,) float32, on CUDA of half precision's sums.
+        (N,) float32; computed in half precision on CUDA.
 
     Raises:
-        FloatingPointError: one of them is not finite.
+        NonFiniteError: a logit is infinite or not a number.
     """
     device = model.mean.device
     answer = TwoViewModel(model)
-    with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):  # as the kernel's models run there
+    with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):  # as in the kernel
         logits = [answer(batch.to(device)).float().cpu() for batch in images.split(SCORED_CROPS[device.type])]
     found = torch.cat(logits).numpy()
     if not np.isfinite(found).all():
-        raise FloatingPointError(
-            f"{model.spec.architecture}: its answers are not finite; train with a lower --learning-rate"
+        raise NonFiniteError(
+            f"{model.spec.architecture}: its logits are not finite; train with a lower --learning-rate"
         )
     return found
 
@@ -141,19 +147,19 @@ def train(
     finish: bool = False,
     progress: bool = True,
 ) -> tuple[FrameModel, dict[str, float], Calibration] | None:
-    """Train a model; a run that was killed goes on from its last whole epoch, with the same losses (on CUDA but for
-    rounding: it may choose other convolutions).
+    """Train a model, or resume an interrupted run after its last complete epoch.
 
-    Several ranks split each batch between them; the first one evaluates, writes and reports.
+    A resumed run has the same losses as an uninterrupted one. (On CUDA they may differ by rounding, because cuDNN may
+    choose other convolutions.) Several ranks split each batch; the first rank evaluates, writes and reports.
 
     Args:
-        model: where training starts; the same in every rank.
-        training, validation: disjoint in originals, of one size.
+        model: with its initial weights, which are the same in every rank; changed in place.
+        training, validation: crops of the same size and of different originals.
         folder: see `run_epochs`.
-        settings: how.
-        start: which weights the model has; see `describe_origin`.
-        teacher: whose probabilities are part of the targets, on the rank's device; None for labels alone.
-        rank: which of the processes that train together this is, and its device; None for one alone on the CPU.
+        settings: how to train.
+        start: identifies the initial weights; see `describe_origin`.
+        teacher: models on the rank's device whose probabilities are part of the targets; None for labels only.
+        rank: this process among those that train together, and its device; None for a single process on the CPU.
         finish: see `run_epochs`.
         progress: draw progress bars.
 
@@ -161,18 +167,22 @@ def train(
         See `run_epochs`.
 
     Raises:
-        DataError: there are not enough crops for a batch, or validation's have another size or lack a class.
-        ValueError: the folder holds another run's state, or the ranks cannot split a batch.
+        DataError: there are too few crops for a batch, or the validation crops have another size or lack a class.
+        InputError: the folder holds the state of another run.
+        SettingError: the ranks cannot split a batch, or a setting does not suit the device.
+        NonFiniteError: the model's output is infinite or not a number.
     """
     rank = rank or Rank(0, 1, torch.device("cpu"))
     pairs = settings.batch_size // 2
     if pairs % rank.count:
-        raise ValueError(
+        raise SettingError(
             f"batch_size {settings.batch_size}: its {pairs} pairs cannot be split among {rank.count} ranks"
         )
     n_reals = int((training.labels == 0).sum())
     if n_reals < pairs:
-        raise DataError(f"{n_reals} reals cannot fill a batch of {settings.batch_size}; make more crops or it smaller")
+        raise DataError(
+            f"{n_reals} reals cannot fill a batch of {settings.batch_size}; make more crops, or lower --batch-size"
+        )
     n_pairs = settings.epoch_pairs if settings.shares and settings.epoch_pairs else n_reals
     _check_validation(training, validation)
     model = model.to(rank.device, memory_format=torch.channels_last).train()
@@ -183,18 +193,18 @@ def train(
         ema_decay=settings.ema_decay,
     )
     if settings.fixed_norms and (rank.device.type != "cpu" or rank.count > 1):
-        raise ValueError("fixed_norms: is for one process on the CPU; train without")
+        raise SettingError("fixed_norms: works in one process on the CPU only; train without")
     folded = FoldedModel(model) if settings.fixed_norms else None
     wrapped = rank.wrap(model)
 
     @cache
-    def compiled() -> nn.Module:  # where an epoch is left: a run that is done needs no compiler
+    def compiled() -> nn.Module:  # only when an epoch begins, because a finished run needs no compiler
         return compile_training(wrapped)
 
     images = training.images.to(rank.device) if fits_beside(training.images, rank.device) else training.images
 
     def train_epoch(epoch: int) -> list[Tensor]:
-        # Every epoch has seeds of its own, so that a run that goes on draws what the whole run would have drawn.
+        # Every epoch has its own seeds, so that a resumed run draws the same numbers as an uninterrupted one.
         order = torch.Generator().manual_seed(settings.seed * 10_000 + epoch)
         chances = torch.Generator().manual_seed((settings.seed * 10_000 + epoch) * 100 + rank.index + 1)
         torch.manual_seed((settings.seed * 10_000 + epoch) * 100 + rank.index + 1)
@@ -209,7 +219,7 @@ def train(
         for batch in bar:
             own = rank.share(batch)
             pixels, targets = make_batch(images, training, own, model, settings, chances, teacher)
-            # A pair counts as its fake does, so that reals and fakes keep the same weight.
+            # Both crops of a pair get the weight of the fake, so that reals and fakes weigh the same in total.
             weights = None
             if training.weights is not None:
                 weights = training.weights[own[:, 1]].repeat(2).to(rank.device, non_blocking=True)
@@ -240,21 +250,21 @@ def train(
     )
 
 
-def compile_training(net: nn.Module) -> nn.Module:
-    """By `torch.compile`.
+def compile_training(model: nn.Module) -> nn.Module:
+    """Compile a model with `torch.compile`.
 
     Raises:
-        ValueError: there is no C compiler, which it needs.
+        SettingError: there is no C compiler, which `torch.compile` needs.
     """
     compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
     if not any(map(shutil.which, compilers)):
         wanted = " or ".join(compilers)
-        raise ValueError(f"--compile: needs a C compiler, and {wanted} is not installed; leave --compile out")
-    return torch.compile(net)
+        raise SettingError(f"--compile: needs a C compiler, and {wanted} is not installed; leave --compile out")
+    return torch.compile(model)
 
 
 def fits_beside(images: Tensor, device: torch.device) -> bool:
-    """Whether images leave half of a GPU's free memory to training; elsewhere they are where they are."""
+    """Whether the images take at most half of a GPU's free memory; always true on the CPU."""
     return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] / 2
 
 
@@ -262,20 +272,24 @@ def _check_validation(training: CropSet, validation: CropSet) -> None:
     sizes = [crops.images.shape[-1] for crops in (training, validation)]
     if sizes[0] != sizes[1]:
         raise DataError(
-            f"training crops have {sizes[0]} px, validation crops {sizes[1]}; cut both with one --size of make_crops"
+            f"training crops have {sizes[0]} px, validation crops {sizes[1]}; cut both with one --size of make_crops.py"
         )
     n_fakes = int(validation.labels.sum())
     if not 0 < n_fakes < len(validation):
         raise DataError(
             f"validation has {len(validation) - n_fakes} reals and {n_fakes} fakes, and needs both; make crops with "
-            "--val or a larger --val-share, or use more with --limit"
+            "--val or a larger --val-share, or raise --limit"
         )
 
 
 def evaluate(model: FrameModel, crops: CropSet) -> Evaluation:
-    """Scores after calibration (raw_log_loss: the balanced one before it), and the calibration.
+    """Score validation crops, fit the calibration, and measure.
 
-    Where there are several families, each counts alike, and each has an AUC and a log loss of its own among the scores.
+    If there are several families, each has the same weight, and the scores also contain the AUC and the log loss of
+    each.
+
+    Returns:
+        The scores after calibration by name (raw_log_loss is the balanced log loss before it), and the calibration.
     """
     training = model.training
     logits = score_crops(model.eval(), crops.images)
@@ -292,10 +306,10 @@ def make_batch(
     generator: torch.Generator,
     teacher: Teacher | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Resized, mixed and augmented pixels (2 P, 3, S, S), and smoothed targets (2 P,), reals first.
+    """Make the resized, mixed and augmented pixels (2 P, 3, S, S) of a batch and its targets (2 P,), reals first.
 
-    A teacher's probability is part of the target where it knows the crop's family; self-blended fakes, which it may
-    not know, and the reals that they are made of keep their labels.
+    A teacher's probability is mixed into the targets of the families that it was chosen for. Self-blended fakes, which
+    it may not recognise, and the reals that they were made from keep their labels.
     """
     device = model.mean.device
     both = images[batch.T.flatten().to(images.device, non_blocking=True)].to(device, torch.float32)
@@ -305,7 +319,7 @@ def make_batch(
     aligned = (own if crops.aligned is None else own & crops.aligned[batch[:, 1]]).to(device, non_blocking=True)
     fakes = torch.where(aligned.view(-1, 1, 1, 1), mixed, fakes)
     if crops.sides is not None:
-        # Of two pictures that do not belong together the sharper one would tell itself by that.
+        # If the two crops are not an original and its fake, a difference in sharpness must not reveal the fake.
         sides = torch.minimum(*crops.sides[batch.T]).to(device)
         sides = torch.where(aligned, math.nan, sides * model.spec.input_size / crops.images.shape[-1])
         reals, fakes = reduce_to(reals, sides), reduce_to(fakes, sides)

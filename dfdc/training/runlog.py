@@ -23,16 +23,16 @@ def report_epoch(folder: Path, row: dict[str, float], *, progress: bool = True) 
     """Log an epoch.
 
     Args:
-        folder: gets log.csv, curves.png and TensorBoard's events.
-        row: value by column, with "epoch" (1 up) and what `draw_training` draws.
-        progress: print the row, too.
+        folder: folder for log.csv, curves.png and TensorBoard events.
+        row: value by column, including "epoch" (1 up) and the columns that `draw_training` draws.
+        progress: also print the row.
 
     Returns:
         All rows of the log.
     """
     rows = write_row(folder / "log.csv", row)
     draw_training(folder / "curves.png", rows)
-    # A resumed run may repeat an epoch; what was logged of it before is dropped.
+    # A resumed run may repeat an epoch, whose earlier events are dropped.
     with SummaryWriter(str(folder), purge_step=int(row["epoch"])) as writer:
         for name, value in row.items():
             if name != "epoch":
@@ -43,11 +43,11 @@ def report_epoch(folder: Path, row: dict[str, float], *, progress: bool = True) 
 
 
 def write_row(path: Path, row: dict[str, float]) -> list[dict[str, float]]:
-    """Add an epoch to the log; rows of the same or later epochs, which an interrupted run wrote, are dropped.
+    """Add an epoch to the log, and drop rows of the same or later epochs from an interrupted run.
 
     Args:
-        path: of the CSV log.
-        row: value by column, with "epoch".
+        path: path of the CSV log.
+        row: value by column, including "epoch".
 
     Returns:
         All rows of the log.
@@ -72,13 +72,13 @@ def save_trained(
 ) -> Path:
     """Write a trained model with its calibration, its scores, the running command and the code's commit.
 
-    A file of the same name with the same tensors is removed, since two would form an ensemble: a run that is repeated
-    after its end leaves one.
+    An earlier file with the same name and the same tensors is removed, because two files would form an ensemble. So a
+    run that is repeated after its end leaves one file.
 
     Args:
-        model, folder, name: as `dfdc.networks.save_model`.
+        model, folder, name: see `dfdc.networks.save_model`.
         calibration, trained_on: see `dfdc.weights.ModelSpec`.
-        scores: of validation, by name.
+        scores: validation scores by name.
 
     Returns:
         The path of the new file.
@@ -104,7 +104,7 @@ def _same_tensors(first: Path, second: Path) -> bool:
 
 
 def read_command() -> str:
-    """The running command, quoted for a shell; absolute paths are cut to two parts, since the rest names a machine."""
+    """Return the running command, quoted for a shell; only the last two parts of absolute paths are kept."""
     return shlex.join(["python", *map(_shorten, sys.argv)])
 
 

@@ -1,4 +1,4 @@
-"""Families of crops -> epochs in which each has its share, and a small validation set that is fair to each."""
+"""Families of crops -> epochs in which each family has its share, and a small, balanced validation set."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from dfdc.errors import DataError
 
 
 def draw_pairs(crops: CropSet, shares: Mapping[str, float], n_pairs: int, generator: Generator) -> Tensor:
-    """One epoch of real-fake pairs in which each family has its share.
+    """Draw one epoch of real-fake pairs in which each family has its share.
 
-    Within a family, the data sets of reals and the manipulations of fakes are drawn equally often, and no crop comes
-    again before every other one of its group has come. A real has a fake of its own beside it where there is one.
+    Within a family, the data sets of reals and the manipulations of fakes are drawn equally often, and no crop is
+    repeated before all others of its group were drawn. A real is paired with a fake of its own if there is one.
 
     Args:
-        crops: with families and groups; each family that has a share holds reals and fakes.
-        shares: family -> its share, > 0; they are scaled to a sum of 1. Families without a share are left out.
-        n_pairs: in the epoch, at least 1.
-        generator: on the CPU; the only source of chance.
+        crops: crops with families and groups; each family with a share has reals and fakes.
+        shares: family -> its share, > 0; the shares are scaled to a sum of 1. Families without a share are left out.
+        n_pairs: number of pairs in the epoch, at least 1.
+        generator: source of all random numbers, on the CPU.
 
     Returns:
         (P, 2) int64 indices (real, fake), P = n_pairs, in random order.
@@ -32,7 +32,7 @@ def draw_pairs(crops: CropSet, shares: Mapping[str, float], n_pairs: int, genera
         DataError: a family has no crops, or lacks a class.
     """
     if crops.families is None:
-        raise DataError("the crops name no families, so that none can have a share")
+        raise DataError("the crops have no families, so none can get a share")
     counts = _split_evenly(n_pairs, np.array([shares[name] for name in shares]))
     parts = [_draw_family(crops, name, count, generator) for name, count in zip(shares, counts, strict=True) if count]
     pairs = torch.cat(parts)
@@ -58,7 +58,7 @@ def _draw_family(crops: CropSet, family: str, n: int, generator: Generator) -> T
 
 
 def _choose_own(crops: CropSet, reals: np.ndarray, fakes: np.ndarray, generator: Generator) -> np.ndarray:
-    """For each real one of the fakes that were made of it, drawn at random; -1 where there is none."""
+    """Draw for each real one of the fakes that were made from it; -1 if there is none."""
     originals = crops.originals.numpy()[fakes]
     fakes, originals = fakes[originals >= 0], originals[originals >= 0]
     order = np.argsort(originals, kind="stable")
@@ -72,11 +72,11 @@ def _choose_own(crops: CropSet, reals: np.ndarray, fakes: np.ndarray, generator:
 
 
 def _draw_equally(crops: CropSet, indices: np.ndarray, n: int, generator: Generator) -> np.ndarray:
-    """So many of some crops, as many of each group, in random order."""
+    """Draw n of some crops, equally many of each group, in random order."""
     groups = np.full(len(indices), "") if crops.groups is None else crops.groups[indices]
     names = sorted(set(groups))
     counts = _split_evenly(n, np.ones(len(names)))
-    # Whoever gets the remainder is drawn, too: with few pairs the first names would be preferred.
+    # The groups that get the remainder are drawn at random; otherwise the first names would be preferred.
     counts = counts[torch.randperm(len(names), generator=generator).numpy()]
     drawn = [_cycle(indices[groups == name], count, generator) for name, count in zip(names, counts, strict=True)]
     together = np.concatenate(drawn)
@@ -84,24 +84,24 @@ def _draw_equally(crops: CropSet, indices: np.ndarray, n: int, generator: Genera
 
 
 def _cycle(indices: np.ndarray, n: int, generator: Generator) -> np.ndarray:
-    """So many of some indices: all of them in random order, and again in another one."""
+    """Draw n of some indices: all in random order, then all again in another order, and so on."""
     rounds = [torch.randperm(len(indices), generator=generator).numpy() for _ in range(-(-n // len(indices)))]
     return indices[np.concatenate([*rounds, np.zeros(0, int)])[:n].astype(int)]
 
 
 def _split_evenly(n: int, shares: np.ndarray) -> np.ndarray:
-    """n in whole parts (K,) that are as near to the shares as can be."""
+    """Split n into whole numbers (K,) that are as close to the shares as possible."""
     ends = np.round(np.cumsum(shares) / np.sum(shares) * n).astype(int)
     return np.diff(ends, prepend=0)
 
 
 def thin_rows(rows: pd.DataFrame, per_class: int, *, seed: int = 0) -> pd.DataFrame:
-    """At most so many rows of each family and class, as many of each group as can be; the same ones every time.
+    """Choose a limited number of rows of each family and class, spread evenly over the groups and reproducibly.
 
     Args:
         rows: from `dfdc.data.dataset.read_split`.
-        per_class: reals, and fakes, of a family.
-        seed: of the choice.
+        per_class: maximum number of reals, and of fakes, of a family.
+        seed: seed of the choice.
     """
     order = pd.Series(np.random.default_rng(seed).permutation(len(rows)), index=rows.index)
     family, group = find_families(rows), find_groups(rows)

@@ -1,4 +1,4 @@
-"""Crops -> what their files tell of them, and how well that alone separates reals from fakes."""
+"""Crops -> statistics of their files, and how well these alone separate reals from fakes (shortcut learning)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ FOLDS = 4
 
 
 def describe_files(images: Tensor) -> dict[str, np.ndarray]:
-    """What can be told of pictures without looking at what they show.
+    """Compute statistics of pictures that do not depend on what the pictures show.
 
     Args:
         images: (N, 3, S, S) float or uint8 RGB, 0..255.
 
     Returns:
-        "sharpness" (N, 7): the logarithm of the energy of first and second differences, and of five bands of
-        frequencies; "blocks" (N, 2): steps at multiples of 8 pixels over steps elsewhere, across and down, as JPEG
-        leaves them; "colour" (N, 7): means and standard deviations of the channels, and saturation.
+        "sharpness" (N, 7): logarithms of the energy of first and second differences and of five frequency bands;
+        "blocks" (N, 2): the ratio of steps at multiples of 8 pixels to steps elsewhere, horizontal and vertical, which
+        JPEG leaves; "colour" (N, 7): means and standard deviations of the channels, and saturation.
     """
     images = images.float()
     grey = images.mean(1)
@@ -42,7 +42,7 @@ def describe_files(images: Tensor) -> dict[str, np.ndarray]:
 
 
 def _bands(grey: Tensor) -> list[Tensor]:
-    """The mean power (N,) in five rings of frequencies, up to that of single pixels."""
+    """The mean power (N,) in five frequency bands, up to the frequency of single pixels."""
     side = grey.shape[-1]
     power = torch.fft.rfft2(grey - grey.mean((1, 2), keepdim=True)).abs().square() / side**2
     radius = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
@@ -51,22 +51,22 @@ def _bands(grey: Tensor) -> list[Tensor]:
 
 
 def _steps(differences: Tensor) -> Tensor:
-    """The mean (N,) of the steps (N, H, W) behind each eighth column, over that of the others."""
+    """The ratio (N,) of the mean step (N, H, W) after every eighth column to that of the other steps."""
     at_edge = torch.arange(1, differences.shape[2] + 1) % 8 == 0
     return differences[:, :, at_edge].mean((1, 2)) / (differences[:, :, ~at_edge].mean((1, 2)) + 1e-3)
 
 
 def probe(labels: np.ndarray, features: np.ndarray, groups: np.ndarray, *, seed: int = 0) -> float:
-    """How well features separate the classes: the AUC of boosted trees on groups that they were not fitted to.
+    """Measure how well features separate the classes: the cross-validated AUC of boosted trees.
 
     Args:
         labels: (N,) 0 or 1.
         features: (N, K).
-        groups: (N,) what lies in one fold as a whole, such as persons.
-        seed: of the folds and the trees.
+        groups: (N,) groups that are never split between folds, such as persons.
+        seed: seed of the folds and the trees.
 
     Returns:
-        From about .5, where they tell nothing, to 1.
+        The AUC, from about .5 for uninformative features to 1.
     """
     scores = np.zeros(len(labels))
     for fitted, left_out in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(
@@ -78,7 +78,7 @@ def probe(labels: np.ndarray, features: np.ndarray, groups: np.ndarray, *, seed:
 
 
 def probe_files(labels: np.ndarray, images: Tensor, groups: np.ndarray, *, seed: int = 0) -> Mapping[str, float]:
-    """`probe` by each kind of statistics of `describe_files`, and by all together under "all"."""
+    """Apply `probe` to each kind of statistics of `describe_files`, and to all together under "all"."""
     found = describe_files(images)
     found["all"] = np.concatenate(list(found.values()), 1)
     return {name: probe(labels, features, groups, seed=seed) for name, features in found.items()}

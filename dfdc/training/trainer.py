@@ -84,7 +84,16 @@ class Trainer:
     def step_folded(
         self, answer: FoldedModel, pixels: Tensor, targets: Tensor, weights: Tensor | None = None, *, group: int
     ) -> Tensor:
-        """As `step` with fixed batch norms, on the CPU; crops go through the net in groups of so many."""
+        """Take one optimizer step with fixed batch norms, on the CPU.
+
+        Args:
+            answer: the folded form of the model.
+            pixels, targets, weights: see `step`.
+            group: number of crops per forward pass.
+
+        Returns:
+            The loss before the step, a scalar tensor.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         answer.fold()
         total = torch.zeros(())

@@ -1,7 +1,7 @@
 """Real crops -> autoencoder twins: the same faces after a tiny autoencoder of latent diffusion, whole or blended in.
 
-What a latent-diffusion model paints has passed its decoder, so the trace of the decoder is what all its pictures share.
-A real and its twin are reduced, compressed and enlarged alike: nothing else may tell them apart.
+Every picture of a latent-diffusion model has passed its decoder, so all of them share the trace of the decoder. A real
+and its twin are reduced, compressed and enlarged alike, so that nothing else distinguishes them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from dfdc.training.blend import blend, draw_masks
 
 IMAGES = "twins"
 WHOLE, BLENDED = "autoencoder", "autoencoder_blend"
-# Pixels of the side at which a face passes the autoencoder: what its source had, within these.
+# Limits of the side in pixels at which a face passes the autoencoder; within them it is that of the source.
 MIN_SIDE, MAX_SIDE = 112, 256
-# Chances: of a twin that is blended in, of a first JPEG before the enlargement, and of each treatment of the latents.
+# Probabilities of a twin that is blended in, and of a first JPEG before the enlargement; treatments of the latents.
 BLEND_CHANCE, FIRST_JPEG_CHANCE = 0.5, 0.5
 TREATMENTS = ("plain", "plain", "noise", "coarse")
-# Noise of the latents as a share of their spread, and levels for each unit of a coarse latent.
+# Noise of the latents as a share of their standard deviation; levels per unit of a coarse latent.
 NOISE, LEVELS = 0.12, 6
 
 
@@ -39,13 +39,13 @@ class TwinPlan:
     """How one twin is made.
 
     Attributes:
-        side: pixels at which the face passes the autoencoder.
-        treatment: of its latents; one of `TREATMENTS`.
+        side: side in pixels at which the face passes the autoencoder.
+        treatment: treatment of the latents, one of `TREATMENTS`.
         blended: whether only a part of the face is replaced.
-        first_quality: of a JPEG before the crop is enlarged, 1 to 100; None for none.
-        last_quality: of the crop's own JPEG.
-        enlarged: OpenCV's interpolation where the crop is enlarged.
-        seed: of the noise and of the blended part.
+        first_quality: quality of a JPEG before the crop is enlarged, 1 to 100; None for no such JPEG.
+        last_quality: quality of the final JPEG, 1 to 100.
+        enlarged: OpenCV's interpolation if the crop is enlarged.
+        seed: seed of the noise and of the blended part.
     """
 
     side: int
@@ -62,12 +62,12 @@ class TwinPlan:
 
 
 def plan_twin(source_side: float, size: int, *, seed: int) -> TwinPlan:
-    """Draw how a twin is made; the same seed draws the same.
+    """Draw how a twin is made; the same seed gives the same plan.
 
     Args:
-        source_side: pixels of the face's square in its source; NaN where that is not told, for the crop's own.
+        source_side: side of the face's square in its source in pixels; NaN if unknown, for the side of the crop.
         size: side of the crop in pixels.
-        seed: of everything.
+        seed: seed of all random numbers.
     """
     chance = np.random.default_rng(seed)
     side = (size if np.isnan(source_side) else min(source_side, size)) * chance.uniform(0.85, 1.15)
@@ -83,7 +83,7 @@ def plan_twin(source_side: float, size: int, *, seed: int) -> TwinPlan:
 
 
 def make_twin(crop: np.ndarray, autoencoder: TinyAutoencoder, plan: TwinPlan) -> tuple[np.ndarray, np.ndarray]:
-    """A real crop and its twin after the same treatment.
+    """Make the twin of a real crop, and give both the same treatment.
 
     Args:
         crop: (S, S, 3) uint8 RGB.
@@ -115,20 +115,20 @@ def make_twin(crop: np.ndarray, autoencoder: TinyAutoencoder, plan: TwinPlan) ->
 def write_twins(
     rows: pd.DataFrame, crops: CropSet, out: Path, autoencoder: TinyAutoencoder, *, seed: int, progress: bool = True
 ) -> list[CropRow]:
-    """Make the twins of real crops and write both crops of each.
+    """Make the twins of real crops and write both crops of each pair.
 
-    Twins whose files are there already, made by the same seed, are not made again.
+    Twins whose files already exist from the same seed are not made again.
 
     Args:
-        rows: of real crops, from `dfdc.data.dataset.read_split`, with the column split.
-        crops: of these rows.
-        out: folder; the crops go to its folder `IMAGES`.
+        rows: rows of real crops, from `dfdc.data.dataset.read_split`, with the column split.
+        crops: crops of these rows.
+        out: folder; the crops are written to its sub-folder `IMAGES`.
         autoencoder: see `TinyAutoencoder`.
-        seed: of the draws, with a crop's name.
+        seed: seed of the draws, together with the name of a crop.
         progress: draw a progress bar.
 
     Returns:
-        Two rows for each, the real first.
+        Two rows for each real crop, the real first.
     """
     make_folder(out / IMAGES)
     sides = np.full(len(crops), np.nan) if crops.sides is None else crops.sides.numpy()
@@ -137,7 +137,7 @@ def write_twins(
         told = f"{row['folder']}/{row['video']}/{row['path']}"
         name = f"{Path(row['path']).stem}-{hashlib.sha256(f'{seed} {told}'.encode()).hexdigest()[:8]}"
         plan = plan_twin(float(sides[place]), crops.images.shape[-1], seed=int(name[-8:], 16))
-        # The pictures are JPEG's already; PNG keeps them as they are.
+        # The pictures already have JPEG losses; PNG adds none.
         paths = [out / IMAGES / f"{name}-{label}.png" for label in ("real", "fake")]
         if not all(path.exists() for path in paths):
             crop = crops.images[place].permute(1, 2, 0).numpy()
@@ -174,6 +174,6 @@ def _resize(picture: np.ndarray, side: int, *, enlarged: int = cv2.INTER_LINEAR)
 
 
 def _compress(picture: np.ndarray, quality: int) -> np.ndarray:
-    """A picture after JPEG of a quality (1 to 100)."""
+    """Encode a picture as JPEG with a quality from 1 to 100, and decode it again."""
     _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, quality))
     return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)

@@ -50,8 +50,8 @@ def write_table(found: dict[str, dict], path: Path) -> None:
         "`make faults` writes this page; the raw results are in [faults.json](faults.json). A *lost* row is missing in",
         "submission.csv. *Wrong* counts rows that hold no probability or another label than in the undisturbed run,",
         "reads that found the file broken, and runs that did not end as they should. The list at the end of this page",
-        "states the date of each part and whether it used real or fake nets. Fake nets compute a label from the mean",
-        "of the pixels; the kernel's processes, its reader of clips, signals, disks and files are real in both cases.",
+        "states the date of each part and whether it used real or fake models. Fake models compute a label from the",
+        "mean of the pixels; the kernel's processes, its reader, signals, disks and files are real in both cases.",
         "",
         "| Fault | Times tried | Rows lost | Wrong | Longest delay, s | Delay of |",
         "|---|---:|---:|---:|---:|---|",
@@ -74,7 +74,7 @@ def write_table(found: dict[str, dict], path: Path) -> None:
     ]
     for part, record in found.items():
         lines.append(
-            f"- {part}: {record['date']}, {record['seconds']:.0f} s on {record['machine']}, {record['nets']} nets"
+            f"- {part}: {record['date']}, {record['seconds']:.0f} s on {record['machine']}, {record['models']} models"
         )
     path.write_text("\n".join(lines) + "\n")
 
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         help="run only these parts (default: all but soak)",
     )
     parser.add_argument(
-        "--nets", choices=("real", "fake"), default="real", help="use real or fake models (default: %(default)s)"
+        "--models", choices=("real", "fake"), default="real", help="use real or fake models (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
     parser.add_argument("--clips", type=int, default=2000, help="number of clips of the soak (default: %(default)s)")
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         if "soak" in args.only:
             print(soak.soak(folder / "soak", args.out, n_clips=args.clips))
         wanted = [part for part in PARTS if part in args.only]
-        bench = Bench(folder, seed=args.seed, nets=args.nets) if wanted else None
+        bench = Bench(folder, seed=args.seed, models=args.models) if wanted else None
         for part in wanted:
             started = time.monotonic()
             outcomes = PARTS[part](bench)
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
                 "seconds": time.monotonic() - started,
                 "machine": f"{len(parts.os.sched_getaffinity(0))} cores, Python {platform.python_version()}",
                 "seed": args.seed,
-                "nets": args.nets,
+                "models": args.models,
                 "outcomes": [asdict(outcome) for outcome in outcomes],
             }
             results.write_text(without_places(json.dumps(found, indent=1), folder) + "\n")

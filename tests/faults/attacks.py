@@ -131,7 +131,7 @@ def waits(bench: Bench) -> list[Outcome]:
         found.append(Outcome(fault, 1, lost, wrong, age_s - limit_s, "limit to end", details))
     folder = bench.new_folder("waits-weights")
     (folder / "weights").mkdir()
-    os.mkfifo(folder / "weights/net-0123456789ab.safetensors")
+    os.mkfifo(folder / "weights/model-0123456789ab.safetensors")
     more = ["--weights", folder / "weights", "--time-limit", 20]
     kernel = bench.start(bench.bases["front.mp4"], folder / "a.csv", *more)
     code = kernel.wait()
@@ -179,7 +179,7 @@ def locks(bench: Bench) -> list[Outcome]:
     """A second run that would write the details of a run that has not ended."""
     folder = bench.new_folder("locks")
     (folder / "clips").mkdir()
-    expected = bench.intact(folder / "clips", 600 if bench.nets == "fake" else 60)
+    expected = bench.intact(folder / "clips", 600 if bench.models == "fake" else 60)
     out = folder / "submission.csv"
     first = bench.start(folder / "clips", out)
     reached = first.wait_until(lambda: first.n_done() > 1)

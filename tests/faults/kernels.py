@@ -156,7 +156,7 @@ def start(
     arguments: list[object],
     out: Path,
     *,
-    nets: str = "real",
+    models: str = "real",
     limit_s: float | None = None,
     orders: Mapping[str, str] | None = None,
     environment: Mapping[str, str | None] | None = None,
@@ -167,17 +167,17 @@ def start(
     Args:
         arguments: arguments of kernel.py other than --out, --workers and --device.
         out: path of the submission.
-        nets: "real", or "fake" for workers that read clips and load no models, see `sabotage`.
+        models: "real", or "fake" for workers that read clips and load no models, see `sabotage`.
         limit_s: wall seconds per clip; with a limit, workers also do what the clips' names order. None for the kernel's
             own limit.
         orders: further environment variables for `sabotage`.
         environment: variables to set, or to remove if their value is None.
         prefix: command that starts the kernel, such as env or sh.
     """
-    honest = nets == "real" and limit_s is None and not orders
+    honest = models == "real" and limit_s is None and not orders
     command = [sys.executable, *([str(ROOT / "kernel.py")] if honest else ["-c", SABOTAGED])]
     arguments = [*arguments, "--out", out, "--workers", 2, "--device", "cpu"]
-    orders = {"FAULTS_NETS": nets, **({"FAULTS_LIMIT_S": str(limit_s)} if limit_s else {}), **(orders or {})}
+    orders = {"FAULTS_MODELS": models, **({"FAULTS_LIMIT_S": str(limit_s)} if limit_s else {}), **(orders or {})}
     variables = {**os.environ, **orders, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **(environment or {})}
     log = LOGS.get(out, out.with_name("kernel.log"))
     with open(log, "ab") as file:

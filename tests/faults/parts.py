@@ -67,15 +67,15 @@ class Outcome:
 class Bench:
     """A folder to work in, the clips, and their labels in an undisturbed run."""
 
-    def __init__(self, folder: Path, *, seed: int = 0, nets: str = "real") -> None:
+    def __init__(self, folder: Path, *, seed: int = 0, models: str = "real") -> None:
         """Make the clips and score them.
 
         Args:
             folder: folder to work in; it is created if it does not exist.
             seed: seed of all random choices.
-            nets: "real" or "fake", see `kernels.start`.
+            models: "real" or "fake", see `kernels.start`.
         """
-        self.folder, self.seed, self.nets = folder, seed, nets
+        self.folder, self.seed, self.models = folder, seed, models
         folder.mkdir(parents=True, exist_ok=True)
         self.bases = write_bases(folder / "bases")
         self.expected = self._undisturbed()
@@ -91,7 +91,7 @@ class Bench:
         return labels(out)
 
     def start(self, clips: Path, out: Path, *more: object, **how: object) -> Kernel:
-        return start([clips, *FRAMES, *more], out, nets=self.nets, **how)
+        return start([clips, *FRAMES, *more], out, models=self.models, **how)
 
     def new_folder(self, name: str) -> Path:
         folder = self.folder / name
@@ -151,7 +151,7 @@ def damaged_clips(bench: Bench, *, limit: int | None = None, large: bool = True)
     statuses = {name: row["status"] for name, row in known.items()}
     # Hand-made clips show a face only if their name says so; fake models find one in every clip.
     scored = [name for name in handmade if statuses.get(name) == "ok" and not name.startswith("face-")]
-    tricked = scored if bench.nets == "real" else []
+    tricked = scored if bench.models == "real" else []
     lists = [name for name in handmade if name.startswith("list-") and statuses.get(name) != "unreadable"]
     common = {
         "exit code": code,
@@ -269,7 +269,7 @@ def killed_workers(bench: Bench, *, n_kills: int = 20, n_clips: int | None = Non
     clips = folder / "clips"
     clips.mkdir()
     # Enough clips to last until all kills are done; fake models take no time.
-    expected = bench.intact(clips, n_clips or (800 if bench.nets == "real" else 2000))
+    expected = bench.intact(clips, n_clips or (800 if bench.models == "real" else 2000))
     out = folder / "submission.csv"
     journal = out.with_name(".submission.csv.journal")
     kills, delays = [], []

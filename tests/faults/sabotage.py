@@ -158,7 +158,7 @@ def score_sabotaged(connection: Connection, settings: WorkerSettings) -> None:
 
 def score_faked(connection: Connection, settings: WorkerSettings) -> None:
     """Run a worker without models."""
-    worker._load = lambda _: (FakeAnalyzer(), "nothing: the models are fakes")
+    worker.load_analyzer = lambda _: (FakeAnalyzer(), "nothing: the models are fakes")
     REAL_WORK(connection, settings)
 
 
@@ -172,7 +172,7 @@ def score_with_limit(
 def main() -> int:
     """The kernel's command line.
 
-    Environment: FAULTS_NETS: "real" or "fake" models. FAULTS_LIMIT_S: wall limit of a clip in seconds. FAULTS_FSYNC_S:
+    Environment: FAULTS_MODELS: "real" or "fake". FAULTS_LIMIT_S: wall limit of a clip in seconds. FAULTS_FSYNC_S:
     duration of each fsync in seconds; "inf" for one that never ends. FAULTS_STAT: any value makes the stat of clips
     hang. FAULTS_MEMORY: the bytes of memory that the machine reports.
     """
@@ -182,7 +182,7 @@ def main() -> int:
         scoring.identify = lambda _: threading.Event().wait()
     if memory := os.environ.get("FAULTS_MEMORY"):
         limits.count_memory = lambda: int(memory)
-    if os.environ.get("FAULTS_NETS") == "fake":
+    if os.environ.get("FAULTS_MODELS") == "fake":
         scoring.answer_clips = partial(pool.answer_clips, work=score_faked)
     else:
         pool.score_clips = score_sabotaged

@@ -104,7 +104,7 @@ def check_journal(data: bytes, folder: Path) -> None:
 def _seal_if_json(line: bytes) -> bytes:
     try:
         values = None if line.startswith(b" ") else json.loads(line)
-        return journal._seal(values).rstrip(b"\n") if isinstance(values, dict) else line
+        return journal.seal(values).rstrip(b"\n") if isinstance(values, dict) else line
     except (ValueError, RecursionError):
         return line
 

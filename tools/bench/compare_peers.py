@@ -1,4 +1,4 @@
-"""Measure, in one run on the same clips and cores, what reading alone, this kernel and a published recipe cost.
+"""Measure the cost of decoding alone, of this kernel and of a published recipe, in one run on the same clips and cores.
 
 python tools/bench/compare_peers.py clips --repeat 24
 
@@ -27,7 +27,7 @@ from dfdc.flags import make_parser, positive, run_tool, tool
 from dfdc.run.inputs import collect
 
 TIMER, PEER = (Path(__file__).with_name(name) for name in ("time_kernel.py", "peer_mtcnn_b4.py"))
-# Exit status of TIMER where 4,000 clips would not fit into nine hours, which is no matter here.
+# Exit status of TIMER if 4,000 clips would not fit into nine hours, which does not matter here.
 DOES_NOT_FIT = 3
 # Settings of the kernel, from the fastest to the best.
 SETTINGS = {
@@ -39,15 +39,15 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What one way of scoring costs.
+    """The cost of one way of scoring.
 
     Attributes:
-        name: of the way.
-        seconds: wall time of a clip.
-        core_seconds: CPU time of a clip.
-        reading_s: wall time of a clip for reading alone, in the same minutes; None where it was not measured.
-        peak_mb: resident memory (10^6 bytes) of all processes together.
-        startup_s: before the first clip.
+        name: name of the way of scoring.
+        seconds: wall seconds per clip.
+        core_seconds: CPU seconds per clip.
+        reading_s: wall seconds per clip for reading alone, at the same time; None if not measured.
+        peak_mb: peak resident memory (10^6 bytes) of all processes together.
+        startup_s: seconds before the first clip.
     """
 
     name: str
@@ -59,10 +59,10 @@ class Cost:
 
 
 def measure_kernel(name: str, clips: Sequence[Path], flags: Sequence[str], *, n_clips: int, cores: int) -> Cost:
-    """The cost of the kernel with some flags, on the CPU.
+    """Measure the cost of the kernel with some flags, on the CPU.
 
     Raises:
-        InputError: it failed.
+        InputError: the kernel failed.
     """
     settings = ["--device=cpu", f"--repeat={n_clips}", f"--cores={cores}", *flags]
     found = _run(TIMER, [*settings, *map(str, clips)], allowed=(0, DOES_NOT_FIT))
@@ -71,10 +71,10 @@ def measure_kernel(name: str, clips: Sequence[Path], flags: Sequence[str], *, n_
 
 
 def measure_peer(name: str, clips: Sequence[Path], *, n_frames: int, cores: int) -> Cost:
-    """The cost of the published recipe: the median over the clips, each of which is scored once.
+    """Measure the cost of the published recipe: the median over the clips, each of which is scored once.
 
     Raises:
-        InputError: it failed.
+        InputError: the recipe failed.
     """
     chosen = sorted(os.sched_getaffinity(0))[:cores]
     arguments = [f"--frames={n_frames}", f"--threads={cores}", *map(str, clips)]
@@ -84,7 +84,7 @@ def measure_peer(name: str, clips: Sequence[Path], *, n_frames: int, cores: int)
 
 
 def _run(tool: Path, arguments: list[str], *, allowed: Sequence[int] = (0,), cores: Sequence[int] | None = None) -> Any:
-    """What a tool prints as JSON on its last line."""
+    """Run a tool, and parse the JSON on the last line of its output."""
     bind = None if cores is None else lambda: os.sched_setaffinity(0, cores)
     done = subprocess.run(
         [sys.executable, str(tool), *arguments], stdout=subprocess.PIPE, text=True, check=False, preexec_fn=bind
@@ -95,7 +95,7 @@ def _run(tool: Path, arguments: list[str], *, allowed: Sequence[int] = (0,), cor
 
 
 def format_table(costs: Sequence[Cost]) -> str:
-    """A table in Markdown; ratios are to the reading measured beside a row, else to the mean of all readings."""
+    """Format a Markdown table; ratios refer to the reading time of the same row, or else to the mean of all rows."""
     mean_s = float(np.mean([cost.reading_s for cost in costs if cost.reading_s is not None]))
     lines = ["| | s a clip | times reading | core-seconds | memory | start-up |", "|---|---|---|---|---|---|"]
     lines.append(f"| reading alone | {mean_s:.2f} | 1 | | | |")
@@ -111,9 +111,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("paths", nargs="+", type=Path, metavar="PATH", help="clips, or folders of clips")
-    add("--repeat", type=positive, default=24, metavar="N", help="clips of a kernel's run (default: %(default)s)")
+    add(
+        "--repeat",
+        type=positive,
+        default=24,
+        metavar="N",
+        help="clips in each run of the kernel (default: %(default)s)",
+    )
     add("--cores", type=positive, default=2, help="number of cores to use (default: %(default)s)")
-    add("--peer-frames", type=positive, default=32, help="frames of the other recipe (default: %(default)s)")
+    peer_help = "frames per clip for the other recipe (default: %(default)s)"
+    add("--peer-frames", type=positive, default=32, help=peer_help)
     args = parser.parse_args(argv)
     job = collect(args.paths)
     clips = [job.paths[name] for name in job.names]

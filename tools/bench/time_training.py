@@ -35,18 +35,18 @@ class TrainingSpeed:
     """The speed of training.
 
     Attributes:
-        device: its name.
+        device: name of the device.
         images_per_s: crops per second through the whole step: sampling, resizing, mixing, augmentation, forward and
             backward pass, optimizer and averaged weights.
-        net_images_per_s: crops per second through the last four of these, with a batch that is ready.
-        augmentation_share: of the step's time that is not spent on these four, 0..1.
+        model_images_per_s: crops per second through the last four of these, with a prepared batch.
+        augmentation_share: share of the step's time that is spent on the rest, 0..1.
         waiting_share: share of the time in which a CUDA device ran no kernel; None on the CPU.
-        peak_memory_mb: of the CUDA device in MiB; None on the CPU.
+        peak_memory_mb: peak memory of the CUDA device in MiB; None on the CPU.
     """
 
     device: str
     images_per_s: float
-    net_images_per_s: float
+    model_images_per_s: float
     augmentation_share: float
     waiting_share: float | None
     peak_memory_mb: float | None
@@ -93,20 +93,20 @@ def time_training(
 
     batch = draw()
     whole_s = _time(whole_step, n_steps, device)
-    net_s = _time(lambda: trainer.step(answer, *batch), n_steps, device)
+    model_s = _time(lambda: trainer.step(answer, *batch), n_steps, device)
     cuda = device == "cuda"
     return TrainingSpeed(
         device=torch.cuda.get_device_name() if cuda else "CPU",
         images_per_s=batch_size / whole_s,
-        net_images_per_s=batch_size / net_s,
-        augmentation_share=max(1 - net_s / whole_s, 0.0),
+        model_images_per_s=batch_size / model_s,
+        augmentation_share=max(1 - model_s / whole_s, 0.0),
         waiting_share=_waiting_share(whole_step) if cuda else None,
         peak_memory_mb=torch.cuda.max_memory_allocated() / 2**20 if cuda else None,
     )
 
 
 def _make_crops(n_pairs: int, device: torch.device) -> CropSet:
-    """Random pairs of reals and fakes on the device, where training has its crops, too."""
+    """Random pairs of reals and fakes, on the device, as in training."""
     images = torch.randint(0, 256, (2 * n_pairs, 3, 224, 224), dtype=torch.uint8, device=device)
     labels = torch.arange(2 * n_pairs).ge(n_pairs).float()
     originals = torch.cat([torch.full((n_pairs,), -1), torch.arange(n_pairs)])
@@ -140,10 +140,10 @@ def _waiting_share(step: Callable[[], None]) -> float:
             step()
         torch.cuda.synchronize()
         wall_s = time.perf_counter() - started
-    return max(1 - _busy_us(profile.events()) / 1e6 / wall_s, 0.0)
+    return max(1 - busy_us(profile.events()) / 1e6 / wall_s, 0.0)
 
 
-def _busy_us(events: Iterable[FunctionEvent]) -> float:
+def busy_us(events: Iterable[FunctionEvent]) -> float:
     """Microseconds of kernels and copies on the device; operators and named spans contain the same ones again."""
     on_device = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
     return sum(event.time_range.elapsed_us() for event in on_device)
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
         compiled=args.compile,
     )
     print(f"{args.architecture} at {args.input_size} px, batches of {args.batch_size}, on {speed.device}:")
-    print(f"  {speed.images_per_s:.0f} images/s with augmentation, {speed.net_images_per_s:.0f} without")
+    print(f"  {speed.images_per_s:.0f} images/s with augmentation, {speed.model_images_per_s:.0f} without")
     print(f"  augmentation takes {speed.augmentation_share:.0%} of the time")
     if speed.waiting_share is not None:
         print(

@@ -4,8 +4,8 @@ python tools/research/average_weights.py a.safetensors b.safetensors --crops cro
 python tools/research/average_weights.py a.safetensors b.safetensors --shares 1 3 --crops a.csv b.csv --out runs/soup
 
 After Wortsman et al., "Model soups", 2022: models that were trained from the same weights lie in one basin of the
-loss. The average is calibrated on validation crops, where each family counts alike (see tools/train.py); --compare
-prints its scores beside those of its parts. A single file is only calibrated anew.
+loss. The average is calibrated on validation crops, where each family has the same weight (see tools/train.py).
+--compare also prints the scores of its parts. A single file only gets a new calibration.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def average_models(files: Sequence[WeightsFile], *, shares: Sequence[float] | No
 
     Args:
         files: at least one.
-        shares: how much each counts, > 0; None for all alike.
+        shares: weight of each file in the mean, > 0; None for equal weights.
 
     Raises:
         WeightsError: models that differ in more than their weights, or shares that do not fit.
@@ -76,10 +76,10 @@ def average_weights(
         crops: crop tables; their split val is used for calibration.
         out: folder that gets the weights file; made if absent.
         shares: see `average_models`.
-        leave_out: families that calibration leaves out.
-        limit: use only so many crops of each table.
-        val_limit: use at most so many reals, and fakes, of each family; None for all.
-        compare: print the parts' scores, too.
+        leave_out: families that are left out of the calibration.
+        limit: use only this many crops of each table; None for all.
+        val_limit: use at most this many reals, and fakes, of each family; None for all.
+        compare: also print the scores of the parts.
 
     Returns:
         The path of the weights file.
@@ -125,14 +125,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="weights files to average")
     crops_help = "crop tables; their split val is used for calibration"
     parser.add_argument("--crops", nargs="+", type=Path, required=True, metavar="CSV", help=crops_help)
-    parser.add_argument("--shares", nargs="+", type=float, help="how much each file counts (default: all alike)")
+    parser.add_argument(
+        "--shares", nargs="+", type=float, help="weight of each file in the mean (default: equal weights)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights file")
     parser.add_argument("--limit", type=positive, help="use only this many crops of each table (default: all)")
     val_help = "use at most this many reals, and fakes, of each family (default: all)"
     parser.add_argument("--val-limit", type=positive, help=val_help)
-    leave_help = "leave this family out of the calibration; can be given again"
+    leave_help = "leave this family out of the calibration; can be repeated (default: none)"
     parser.add_argument("--leave-out", action="append", default=[], metavar="FAMILY", help=leave_help)
-    parser.add_argument("--compare", action="store_true", help="print the scores of the parts, too")
+    compare_help = "also print the scores of the parts (default: of the average only)"
+    parser.add_argument("--compare", action="store_true", help=compare_help)
     args = parser.parse_args(argv)
     average_weights(
         args.files,

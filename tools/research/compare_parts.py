@@ -1,10 +1,10 @@
-"""Ask how a person who is fake for a part of the clip is scored, and what that costs real clips.
+"""Measure how well partly faked clips are found, and how many false alarms this costs.
 
 python kernel.py clips --models first --analyses clips.analyses --out clips.csv
 python tools/research/compare_parts.py clips.analyses clips/metadata.json
 
-A third of an original's frames get the log-odds of the same frames of its fake, at the beginning, in the middle and at
-the end. The table has a row for each margin of `dfdc.aggregate.track_logit`.
+Partly faked clips are simulated: one third of an original's frames, at the beginning, in the middle or at the end, get
+the log-odds of the same frames of its fake. The table has a row for each margin of `dfdc.aggregate.track_logit`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MARGINS = (math.inf, 2.0, 1.5, 1.0, 0.75, 0.5, 0.25, 0.0)
 
 @dataclass(frozen=True)
 class Persons:
-    """The frame logits (T,) of the person who is longest in view: of originals, of fakes, and of partly faked clips."""
+    """The frame logits (T,) of the person who is visible longest, in originals, fakes and partly faked clips."""
 
     reals: list[np.ndarray]
     fakes: list[np.ndarray]
@@ -47,7 +47,7 @@ def gather(analyses: Path, metadata: Path) -> Persons:
         metadata: metadata.json of the clips.
 
     Raises:
-        DataError: no original and fake of it both show a person.
+        DataError: there is no original with a fake in which both show a person.
     """
     logits = {analysis.filename: analysis.tracks[0].logits for analysis in read_analyses(analyses) if analysis.tracks}
     clips = [clip for clip in read_metadata(metadata.parent) if clip.name in logits]
@@ -60,12 +60,12 @@ def gather(analyses: Path, metadata: Path) -> Persons:
         for part in fake_thirds(reals[clip.original], logits[clip.name])
     ]
     if not partly:
-        raise DataError(f"{analyses}: no original and fake of it both show a person; score both")
+        raise DataError(f"{analyses}: no original and its fake both show a person; score originals and their fakes")
     return Persons(list(reals.values()), [logits[clip.name] for clip in fakes], partly)
 
 
 def fake_thirds(real: np.ndarray, fake: np.ndarray) -> list[np.ndarray]:
-    """The logits (T,) of an original that is its fake in the first, the middle and the last third."""
+    """The logits (T,) of an original whose first, middle or last third is replaced by its fake."""
     n_frames = min(len(real), len(fake))
     length = max(round(n_frames * PART), 1)
     found = []
@@ -77,7 +77,7 @@ def fake_thirds(real: np.ndarray, fake: np.ndarray) -> list[np.ndarray]:
 
 
 def format_table(persons: Persons, margins: Sequence[float]) -> str:
-    """A table in Markdown: of reals the share above one half and the log loss, of fakes those missed and the AUC."""
+    """Format a Markdown table of false alarms and log loss of reals, and AUC, missed share and log loss of fakes."""
     lines = [
         "| margin | reals: false alarms, log loss | fakes: AUC, missed, log loss | partly: AUC, missed, log loss |",
         "|---|---|---|---|",
@@ -96,7 +96,7 @@ def format_table(persons: Persons, margins: Sequence[float]) -> str:
 
 
 def _log_loss(logits: np.ndarray) -> float:
-    """Of clips whose true class has these log-odds, within the bounds .01 and .99."""
+    """The log loss of clips whose true class has these log-odds, limited to probabilities from .01 to .99."""
     return float(-np.log(np.clip(sigmoid(logits), 0.01, 0.99)).mean())
 
 

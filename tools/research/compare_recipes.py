@@ -3,7 +3,7 @@
 python tools/research/compare_recipes.py --crops crops/crops.csv --init init.safetensors --run runs/recipes
 
 All runs start from the same weights and see the same pairs. Completed runs are not repeated, and an interrupted run
-continues from its last epoch. The table belongs into docs/experiments.md.
+resumes after its last epoch. The table belongs in docs/experiments.md.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Ask what reading only a window after each key frame costs in accuracy: score clips whole, and their windows alone.
+"""Measure the accuracy lost by reading only a window after each key frame instead of the whole clip.
 
 python tools/research/compare_windows.py clips --packets 40 --json windows.json     # labels in clips/metadata.json
 
-Each clip's first packets after every key frame are copied, not encoded anew, into a clip of their own; the kernel
-scores both. A clip that is faked between two windows only would be missed by the windows, whatever the table says.
+The first packets after every key frame are copied, without re-encoding, into a new clip, and the kernel scores both
+clips. Windows would miss a clip that is faked only between them, whatever the table says.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ KERNEL = Path(__file__).resolve().parents[2] / "kernel.py"
 
 @dataclass(frozen=True)
 class Reading:
-    """How much was read of the clips, and the scores.
+    """The result of one way of reading.
 
     Attributes:
-        name: of the way of reading.
-        packets: mean number of packets of a clip.
-        decode_s: mean CPU time of a clip for decoding.
-        auc, log_loss: over all clips, reals and fakes counting alike in the second.
+        name: name of the way of reading.
+        packets: mean number of packets per clip.
+        decode_s: mean CPU seconds per clip for decoding.
+        auc, log_loss: over all clips; the log loss gives reals and fakes equal weight.
         labels: the probability of each clip, in the folder's order.
     """
 
@@ -55,9 +55,9 @@ def copy_windows(source: Path, target: Path, n_packets: int | None) -> int:
     """Copy the video's packets into a Matroska file, with their times.
 
     Args:
-        source: clip.
+        source: clip to copy.
         target: file to write.
-        n_packets: copied after each key frame, the key frame's own among them; None for all.
+        n_packets: number of packets to copy from each key frame on; None for all.
 
     Returns:
         The number of packets that were copied.
@@ -82,7 +82,7 @@ def compare_windows(videos: Path, *, packets: Sequence[int], options: Sequence[s
 
     Args:
         videos: folder of clips with metadata.json.
-        packets: sizes of the windows.
+        packets: sizes of the windows in packets.
         options: more flags for the kernel.
 
     Raises:
@@ -117,7 +117,7 @@ def _read(clips: Sequence[LabelledClip], n_packets: int | None, options: Sequenc
 
 
 def format_table(readings: Sequence[Reading]) -> str:
-    """A table in Markdown; moved is the mean distance of a clip's log-odds from those of the whole clip."""
+    """Format a Markdown table; "moved" is the mean change of a clip's log-odds from those of the whole clip."""
     whole = np.array(readings[0].labels)
     lines = ["| read | packets | decoding | AUC | log loss | moved |", "|---|---|---|---|---|---|"]
     for reading in readings:
@@ -133,10 +133,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("videos", type=Path, metavar="VIDEOS", help="folder of clips with metadata.json")
-    packets_help = "packets of a window; several sizes can be given (default: %(default)s)"
+    packets_help = "sizes of the windows in packets (default: 40)"
     add("--packets", type=positive, nargs="+", default=[40], metavar="N", help=packets_help)
-    add("--frames", type=positive, default=16, help="frames that are scored (default: %(default)s)")
-    add("--models", choices=("all", "first"), default="first", help="models that answer (default: %(default)s)")
+    add("--frames", type=positive, default=16, help="number of frames to score (default: %(default)s)")
+    add("--models", choices=("all", "first"), default="first", help="models to use (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the figures to this file, too (default: print them only)")
     args = parser.parse_args(argv)
     check_outputs([args.json])

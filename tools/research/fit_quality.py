@@ -1,4 +1,4 @@
-"""Fit how far scores of small and compressed faces can be trusted, for dfdc/quality.py.
+"""Fit the trust in the scores of small and compressed faces, for dfdc/quality.py.
 
 python tools/research/fit_quality.py --crops ../shared/crops/crops.csv --weights weights --models 1
 
@@ -26,22 +26,22 @@ from dfdc.weights import find_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Sides in pixels that faces are reduced to, at most their own, and x264's constant rate factors; None leaves it out.
+# The smallest side in pixels that faces are reduced to; constant rate factors of x264, None for no coding.
 MIN_SIDE, CRFS = 20, (None, 23, 28, 34, 40)
-# The factors should also hold for other models and cameras. So few crops could be overfitted, so the fit is pulled
-# slightly towards no effect.
+# The factors should also hold for other models and cameras, and there are few crops, so the fit is pulled slightly
+# towards no effect.
 RIDGE = 1e-3
-# Share of crops as they are that are trusted wholly.
+# Share of unchanged crops that are fully trusted.
 ORDINARY = 0.9
 N_RESAMPLED = 1000
 
 
 def degrade(crop: np.ndarray, side: int, crf: int | None) -> np.ndarray:
-    """A crop as it would be cut from a frame where it has so many pixels, coded with this quality.
+    """Reduce and code a crop, as if it were cut from a clip with a smaller face.
 
     Args:
         crop: (S, S, 3) uint8 RGB.
-        side: in pixels, at most S.
+        side: side of the face in pixels, at most S.
         crf: x264's constant rate factor; None leaves the coding out.
 
     Returns:
@@ -55,7 +55,7 @@ def degrade(crop: np.ndarray, side: int, crf: int | None) -> np.ndarray:
 
 
 def _code(image: np.ndarray, crf: int) -> np.ndarray:
-    """An image through one key frame of H.264."""
+    """Encode an image as one H.264 key frame, and decode it."""
     side = len(image)
     margin = -(-side // 16) * 16 + 32 - side
     padded = cv2.copyMakeBorder(image, 0, margin, 0, margin, cv2.BORDER_REPLICATE)
@@ -69,23 +69,23 @@ def _code(image: np.ndarray, crf: int) -> np.ndarray:
 
 
 def log_loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Log loss (N,) of each logit."""
+    """The log loss (N,) of each logit."""
     return np.logaddexp(0, np.where(labels == 1, -logits, logits))
 
 
 def fit_trust(
     logits: np.ndarray, labels: np.ndarray, sides: np.ndarray, details: np.ndarray, *, own: tuple[np.ndarray, ...]
 ) -> Trust:
-    """The factors of the least log loss that never rise as faces grow poorer.
+    """Fit factors that minimise the log loss and never rise as faces become poorer.
 
-    What is ordinary is trusted wholly, as the models were calibrated on it: nine of ten crops as they are.
+    The models were calibrated on ordinary faces, so nine of ten unchanged crops are fully trusted.
 
     Args:
         logits: (N,) calibrated logits of degraded crops.
         labels: (N,) 1 for a fake.
-        sides: (N,) in pixels.
-        details: (N,) of `measure_detail`.
-        own: sides and details of crops as they are.
+        sides: (N,) sides in pixels.
+        details: (N,) from `measure_detail`.
+        own: sides and details of the unchanged crops.
     """
 
     def trust_of(values: np.ndarray) -> Trust:
@@ -107,14 +107,14 @@ def fit_trust(
 
 
 def fit_quality(csv: Path, weights: Path, *, n_crops: int = 900, n_models: int | None = None, seed: int = 0) -> Trust:
-    """Degrade crops of the validation split, score them and fit; print what it brings.
+    """Degrade crops of the validation split, score them, fit the trust, and print the gain.
 
     Args:
-        csv: a table of crops with `source_size`.
-        weights: a weights file or folder.
-        n_crops: how many crops, half of them fakes.
-        n_models: how many models answer; None for all.
-        seed: of the crops and their degradations.
+        csv: crop table with the column source_size.
+        weights: weights file or folder.
+        n_crops: number of crops, half of them fakes.
+        n_models: number of models to use; None for all.
+        seed: seed of the choice of crops and of their degradation.
     """
     generator = np.random.default_rng(seed)
     rows = read_split(csv, split="val")
@@ -123,7 +123,7 @@ def fit_quality(csv: Path, weights: Path, *, n_crops: int = 900, n_models: int |
     loaded = load_rows(rows, progress=False)
     images, labels = loaded.images.permute(0, 2, 3, 1).numpy(), loaded.labels.numpy().astype(int)
     own = rows.source_size.astype(float).to_numpy()
-    # One in five keeps its size, as most of a clip's faces are large enough.
+    # One in five keeps its size, because most faces of clips are large enough.
     shares = np.where(generator.random(len(own)) < 0.2, 1.0, generator.random(len(own)))
     sides = np.round(MIN_SIDE * (own / MIN_SIDE) ** shares).astype(int)
     crfs = generator.integers(0, len(CRFS), len(own))
@@ -150,7 +150,7 @@ def fit_quality(csv: Path, weights: Path, *, n_crops: int = 900, n_models: int |
 
 
 def _report(sides: np.ndarray, before: np.ndarray, after: np.ndarray, generator: np.random.Generator) -> None:
-    """Log loss by size of face, and the 95 % interval of the change."""
+    """Print the log loss by size of the face, and the 95 % interval of its change."""
     for low, high in ((MIN_SIDE, 36), (36, 64), (64, 110), (110, 1000)):
         inside = np.flatnonzero((sides >= low) & (sides < high))
         changes = (after - before)[generator.choice(inside, (N_RESAMPLED, len(inside)))].mean(1)

@@ -1,10 +1,10 @@
-"""Ask what each family of training data is worth: leave it out, and measure on all families.
+"""Measure the value of each family of training data: leave it out, and evaluate on all families.
 
 python tools/research/leave_families_out.py --crops dfdc.csv ffpp.csv generated.csv --weights FILE --json families.json
 
-Training a net for each family takes hours, so a small network is fitted to frozen features instead: the pooled last
-feature map of one weights file for every crop. It tells what the data hold, not what a net that was trained on them
-would reach. Choose weights that know few of the families, or their features have seen what is left out.
+Training a model for each family takes hours, so a small network is fitted to frozen features instead: the pooled last
+feature map of one model for every crop. This shows what the data contribute, not what a fully trained model would
+reach. Choose weights that were trained on few of the families; otherwise their features know the left-out family.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ Found = dict[str, dict[str, list[float]]]
 
 @torch.inference_mode()
 def find_features(model: FrameModel, crops: CropSet, *, progress: bool = True) -> np.ndarray:
-    """The pooled last feature map of crops, (N, C) float32.
+    """Compute the pooled last feature map of crops, (N, C) float32.
 
     Raises:
-        DataError: the model is no EfficientNet.
+        DataError: the model is not an EfficientNet.
     """
     if not hasattr(model.net, "extract_features"):
-        raise DataError(f"{model.spec.architecture}: its features cannot be had; name an EfficientNet's weights")
+        raise DataError(f"{model.spec.architecture}: its features cannot be read; name weights of an EfficientNet")
     found = []
     for images in tqdm(crops.images.split(BATCH), desc="features", disable=not progress):
         pixels = (resize_crops(images.float(), model.spec.input_size) - model.mean) / model.std
@@ -59,11 +59,11 @@ def find_features(model: FrameModel, crops: CropSet, *, progress: bool = True) -
 def leave_families_out(
     training: tuple[np.ndarray, CropSet], validation: tuple[np.ndarray, CropSet], *, seeds: Sequence[int]
 ) -> Found:
-    """Fit without each family in turn, and with all.
+    """Fit with all families, and without each family in turn.
 
     Args:
         training, validation: features (N, C) and their crops, with families.
-        seeds: of the small network; one fit each.
+        seeds: seeds of the small network; one fit for each.
 
     Raises:
         DataError: there are fewer than two families.
@@ -78,7 +78,7 @@ def leave_families_out(
         for seed in seeds:
             network = MLPClassifier((HIDDEN,), alpha=1.0, max_iter=EPOCHS, random_state=seed)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # it is stopped early on purpose
+                warnings.simplefilter("ignore", ConvergenceWarning)  # training stops early on purpose
                 fitted = make_pipeline(StandardScaler(), network).fit(features[kept], crops.labels.numpy()[kept])
             probabilities = fitted.predict_proba(validation[0])[:, 1]
             for name in sorted(set(validation[1].families)):
@@ -89,7 +89,7 @@ def leave_families_out(
 
 
 def format_table(found: Found) -> str:
-    """A table in Markdown: mean AUC over the seeds, and how far these lie apart; a family left out is in brackets."""
+    """Format a Markdown table of the mean AUC and half its range over the seeds; brackets mark the left-out family."""
     names = list(found[NOTHING])
     lines = [f"| left out | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for left_out, aucs in found.items():
@@ -108,11 +108,11 @@ def main(argv: list[str] | None = None) -> int:
     add("--crops", nargs="+", type=Path, required=True, metavar="CSV", help="crop tables with splits train and val")
     add("--weights", type=Path, required=True, help="weights file of an EfficientNet, whose features are used")
     limit_help = (
-        "reals, and fakes, of each family in training, and a quarter of it in validation (default: %(default)s)"
+        "number of reals, and of fakes, of each family in training; validation has a quarter (default: %(default)s)"
     )
     add("--per-class", type=positive, default=1200, metavar="N", help=limit_help)
     add("--seeds", type=positive, default=3, metavar="N", help="number of fits (default: %(default)s)")
-    add("--json", type=Path, metavar="FILE", help="file that gets the AUC of each fit")
+    add("--json", type=Path, metavar="FILE", help="file for the AUC of each fit (default: print the table only)")
     args = parser.parse_args(argv)
     check_outputs([args.json], inputs=[*args.crops, args.weights])
     model = load_model(find_one(args.weights, "face"))

@@ -37,13 +37,13 @@ def probe_shortcuts(
 
     Args:
         crops: crop tables; see `dfdc.data.dataset.read_table`.
-        n_pairs: drawn of each family.
-        match_strangers: as of `dfdc.training.loop.TrainSettings`.
-        plain: leave out all augmentation, to see what it is needed for.
-        seed: of everything.
+        n_pairs: number of pairs of each family.
+        match_strangers: see `dfdc.training.loop.TrainSettings`.
+        plain: leave out all augmentation, to see its effect.
+        seed: seed of all random numbers.
 
     Returns:
-        Per family the AUC by each kind of statistics.
+        For each family, the AUC by kind of statistics.
     """
     rows = thin_rows(read_split(*crops, split="train"), n_pairs, seed=seed)
     training, identities = load_rows(rows), find_identities(rows)
@@ -64,7 +64,7 @@ def probe_shortcuts(
 def _augment(
     training: CropSet, pairs: torch.Tensor, settings: TrainSettings, generator: torch.Generator
 ) -> torch.Tensor:
-    """Pairs as training sees them, reals first, but with none of them mixed or blended."""
+    """The pixels of pairs as in training, reals first, but without mixup and self-blending."""
     side = training.images.shape[-1]
     model = FrameModel(ModelSpec("efficientnet-lite0", side))
     settings = TrainSettings(mixup=0, self_blend=0, match_strangers=settings.match_strangers, chances={"cut_out": 0})
@@ -77,7 +77,7 @@ def _augment(
 
 
 def format_table(found: dict[str, dict[str, float]]) -> str:
-    """The AUCs as a table in Markdown."""
+    """Format the AUCs as a Markdown table."""
     kinds = list(next(iter(found.values())))
     lines = [["family", *kinds], ["---"] * (len(kinds) + 1)]
     lines += [[family, *(f"{scores[kind]:.3f}" for kind in kinds)] for family, scores in found.items()]
@@ -89,11 +89,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--crops", nargs="+", type=Path, required=True, metavar="CSV", help="crop tables, as for tools/train.py")
-    add("--pairs", type=positive, default=800, help="pairs drawn of each family (default: %(default)s)")
-    add("--plain", action="store_true", help="leave out all augmentation")
-    add("--unmatched", action="store_true", help="leave out the matching of colour and sharpness")
-    add("--json", type=Path, metavar="FILE", help="write the AUCs to this file")
-    add("--seed", type=natural, default=0, help="seed of everything random (default: %(default)s)")
+    add("--pairs", type=positive, default=800, help="number of pairs of each family (default: %(default)s)")
+    add("--plain", action="store_true", help="leave out all augmentation (default: augment as in training)")
+    add("--unmatched", action="store_true", help="do not match colour and sharpness within pairs (default: match them)")
+    add("--json", type=Path, metavar="FILE", help="file for the AUCs (default: print them only)")
+    add("--seed", type=natural, default=0, help="seed of all random numbers (default: %(default)s)")
     args = parser.parse_args(argv)
     check_outputs([args.json])
     found = probe_shortcuts(

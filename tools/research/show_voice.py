@@ -71,7 +71,7 @@ def show_voice(clips: Sequence[Path], out: Path, *, weights: Path = OPTIONAL, vo
     """
     check_outputs([out], inputs=clips)
     limit_tool()
-    listener, rows = VoiceModels([find_one(weights, "sound")]), []
+    model, rows = VoiceModels([find_one(weights, "sound")]), []
     for clip in clips:
         try:
             sound = read_sound(clip, max_s=SHOWN_S)
@@ -79,19 +79,19 @@ def show_voice(clips: Sequence[Path], out: Path, *, weights: Path = OPTIONAL, vo
             raise VideoError(f"{clip}: {error}") from error
         if sound is None:
             raise DataError(f"{clip}: has no sound; name a clip with sound")
-        rows.append(_hear(clip.name, sound, listener))
+        rows.append(_score(clip.name, sound, model))
         for name in vocoders:
             made = VOCODERS[name](sound, np.random.default_rng(0))
-            rows.append(_hear(f"{clip.name}, synthesised by {name}", made, listener))
-    _draw(rows, out, listener.specs[0].input_size * HOP / RATE)
+            rows.append(_score(f"{clip.name}, synthesised by {name}", made, model))
+    _draw(rows, out, model.specs[0].input_size * HOP / RATE)
     return out
 
 
-def _hear(name: str, samples: np.ndarray, listener: VoiceModels) -> Row:
-    windows, starts = cut_windows(samples, listener.specs[0].input_size)
-    logits = run_logits(listener.models[0], windows, listener.batch_size)
-    balanced = listener.specs[0].calibration.probabilities(logits)
-    score = listener.score(samples)
+def _score(name: str, samples: np.ndarray, model: VoiceModels) -> Row:
+    windows, starts = cut_windows(samples, model.specs[0].input_size)
+    logits = run_logits(model.models[0], windows, model.batch_size)
+    balanced = model.specs[0].calibration.probabilities(logits)
+    score = model.score(samples)
     return Row(name, samples, starts, balanced, None if score is None else voice_probability(score))
 
 

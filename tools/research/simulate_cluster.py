@@ -3,9 +3,9 @@
 python tools/research/simulate_cluster.py predictions.csv --per-day 1000000 --scouts 24 --judges 16
 python tools/research/simulate_cluster.py predictions.csv --per-day 1000000 --scouts 24 --judges 16 --mtbf-h 1
 
-The service times are those of a run: decode_s + detect_s + crop_s of a clip for the first stage, score_s for the other.
-Clips arrive at random (a Poisson process). A lost node's clips, and its findings that no judge had taken yet, are done
-again before all others, as Ray does; the node comes back after a while.
+The service times come from a real run: decode_s + detect_s + crop_s of a clip for the first stage, score_s for the
+second. Clips arrive at random (a Poisson process). When a node is lost, its clips and its findings that no judge has
+taken are processed again before all others, as Ray does; the node is replaced after some time.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ DAY_S = 86_400.0
 
 @dataclass(frozen=True)
 class Setup:
-    """A cluster and what arrives there.
+    """A cluster and its load.
 
     Attributes:
-        per_day: clips that arrive in a day.
-        n_scouts, n_judges: actors of both stages, one clip at a time each.
-        per_node: actors on a node.
-        waiting: findings that may wait for a judge, for each judge; scouts stop when they are so many.
+        per_day: number of clips that arrive per day.
+        n_scouts, n_judges: number of actors of the two stages, each of which processes one clip at a time.
+        per_node: number of actors per node.
+        waiting: number of findings per judge that may wait for a judge; scouts stop at this number.
         mtbf_s: mean seconds until a node is lost; None for never.
         repair_s: seconds until a lost node is replaced.
     """
@@ -51,7 +51,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Course:
-    """What a simulation gave.
+    """The result of a simulation.
 
     Attributes:
         latencies_s: (N,) float64, from a clip's arrival to its row.

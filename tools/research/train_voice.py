@@ -50,7 +50,7 @@ def train_weights(
         out: folder for the weights file.
         init: safetensors file to start from; None for random weights.
         leave_out: one of `VOCODERS` that is used for validation only.
-        per_speaker: at most so many training recordings of a speaker, and half as many for validation; None for all.
+        per_speaker: maximum number of training recordings of a speaker, with half as many for validation; None for all.
         settings: None for the defaults.
         progress: draw progress bars.
 
