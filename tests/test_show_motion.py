@@ -89,8 +89,9 @@ def test_flicker_is_found_in_a_simulated_clip_and_not_in_its_steady_twin(
     source = ROOT / name if "/" in name else request.getfixturevalue("shared_videos") / name
     detector, model = FaceDetector(), load_model(shipped)
     steady, flickering = (
-        score_pairs(model, cut_pairs(path, detector, shipped, 8))
+        score_pairs(model, cut_pairs(path, detector, shipped, 24))
         for path in write_twins(source, tmp_path, detector=detector)
     )
-    # Of a flickering and a steady pair, the flickering one usually gets the higher probability.
+    # Of a flickering and a steady pair, the flickering one usually gets the higher probability. With 8 pairs this share
+    # varied from .64 to .77 with the threads of the encoder, with 24 from .89 to .97.
     assert (flickering[:, None] > steady).mean() > 0.75

@@ -15,9 +15,6 @@ from dfdc.detect import FaceDetector
 from dfdc.training.blend import self_blend
 from dfdc.video import stream_frames
 
-# The number of threads changes the coded picture, so it must not depend on the machine.
-ENCODER = {"crf": "18", "preset": "ultrafast", "threads": "3"}
-
 
 def write_twins(source: Path, folder: Path, *, n_frames: int = 48, detector: FaceDetector) -> tuple[Path, Path]:
     """Write the first frames of a clip twice in H.264: unchanged, and with the face self-blended anew in each frame.
@@ -38,7 +35,7 @@ def write_twins(source: Path, folder: Path, *, n_frames: int = 48, detector: Fac
     paths = folder / "steady.mp4", folder / "flickering.mp4"
     for path in paths:
         with av.open(str(path), "w") as output:
-            stream = output.add_stream("libx264", rate=25, options=ENCODER)
+            stream = output.add_stream("libx264", rate=25, options={"crf": "18", "preset": "ultrafast"})
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             for number, pixels in enumerate(frames):
                 if path == paths[1]:
