@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,51 +20,20 @@ from dfdc.cluster.engine import cluster
 from dfdc.cluster.layouts import score_in_stages
 from dfdc.cluster.manifest import freeze
 from dfdc.cluster.places import Place
-from dfdc.cluster.stages import Judge, Scout, StageSettings
-from dfdc.findings import Findings, blank_analysis
+from dfdc.cluster.stages import StageSettings
 from dfdc.run.journal import digest_code
 from dfdc.run.processes import find_tree, measure_process
+from tests.ray_actors import FINDING, QuickScout, SlowJudge
 from tests.ray_cluster import ray_here
 
-# What 32 frames of one person take, see docs/scale.md.
-FINDING = (32, 224, 224, 3)
-FINDING_BYTES = 32 * 224 * 224 * 3
-N_CLIPS, STORE_BYTES, JUDGE_S = 240, 300 * 10**6, 0.1
+FINDING_BYTES = math.prod(FINDING)
+
+N_CLIPS, STORE_BYTES = 240, 300 * 10**6
 
 
 @pytest.fixture(autouse=True)
 def no_network() -> None:
     """Let this test use the loopback interface, where Ray listens."""
-
-
-class QuickScout(Scout):
-    """Finds the same crops in every clip at once, and notes each clip in the job's folder."""
-
-    def __init__(self, settings: StageSettings) -> None:
-        self.settings = settings
-
-    def __call__(self, batch: Mapping[str, Sequence]) -> Iterator[dict[str, list]]:
-        for line, name in zip(batch["line"], batch["name"], strict=True):
-            crops = np.random.default_rng(int(line)).integers(0, 256, FINDING, np.uint8)
-            note(self.settings.base, "found")
-            yield {"line": [int(line)], "findings": [Findings(blank_analysis(str(name), 32, ()), (), (crops,))]}
-
-
-class SlowJudge(Judge):
-    """Takes a tenth of a second for a clip, and notes it."""
-
-    def __init__(self, settings: StageSettings, weights: Sequence[object], names: Sequence[str]) -> None:
-        self.settings, self.names = settings, tuple(names)
-
-    def judge(self, findings: Findings) -> object:
-        time.sleep(JUDGE_S)
-        note(self.settings.base, "judged")
-        return findings.analysis
-
-
-def note(folder: str, kind: str) -> None:
-    with open(f"{folder}/{kind}", "a") as file:
-        file.write("x")
 
 
 @dataclass

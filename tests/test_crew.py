@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +14,8 @@ pytest.importorskip("ray")
 
 from dfdc.cluster.crew import AHEAD, MAX_LOSSES, share_out
 from dfdc.cluster.engine import cluster, told
-from dfdc.errors import InputError
+from dfdc.errors import InputError, MachineError
+from tests.ray_actors import Doubler
 from tests.ray_cluster import ray_here
 
 pytestmark = pytest.mark.slow  # Ray takes ten seconds to start
@@ -32,26 +31,6 @@ def ray_runs() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_network() -> None:
     """Let these tests use the loopback interface, where Ray listens."""
-
-
-class Doubler:
-    """Doubles numbers; some of them kill it once or always, which it notes in a folder."""
-
-    def __init__(self, folder: Path, once: frozenset[int] = frozenset(), always: frozenset[int] = frozenset()) -> None:
-        self.folder, self.once, self.always = folder, once, always
-
-    def check(self) -> None:
-        if (self.folder / "refuse").exists():
-            raise InputError("this node cannot do that")
-
-    def do(self, numbers: list[int]) -> list[int]:
-        for number in numbers:
-            mark = self.folder / str(number)
-            if number in self.always or (number in self.once and not mark.exists()):
-                with mark.open("a") as file:
-                    file.write("x")
-                os.kill(os.getpid(), signal.SIGKILL)
-        return [2 * number for number in numbers]
 
 
 def give_up(number: int, reason: str) -> list[int]:
@@ -72,6 +51,16 @@ def test_lost_work_is_repeated_and_a_killer_is_given_up(tmp_path: Path) -> None:
         found = Counter(number for answer in answers for number in answer)
     assert found == Counter([2 * number for number in range(1, 31) if number != 11] + [-11])
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"3": "x", "17": "x", "11": "x" * MAX_LOSSES}
+
+
+def test_actor_that_cannot_be_made_ends_the_job(tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    with (
+        pytest.raises(MachineError, match=r"an actor cannot be made on a node \(FileNotFoundError"),
+        cluster(None),
+        told(),
+    ):
+        list(share_out(Doubler, (absent,), range(5), n_pieces=5, batch=2, give_up=give_up))
 
 
 def test_refusal_of_a_node_ends_the_job(tmp_path: Path) -> None:

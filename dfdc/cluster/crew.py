@@ -78,7 +78,7 @@ def share_out(
 
     Raises:
         RayTaskError: an actor's method raised an error.
-        MachineError: no actor can be started.
+        MachineError: no actor can be made or started.
     """
     crew = _Crew(kind, arguments, pieces, n_pieces, batch, give_up)
     try:
@@ -160,7 +160,10 @@ class _Crew(Generic[P, R]):
 
     def _lose(self, actor: _Actor[P], error: RayError) -> Iterator[R]:
         """Part with an actor; its pieces are tried again, each alone, so that only one of them can be to blame."""
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        if getattr(error, "actor_init_failed", False):
+            raise MachineError(f"an actor cannot be made on a node ({lines[-1]}); the same command goes on")
+        reason = lines[0]
         log.warning("an actor was lost (%s)", reason)
         self._actors.remove(actor)
         _end(actor)
