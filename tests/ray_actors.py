@@ -16,7 +16,7 @@ from dfdc.findings import Findings, blank_analysis
 
 # Crops of 32 frames of one person, see docs/scale.md.
 FINDING = (32, 224, 224, 3)
-JUDGE_S = 0.1
+JUDGE_S = 1.0
 
 
 class Doubler:
@@ -54,7 +54,7 @@ class QuickScout(Scout):
 
 
 class SlowJudge(Judge):
-    """Takes a tenth of a second for a clip, and notes it."""
+    """Takes a second for a clip, much longer than the other stage, and notes it."""
 
     def __init__(self, settings: StageSettings, weights: Sequence[object], names: Sequence[str]) -> None:
         self.settings, self.names = settings, tuple(names)

@@ -28,7 +28,7 @@ from tests.ray_cluster import ray_here
 
 FINDING_BYTES = math.prod(FINDING)
 
-N_CLIPS, STORE_BYTES = 240, 300 * 10**6
+N_CLIPS, STORE_BYTES = 200, 300 * 10**6
 
 
 @pytest.fixture(autouse=True)
