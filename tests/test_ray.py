@@ -131,7 +131,7 @@ class KillReaders:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kinds", [("Scorer",), ("Scout", "Judge")])
+@pytest.mark.parametrize("kinds", [("Scorer",), ("Scout", "Judge")], ids=["whole", "in_stages"])
 def test_nothing_is_lost_or_doubled_when_workers_a_node_and_the_driver_die(
     tmp_path: Path, expected: list[float], kinds: tuple[str, ...]
 ) -> None:

@@ -17,6 +17,19 @@ from dfdc.run.spawn import environment
 
 # A cluster that was started for one command holds so much for blocks on their way: a few for each actor.
 STORE_BYTES = 2**30
+# How Ray runs for one command. By default its workers have niceness 15, so that they get next to nothing beside other
+# programs, and it sends statistics to its makers. What it gathers for a dashboard, of which there is none, is left out.
+LOCAL_SETTINGS = {
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "600000",
+    "SCAN_EVENT_DIR_INTERVAL_SECONDS": "600",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "600",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "60",
+}
 # An address that does not answer is given up after so many seconds.
 CONNECT_S = 15
 
@@ -56,12 +69,11 @@ def cluster(address: str | None) -> Iterator[Resources]:
 
 
 def _connect(address: str | None) -> None:
-    # By default Ray runs its workers at niceness 15, so that they get next to nothing beside other programs.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # by default Ray sends statistics to its makers
     common = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
     try:
         if address is None:
+            for name, value in LOCAL_SETTINGS.items():
+                os.environ.setdefault(name, value)
             with environment():  # Ray's workers need the same settings as the kernel's
                 ray.init("local", num_cpus=count_cores(), object_store_memory=STORE_BYTES, **common)
             return

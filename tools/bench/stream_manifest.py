@@ -9,6 +9,7 @@ store counts in the memory of all processes.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,9 @@ POLL_S = 1.0
 @tool
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
-    parser.add_argument("--n", type=positive, default=1_000_000, help="lines of the list (default: %(default)s)")
+    add = parser.add_argument
+    add("--n", type=positive, default=1_000_000, help="lines of the list (default: %(default)s)")
+    add("--seconds", type=positive, help="interrupt the command after so many seconds (default: when it ends)")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="dfdc-") as temporary:
         source, results = Path(temporary) / "list.txt", Path(temporary) / "results"
@@ -39,18 +42,22 @@ def main(argv: list[str] | None = None) -> int:
         process = subprocess.Popen([*command, "--out", str(results)], cwd=ROOT, stdout=subprocess.DEVNULL)
         began_s, used, own_bytes, all_bytes = time.monotonic(), {}, 0, 0
         while process.poll() is None:
+            if args.seconds and time.monotonic() > began_s + args.seconds:
+                process.send_signal(signal.SIGINT)
+                process.wait()
+                break
             found = {pid: measure_process(pid) for pid in find_tree(process.pid)}
             used.update({pid: core_s for pid, (core_s, _) in found.items() if core_s})
             own_bytes = max(own_bytes, found[process.pid][1])
             all_bytes = max(all_bytes, sum(resident for _, resident in found.values()))
             time.sleep(POLL_S)
         took_s = time.monotonic() - began_s
-        if process.returncode:
+        if process.returncode not in (0, 130):
             raise InputError(f"{' '.join(command)}: failed")
         n_rows = len(set(read_results(str(results))["line"].to_pylist()))
     print(
-        f"{args.n} lines, {n_rows} rows: {took_s:.0f} s, {args.n / took_s:.0f} a second; core-seconds "
-        f"{used[process.pid]:.0f} in the command's process; at most {own_bytes / 1e6:.0f} MB there and "
+        f"{args.n} lines, {n_rows} rows: {took_s:.0f} s, {used[process.pid]:.0f} core-seconds in the "
+        f"command's process and {sum(used.values()) - used[process.pid]:.0f} in others; at most {own_bytes / 1e6:.0f} MB there and "
         f"{all_bytes / 1e6:.0f} MB in all processes"
     )
     return 0
