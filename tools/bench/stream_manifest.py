@@ -55,11 +55,10 @@ def main(argv: list[str] | None = None) -> int:
         if process.returncode not in (0, 130):
             raise InputError(f"{' '.join(command)}: failed")
         n_rows = len(set(read_results(str(results))["line"].to_pylist()))
-    print(
-        f"{args.n} lines, {n_rows} rows: {took_s:.0f} s, {used[process.pid]:.0f} core-seconds in the "
-        f"command's process and {sum(used.values()) - used[process.pid]:.0f} in others; at most {own_bytes / 1e6:.0f} MB there and "
-        f"{all_bytes / 1e6:.0f} MB in all processes"
-    )
+    own_s = used.pop(process.pid)
+    print(f"{args.n} lines, {n_rows} rows in {took_s:.0f} s")
+    print(f"the command's process: {own_s:.0f} core-seconds, {own_bytes / 1e6:.0f} MB at most")
+    print(f"all others: {sum(used.values()):.0f} core-seconds; {all_bytes / 1e6:.0f} MB at most with the command's")
     return 0
 
 
