@@ -63,10 +63,10 @@ class Cutter:
         self.guard = Guard(craft)
 
     def check(self) -> None:
-        """Nothing: what is cut does not depend on the models, and the settings travel with the work."""
+        """Every node can cut; the settings travel with the actor."""
 
     def do(self, calls: Sequence[Call]) -> list[Report]:
-        """Cut families."""
+        """Cut families; returns the reports of all their clips that were not done."""
         return [report for call in calls for report in self.cut(call)]
 
     def cut(self, call: Call) -> list[Report]:
