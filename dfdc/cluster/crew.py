@@ -122,14 +122,16 @@ class _Crew(Generic[P, R]):
             self._actors.append(_Actor(handle, handle.check.remote()))
 
     def assign(self) -> None:
-        """Give pieces to the actors that have room, to idle ones first."""
+        """Give pieces to the actors that have room, to idle ones first; nothing waits behind a piece that was lost."""
         for n_calls in range(AHEAD):
             for actor in self._actors:
-                if actor.starting is None and len(actor.calls) == n_calls:
-                    batch = self._lost.popleft() if self._lost else self._take()
-                    if not batch.pieces:
-                        return
-                    actor.calls[actor.handle.do.remote(batch.pieces)] = batch
+                has_room = actor.starting is None and len(actor.calls) == n_calls
+                if not has_room or any(batch.n_losses for batch in actor.calls.values()):
+                    continue
+                batch = self._lost.popleft() if self._lost and not n_calls else self._take()
+                if not batch.pieces:
+                    return
+                actor.calls[actor.handle.do.remote(batch.pieces)] = batch
 
     def _take(self) -> _Batch[P]:
         size = max(min(self.n_open // (CALLS * self._n_cpus), self._batch), 1)
@@ -159,7 +161,7 @@ class _Crew(Generic[P, R]):
                 yield answer
 
     def _lose(self, actor: _Actor[P], error: RayError) -> Iterator[R]:
-        """Part with an actor; its pieces are tried again, each alone, so that only one of them can be to blame."""
+        """Part with an actor; what it was doing is tried again, each piece alone."""
         lines = str(error).strip().splitlines() or [type(error).__name__]
         if getattr(error, "actor_init_failed", False):
             raise MachineError(f"an actor cannot be made on a node ({lines[-1]}); the same command goes on")
@@ -171,13 +173,16 @@ class _Crew(Generic[P, R]):
             self._n_failed_starts += 1
             if self._n_failed_starts >= MAX_FAILED_STARTS:
                 raise MachineError(f"no actor can be started on the cluster ({reason}); the same command goes on")
-        for batch in actor.calls.values():
-            for piece in batch.pieces:
-                if batch.n_losses + 1 < MAX_LOSSES:
-                    self._lost.append(_Batch([piece], batch.n_losses + 1))
-                else:
-                    self.n_open -= 1
-                    yield self._give_up(piece, f"{MAX_LOSSES} workers of the cluster were lost with it: {reason}")
+        # An actor does its calls in their order, so the first one is to blame. (If it had just ended, the next one is.
+        # A piece that is blamed is tried alone, so this costs it one of its tries at most.)
+        (first, *waiting) = actor.calls.values() or [_Batch([])]
+        self._lost.extend(waiting)
+        for piece in first.pieces:
+            if first.n_losses + 1 < MAX_LOSSES:
+                self._lost.append(_Batch([piece], first.n_losses + 1))
+            else:
+                self.n_open -= 1
+                yield self._give_up(piece, f"{MAX_LOSSES} workers of the cluster were lost with it: {reason}")
 
     def dismiss(self) -> None:
         """End all actors."""
