@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from dfdc.run.processes import find_tree
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,29 +34,54 @@ ENVIRONMENT = {
 @contextmanager
 def ray_nodes(n_nodes: int, *, n_cpus: int = 1) -> Iterator[object]:
     """A cluster of a head with `n_cpus` + 1 CPUs and `n_nodes` - 1 further nodes; yields Ray's Cluster."""
-    before = {name: os.environ.get(name) for name in ENVIRONMENT}
-    os.environ.update(ENVIRONMENT)
-    from ray.cluster_utils import Cluster
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        from ray.cluster_utils import Cluster
 
-    common = {"object_store_memory": STORE_BYTES, "include_dashboard": False}
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": n_cpus + 1, **common})
-    try:
-        for _ in range(n_nodes - 1):
-            nodes.add_node(num_cpus=n_cpus, object_store_memory=STORE_BYTES)
-        yield nodes
-    finally:
-        nodes.shutdown()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        common = {"object_store_memory": STORE_BYTES, "include_dashboard": False}
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": n_cpus + 1, **common})
+        try:
+            for _ in range(n_nodes - 1):
+                nodes.add_node(num_cpus=n_cpus, object_store_memory=STORE_BYTES)
+            yield nodes
+        finally:
+            nodes.shutdown()
 
 
-def start_job(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.Popen:
+@contextmanager
+def ray_here(*, n_cpus: int, store_bytes: int = STORE_BYTES) -> Iterator[Path]:
+    """Ray in this process and on this machine; yields the folder of its session."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        common = {"include_dashboard": False, "log_to_driver": False}
+        context = ray.init("local", num_cpus=n_cpus, object_store_memory=store_bytes, **common)
+        try:
+            yield Path(context.address_info["session_dir"])
+        finally:
+            ray.shutdown()
+
+
+# The command on a cluster without GPUs, as if it had some: in two stages.
+IN_STAGES = """
+import sys
+from dfdc import cli
+from dfdc.cluster import scoring
+scoring.score_whole = scoring.score_in_stages
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def start_job(
+    *arguments: object, in_stages: bool = False, environment: dict[str, str] | None = None
+) -> subprocess.Popen:
     """Start `dfdc score` with arguments."""
+    program = ["-c", IN_STAGES] if in_stages else ["-m", "dfdc.cli"]
     return subprocess.Popen(
-        [sys.executable, "-m", "dfdc.cli", "score", *map(str, arguments)],
+        [sys.executable, *program, "score", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, **ENVIRONMENT, **(environment or {})},
         stdout=subprocess.PIPE,
@@ -81,13 +108,13 @@ def wait_until(seen: Callable[[], bool], job: subprocess.Popen, *, limit_s: floa
 
 
 def find_actors(kind: str) -> list[int]:
-    """The processes below this one that are actors of a kind, "Scout" or "Judge", oldest first."""
+    """The processes below this one that are actors of a kind: "Scorer", "Scout" or "Judge"; oldest first."""
     found = []
     for pid in find_tree(os.getpid()):  # other tests may run clusters at the same time
         process = Path(f"/proc/{pid}")
         try:
             command = (process / "cmdline").read_bytes().decode(errors="replace")
-            if command.startswith("ray::MapWorker") and kind in command:
+            if command.startswith("ray::") and kind in command:
                 found.append((int((process / "stat").read_text().rpartition(")")[2].split()[19]), pid))
         except (OSError, IndexError):  # it has ended
             continue

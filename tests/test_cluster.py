@@ -27,7 +27,7 @@ from dfdc.cluster.lease import Holder, hold
 from dfdc.cluster.manifest import freeze, open_source, read_piece
 from dfdc.cluster.places import Place, fetch, persist
 from dfdc.cluster.sink import Sink, read_results, to_table
-from dfdc.cluster.stages import CarriedWeights, Judge, Scout, StageSettings
+from dfdc.cluster.stages import CarriedWeights, Judge, Scorer, Scout, StageSettings
 from dfdc.errors import InputError, MachineError, VideoError
 from dfdc.prediction import Prediction
 from dfdc.run.journal import digest_code
@@ -314,8 +314,9 @@ def test_child_that_dies_twice_is_told_and_the_next_work_is_done(tmp_path: Path)
 # The stages
 
 
-def test_stages_give_the_kernels_probabilities(tmp_path: Path) -> None:
-    """Bit for bit: the same functions run on the same frames, in two processes instead of one."""
+@pytest.mark.parametrize("whole", [True, False])
+def test_actors_give_the_kernels_probabilities(tmp_path: Path, whole: bool) -> None:
+    """Bit for bit: the same functions run on the same frames, in one process or in two."""
     files = select("face", find_weights(ROOT / "weights"))
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     paths = [ROOT / "samples/real.mp4", ROOT / "samples/doctored.mp4", tmp_path / "broken.mp4", tmp_path / "absent.mp4"]
@@ -327,13 +328,20 @@ def test_stages_give_the_kernels_probabilities(tmp_path: Path) -> None:
         n_frames=4,
         per_frame=True,
     )
-    scout = Scout(settings)
-    judge = Judge(settings, [CarriedWeights.of(file) for file in files], [file.path.stem for file in files])
-    try:
-        batch = {"line": list(range(4)), "name": [str(path) for path in paths]}
-        tables = [judge(found) for found in scout(batch)]
-    finally:
-        scout.guard.close()
+    weights, models = [CarriedWeights.of(file) for file in files], [file.path.stem for file in files]
+    names = [str(path) for path in paths]
+    if whole:
+        scorer = Scorer(settings, weights, models)
+        try:
+            tables = [scorer.do([clip]) for clip in enumerate(names)]
+        finally:
+            scorer.guard.close()
+    else:
+        scout, judge = Scout(settings), Judge(settings, weights, models)
+        try:
+            tables = [judge(found) for found in scout({"line": list(range(4)), "name": names})]
+        finally:
+            scout.guard.close()
     analyzer = Analyzer(files, threads=1)
     for table, path in zip(tables[:3], paths, strict=False):
         (row,) = table.to_pylist()
@@ -353,6 +361,8 @@ def test_node_with_another_version_is_refused() -> None:
     settings = replace(StageSettings("", (), (), code="other"))
     with pytest.raises(InputError, match="another version of dfdc"):
         Scout(settings)
+    with pytest.raises(InputError, match="another version of dfdc"):
+        Scorer(settings, [], []).check()
 
 
 # The command line

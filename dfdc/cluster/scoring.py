@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 from tqdm import tqdm
 
-from dfdc.cluster.engine import Resources, check_address, cluster, score_clips
+from dfdc.cluster.engine import Resources, check_address, cluster
+from dfdc.cluster.layouts import score_in_stages, score_whole
 from dfdc.cluster.lease import hold
 from dfdc.cluster.manifest import MANIFESTS, Frozen, digest, freeze, open_source
 from dfdc.cluster.places import Place
@@ -123,7 +124,8 @@ def score_corpus(source: str, out: str, settings: ScoreSettings, *, address: str
                 names = [file.path.stem for file in weights]
                 for _ in range(MAX_PASSES):
                     if sink.n_done < job.n_clips:
-                        rows = score_clips(place, sink.done.copy(), stages, carried, names, resources)
+                        score = score_whole if stages.device == "cpu" else score_in_stages
+                        rows = score(place, sink.done.copy(), stages, carried, names, resources)
                         with closing(rows):
                             statuses += _write_rows(rows, sink)
         sink.finish()

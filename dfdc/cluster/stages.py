@@ -1,7 +1,8 @@
-"""The two stages of scoring on a cluster: find faces on CPU nodes, run the models where they are fast.
+"""What an actor does with clips: score them whole, or in two stages on different nodes.
 
-Both are classes for Ray Data: an actor makes one and gives it batch after batch. `Scout` needs no model of fakes, and
-`Judge` needs no clip. Findings travel between them, about 5 MB for 32 frames of one person.
+Without GPUs a `Scorer` does all of it, so that no pixels travel. With GPUs, a `Scout` finds the faces on a CPU, and a
+`Judge` runs the models on a GPU. A Scout needs no model of fakes, and a Judge needs no clip; findings travel between
+them, about 5 MB for 32 frames of one person.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Clips that a scout copies to its node at the same time, while another is being read.
+# Clips that an actor copies to its node at the same time, while another is being read.
 N_FETCHING = 2
 
 
@@ -60,7 +61,7 @@ class CarriedWeights(WeightsFile):
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What both stages have to know.
+    """What every actor has to know.
 
     Attributes:
         base: folder or URL to which the names of the clips are relative.
@@ -93,7 +94,7 @@ class StageSettings:
 
 @dataclass(frozen=True)
 class Errand:
-    """A clip for the child of a scout: its row's name, where it is, and how to look at it."""
+    """A clip for the child of an actor: its row's name, where it is, and how to look at it."""
 
     name: str
     path: Path
@@ -126,14 +127,114 @@ class FindFaces:
         return find
 
 
-class Scout:
-    """Copies clips to its node, and has its child find and cut their faces."""
+@dataclass(frozen=True)
+class ScoreClips:
+    """The craft of a scorer's child: what a worker of the kernel does."""
+
+    settings: StageSettings
+    weights: tuple[CarriedWeights, ...]
+    device: str = "cpu"
+
+    def prepare(self) -> Callable[[Errand], Analysis]:
+        import cv2
+
+        from dfdc.analyze import Analyzer
+
+        cv2.setNumThreads(1)
+        analyzer, settings = Analyzer(list(self.weights), threads=1), self.settings
+        limit_memory(share_memory(count_cores()))
+
+        def score(errand: Errand) -> Analysis:
+            deadline = Deadline.after(settings.clip_limit_s)
+            analysis = analyzer.analyze(errand.path, settings.n_frames, name=errand.name, deadline=deadline)
+            if analysis.identity not in (None, identify(errand.path)):
+                blank = blank_analysis(errand.name, settings.n_frames, settings.digests)
+                return replace(blank, status="error", reason=REPLACED)
+            return analysis
+
+        return score
+
+
+class Reader:
+    """Copies clips to its node, and has its child read them."""
+
+    def __init__(self, settings: StageSettings, craft: FindFaces | ScoreClips) -> None:
+        self.settings, self.guard = settings, Guard(craft)
+        self._folder = tempfile.TemporaryDirectory(prefix="dfdc-")
+        self._fetchers = ThreadPoolExecutor(N_FETCHING)
+
+    def read(self, names: Sequence[str]) -> Iterator[Analysis | Findings]:
+        """What the child finds in each of some clips, in their order; an analysis alone says why there is nothing.
+
+        Args:
+            names: of the clips, see `dfdc.cluster.manifest`.
+        """
+        folder = Path(self._folder.name)
+        copies = [self._fetchers.submit(fetch, resolve(self.settings.base, name), folder) for name in names]
+        for name, copy in zip(names, copies, strict=True):
+            path = settle(copy.result, Path(name), self._blank(name))
+            if isinstance(path, Path):
+                yield self._look(name, path)
+                if path.parent == folder:
+                    with suppress(OSError):
+                        path.unlink()
+            else:
+                yield path
+
+    def _look(self, name: str, path: Path) -> Analysis | Findings:
+        """Let the child look at a clip; one that kills it twice gets a status and a reason."""
+        limit_s = self.settings.clip_limit_s + max(self.settings.clip_limit_s, GRACE_S)
+        found = settle(lambda: self.guard.do(Errand(name, path), limit_s=limit_s), path, self._blank(name))
+        if isinstance(found, Death):
+            return replace(self._blank(name), status=found.status, reason=found.reason)
+        return found
+
+    def _blank(self, name: str) -> Analysis:
+        return blank_analysis(name, self.settings.n_frames, self.settings.digests)
+
+
+class Scorer(Reader):
+    """Scores clips from beginning to end, on a CPU; an actor of `dfdc.cluster.crew`."""
+
+    def __init__(self, settings: StageSettings, weights: Sequence[CarriedWeights], names: Sequence[str]) -> None:
+        """Take what the child needs; the models are loaded there, at the first clip.
+
+        Args:
+            settings: those of the job.
+            weights: of the face models.
+            names: of the models, for the rows.
+        """
+        super().__init__(settings, ScoreClips(settings, tuple(weights)))
+        self.names = tuple(names)
+
+    def check(self) -> None:
+        """See that this node runs the same code as the job.
+
+        Raises:
+            InputError: it does not.
+        """
+        self.settings.check_node()
+
+    def do(self, clips: Sequence[tuple[int, str]]) -> pa.Table:
+        """Score clips.
+
+        Args:
+            clips: their lines and names.
+
+        Returns:
+            Their rows, see `dfdc.cluster.sink`.
+        """
+        analyses = list(self.read([name for _, name in clips]))
+        lines = [line for line, _ in clips]
+        return to_table(lines, analyses, models=self.names, per_frame=self.settings.per_frame)
+
+
+class Scout(Reader):
+    """Finds and cuts the faces in clips; a stage of Ray Data."""
 
     def __init__(self, settings: StageSettings) -> None:
         settings.check_node()
-        self.settings, self.guard = settings, Guard(FindFaces(settings))
-        self._folder = tempfile.TemporaryDirectory(prefix="dfdc-")
-        self._fetchers = ThreadPoolExecutor(N_FETCHING)
+        super().__init__(settings, FindFaces(settings))
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Iterator[dict[str, list]]:
         """Look at clips.
@@ -144,30 +245,14 @@ class Scout:
         Yields:
             Columns line and findings, one clip at a time, so that blocks are closed by their bytes.
         """
-        folder = Path(self._folder.name)
         names = [str(name) for name in batch["name"]]
-        copies = [self._fetchers.submit(fetch, resolve(self.settings.base, name), folder) for name in names]
-        for line, name, copy in zip(batch["line"], names, copies, strict=True):
-            blank = blank_analysis(name, self.settings.n_frames, self.settings.digests)
-            path = settle(copy.result, Path(name), blank)
-            findings = self.look(name, path) if isinstance(path, Path) else Findings(path)
-            if isinstance(path, Path) and path.parent == folder:
-                with suppress(OSError):
-                    path.unlink()
+        for line, found in zip(batch["line"], self.read(names), strict=True):
+            findings = found if isinstance(found, Findings) else Findings(found)
             yield {"line": [int(line)], "findings": [findings]}
-
-    def look(self, name: str, path: Path) -> Findings:
-        """Let the child look at a clip; one that kills it twice gets a status and a reason."""
-        blank = blank_analysis(name, self.settings.n_frames, self.settings.digests)
-        limit_s = self.settings.clip_limit_s + max(self.settings.clip_limit_s, GRACE_S)
-        found = settle(lambda: self.guard.do(Errand(name, path), limit_s=limit_s), path, blank)
-        if isinstance(found, Death):
-            return Findings(replace(blank, status=found.status, reason=found.reason))
-        return found if isinstance(found, Findings) else Findings(found)
 
 
 class Judge:
-    """Holds the models, and makes rows of findings."""
+    """Holds the models, and makes rows of findings; a stage of Ray Data."""
 
     def __init__(self, settings: StageSettings, weights: Sequence[CarriedWeights], names: Sequence[str]) -> None:
         """Load the models.
