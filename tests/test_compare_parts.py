@@ -53,4 +53,4 @@ def test_analyses_without_a_pair_are_refused(tmp_path: Path, capsys: pytest.Capt
     write_analysis(tmp_path, analyse("fake.mp4", 3.0))
     (tmp_path / "metadata.json").write_text(json.dumps({"fake.mp4": {"label": "FAKE", "original": "real.mp4"}}))
     assert main([str(tmp_path), str(tmp_path / "metadata.json")]) == 1
-    assert "score both" in capsys.readouterr().err
+    assert "no original and its fake both show a person" in capsys.readouterr().err
