@@ -190,6 +190,22 @@ def rewrite_packets(source: Path, target: Path, rewrite: Callable[[bytes], bytes
     return target
 
 
+def repeat_clip(source: Path, target: Path, times: int) -> Path:
+    """Play a clip several times in a row, without encoding it again."""
+    with av.open(str(source)) as clip, av.open(str(target), "w") as output:
+        stream = output.add_stream_from_template(clip.streams.video[0])
+        packets = [packet for packet in clip.demux(video=0) if packet.size]
+        length = max(packet.pts + packet.duration for packet in packets)
+        for turn in range(times):
+            for old in packets:
+                packet = av.Packet(bytes(old))
+                packet.pts, packet.dts = old.pts + turn * length, old.dts + turn * length
+                packet.duration, packet.time_base = old.duration, old.time_base
+                packet.is_keyframe, packet.stream = old.is_keyframe, stream
+                output.mux(packet)
+    return target
+
+
 def claim_size(path: Path, size: tuple[int, int]) -> Path:
     """Let the header of a raw H.264 clip claim a false size in pixels, in multiples of 16."""
 

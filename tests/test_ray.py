@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from dfdc.cluster.places import Place, fetch
 from dfdc.cluster.sink import read_results
 from dfdc.errors import InputError, VideoError
 from dfdc.weights import find_weights
+from tests.clips import repeat_clip
 from tests.ray_cluster import (
     ENVIRONMENT,
     ROOT,
@@ -138,7 +138,7 @@ def test_nothing_is_lost_or_doubled_when_workers_a_node_and_the_driver_die(
     n_clips = 60
     folder = link_samples(tmp_path / "clips", n_clips)
     poison = folder / "poison.mp4"
-    shutil.copy(SAMPLES[0], poison)
+    repeat_clip(SAMPLES[0], poison, 300)  # it is read for seconds, so that its readers are caught
     results = tmp_path / "results"
     with ray_nodes(3) as nodes:
         command = (folder, "--ray", nodes.address, "--out", results, "--frames", 2)
