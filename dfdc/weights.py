@@ -294,8 +294,7 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
         WeightsError: there are no weights, no face model is among them, or a file is not valid.
     """
     if path.is_dir():
-        files = sorted(path.glob("*.safetensors"))
-        if not files:
+        if not (files := sorted(path.glob("*.safetensors"))):
             raise WeightsError(f"{path}: holds no .safetensors file; train one with tools/train.py or name another")
     elif path.is_file():
         files = [path]
@@ -310,8 +309,7 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
         raise WeightsError(f"{path}: is one file, and --with looks into a folder's {OPTIONAL}/; name the folder")
     optional = [open_weights(file) for file in sorted((path / OPTIONAL).glob("*.safetensors"))] if extras else []
     for wanted in sorted(set(extras)):  # sorted, so that the order of the flags does not change the run
-        fitting = select(wanted, optional)
-        if not fitting:
+        if not (fitting := select(wanted, optional)):
             raise WeightsError(f"{path / OPTIONAL}: holds no {wanted} model; copy one there, or leave out --with")
         opened += fitting
     return opened
@@ -330,8 +328,7 @@ def find_one(path: Path, what: str) -> WeightsFile:
     if not path.exists():
         raise WeightsError(f"{path}: no such weights file or folder; name one with --weights")
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    fitting = select(what, map(open_weights, files))
-    if not fitting:
+    if not (fitting := select(what, map(open_weights, files))):
         raise WeightsError(f"{path}: holds no {what} model; train one, as README.md describes, or name other weights")
     return fitting[0]
 
