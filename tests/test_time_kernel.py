@@ -264,7 +264,7 @@ def test_real_kernel_is_timed_and_judged(tmp_path: Path, capsys: pytest.CaptureF
         pytest.skip("weights/ holds no weights")
     write_clip(tmp_path / "a.mp4")
     flags = ["--repeat", "2", "--cores", "1", "--device", "cpu", "--frames", "2"]
-    assert main([str(tmp_path), *flags, "--clips", "1", "--limit", "1s", "--memory-gb", "100"]) == 3
+    assert main([str(tmp_path), *flags, "--clips", "1000000", "--limit", "1s", "--memory-gb", "100"]) == 3
     table, line = capsys.readouterr().out.rstrip("\n").rsplit("\n", 1)
     figures = json.loads(line)
     assert set(figures) == JSON_KEYS
