@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -32,6 +31,7 @@ from dfdc.errors import InputError, MachineError, VideoError
 from dfdc.prediction import Prediction
 from dfdc.run.journal import digest_code
 from dfdc.weights import find_weights, select
+from tests.places import race_to_create
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = {"seconds", "decode_s", "detect_s", "crop_s", "score_s"}
@@ -126,18 +126,8 @@ def test_step_that_keeps_failing_names_what_and_why() -> None:
 
 
 def test_only_one_of_many_creates_a_file(tmp_path: Path) -> None:
-    place, start, made = Place(str(tmp_path)), threading.Barrier(8), []
-
-    def create(number: int) -> None:
-        start.wait()
-        if place.create("x/it", f"{number}".encode()):
-            made.append(number)
-
-    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    place = Place(str(tmp_path))
+    made = race_to_create(place, "x/it")
     assert len(made) == 1
     assert place.read("x/it") == f"{made[0]}".encode()
     assert place.names("x") == ["it"]

@@ -23,6 +23,7 @@ from dfdc.cluster.sink import read_results
 from dfdc.errors import InputError, VideoError
 from dfdc.weights import find_weights
 from tests.clips import repeat_clip
+from tests.places import race_to_create
 from tests.ray_cluster import (
     ENVIRONMENT,
     ROOT,
@@ -255,18 +256,8 @@ def test_google_cloud_storage_is_read_listed_and_written_once(tmp_path: Path, go
     place.write("two.mp4", b"2")
     assert list(place.walk()) == ["two.mp4", "a/one.mp4"]
     assert fetch("gs://bucket/clips/two.mp4", tmp_path).read_bytes() == b"2"
-    made = []
-
-    def create(number: int) -> None:
-        if place.create("lease", bytes([number])):
-            made.append(number)
-
-    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [place.read("lease")] == [bytes([number]) for number in made]
+    made = race_to_create(place, "lease")
+    assert [place.read("lease")] == [f"{number}".encode() for number in made]
     place.remove("two.mp4")
     with pytest.raises(VideoError, match="there is no such file"):
         fetch("gs://bucket/clips/two.mp4", tmp_path)
