@@ -60,7 +60,7 @@ def score_whole(
         results: where the list of clips lies.
         done: (n_clips,) bool, which clips have a row.
         settings, weights, names: see `dfdc.cluster.stages`.
-        resources: of the cluster; nodes that join later are used, too.
+        resources: of the cluster, read by `score_in_stages` only; here nodes that join later are used, too.
 
     Raises:
         MachineError: the cluster cannot do the work.
