@@ -21,6 +21,8 @@ MAX_DELAY = 16
 # Share of the remaining time that listing packets may take. Listing takes 3 % of the time of decoding; if a file goes
 # on without frames, the rest of the time is left for decoding those that it has.
 LISTING_SHARE = 0.4
+# Longest plausible clip in seconds, a year: a longer span of times means that one of them is damaged.
+MAX_SPAN_S = 366 * 86_400
 # Containers that state no duration; FFmpeg estimates one from the size or from the last bytes.
 WITHOUT_DURATION = {"mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc", "obu", "ivf", "gif", "apng"}
 WITHOUT_DURATION |= {"jpeg_pipe", "png_pipe", "webp_pipe"}
@@ -95,7 +97,8 @@ def _list(file: MediaFile, container: InputContainer, stream: VideoStream) -> Li
     # Frames decoded by a GPU do not state their chroma location, which scaling needs.
     suits_gpu &= max(stream.width, stream.height) <= MAX_SIDE and stream.sample_aspect_ratio in (None, 0, 1)
     distinct = set(stamps)
-    if None in distinct or len(distinct) <= len(stamps) / 2 or not _agree(stamps, order):
+    usable = None not in distinct and len(distinct) > len(stamps) / 2 and _agree(stamps, order)
+    if not usable or (max(distinct) - min(distinct)) * stream.time_base > MAX_SPAN_S:
         rate = float(stream.average_rate or 25)
         times, duration_s = [number / rate for number in range(len(stamps))], len(stamps) / rate
     else:

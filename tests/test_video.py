@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import struct
 from pathlib import Path
 
 import av
@@ -327,6 +328,16 @@ def test_damaged_time_hides_no_frame(tmp_path, suffix):
     path = copy_packets(write_clip(tmp_path / "a.mp4", n_frames=60), tmp_path / f"b{suffix}", damage)
     # The middles of 8 equal parts of 60 frames.
     assert numbers(read_frames(path, 8)) == [3, 11, 18, 26, 33, 41, 48, 56]
+
+
+def test_first_time_centuries_before_the_others_is_ignored(tmp_path):
+    path = write_clip(tmp_path / "a.ivf", codec="libvpx", n_frames=60)
+    content = bytearray(path.read_bytes())
+    content[36:44] = struct.pack("<q", -5 << 60)  # after the file's header of 32 bytes and the frame's size
+    path.write_bytes(content)
+    reading = read_clip(path, 8)
+    assert numbers(reading.frames) == [3, 11, 18, 26, 33, 41, 48, 56]
+    assert reading.duration_s == pytest.approx(2.0)
 
 
 def test_long_still_among_reordered_frames_is_accepted(tmp_path):
