@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dfdc.analysis import Analysis
 from dfdc.errors import InputError
-from dfdc.files import drafted
+from dfdc.files import drafted, read_file
 
 SUFFIX = ".analysis.json"
 # Characters that an analysis file's name takes over from the clip's name; the others are written as %XX.
@@ -63,7 +63,7 @@ def read_analysis(path: Path) -> Analysis:
         InputError: the file cannot be read or is not an analysis.
     """
     try:
-        return Analysis.from_json(path.read_text(encoding="utf-8"))
+        return Analysis.from_json(read_file(path).decode("utf-8"))
     except (OSError, UnicodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); name an analysis that `dfdc score` wrote") from error
     except InputError as error:

@@ -89,6 +89,16 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = True, m
     return descriptor
 
 
+def read_file(path: Path) -> bytes:
+    """The content of a regular file; a pipe or a device is refused and never waited for.
+
+    Raises:
+        OSError: the file cannot be read or is not a regular file.
+    """
+    with open(open_regular(path), "rb") as file:
+        return file.read()
+
+
 def describe_file(path: Path, *, expected: Identity | None = None) -> Entry:
     """The size and digest of a regular file.
 

@@ -1,16 +1,19 @@
-"""dfdc.data.containment: tables and metadata can refer only to files in their own folder."""
+"""Tables and metadata can refer only to regular files in their own folder (dfdc.data.containment)."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from dfdc.data.clips import read_metadata
+from dfdc.analysis_files import read_analyses
+from dfdc.data.clips import digest_clip, read_metadata
 from dfdc.data.containment import resolve_inside
 from dfdc.data.dataset import load_crops
-from dfdc.errors import DataError
+from dfdc.data.images import read_image
+from dfdc.errors import DataError, InputError
 
 OUTSIDE = ["/etc/passwd", "../secret", "a/../../secret", "..", "", "C:\\secret", "..\\secret", "a\0b"]
 
@@ -58,3 +61,23 @@ def test_metadata_may_name_files_in_its_folder_only(tmp_path: Path, name: str) -
         (tmp_path / "metadata.json").write_text(json.dumps(entries))
         with pytest.raises(DataError, match="leads outside the folder"):
             read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_pipe_that_a_crop_table_names_is_refused_at_once(tmp_path: Path, shard: bool) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    place = "a.png,pipe" if shard else "pipe,"
+    (tmp_path / "crops.csv").write_text(f"path,shard,video,label,original,split\n{place},a.mp4,REAL,,train\n")
+    with pytest.raises(DataError, match="not a regular file"):
+        load_crops(tmp_path / "crops.csv", split="train", progress=False)
+
+
+def test_pipes_in_folders_of_clips_pictures_and_analyses_block_nothing(tmp_path: Path) -> None:
+    for name in ("metadata.json", "clip.mp4", "picture.png", "clip.analysis.json"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="not a regular file"):
+        read_metadata(tmp_path)
+    with pytest.raises(InputError, match="not a regular file"):
+        list(read_analyses(tmp_path))
+    assert digest_clip(tmp_path / "clip.mp4") == ""
+    assert read_image(tmp_path / "picture.png") is None

@@ -15,6 +15,7 @@ from pathlib import Path
 from dfdc.data.containment import check_name
 from dfdc.data.dataset import LABELS
 from dfdc.errors import DataError
+from dfdc.files import open_regular, read_file
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def read_metadata(folder: Path) -> list[LabelledClip]:
     """
     path = folder / METADATA
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = json.loads(read_file(path).decode("utf-8-sig"))
         json.dumps(entries, ensure_ascii=False).encode("utf-8")  # JSON can spell halves of characters: no file's name
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error}); labelled clips need it: {FORM}") from error
@@ -153,7 +154,7 @@ def digest_clip(path: Path) -> str:
     Empty if it is absent or cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open(open_regular(path), "rb") as file:
             size = file.seek(0, os.SEEK_END)
             digest = hashlib.sha256(str(size).encode())
             for start in (0, max(size - DIGESTED_BYTES, 0)):

@@ -18,7 +18,7 @@ import numpy as np
 from dfdc.crop import CropGeometry
 from dfdc.data.clips import LabelledClip, digest_clip, is_same
 from dfdc.errors import DataError, SettingError
-from dfdc.files import write_text
+from dfdc.files import read_file, write_text
 
 FRAME_COLUMNS = ("name", "label")
 # Finished clips, and those in the making, below the output folder.
@@ -162,7 +162,7 @@ def prepare_folder(out: Path, settings: CutSettings, *, overwrite: bool = False)
     path, text = out / "settings.json", json.dumps(asdict(settings), indent=1) + "\n"
     if not path.exists():
         write_text(path, text)
-    elif path.read_text(encoding="utf-8") != text:
+    elif read_file(path).decode("utf-8") != text:
         raise DataError(f"{path}: cut with other settings; use the same, delete the folder, or name another")
 
 
@@ -205,7 +205,7 @@ def find_record(out: Path, video: str) -> Report | None:
 
 
 def _read_record(path: Path) -> Report:
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = json.loads(read_file(path))
     rows = (tuple(row) for row in record["rows"])
     # Rows of older versions lack the last columns.
     whole = (row + ("",) * (len(CROP_COLUMNS) - len(row)) if len(row) > len(FRAME_COLUMNS) else row for row in rows)

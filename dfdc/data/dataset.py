@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -17,7 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dfdc.data.containment import resolve_inside
+from dfdc.data.images import decode_image
 from dfdc.errors import DataError
+from dfdc.files import open_regular, read_file
 from dfdc.research.motion import correlate
 
 COLUMNS = ("path", "video", "label", "original", "split")
@@ -262,16 +263,16 @@ def _read_image(row: dict[str, str], shards: dict[Path, zipfile.ZipFile]) -> np.
         if shard:
             archive = resolve_inside(folder, shard)
             if archive not in shards:  # two threads may both open the file, which does no harm
-                shards[archive] = zipfile.ZipFile(archive)
+                shards[archive] = zipfile.ZipFile(open(open_regular(archive), "rb"))  # noqa: SIM115
             data = shards[archive].read(name)
         else:
-            data = resolve_inside(folder, name).read_bytes()
+            data = read_file(resolve_inside(folder, name))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{folder / shard / name}: cannot be read ({error}); make the crops again") from error
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    pixels = decode_image(data)
     if pixels is None:
         raise DataError(f"{folder / shard / name}: not an image; make the crops again or drop its row")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return pixels
 
 
 def find_lonely(crops: CropSet) -> list[str]:

@@ -21,6 +21,7 @@ from dfdc.crop import CropGeometry, crop_face
 from dfdc.data.clips import TOLD, LabelledClip, is_held_out
 from dfdc.data.crop_folder import CROP_COLUMNS, CropRow, CutSettings, format_of, prepare_folder, write_image
 from dfdc.data.dataset import LABELS, read_columns, read_table
+from dfdc.data.images import read_image
 from dfdc.detect import DetectorSettings, FaceDetector
 from dfdc.errors import DataError
 from dfdc.faces import Faces
@@ -150,12 +151,10 @@ def cut_photographs(
         OSError: a crop cannot be written.
     """
     for picture in pictures:
-        data = picture.path.read_bytes() if picture.path.is_file() else b""
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        image = read_image(picture.path)
         if image is None:
             yield picture, None
             continue
-        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         box, angle = find_face(detector, image, border=BORDER if precut else 0.0)
         if box is None:
             yield picture, None

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
@@ -23,9 +22,10 @@ from dfdc.data.containment import resolve_inside
 from dfdc.data.crop_folder import CROP_COLUMNS, CutSettings, Report, find_done, prepare_folder
 from dfdc.data.crops import cut_family
 from dfdc.data.dataset import read_table
+from dfdc.data.images import read_image
 from dfdc.detect import FaceDetector
 from dfdc.ensemble import Ensemble
-from dfdc.errors import DataError
+from dfdc.errors import DataError, DfdcError
 from dfdc.networks import resize_crops
 from dfdc.weights import WeightsFile, select, sigmoid
 
@@ -229,10 +229,10 @@ class Scorer:
 
 
 def _read_crop(path: Path) -> np.ndarray:
-    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    pixels = read_image(path)
     if pixels is None:
         raise DataError(f"{path}: missing, or not an image; make the crops again")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return pixels
 
 
 class Sheets:
@@ -282,6 +282,8 @@ class Sheets:
     def _try(self, video: str) -> Sheet:
         try:
             return self._make(video)
+        except DfdcError as error:
+            return Sheet(reason=str(error))
         except Exception as error:  # one unusual clip must not end an afternoon of labelling
             log.exception("%s: failed", video)
             return Sheet(reason=f"{type(error).__name__}: {error}")
