@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Collection
 from importlib import metadata
@@ -423,32 +425,94 @@ def make_cache(tmp_path: Path) -> tuple[Path, Path, Path]:
     return tmp_path / "cache", lock, wheel
 
 
+def fetch_av(tmp_path: Path, python: str = "3.12") -> list[Path]:
+    private = tmp_path / "private"
+    private.mkdir(exist_ok=True)
+    return fetch_wheels(tmp_path / "cache", ["av"], [python], lock=tmp_path / "requirements.lock", private=private)
+
+
 def test_wheels_in_the_cache_are_used_if_the_lock_holds_their_hash(tmp_path: Path) -> None:
-    cache, lock, wheel = make_cache(tmp_path)
-    assert fetch_wheels(cache, ["av"], ["3.12"], lock=lock) == [wheel]
+    _, _, wheel = make_cache(tmp_path)
+    (fetched,) = fetch_av(tmp_path)
+    assert fetched.name == wheel.name and fetched.read_bytes() == wheel.read_bytes()
     with pytest.raises(BundleError, match=r"holds no av for Python 3\.11"):
-        fetch_wheels(cache, ["av"], ["3.11"], lock=lock)
+        fetch_av(tmp_path, "3.11")
 
 
 def test_wheel_that_was_changed_in_the_cache_is_refused(tmp_path: Path) -> None:
-    cache, lock, wheel = make_cache(tmp_path)
+    _, _, wheel = make_cache(tmp_path)
     wheel.write_bytes(wheel.read_bytes() + b"x")
     with pytest.raises(BundleError, match=rf"{wheel.name}: is not the one file of av 900\.1 that the lock's hashes"):
-        fetch_wheels(cache, ["av"], ["3.12"], lock=lock)
+        fetch_av(tmp_path)
+
+
+def test_wheel_that_is_replaced_after_its_check_is_not_bundled(tmp_path: Path, project: Path) -> None:
+    """Fetching the other wheels may take minutes after the check of the first one."""
+    _, _, wheel = make_cache(tmp_path)
+    content, wheels = wheel.read_bytes(), fetch_av(tmp_path)
+    wheel.unlink()
+    make_wheel(wheel.parent, "av", "900.1").write_bytes(b"planted")
+    out = make_bundle(tmp_path / "bundle", NAMES, wheels=wheels, root=project, commit="abc")
+    assert (out / "dataset" / "wheels" / wheel.name).read_bytes() == content
+
+
+def test_changed_source_is_refused_before_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip runs the setup.py of a source that it fetches; the index, or whoever answers for it, may have changed it."""
+    index, name, version = tmp_path / "index", "efficientnet-pytorch", "900.1"
+    index.mkdir()
+    setup = (
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom setuptools import setup\nsetup(name={name!r}, version='900.1')\n"
+    )
+    with tarfile.open(index / "efficientnet_pytorch-900.1.tar.gz", "w:gz") as archive:
+        for member, text in {"setup.py": setup, "PKG-INFO": f"Name: {name}\nVersion: {version}\n"}.items():
+            entry = tarfile.TarInfo(f"efficientnet_pytorch-900.1/{member}")
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    lock, private = tmp_path / "requirements.lock", tmp_path / "private"
+    lock.write_text(f"{name}=={version} \\\n    --hash=sha256:{'0' * 64}\n")
+    private.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    with pytest.raises(BundleError, match=r"efficientnet-pytorch 900\.1: nothing for any Python .*HASHES"):
+        fetch_wheels(tmp_path / "cache", [name], ["3.12"], lock=lock, private=private)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_unexpected_wheel_in_the_cache_is_refused(tmp_path: Path) -> None:
-    cache, lock, wheel = make_cache(tmp_path)
+    _, _, wheel = make_cache(tmp_path)
     planted = make_wheel(wheel.parent, "av", "900.2")
     with pytest.raises(BundleError, match=f"{planted.name}: is not the one file"):
-        fetch_wheels(cache, ["av"], ["3.12"], lock=lock)
+        fetch_av(tmp_path)
+
+
+def test_pipe_in_the_cache_blocks_nothing(tmp_path: Path) -> None:
+    _, _, wheel = make_cache(tmp_path)
+    wheel.unlink()
+    os.mkfifo(wheel)
+    with pytest.raises((BundleError, OSError), match="pipe"):
+        fetch_av(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["bundle", "cache"])
+def test_links_with_the_names_of_drafts_are_not_followed(tmp_path: Path, project: Path, part: str) -> None:
+    _, _, wheel = make_cache(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if part == "bundle":
+        (tmp_path / ".bundle.draft").symlink_to(elsewhere)
+    else:
+        shutil.rmtree(wheel.parent)
+        (wheel.parent.parent / ".cp312.tmp").symlink_to(elsewhere)
+    with pytest.raises(FileExistsError):
+        make_bundle(tmp_path / "bundle", NAMES, wheels=fetch_av(tmp_path), root=project, commit="abc")
+    assert not any(elsewhere.iterdir())
 
 
 def test_lock_without_hashes_is_refused(tmp_path: Path) -> None:
-    cache, lock, _ = make_cache(tmp_path)
+    _, lock, _ = make_cache(tmp_path)
     lock.write_text("av==900.1\n")
     with pytest.raises(BundleError, match=r"av==900\.1 lacks an exact version or its hashes"):
-        fetch_wheels(cache, ["av"], ["3.12"], lock=lock)
+        fetch_av(tmp_path)
 
 
 def test_gpl_texts_lie_beside_pyavs_wheel(bundle: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -82,8 +83,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         names = Names(args.user or REHEARSAL, args.dataset, args.kernel)
         packages = BUNDLED_GPU if args.gpu else BUNDLED
-        wheels = fetch_wheels(args.cache, packages, tuple(args.python), lock=LOCK)
-        make_bundle(args.out, names, wheels=wheels, root=ROOT, gpu=args.gpu)
+        with TemporaryDirectory() as private:
+            wheels = fetch_wheels(args.cache, packages, tuple(args.python), lock=LOCK, private=Path(private))
+            make_bundle(args.out, names, wheels=wheels, root=ROOT, gpu=args.gpu)
     except (BundleError, OSError) as error:
         print(f"make_bundle: {error}", file=sys.stderr)
         return 1

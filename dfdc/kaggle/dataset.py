@@ -55,6 +55,8 @@ def make_bundle(
         raise BundleError(f"{out}: exists and is not a bundle; remove it, or name another folder with --out")
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft.mkdir()  # fails if the name is a link, through which the bundle would be written somewhere else
     dataset, kernel = draft / "dataset", draft / "kernel"
     for folder in (dataset / WHEELS, dataset / "licences", kernel):
         folder.mkdir(parents=True)

@@ -70,17 +70,20 @@ def read_lock(path: Path, python: str) -> dict[str, Locked]:
     return locked
 
 
-def fetch_wheels(cache: Path, names: Sequence[str], pythons: Sequence[str], *, lock: Path) -> list[Path]:
+def fetch_wheels(cache: Path, names: Sequence[str], pythons: Sequence[str], *, lock: Path, private: Path) -> list[Path]:
     """Fetch the wheels of some packages for Linux on x86-64, in the locked versions.
+
+    What is checked is a private copy, so that nobody can replace a file of the cache after its check.
 
     Args:
         cache: folder that keeps fetched files; a file there is used only if its hash is in the lock.
         names: of the packages.
         pythons: versions of Python, such as "3.12".
         lock: the lock file.
+        private: empty folder that only this user can write to; it gets the copies.
 
     Returns:
-        The files sorted by name, each once.
+        The wheels in that folder sorted by name, each once.
 
     Raises:
         BundleError: a package is not locked or has no wheel, or a file's hash is not in the lock.
@@ -94,31 +97,33 @@ def fetch_wheels(cache: Path, names: Sequence[str], pythons: Sequence[str], *, l
             if name not in locked:
                 raise BundleError(f"{lock}: holds no {name} for Python {python}; write it again by `make lock`")
             find = _build_wheel if name in SOURCE_ONLY else _download_wheel
-            wheel = find(cache, name, locked[name], python)
+            wheel = find(cache, name, locked[name], python, private)
             wheels.setdefault(wheel.name, wheel)
     return [wheels[name] for name in sorted(wheels)]
 
 
-def _download_wheel(cache: Path, name: str, locked: Locked, python: str) -> Path:
+def _download_wheel(cache: Path, name: str, locked: Locked, python: str, private: Path) -> Path:
     folder = cache / f"{name}-{locked.version}" / f"cp{python.replace('.', '')}"
     options = ["--only-binary=:all:", "--implementation=cp", f"--python-version={python}"]
     options += [f"--platform={platform}" for platform in PLATFORMS]
-    return _fetch(folder, name, locked, options, f"Python {python} on Linux, x86-64")
+    return _fetch(folder, name, locked, options, f"Python {python} on Linux, x86-64", private)
 
 
-def _build_wheel(cache: Path, name: str, locked: Locked, python: str) -> Path:
+def _build_wheel(cache: Path, name: str, locked: Locked, python: str, private: Path) -> Path:
     """Build a wheel from the locked source with this environment's setuptools; another version writes other bytes."""
-    folder = cache / f"{name}-{locked.version}"
-    source = _fetch(folder / "source", name, locked, [f"--no-binary={name}", "--no-build-isolation"], "any Python")
-    built = folder / "built"
-    shutil.rmtree(built, ignore_errors=True)
+    folder, options = cache / f"{name}-{locked.version}" / "source", [f"--no-binary={name}", "--no-build-isolation"]
+    source = _fetch(folder, name, locked, options, "any Python", private)
+    built = private / name
+    shutil.rmtree(built, ignore_errors=True)  # of another Python
     command = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "--no-cache-dir", "--wheel-dir", str(built)]
     _run_pip([*command, str(source)], f"{name} {locked.version}: no wheel can be built of {source}")
     return next(built.glob("*.whl"))
 
 
-def _fetch(folder: Path, name: str, locked: Locked, options: Sequence[str], what_for: str) -> Path:
-    """The only file in a folder, fetched by `pip download` if the folder is missing; its hash must be in the lock.
+def _fetch(folder: Path, name: str, locked: Locked, options: Sequence[str], what_for: str, private: Path) -> Path:
+    """A private copy of the only file in a folder, whose hash must be in the lock.
+
+    If the folder is missing, `pip download` fetches the file.
 
     Raises:
         BundleError: there is no such file, or its hash is not in the lock.
@@ -126,19 +131,25 @@ def _fetch(folder: Path, name: str, locked: Locked, options: Sequence[str], what
     if not folder.is_dir():
         draft = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)  # fails if the name is a link, which pip would follow
         log.info("fetching %s %s for %s", name, locked.version, what_for)
-        command = ["download", "--no-deps", *options, "--dest", str(draft), f"{name}=={locked.version}"]
+        # pip runs the code of a source to learn its metadata, so the hash has to be checked before that.
+        wanted = private / f"{name}.txt"
+        hashes = (f"--hash=sha256:{digest}" for digest in sorted(locked.hashes))
+        wanted.write_text(" ".join([f"{name}=={locked.version}", *hashes]), encoding="utf-8")
+        command = ["download", "--no-deps", *options, "--dest", str(draft), "--require-hashes", f"-r{wanted}"]
         _run_pip(command, f"{name} {locked.version}: nothing for {what_for}")
         draft.rename(folder)
     files = sorted(folder.iterdir())
-    foreign = [file for file in files if describe_file(file).sha256 not in locked.hashes]
+    copies = [Path(shutil.copyfile(file, private / file.name)) for file in files]
+    foreign = [copy.name for copy in copies if describe_file(copy).sha256 not in locked.hashes]
     if foreign or len(files) != 1:
-        wrong = foreign[0] if foreign else folder
+        wrong = folder / foreign[0] if foreign else folder
         raise BundleError(
             f"{wrong}: is not the one file of {name} {locked.version} that the lock's hashes allow; delete {folder} "
             "to fetch it again"
         )
-    return files[0]
+    return copies[0]
 
 
 def _run_pip(command: Sequence[str], failure: str) -> None:
