@@ -88,6 +88,12 @@ def test_a_name_leads_nowhere(client: object, tmp_path: Path, name: str) -> None
     assert upload.read_bytes() == b"x" and not re.search("escape|passwd|b.mp4", upload.name)
 
 
+def test_a_name_cannot_steer_what_shows_it(client: object) -> None:
+    name = "gpj\u202e4pm\x1b[2J\n\x00.mp4"
+    answer = client.post("/token/clips", query_string={"name": name}, data=b"x", headers={"Host": "127.0.0.1"})
+    assert answer.status_code == 202 and answer.json["filename"] == r"gpj\u202e4pm\x1b[2J\n\x00.mp4"
+
+
 def test_size_and_number_of_clips_are_limited(client: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "MAX_BYTES", 10)
     monkeypatch.setattr(jobs, "MAX_WAITING", 2)

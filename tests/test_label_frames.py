@@ -595,6 +595,15 @@ def test_page_shows_the_faces_of_a_clip_and_their_labels(client: FlaskClient, tm
         assert answer.data == (tmp_path / "crops" / name).read_bytes() and answer.mimetype == "image/png"
 
 
+def test_names_cannot_steer_what_shows_them(tmp_path: Path) -> None:
+    rows = family(1, name="gpj\u202e4pm\x1b[2J")
+    rows[0]["path"], rows[1]["path"] = "real.png", "fake.png"
+    session = LabelSession(TableFakes(write_table(tmp_path / "crops", rows)), LabelFile(tmp_path / "\x1b[1A.csv"), None)
+    state = connect(session).get("/state").json
+    assert state["videos"] == [r"gpj\u202e4pm\x1b[2Jfake.mp4"] and state["file"].endswith(r"\x1b[1A.csv")
+    session.sheets.close()
+
+
 def test_label_is_on_disk_before_the_response(client: FlaskClient, tmp_path: Path) -> None:
     answer = send(client, VISIBLE, clip=1, shot=1)
     (line,) = read_rows(tmp_path / "labels.csv")

@@ -169,6 +169,13 @@ def test_large_page_is_limited_in_size_and_states_what_is_left_out(tmp_path: Pat
     assert set(shown["tracks"][0]["heat"]) == set(shown["tracks"][0]["thumbnails"])
 
 
+def test_names_cannot_steer_what_shows_them(tmp_path: Path) -> None:
+    clips = [dfdc.Analysis("gpj\u202e4pm\x1b[2J\r</script>.mp4", status="unreadable", reason="no video")]
+    page = write_report(clips, tmp_path / "report.html", n_clips=1).read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert json.loads(data)["clips"][0]["filename"] == r"gpj\u202e4pm\x1b[2J\r</script>.mp4"
+
+
 def test_small_page_keeps_all_pictures_unchanged(report: Path) -> None:
     page = report.read_text(encoding="utf-8")
     assert '"pictures_left_out":true' not in page and page.count('"pictures_left_out":false') == 4

@@ -17,6 +17,7 @@ from dfdc.analysis import Analysis
 from dfdc.analysis_files import SUFFIX, analysis_path, read_analysis, write_analysis
 from dfdc.deadline import Deadline
 from dfdc.errors import DfdcError, InputError
+from dfdc.log import shown
 from dfdc.prediction import DEFAULT_FRAMES
 from dfdc.progress import Progress, Stage
 from dfdc.run.pool import predict_clips
@@ -102,14 +103,14 @@ class JobQueue:
         """Store a clip and queue it.
 
         Args:
-            filename: as the user's file is called; it names no file here.
+            filename: as the user's file is called; it names no file here, and is shown with control characters escaped.
             stream: its content.
 
         Raises:
             QueueFull: too many clips wait.
             InputError: the clip is too large.
         """
-        name = Path(filename.replace("\\", "/")).name or "clip"
+        name = shown(Path(filename.replace("\\", "/")).name) or "clip"
         with self._changed:
             if sum(job.queued for job in self._jobs.values()) >= MAX_WAITING:
                 raise QueueFull(f"{MAX_WAITING} clips are waiting already; hand in more when some are done")

@@ -14,6 +14,7 @@ from flask import Blueprint, Flask, Response, abort, jsonify, render_template, r
 from dfdc.app.local import protect
 from dfdc.data.labels import MARKS, FrameLabel, LabelFile, read_box
 from dfdc.data.sheets import ClipFakes, Scorer, Sheet, Sheets, Shot, TableFakes
+from dfdc.log import shown
 
 # A request waits this long for its clip; then the page asks again.
 WAIT_S = 10.0
@@ -50,8 +51,8 @@ class LabelSession:
         last = next((video for video, *_ in reversed(self._labels.labels) if video in self._numbers), None)
         return {
             "run": self._run,
-            "file": str(self._labels.path),
-            "videos": self.videos,
+            "file": shown(self._labels.path),
+            "videos": [shown(video) for video in self.videos],
             "kinds": list(self._fakes.kinds.values()),
             "shots": [self.sheets.count(number) for number in range(len(self.videos))],
             "start": self._numbers.get(last, 0),

@@ -24,6 +24,7 @@ from dfdc.detect import FaceDetector
 from dfdc.errors import DfdcError, VideoError
 from dfdc.files import drafted
 from dfdc.kaggle.paths import find_weights_folder
+from dfdc.log import shown
 from dfdc.prediction import DEFAULT_FRAMES, STATUSES, Prediction
 from dfdc.report.panels import draw_panels
 from dfdc.run.submission import read_predictions
@@ -125,10 +126,10 @@ def _draw_face(axes: Axes, prediction: Prediction, portrait: np.ndarray | None) 
         axes.text(0.5, 0.5, "no face read", ha="center", va="center", color="grey")
     else:
         axes.imshow(portrait)
-    name = prediction.filename
+    name = shown(prediction.filename)
     name = name if len(name) <= 22 else f"{name[:10]}…{name[-11:]}"
-    printable = name.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
-    axes.set_title(f"{prediction.label:.1%}\n{printable}", fontsize=8)
+    plain = name.replace("$", r"\$")  # matplotlib sets the text between two of them as a formula
+    axes.set_title(f"{prediction.label:.1%}\n{plain}", fontsize=8)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from dfdc.crop import CropGeometry
 from dfdc.detect import QUICK
 from dfdc.errors import InputError
 from dfdc.files import drafted
+from dfdc.log import shown
 from dfdc.report.budget import fit_pictures
 from dfdc.report.words import describe_finding
 from dfdc.version import __version__
@@ -90,6 +91,7 @@ def _write_clip(analysis: Analysis, share: int) -> str:
 def describe_clip(analysis: Analysis) -> dict[str, Any]:
     """The data of a clip that the page shows, as a JSON-compatible dict."""
     record = json.loads(analysis.to_json())
+    record["filename"] = shown(analysis.filename)
     record["scored"] = analysis.scored
     record["finding"] = asdict(describe_finding(analysis))
     for track, found in zip(record["tracks"], analysis.tracks, strict=True):

@@ -15,6 +15,7 @@ from dfdc.analysis import Analysis, FaceTrack
 from dfdc.crop import CropGeometry
 from dfdc.files import drafted
 from dfdc.illustrate import spread
+from dfdc.log import shown
 from dfdc.report.page import crop_in_thumbnail
 from dfdc.report.words import describe_finding, format_percent
 
@@ -85,7 +86,7 @@ def decode(jpeg: bytes) -> np.ndarray:
 
 
 def _draw_clip(part: SubFigure, analysis: Analysis) -> None:
-    name = analysis.filename.encode("utf-8", "replace").decode()
+    name = shown(analysis.filename)
     said = describe_finding(analysis).text
     score = format_percent(analysis.probability) if analysis.scored else analysis.status
     part.suptitle(f"{name}: {score}, {said}", fontsize=11, x=0.01, ha="left", parse_math=False)
@@ -94,11 +95,11 @@ def _draw_clip(part: SubFigure, analysis: Analysis) -> None:
     if not analysis.tracks:
         return
     track, strongest = analysis.tracks[0], strongest_heat(analysis)
-    shown = sorted(track.thumbnails)
-    for column, index in enumerate(spread(len(shown), FACES) if shown else ()):
+    pictured = sorted(track.thumbnails)
+    for column, index in enumerate(spread(len(pictured), FACES) if pictured else ()):
         axes = part.add_subplot(grid[0, 2 + column])
-        _show(axes, decode(track.thumbnails[shown[index]]))
-        row = int(np.flatnonzero(track.frames == shown[index])[0])
+        _show(axes, decode(track.thumbnails[pictured[index]]))
+        row = int(np.flatnonzero(track.frames == pictured[index])[0])
         axes.set_title(f"{track.times_s[row]:.1f} s · {format_percent(track.scores[row])}", fontsize=8)
     if track.heat:
         frame = max(track.heat, key=lambda each: abs(float(track.heat[each].mean())))
