@@ -254,23 +254,27 @@ class Analysis:
                 raise ValueError(f"allowed is the schema {SCHEMA!r}")
             tracks = tuple(
                 FaceTrack(
-                    frames=np.array(track.pop("frames"), np.int64),
-                    times_s=np.array(track.pop("times_s"), np.float64),
-                    boxes=np.array(track.pop("boxes"), np.float32).reshape(-1, 4),
-                    found=np.array(track.pop("found"), bool),
-                    angles=np.array(track.pop("angles"), np.float32),
-                    logits=np.array(track.pop("logits"), np.float64),
+                    frames=_to_array(track.pop("frames"), np.int64),
+                    times_s=_to_array(track.pop("times_s"), np.float64),
+                    boxes=_to_array(track.pop("boxes"), np.float32).reshape(-1, 4),
+                    found=_to_array(track.pop("found"), np.bool_),
+                    angles=_to_array(track.pop("angles"), np.float32),
+                    logits=_to_array(track.pop("logits"), np.float64),
                     thumbnails=_to_pictures(track.pop("thumbnails")),
-                    heat={int(key): np.array(value, np.float32) for key, value in track.pop("heat").items()},
+                    heat={int(key): _to_array(value, np.float32) for key, value in track.pop("heat").items()},
                     **track,
                 )
                 for track in record.pop("tracks")
             )
+            if any(len({len(values) for values in _columns(track)}) != 1 for track in tracks):
+                raise ValueError("a track's lists differ in length")
+            if not all(isinstance(text, str) for text in (record["filename"], record["reason"], *record["notes"])):
+                raise ValueError("a name, reason or note is not a text")
             size, origin = record.pop("frame_size"), record.pop("provenance")
             if origin is not None:
                 origin = Provenance(**{**origin, "models": tuple(Model(**model) for model in origin["models"])})
             return cls(
-                times_s=np.array(record.pop("times_s"), np.float64),
+                times_s=_to_array(record.pop("times_s"), np.float64),
                 frame_size=None if size is None else (int(size[0]), int(size[1])),
                 tracks=tracks,
                 weights=tuple(record.pop("weights")),
@@ -280,8 +284,13 @@ class Analysis:
                 provenance=origin,
                 **record,
             )
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
             raise InputError(f"not an analysis in JSON ({error!r}); `dfdc score --analyses` writes them") from error
+
+
+def _columns(track: FaceTrack) -> tuple[np.ndarray, ...]:
+    """The arrays with one entry per frame of the track."""
+    return track.frames, track.times_s, track.boxes, track.found, track.angles, track.logits
 
 
 def _to_plain(value: Any) -> Any:
@@ -296,6 +305,13 @@ def _to_plain(value: Any) -> Any:
             for key, item in value.items()
         }
     return value
+
+
+def _to_array(values: Any, dtype: type[np.generic]) -> np.ndarray:
+    array = np.array(values, dtype)
+    if not np.isfinite(array).all():
+        raise ValueError("a number is not finite")
+    return array
 
 
 def _to_pictures(values: dict[str, str]) -> dict[int, bytes]:

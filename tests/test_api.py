@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,35 @@ def test_json_round_trip_keeps_everything(analysis: dfdc.Analysis) -> None:
 def test_text_that_is_no_analysis_is_refused(text: str) -> None:
     with pytest.raises(dfdc.InputError, match="not an analysis"):
         dfdc.Analysis.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "said"),
+    [
+        ("times_s", [None], "not finite"),
+        ("times_s", [1e999], "not finite"),
+        ("filename", ["a.mp4"], "not a text"),
+        ("notes", [1], "not a text"),
+        ("tracks.frames", [10**30], "OverflowError"),
+        ("tracks.frames", [0] * 999, "differ in length"),
+        ("tracks.boxes", [[1, 2, 3, 4]] * 999, "differ in length"),
+        ("tracks.heat", {"0": [[None]]}, "not finite"),
+    ],
+)
+def test_analyses_that_the_package_never_writes_are_refused(
+    analysis: dfdc.Analysis, where: str, value: object, said: str
+) -> None:
+    """An analysis may come from somebody else; no value of it may end a report with a traceback."""
+    record = json.loads(analysis.to_json())
+    *outer, key = where.split(".")
+    (record["tracks"][0] if outer else record)[key] = value
+    with pytest.raises(dfdc.InputError, match=f"not an analysis .*{said}"):
+        dfdc.Analysis.from_json(json.dumps(record))
+
+
+def test_deeply_nested_text_is_refused() -> None:
+    with pytest.raises(dfdc.InputError, match="RecursionError"):
+        dfdc.Analysis.from_json("[" * 200_000)
 
 
 def test_table_has_a_row_per_frame_and_face(analysis: dfdc.Analysis) -> None:
