@@ -115,7 +115,7 @@ def test_clips_of_one_name_stay_apart(client: object, tmp_path: Path) -> None:
 
 def test_what_a_killed_server_left_is_removed_and_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "uploads").mkdir()
-    (tmp_path / "uploads/left").write_bytes(b"x")
+    (tmp_path / f"uploads/upload-{'a' * 22}").write_bytes(b"x")
     JobQueue(tmp_path, WorkerSettings(weights=())).close()
     assert list((tmp_path / "uploads").iterdir()) == []
     (tmp_path / "file").write_bytes(b"x")
@@ -123,11 +123,31 @@ def test_what_a_killed_server_left_is_removed_and_a_file_is_no_folder(tmp_path: 
         JobQueue(tmp_path / "file", WorkerSettings(weights=()))
 
 
+def test_the_users_own_files_are_never_removed(tmp_path: Path) -> None:
+    """The folder for results may hold a folder of clips with this name, or a link to one."""
+    (tmp_path / "mine/uploads").mkdir(parents=True)
+    (tmp_path / "mine/uploads/holiday.mp4").write_bytes(b"x")
+    JobQueue(tmp_path / "mine", WorkerSettings(weights=())).close()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/uploads").symlink_to(tmp_path / "mine/uploads")
+    with pytest.raises(InputError, match="linked: cannot be used"):
+        JobQueue(tmp_path / "linked", WorkerSettings(weights=()))
+    assert (tmp_path / "mine/uploads/holiday.mp4").read_bytes() == b"x"
+
+
+def test_files_that_are_no_analyses_cost_nobody_the_page(client: object, tmp_path: Path) -> None:
+    write_analysis(tmp_path, dfdc.Analysis("kept.mp4", 0.25))
+    os.mkfifo(tmp_path / "pipe.analysis.json")
+    (tmp_path / "deep.analysis.json").write_text("[" * 200_000)
+    answer = client.get("/token/state", headers={"Host": "127.0.0.1"})
+    assert answer.status_code == 200 and [clip["filename"] for clip in answer.json["clips"]] == ["kept.mp4"]
+
+
 def test_a_second_app_on_a_folder_is_refused_and_a_closed_one_leaves_no_upload(tmp_path: Path) -> None:
     queue = JobQueue(tmp_path, WorkerSettings(weights=()))
     with pytest.raises(InputError, match="another app uses it"):
         JobQueue(tmp_path, WorkerSettings(weights=()))
-    (tmp_path / "uploads/clip").write_bytes(b"x")
+    (tmp_path / f"uploads/upload-{'a' * 22}").write_bytes(b"x")
     queue.close()
     assert list((tmp_path / "uploads").iterdir()) == []
     JobQueue(tmp_path, WorkerSettings(weights=())).close()

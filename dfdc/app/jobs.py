@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import threading
 import time
@@ -30,6 +31,8 @@ MAX_WAITING = 20
 CLIP_LIMIT_S = 300.0
 CHUNK_BYTES = 2**20
 UPLOADS = "uploads"
+# The names of uploaded clips in that folder. Nothing else there is ever removed: it may be the user's own.
+UPLOAD = re.compile(r"upload-[A-Za-z0-9_-]{22}")
 
 
 class QueueFull(InputError):
@@ -41,7 +44,7 @@ class Job:
     """A clip that was added.
 
     Attributes:
-        key: name of its file while it is here; hard to guess.
+        key: its file is called upload-KEY while it is here; hard to guess.
         filename: as the user's file is called, with a number where another clip has this name.
         stage: "uploading", "waiting", "loading" the models, one of the stages of `Progress`, "done" or "failed".
         n_done, n_all: see `Progress`.
@@ -184,10 +187,11 @@ class JobQueue:
 
     def _remove_uploads(self) -> None:
         for path in self._uploads.iterdir():
-            path.unlink(missing_ok=True)
+            if UPLOAD.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     def _path_of(self, job: Job) -> Path:
-        return self._uploads / job.key
+        return self._uploads / f"upload-{job.key}"
 
     def _free_name(self, name: str) -> str:
         """The name, with a number where an analysis or a job has it already."""
@@ -238,12 +242,13 @@ class JobQueue:
 
 
 def _lock(folder: Path) -> int:
-    """Lock a folder until the descriptor that is returned is closed, or the process ends.
+    """Lock a folder, which no link may lead to, until the descriptor that is returned is closed, or the process ends.
 
     Raises:
         BlockingIOError: another process has locked it.
+        OSError: it is not a folder.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
