@@ -16,7 +16,7 @@ from skimage.metrics import structural_similarity
 
 from dfdc.crop import CropGeometry
 from dfdc.data.clips import LabelledClip, group_families, is_held_out, read_metadata
-from dfdc.data.crop_folder import CutSettings
+from dfdc.data.crop_folder import CutSettings, prepare_folder
 from dfdc.data.dataset import load_crops
 from dfdc.ensemble import cut_crops
 from dfdc.errors import DataError
@@ -240,6 +240,15 @@ def test_crops_with_other_settings_are_not_mixed(pair, tmp_path: Path) -> None:
     shutil.copytree(pair[0].parent, tmp_path / "copy")
     with pytest.raises(DataError, match="cut with other settings; use the same, delete the folder, or name another"):
         cut(tmp_path / "copy/clips", tmp_path / "copy/out", CutSettings(n_frames=4, geometry=SETTINGS.geometry))
+
+
+def test_overwriting_never_deletes_what_the_tool_did_not_make(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/holiday.png").write_bytes(b"x")
+    with pytest.raises(DataError, match="images: was not made by this tool"):
+        prepare_folder(tmp_path, CutSettings(), overwrite=True)
+    assert (tmp_path / "images/holiday.png").read_bytes() == b"x"
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
 def test_bad_clips_are_reported_and_skipped(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

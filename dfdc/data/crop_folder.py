@@ -151,10 +151,13 @@ def prepare_folder(out: Path, settings: CutSettings, *, overwrite: bool = False)
     """Create an output folder, and check that crops that are already there were cut with the same settings.
 
     Raises:
-        DataError: it holds crops that were cut with other settings.
+        DataError: it holds crops that were cut with other settings, or folders that are not of crops.
         OSError: it cannot be written.
     """
     if overwrite:
+        foreign = [name for name in (IMAGES, DRAFTS) if (out / name).exists() and not (out / "settings.json").exists()]
+        if foreign:
+            raise DataError(f"{out / foreign[0]}: was not made by this tool, and is not deleted; name another folder")
         for name in (IMAGES, DRAFTS):
             shutil.rmtree(out / name, ignore_errors=True)
         (out / "settings.json").unlink(missing_ok=True)
