@@ -131,7 +131,8 @@ def read_published(published: Published) -> dict[str, Tensor]:
         content = read_regular(path)
     except OSError as error:
         raise WeightsError(
-            f"{published.name}: ImageNet weights cannot be fetched ({error}); go online, or name a file with --init"
+            f"{path}: ImageNet weights cannot be fetched ({error}); go online, put {published.url} there, or name "
+            "another file with --init"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != published.sha256:
