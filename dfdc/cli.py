@@ -20,6 +20,7 @@ from dfdc.cluster.command import add_cluster_arguments, path_or_url, score_on_ra
 from dfdc.deadline import Deadline, process_start_s
 from dfdc.errors import DfdcError, InputError
 from dfdc.log import open_streams, show_log, shown
+from dfdc.prediction import MAX_FRAMES
 from dfdc.run.watchdog import ending_in_time
 from dfdc.version import __version__
 
@@ -27,7 +28,7 @@ KAGGLE_INPUT = Path("/kaggle/input")
 # Kaggle's nine hours less half an hour for its own start, copy and scoring.
 TIME_LIMIT_S = 8.5 * 3600
 EXTRAS = ("motion", "sound")
-MAX_FRAMES = MAX_WORKERS = 256
+MAX_WORKERS = 256
 
 
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:

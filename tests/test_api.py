@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -118,6 +119,20 @@ def test_clips_scored_together_get_the_same_scores_as_alone(
     assert found["doctored.mp4"].tracks[0].scores == pytest.approx(analysis.tracks[0].scores, abs=1e-5)
 
 
+def test_a_single_path_stands_for_itself(detector: dfdc.Detector, tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    for path in (tmp_path, str(tmp_path), str(tmp_path / "broken.mp4")):
+        assert [each.filename for each in detector.analyze_many(path, n_workers=1)] == ["broken.mp4"]
+
+
+def test_threads_that_share_a_detector_get_the_scores_of_one_thread(detector: dfdc.Detector) -> None:
+    batches = np.random.default_rng(0).integers(0, 256, (8, 4, 224, 224, 3)).astype(np.uint8)
+    alone = [detector.score_crops(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(detector.score_crops, batches))
+    assert np.array_equal(together, alone)
+
+
 @pytest.mark.parametrize(
     "crops",
     [np.zeros((2, 224, 224, 3)), np.zeros((224, 224, 3), np.uint8), np.zeros((2, 3, 224, 224), np.uint8)],
@@ -143,6 +158,17 @@ def test_score_of_a_crop_is_calibrated(detector: dfdc.Detector) -> None:
 def test_mistakes_of_the_user_raise_dfdc_errors(detector: dfdc.Detector, tmp_path: Path) -> None:
     with pytest.raises(dfdc.InputError, match="no such file"):
         detector.analyze(tmp_path / "absent.mp4")
+    with pytest.raises(dfdc.InputError, match="analyze_many"):
+        detector.analyze(tmp_path)
+    with pytest.raises(dfdc.InputError, match="https://example.org/a.mp4: is a web address"):
+        detector.analyze("https://example.org/a.mp4")
+    for n_frames in (0, -5, 257, 2.5, "8"):
+        with pytest.raises(dfdc.InputError, match="1 to 256"):
+            detector.analyze(CLIP, n_frames=n_frames)
+    with pytest.raises(dfdc.InputError, match="'auto', 'cpu' and 'cuda'"):
+        dfdc.load_detector(device="gpu")
+    with pytest.raises(dfdc.InputError, match=r"extras=\['motion'\]"):
+        dfdc.load_detector(extras="motion")
     with pytest.raises(dfdc.WeightsError):
         dfdc.load_detector(tmp_path)
     with pytest.raises(dfdc.InputError, match="1 to 256"):
