@@ -160,7 +160,7 @@ def test_mistakes_of_the_user_raise_dfdc_errors(detector: dfdc.Detector, tmp_pat
         detector.analyze(tmp_path / "absent.mp4")
     with pytest.raises(dfdc.InputError, match="analyze_many"):
         detector.analyze(tmp_path)
-    with pytest.raises(dfdc.InputError, match="https://example.org/a.mp4: is a web address"):
+    with pytest.raises(dfdc.InputError, match="is a web address; download"):
         detector.analyze("https://example.org/a.mp4")
     for n_frames in (0, -5, 257, 2.5, "8"):
         with pytest.raises(dfdc.InputError, match="1 to 256"):
@@ -181,6 +181,11 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
     script = "import sys, dfdc; print({'numpy', 'cv2', 'torch', 'av', 'openvino'} & set(sys.modules), dfdc.__version__)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == f"set() {dfdc.__version__}\n"
+
+
+def test_package_can_be_run_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "dfdc", "--version"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"dfdc {dfdc.__version__}\n"
 
 
 def test_command_line_prints_the_version() -> None:
