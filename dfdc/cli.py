@@ -189,7 +189,7 @@ def _score(args: argparse.Namespace, deadline: Deadline, *, program: str, kaggle
     show_log(program)
     try:
         if urls := [path for path in (*args.paths, args.out) if isinstance(path, str)]:
-            raise InputError(f"{urls[0]}: URLs go with --ray; copy the clips to a folder, or add --ray")
+            raise InputError(f"{urls[0]}: is a URL; download the clips and name the files, or add --ray for a store")
         if args.sample_submission and not args.paths:
             raise InputError(
                 "--sample-submission: lists the rows that are wanted, but no PATH says where their clips lie; name one"
