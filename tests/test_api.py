@@ -41,6 +41,14 @@ def test_analysis_tells_when_and_where_each_person_was_seen(analysis: dfdc.Analy
     assert np.all(track.boxes[:, 2:] > track.boxes[:, :2]) and np.all(track.boxes.max(0)[2:] < (width, height))
 
 
+def test_a_single_picture_is_noted(detector: dfdc.Detector, analysis: dfdc.Analysis, tmp_path: Path) -> None:
+    pixels = read_frames(CLIP, 8)[0].pixels
+    cv2.imwrite(str(tmp_path / "still.png"), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    still = detector.analyze(tmp_path / "still.png")
+    assert (still.status, still.notes) == ("ok", ("a single frame says less than a clip",))
+    assert analysis.notes == ()
+
+
 def test_probability_of_a_person_equals_a_calculation_by_hand(analysis: dfdc.Analysis) -> None:
     """Of eight frames: the mean, or that of the four most suspicious neighbours less .75, times 1 + .3 x 7/8."""
     (track,) = analysis.tracks
