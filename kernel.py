@@ -12,6 +12,13 @@ from pathlib import Path
 
 KAGGLE_INPUT = Path("/kaggle/input")
 
+# Checked here, because older versions cannot parse the package.
+if sys.version_info < (3, 10):  # noqa: UP036
+    sys.exit(
+        f"kernel: Python {sys.version.split()[0]} is too old, 3.10 or newer is needed; on Kaggle, choose the latest "
+        "environment in the notebook's settings, elsewhere install a newer Python"
+    )
+
 
 def find_package(kaggle_input: Path = KAGGLE_INPUT) -> Path:
     """The folder that contains the dfdc package: this file's folder, or else the first of Kaggle's inputs with one."""
@@ -33,7 +40,8 @@ from dfdc.kaggle.bundle import prepare  # noqa: E402
 
 if __name__ == "__main__":  # not in workers, which also import this file and inherit the module path
     try:
-        if prepared := prepare(ROOT):
+        prepared = prepare(ROOT)
+        if prepared:
             print(f"kernel: {prepared}", file=sys.stderr)
     except BundleError as error:
         sys.exit(f"kernel: {error}")

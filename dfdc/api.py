@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +16,7 @@ from dfdc.analysis_files import analysis_path, read_analysis
 from dfdc.analyze import Analyzer
 from dfdc.deadline import NEVER, Deadline
 from dfdc.errors import InputError
-from dfdc.prediction import DEFAULT_FRAMES
+from dfdc.prediction import DEFAULT_FRAMES, MAX_FRAMES
 from dfdc.run.inputs import collect
 from dfdc.run.pool import predict_clips
 from dfdc.run.worker import WorkerSettings
@@ -50,6 +52,10 @@ def load_detector(
     """
     if models not in ("first", "all"):
         raise InputError(f"models is {models!r}; allowed are 'first' and 'all'")
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device is {device!r}; allowed are 'auto', 'cpu' and 'cuda'")
+    if isinstance(extras, str):  # a text is a sequence, too: of letters
+        raise InputError(f"extras is {extras!r}; allowed are sequences, as in extras=[{extras!r}]")
     files = find_weights(Path(weights) if weights is not None else shipped_weights(), extras=extras)
     return Detector(
         choose_answering(files, models),
@@ -61,6 +67,9 @@ def load_detector(
 class Detector:
     """Estimates the probability that faces in clips were faked; create one with `load_detector`.
 
+    Threads may share a detector; its methods `analyze` and `score_crops` then run one after the other. To use several
+    cores, call `analyze_many`.
+
     Attributes:
         weights: the files of its models.
         device: "cpu" or "cuda"; the models run there.
@@ -70,17 +79,17 @@ class Detector:
     def __init__(
         self, weights: tuple[WeightsFile, ...], *, device: str = "cpu", n_frames: int = DEFAULT_FRAMES
     ) -> None:
-        if not 1 <= n_frames <= 256:
-            raise InputError(f"n_frames is {n_frames}; allowed are whole numbers from 1 to 256")
-        self.weights, self.device, self.n_frames = weights, device, n_frames
+        self.weights, self.device, self.n_frames = weights, device, _check_frames(n_frames)
         self._analyzer = Analyzer(list(weights), device=device)
+        # The models write into buffers of their own, so two threads would get each other's outputs.
+        self._lock = threading.Lock()
 
     def analyze(self, path: str | Path, *, n_frames: int | None = None, thumbnails: bool = False) -> Analysis:
         """Analyze one clip in this process.
 
         Args:
             path: of the clip.
-            n_frames: number of frames to examine; None for the detector's own setting.
+            n_frames: number of frames to examine, 1 to 256; None for the detector's own setting.
             thumbnails: whether to keep pictures of faces and scenes, which the report needs.
 
         Returns:
@@ -88,16 +97,26 @@ class Detector:
             why.
 
         Raises:
-            InputError: there is no such file.
+            InputError: there is no such file, or `n_frames` is not allowed.
         """
+        n_frames = self.n_frames if n_frames is None else _check_frames(n_frames)
+        if "://" in str(path):
+            raise InputError(f"{path}: is a web address; download the clip and name the file")
         path = Path(path)
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; analyze_many([{str(path)!r}]) analyzes the clips in it")
         if not path.is_file():
-            raise InputError(f"{path}: no such file; name a video file")
-        deadline = Deadline.after(WorkerSettings.clip_limit_s)
-        return self._analyzer.analyze(path, n_frames or self.n_frames, deadline=deadline, thumbnails=thumbnails)
+            raise InputError(f"{path}: no such file; name a video or a picture")
+        with self._lock:
+            deadline = Deadline.after(WorkerSettings.clip_limit_s)
+            return self._analyzer.analyze(path, n_frames, deadline=deadline, thumbnails=thumbnails)
 
     def analyze_many(
-        self, paths: Iterable[str | Path], *, n_workers: int | None = None, time_limit_s: float | None = None
+        self,
+        paths: str | Path | Iterable[str | Path],
+        *,
+        n_workers: int | None = None,
+        time_limit_s: float | None = None,
     ) -> Iterator[Analysis]:
         """Analyze clips in worker processes under a supervisor that outlives a worker's crash.
 
@@ -105,7 +124,7 @@ class Detector:
         script.
 
         Args:
-            paths: clips, or folders of clips.
+            paths: clips, or folders of clips; one or several.
             n_workers: number of processes that run in parallel; None for one per core.
             time_limit_s: seconds after which the remaining clips get the status "timeout"; None for no limit.
 
@@ -115,7 +134,7 @@ class Detector:
         Raises:
             InputError: a path does not exist, no clip is found, or two clips share a name.
         """
-        job = collect([Path(path) for path in paths])
+        job = collect([Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)])
         clips = {name: job.paths[name] for name in job.names}
         deadline = NEVER if time_limit_s is None else Deadline.after(time_limit_s)
         with tempfile.TemporaryDirectory(prefix="dfdc-") as folder:
@@ -152,5 +171,16 @@ class Detector:
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
             raise InputError(f"crops are {images.dtype} {images.shape}; allowed is uint8 (N, H, W, 3)")
         low, high = self._analyzer.ensemble.bounds()
-        logits = self._analyzer.ensemble.score_crops(images.transpose(0, 3, 1, 2))
+        with self._lock:
+            logits = self._analyzer.ensemble.score_crops(images.transpose(0, 3, 1, 2))
         return np.clip(sigmoid(logits), low, high)
+
+
+def _check_frames(n_frames: int) -> int:
+    try:
+        number = operator.index(n_frames)  # NumPy's whole numbers are allowed as well
+    except TypeError:
+        number = 0
+    if not 1 <= number <= MAX_FRAMES:
+        raise InputError(f"n_frames is {n_frames!r}; allowed are whole numbers from 1 to {MAX_FRAMES}")
+    return number

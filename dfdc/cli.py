@@ -20,6 +20,7 @@ from dfdc.cluster.command import add_cluster_arguments, path_or_url, score_on_ra
 from dfdc.deadline import Deadline, process_start_s
 from dfdc.errors import DfdcError, InputError
 from dfdc.log import open_streams, show_log, shown
+from dfdc.prediction import MAX_FRAMES
 from dfdc.run.watchdog import ending_in_time
 from dfdc.version import __version__
 
@@ -27,7 +28,7 @@ KAGGLE_INPUT = Path("/kaggle/input")
 # Kaggle's nine hours less half an hour for its own start, copy and scoring.
 TIME_LIMIT_S = 8.5 * 3600
 EXTRAS = ("motion", "sound")
-MAX_FRAMES = MAX_WORKERS = 256
+MAX_WORKERS = 256
 
 
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
@@ -188,7 +189,7 @@ def _score(args: argparse.Namespace, deadline: Deadline, *, program: str, kaggle
     show_log(program)
     try:
         if urls := [path for path in (*args.paths, args.out) if isinstance(path, str)]:
-            raise InputError(f"{urls[0]}: URLs go with --ray; copy the clips to a folder, or add --ray")
+            raise InputError(f"{urls[0]}: is a URL; download the clips and name the files, or add --ray for a store")
         if args.sample_submission and not args.paths:
             raise InputError(
                 "--sample-submission: lists the rows that are wanted, but no PATH says where their clips lie; name one"

@@ -25,7 +25,7 @@ from av.video.stream import VideoStream
 from dfdc.deadline import NEVER, Deadline
 from dfdc.errors import MachineError, VideoError, VideoTimeout
 from dfdc.files import REPLACED, Identity
-from dfdc.mp4 import check_tables
+from dfdc.mp4 import check_tables, lacks_index
 
 # The largest frame that a stream may declare: 8K film. Decoders allocate memory by the declared size, not by the data:
 # without a limit, a file of 5 kB that declares 16000 x 16000 takes 1.7 GB and 12 s before it is even open.
@@ -224,7 +224,12 @@ class MediaFile:
                 return container
             if self.deadline.expired():
                 raise VideoTimeout("out of time before the first frame")
-        raise VideoError(f"not a video of a known kind ({getattr(problem, 'strerror', None) or problem})") from problem
+        if lacks_index(self._file, self.status.st_size):
+            raise VideoError(
+                "an MP4 whose index is missing or incomplete: the recording or the download was cut off"
+            ) from problem
+        reason = getattr(problem, "strerror", None) or problem
+        raise VideoError(f"not a video or picture of a known kind ({reason})") from problem
 
     def demux(self, container: InputContainer, stream: Stream) -> Iterator[av.Packet]:
         """The packets of one stream, up to the end of the file, its deadline, or damage that does not end.

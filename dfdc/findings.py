@@ -282,6 +282,8 @@ def _judge_reading(sighting: Sighting) -> tuple[str, str]:
 def _take_notes(sighting: Sighting) -> tuple[str, ...]:
     """Remarks on how a clip was read and which faces were scored."""
     notes, reading = [], sighting.reading
+    if len(sighting.frames) == 1 and sighting.tracks:
+        notes.append("a single frame says less than a clip")
     n_pictures = sum(track.kind == "picture" for track in sighting.aside)
     n_left_out = len(sighting.aside) - n_pictures
     if n_pictures:

@@ -7,6 +7,8 @@ file of 100 kB with four such tracks takes 10 GB. FFmpeg has no option to limit 
 from __future__ import annotations
 
 import io
+import itertools
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -75,6 +77,18 @@ def check_tables(file: BinaryIO, size: int) -> None:
     n_entries = sum(track.n_entries() for track in claims.tracks)
     if n_entries > MAX_SAMPLES:
         raise VideoError(f"its tables claim {n_entries} samples; allowed are {MAX_SAMPLES}")
+
+
+def lacks_index(file: BinaryIO, size: int) -> bool:
+    """Whether a file is an MP4 without the whole box moov, which cameras write last.
+
+    Args:
+        file: open for reading; its position changes.
+        size: of the file in bytes.
+    """
+    ends = {kind: end for kind, _, end in itertools.islice(_boxes(file, 0, sys.maxsize), MAX_BOXES)}
+    # HEIF pictures have a box meta instead.
+    return b"ftyp" in ends and b"meta" not in ends and ends.get(b"moov", sys.maxsize) > size
 
 
 def _walk(file: BinaryIO, start: int, end: int, claims: _Claims, *, depth: int) -> None:

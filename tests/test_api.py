@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -39,6 +40,14 @@ def test_analysis_tells_when_and_where_each_person_was_seen(analysis: dfdc.Analy
     assert np.array_equal(track.times_s, analysis.times_s[track.frames])
     width, height = analysis.frame_size
     assert np.all(track.boxes[:, 2:] > track.boxes[:, :2]) and np.all(track.boxes.max(0)[2:] < (width, height))
+
+
+def test_a_single_picture_is_noted(detector: dfdc.Detector, analysis: dfdc.Analysis, tmp_path: Path) -> None:
+    pixels = read_frames(CLIP, 8)[0].pixels
+    cv2.imwrite(str(tmp_path / "still.png"), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    still = detector.analyze(tmp_path / "still.png")
+    assert (still.status, still.notes) == ("ok", ("a single frame says less than a clip",))
+    assert analysis.notes == ()
 
 
 def test_probability_of_a_person_equals_a_calculation_by_hand(analysis: dfdc.Analysis) -> None:
@@ -148,6 +157,20 @@ def test_clips_scored_together_get_the_same_scores_as_alone(
     assert found["doctored.mp4"].tracks[0].scores == pytest.approx(analysis.tracks[0].scores, abs=1e-5)
 
 
+def test_a_single_path_stands_for_itself(detector: dfdc.Detector, tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    for path in (tmp_path, str(tmp_path), str(tmp_path / "broken.mp4")):
+        assert [each.filename for each in detector.analyze_many(path, n_workers=1)] == ["broken.mp4"]
+
+
+def test_threads_that_share_a_detector_get_the_scores_of_one_thread(detector: dfdc.Detector) -> None:
+    batches = np.random.default_rng(0).integers(0, 256, (8, 4, 224, 224, 3)).astype(np.uint8)
+    alone = [detector.score_crops(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(detector.score_crops, batches))
+    assert np.array_equal(together, alone)
+
+
 @pytest.mark.parametrize(
     "crops",
     [np.zeros((2, 224, 224, 3)), np.zeros((224, 224, 3), np.uint8), np.zeros((2, 3, 224, 224), np.uint8)],
@@ -173,6 +196,17 @@ def test_score_of_a_crop_is_calibrated(detector: dfdc.Detector) -> None:
 def test_mistakes_of_the_user_raise_dfdc_errors(detector: dfdc.Detector, tmp_path: Path) -> None:
     with pytest.raises(dfdc.InputError, match="no such file"):
         detector.analyze(tmp_path / "absent.mp4")
+    with pytest.raises(dfdc.InputError, match="analyze_many"):
+        detector.analyze(tmp_path)
+    with pytest.raises(dfdc.InputError, match="is a web address; download"):
+        detector.analyze("https://example.org/a.mp4")
+    for n_frames in (0, -5, 257, 2.5, "8"):
+        with pytest.raises(dfdc.InputError, match="1 to 256"):
+            detector.analyze(CLIP, n_frames=n_frames)
+    with pytest.raises(dfdc.InputError, match="'auto', 'cpu' and 'cuda'"):
+        dfdc.load_detector(device="gpu")
+    with pytest.raises(dfdc.InputError, match=r"extras=\['motion'\]"):
+        dfdc.load_detector(extras="motion")
     with pytest.raises(dfdc.WeightsError):
         dfdc.load_detector(tmp_path)
     with pytest.raises(dfdc.InputError, match="1 to 256"):
@@ -185,6 +219,11 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
     script = "import sys, dfdc; print({'numpy', 'cv2', 'torch', 'av', 'openvino'} & set(sys.modules), dfdc.__version__)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == f"set() {dfdc.__version__}\n"
+
+
+def test_package_can_be_run_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "dfdc", "--version"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"dfdc {dfdc.__version__}\n"
 
 
 def test_command_line_prints_the_version() -> None:

@@ -377,4 +377,4 @@ def test_mistakes_on_the_command_line_end_with_one_line(
 
 def test_url_without_ray_is_refused(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert main(["score", "s3://bucket/clips", "--out", str(tmp_path / "a.csv")]) == 1
-    assert "s3://bucket/clips: URLs go with --ray" in capsys.readouterr().err
+    assert "s3://bucket/clips: is a URL; download the clips and name the files, or add --ray" in capsys.readouterr().err

@@ -101,7 +101,9 @@ def test_file_truncated_before_its_index_is_refused(tmp_path, share):
     data = path.read_bytes()
     assert data.index(b"mdat") < data.index(b"moov")
     path.write_bytes(data[: int(len(data) * share)])
-    refusal(path)
+    reason = refusal(path)
+    if len(data) * share < data.index(b"moov"):  # of a part of the index, FFmpeg may make a file without streams
+        assert reason.startswith("an MP4 whose index is missing or incomplete: the recording or the download")
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 1.0])

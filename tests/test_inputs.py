@@ -63,7 +63,9 @@ def test_listed_clips_with_the_same_name_are_distinguished_by_folder(tmp_path):
     assert collect([tmp_path], sample).paths == {name: tmp_path / name for name in ("x/a.mp4", "y/a.mp4", "b.mp4")}
 
 
-@pytest.mark.parametrize("name", ["a.JPG", "a.png", "a.webp", "a.gif", "a.f4v", "a.qt", "a.divx", "a.h264"])
+@pytest.mark.parametrize(
+    "name", ["a.JPG", "a.jfif", "a.png", "a.webp", "a.avif", "a.gif", "a.f4v", "a.qt", "a.divx", "a.h264"]
+)
 def test_pictures_and_rare_formats_are_clips(tmp_path, name):
     touch(tmp_path / name)
     assert collect([tmp_path]).names == (name,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import os
 import shutil
@@ -206,7 +207,7 @@ def test_kernel_needs_no_flags_on_kaggle(tmp_path: Path) -> None:
         (["nowhere"], "nowhere: no such file or folder"),
         (["SAMPLES", "--weights", "MISFIT"], "its tensors do not fit"),
         (["SAMPLES", "--device", "cuda"], "no CUDA device is visible; use --device cpu"),
-        ([], "holds no folder test_videos"),
+        ([], "no PATH was given"),
     ],
 )
 def test_mistake_of_the_user_ends_with_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -252,6 +253,14 @@ def test_mistake_that_is_found_before_any_work_is_one_line(
     assert kernel.main([str(places.get(argument, argument)) for argument in arguments]) == 1
     error = capsys.readouterr().err
     assert message in error and error.startswith("kernel: ") and error.count("\n") == 1
+
+
+def test_older_python_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (ROOT / "kernel.py").read_text(encoding="utf-8")
+    ast.parse(source, feature_version=(3, 7))  # no syntax that this version lacks
+    monkeypatch.setattr(sys, "version_info", (3, 8, 18))
+    with pytest.raises(SystemExit, match=r"is too old, 3\.10 or newer is needed; on Kaggle, choose the latest"):
+        exec(compile(source, "kernel.py", "exec"), {"__name__": "kernel"})
 
 
 def test_vanished_output_folder_is_a_failure(tmp_path: Path) -> None:

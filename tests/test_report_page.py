@@ -129,6 +129,33 @@ def test_base_rate_gives_the_posterior(browser: object) -> None:
     assert f"this score means {said}" in " ".join(facts.split())
 
 
+def test_single_picture_has_no_chart_but_a_note(tmp_path: Path) -> None:
+    track = dfdc.FaceTrack(
+        np.array([0]), np.zeros(1), np.array([[10, 10, 90, 90]]), np.ones(1, bool), np.zeros(1), np.ones(1), 0.9
+    )
+    seen = dfdc.Analysis(
+        "still.png",
+        probability=0.73,
+        times_s=np.zeros(1),
+        frame_size=(100, 100),
+        n_wanted=16,
+        n_models=1,
+        n_faces=1,
+        tracks=(track,),
+        notes=("a single frame says less than a clip",),
+    )
+    browser = start_browser(tmp_path / "profile", width=1440, height=900)
+    try:
+        browser.get(write_report([seen], tmp_path / "report.html", n_clips=1).as_uri())
+        body = browser.find_element("id", "clip-body")
+        verdict, note = (each.text for each in body.find_elements("css selector", "#clip-body > p")[:2])
+        assert "signs of a known manipulation" in verdict and note == "Note: a single frame says less than a clip."
+        assert not body.find_elements("css selector", ".chart") and "over time" not in body.text
+        assert "1 frame at 0.0 s" in body.text and "the change from one frame" not in body.text
+    finally:
+        browser.quit()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_violation(browser: object, scheme: str) -> None:
     features = [{"name": "prefers-color-scheme", "value": scheme}]

@@ -232,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
         help="number of clips at a time (default: one per core, %(default)s)",
     )
     add_device(parser)
-    add_ray_argument(parser, "cut the clips in folders that all nodes share on the CPUs")
+    add_ray_argument(parser, "cut the clips, in folders that all nodes see, with the CPUs")
     add("--overwrite", action="store_true", help="delete what is there and start again (default: continue)")
     args = parser.parse_args(argv)
     urls = any(isinstance(place, str) for place in (*args.videos, *args.val, args.out))

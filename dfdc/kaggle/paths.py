@@ -33,9 +33,11 @@ def find_competition(kaggle_input: Path) -> Job:
     """
     videos = find_test_videos(kaggle_input)
     if videos is None:
+        if not kaggle_input.is_dir():
+            raise InputError(f"no PATH was given, and {kaggle_input} does not exist here; name clips or folders")
         raise InputError(
-            f"{kaggle_input}: holds no folder test_videos; attach the competition's data, or name clips: "
-            "python kernel.py PATH... --out submission.csv"
+            f"{kaggle_input}: holds no folder test_videos; attach the competition's data (Add Input on the notebook's "
+            "page), or name clips or folders"
         )
     # Only beside the clips, because data of other competitions may be attached too, each with its own file.
     return collect([videos], find_below(videos.parent, "sample_submission.csv"))

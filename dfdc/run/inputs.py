@@ -20,7 +20,7 @@ VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".qt", ".webm", ".mkv", ".avi", ".divx", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
     | {".3gp", ".3g2", ".flv", ".f4v", ".wmv", ".ogv", ".mxf", ".vob", ".h264", ".264", ".hevc", ".h265", ".265"}
 )
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif"})
 SUFFIXES = VIDEO_SUFFIXES | PICTURE_SUFFIXES
 # The first bytes of clips, to recognise clips whose names have no suffix: (offset, bytes).
 MAGIC = (

@@ -209,7 +209,7 @@ function person(clip, track, number) {
   }
   const scroll = make("div", { class: "scroll" }, strip);
   const hint = make("p", { class: "quiet" }, "Score of each frame over time, in percent. Hover, tap or use the arrow keys to see a frame.");
-  box.append(scroll, hint, line, live);
+  box.append(scroll, ...(clip.times_s.length > 1 ? [hint, line] : []), live);  // a single frame has no course over time
   if (track.heat && Object.keys(track.heat).length)
     box.append(make("p", {}, withHeat, " ", make("label", { for: `heat-${number}` }, "Show what drove the score (heat map)")));
   box.append(detail);
@@ -224,24 +224,24 @@ function facts(clip) {
     add(`If 1 in ${n} such clips is fake`, `this score means ${percent(posterior(clip.probability, share))}`);
   }
   if (clip.times_s.length) {
-    const span = `${clip.times_s.length} frames from ${seconds(clip.times_s[0])} to ${seconds(clip.times_s[clip.times_s.length - 1])}`;
+    const n = clip.times_s.length;
+    const span = n === 1 ? `1 frame at ${seconds(clip.times_s[0])}` : `${n} frames from ${seconds(clip.times_s[0])} to ${seconds(clip.times_s[n - 1])}`;
     add("Looked at", clip.duration_s ? `${span} of ${seconds(clip.duration_s)}` : span);
     add("Frames with a face", `${clip.n_faces}`);
   }
-  for (const note of clip.notes || []) add("Note", note);
   const heard = clips.some((each) => each.voice !== null);
   if (clip.voice !== null) add("Sound", `probability of a synthetic voice: ${percent(clip.voice)}`);
   else if (heard) add("Sound", "no voice was heard");
   const missed = [];
   if (!heard) missed.push("the sound");
-  if (clip.tracks.length && !clip.n_pairs) missed.push("the change from one frame to the next");
+  if (clip.tracks.length && clip.times_s.length > 1 && !clip.n_pairs) missed.push("the change from one frame to the next");
   if (clip.frame_size) missed.push(`faces narrower than about ${Math.round(Math.max(report.min_face_ratio * Math.max(...clip.frame_size), 20))} px`);
   add("Not looked at", clip.times_s.length ? missed.join(", ") : "the whole clip, because no frame of it was read");
   const models = (made.models || []).map((model) => `${model.name} (SHA-256 ${model.digest.slice(0, 12)}…)`);
   add("Models", models.join(", ") || (clip.scored ? `${clip.n_models}` : null));
   add("File", made.sha256 ? `SHA-256 ${made.sha256}, ${made.n_bytes} bytes` : null);
   add("Analyzed", made.created ? `${made.created} by dfdc ${made.version}` : null);
-  add("Settings", made.device ? `${clip.n_wanted} frames wanted, on ${made.device === "cpu" ? "the CPU" : "a GPU"}` : null);
+  add("Settings", made.device ? `${clip.n_wanted} frame${clip.n_wanted === 1 ? "" : "s"} wanted, on ${made.device === "cpu" ? "the CPU" : "a GPU"}` : null);
   return make("dl", {}, ...rows);
 }
 
@@ -251,10 +251,11 @@ function open(clip, { move = true } = {}) {
   heading.textContent = clip.filename;
   const verdict = make("p", { class: `finding ${said.tone}` }, (clip.scored ? `${percent(clip.probability)}: ${said.text}` : said.text)
     + because(clip));
+  const notes = (clip.notes || []).length ? make("p", { class: "notes" }, `Note: ${clip.notes.join("; ")}.`) : null;
   const people = clip.tracks.map((track, number) => person(clip, track, number));
   const missing = clip.pictures_left_out ? make("p", { class: "quiet" },
     "Some pictures were left out or reduced to keep this page small. `dfdc report` on this clip's analysis alone shows all of them.") : null;
-  $("clip-body").replaceChildren(verdict, state.scene, ...people.map((each) => each.box), ...(missing ? [missing] : []),
+  $("clip-body").replaceChildren(verdict, ...(notes ? [notes] : []), state.scene, ...people.map((each) => each.box), ...(missing ? [missing] : []),
     make("h3", {}, "Facts"), facts(clip));
   $("clip").hidden = false;
   people.slice().reverse().forEach((each) => each.start());
