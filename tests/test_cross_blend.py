@@ -19,6 +19,7 @@ from dfdc.training.cross_blend import (
     find_landmarks,
     fit_similarity,
     match_colours,
+    measure_light,
     measure_misfit,
     plan_cross_blends,
 )
@@ -55,8 +56,8 @@ def make_crops(families: list[str], sides: list[float]) -> CropSet:
     return CropSet(images, torch.zeros(len(families)), nobody, names, families=np.array(families), sides=known)
 
 
-def plan(crops: CropSet, identities: list[str], *, seed: int = 0) -> dict[int, set[int]]:
-    """The donors of each target."""
+def plan(crops: CropSet, identities: list[str], *, seed: int = 0) -> dict[int, int]:
+    """The donor of each target."""
     records = [{"folder": "f", "video": name, "path": name} for name in crops.videos]
     recipes = plan_cross_blends(records, crops, np.array(identities), FixedDetector(), seed=seed, progress=False)
     return {recipe.place: int(recipe.sources[1].split("/")[-1]) for recipe in recipes}
@@ -97,6 +98,26 @@ def test_donor_is_the_nearest_in_pose() -> None:
     recipes = plan_cross_blends(records, crops, names, Noses(), seed=0, progress=False)
     donors = {recipe.place: recipe.sources[1][-1] for recipe in recipes}
     assert donors == {0: "2", 2: "0", 3: "4", 4: "3"}  # nobody looks as 1 does
+
+
+def test_donor_in_the_same_light_is_preferred() -> None:
+    """All have the same pose; the right half of some is dark, and of others the left half."""
+    crops = make_crops(["a"] * 6, [100.0] * 6)
+    for place in range(6):
+        half = slice(16, 32) if place % 2 else slice(0, 16)
+        crops.images[place, :, :, half] = 60 + 5 * place
+    donors = plan(crops, list("abcdef"))
+    assert len(donors) == 6 and all(donor % 2 == target % 2 for target, donor in donors.items())
+
+
+def test_light_is_relative_to_its_mean() -> None:
+    picture = np.zeros((30, 30, 3), np.uint8)
+    picture[:, 20:] = 90
+    picture[10:20, :10] = 30
+    # The mean of nine values is (3 * 90 + 30) / 9 = 33.3.
+    assert measure_light(picture) == pytest.approx(np.array([[0, 0, 2.7], [0.9, 0, 2.7], [0, 0, 2.7]]))
+    assert measure_light(picture // 2) == pytest.approx(measure_light(picture))
+    assert not measure_light(np.zeros((30, 30, 3), np.uint8)).any()
 
 
 def test_landmarks_are_shares_of_the_crop() -> None:

@@ -1,8 +1,8 @@
 """Real crops -> cross-blends: the inner face of one person on the head of another, as in a face swap.
 
-The donor is the one among some candidates whose landmarks, after a similarity transform, lie nearest to those of the
-target. See Li et al., "Face X-ray for More General Face Forgery Detection", 2020, who use 68 landmarks; the detector
-gives five.
+The donor is chosen among some candidates: its landmarks must lie near those of the target after a similarity transform,
+and light must fall on both faces from the same side. See Li et al., "Face X-ray for More General Face Forgery
+Detection", 2020, who use 68 landmarks; the detector gives five.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ KIND, MANIPULATION = "cross-blends", "cross_blend"
 CANDIDATES, MAX_RATIO = 64, 1.5
 # Landmarks that lie further apart than this (root of the mean square, as a share of the crop's side) show another pose.
 MAX_MISFIT = 0.03
+# Among this many donors that are nearest in pose, the one in the most similar light is chosen. Light is compared on a
+# grid of LIGHT x LIGHT mean values; a fine grid would find the same person in another clip.
+POSES, LIGHT = 8, 3
 # A crop ends close around its face. With a border of this share of the side the detector finds the face.
 BORDER = 0.25
 SEARCH = DetectorSettings(min_face_ratio=0.3, thresholds=(0.6, 0.7, 0.8))
@@ -60,22 +63,22 @@ def plan_cross_blends(
     """
     landmarks = find_landmarks(crops, detector, progress=progress)
     found = np.isfinite(landmarks).all((1, 2))
+    lights = np.stack([measure_light(_picture_of(crops, place)) for place in range(len(crops))])
     sides = np.array([crops.side_of(place) for place in range(len(crops))])
     recipes = []
     for place in np.flatnonzero(found).tolist():
         # A comparison with NaN, for an unknown size, is false: such a donor is allowed.
         far = np.abs(np.log(sides / sides[place])) > np.log(MAX_RATIO)
         allowed = found & (crops.families == crops.families[place]) & (identities != identities[place]) & ~far
-        donor = _choose_donor(
-            place, np.flatnonzero(allowed), landmarks, draw_seed(seed, KIND, name_crop(records[place]))
-        )
+        drawn = draw_seed(seed, KIND, name_crop(records[place]))
+        donor = _choose_donor(place, np.flatnonzero(allowed), landmarks, lights, seed=drawn)
         if donor is None:
             continue
         sources = name_crop(records[place]), name_crop(records[donor])
         own = draw_seed(seed, KIND, *sources)
         make = partial(
             cross_blend,
-            donor=crops.images[donor].permute(1, 2, 0).numpy(),
+            donor=_picture_of(crops, donor),
             matrix=fit_similarity(landmarks[donor], landmarks[place]),
             seed=own,
         )
@@ -84,14 +87,27 @@ def plan_cross_blends(
     return recipes
 
 
-def _choose_donor(place: int, allowed: np.ndarray, landmarks: np.ndarray, seed: int) -> int | None:
-    """Draw candidates among the allowed crops and choose the one in the nearest pose; None if none is near."""
+def _choose_donor(
+    place: int, allowed: np.ndarray, landmarks: np.ndarray, lights: np.ndarray, *, seed: int
+) -> int | None:
+    """Choose a donor among the allowed crops by pose and light; None if none is near in pose."""
     chance = np.random.default_rng(seed)
     candidates = chance.choice(allowed, min(CANDIDATES, len(allowed)), replace=False)
-    misfits = [measure_misfit(landmarks[candidate], landmarks[place]) for candidate in candidates]
-    if not misfits or min(misfits) > MAX_MISFIT:
+    misfits = np.array([measure_misfit(landmarks[candidate], landmarks[place]) for candidate in candidates])
+    near = [candidates[index] for index in np.argsort(misfits, kind="stable")[:POSES] if misfits[index] <= MAX_MISFIT]
+    if not near:
         return None
-    return int(candidates[np.argmin(misfits)])
+    return int(min(near, key=lambda candidate: float(np.abs(lights[candidate] - lights[place]).mean())))
+
+
+def _picture_of(crops: CropSet, place: int) -> np.ndarray:
+    return crops.images[place].permute(1, 2, 0).numpy()
+
+
+def measure_light(picture: np.ndarray) -> np.ndarray:
+    """How light is distributed over a picture (S, S, 3) uint8: (`LIGHT`, `LIGHT`) grey values whose mean is 1."""
+    light = cv2.resize(picture, (LIGHT, LIGHT), interpolation=cv2.INTER_AREA).mean(2)
+    return light / max(light.mean(), 1.0)
 
 
 def find_landmarks(crops: CropSet, detector: FaceDetector, *, progress: bool = True) -> np.ndarray:
@@ -104,7 +120,7 @@ def find_landmarks(crops: CropSet, detector: FaceDetector, *, progress: bool = T
     border = round(size * BORDER)
     found = np.full((len(crops), 5, 2), np.nan)
     for place in tqdm(range(len(crops)), desc="landmarks", disable=not progress):
-        crop = crops.images[place].permute(1, 2, 0).numpy()
+        crop = _picture_of(crops, place)
         framed = cv2.copyMakeBorder(crop, border, border, border, border, cv2.BORDER_REPLICATE)
         faces = detector.detect([framed], SEARCH)[0]
         if len(faces):
