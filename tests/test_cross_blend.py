@@ -12,9 +12,8 @@ from skimage.transform import SimilarityTransform
 from dfdc.data.dataset import CropSet
 from dfdc.detect import DetectorSettings, FaceDetector
 from dfdc.faces import Faces
-from dfdc.training.blend import draw_masks
+from dfdc.training.blend import OPAQUE, draw_masks
 from dfdc.training.cross_blend import (
-    OPAQUE,
     cross_blend,
     find_landmarks,
     fit_similarity,

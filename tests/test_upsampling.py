@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from dfdc.data.dataset import CropSet
-from dfdc.training.blend import draw_masks
+from dfdc.training.blend import OPAQUE, draw_masks
 from dfdc.training.upsampling import KERNELS, STRENGTH, UNEVEN, double, plan_upsampled, upsample
 
 SIDE = 64
@@ -61,7 +61,8 @@ def test_trace_repeats_with_the_period_of_the_enlargement() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_picture_outside_the_mask_is_untouched(seed: int, real: np.ndarray) -> None:
     made = upsample(real, kernel=KERNELS["nearest"], halvings=1, strength=1.0, blended=True, seed=seed)
-    outside = draw_masks(torch.zeros(1, 3, SIDE, SIDE), torch.Generator().manual_seed(seed))[0, 0].numpy() == 0
+    generator = torch.Generator().manual_seed(seed)
+    outside = draw_masks(torch.zeros(1, 3, SIDE, SIDE), generator, opacities=OPAQUE)[0, 0].numpy() == 0
     assert outside.any() and np.array_equal(made[outside], real[outside])
     assert not np.array_equal(made, real)
     nothing = upsample(real, kernel=KERNELS["nearest"], halvings=1, strength=0.0, blended=True, seed=seed)

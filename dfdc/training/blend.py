@@ -26,6 +26,8 @@ _HULLS = (
 )
 # Opacities of the source face, drawn with equal probability.
 OPACITIES = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
+# The opacity where a translucent part would show two faces, or too little of a trace.
+OPAQUE = (1.0,)
 
 
 def self_blend(images: Tensor, generator: Generator, *, keep_target: bool = False) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dfdc.data.dataset import CropSet
 from dfdc.detect import DetectorSettings, FaceDetector
-from dfdc.training.blend import blend, draw_masks
+from dfdc.training.blend import OPAQUE, blend, draw_masks
 from dfdc.training.fakes import Recipe, draw_seed, draw_treatment, name_crop, resize, to_picture, to_pixels
 
 KIND, MANIPULATION = "cross-blends", "cross_blend"
@@ -33,8 +33,6 @@ BORDER = 0.25
 SEARCH = DetectorSettings(min_face_ratio=0.3, thresholds=(0.6, 0.7, 0.8))
 # Width of the soft edge of the donor's crop, as a share of its side.
 EDGE = 0.1
-# A translucent face of another person shows two noses.
-OPAQUE = (1.0,)
 # Limits of the factor by which colours are spread to match those of the target.
 SPREAD = (0.6, 1.6)
 
