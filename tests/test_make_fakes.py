@@ -176,7 +176,8 @@ def test_same_seed_gives_the_same_bytes(tmp_path: Path, arguments: list[str]) ->
     wanted = read_files(first)
     assert len(wanted) == 1 + 2 * 3 * (3 + 2)
     assert read_files(second) == wanted
-    assert not set(read_files(other).values()) & set(wanted.values())
+    # Names end with the seed of a fake. Two reals of different seeds may be treated alike by chance.
+    assert set(read_files(other)) & set(wanted) == {"crops.csv"}
 
 
 def test_stopped_run_resumes(tmp_path: Path, arguments: list[str]) -> None:
