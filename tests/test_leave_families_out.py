@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dfdc.data.dataset import CropSet
+from dfdc.errors import DataError
 from dfdc.networks import FrameModel, save_model
 from dfdc.weights import ModelSpec
 from tests.test_train_families import SIDE, write_family
@@ -36,6 +37,18 @@ def test_left_out_family_is_not_learned() -> None:
     for name, other in (("first", "second"), ("second", "first")):
         assert max(found[name][name]) < 0.75
         assert min(found[name][other]) > 0.85
+
+
+def test_groups_are_left_out_together() -> None:
+    parts = [make_part(np.random.default_rng(seed)) for seed in (0, 1)]
+    for _, crops in parts:
+        crops.families[:1000] = "third"  # unlike the others only by its name
+    found = leave_families_out(*parts, seeds=[0], groups=["first,third"])
+    assert list(found) == [NOTHING, "first,third"]
+    assert found["first,third"]["first"][0] < 0.75 and found["first,third"]["third"][0] < 0.75
+    assert found[NOTHING]["third"][0] > 0.85
+    with pytest.raises(DataError, match="fourth"):
+        leave_families_out(*parts, seeds=[0], groups=["first,fourth"])
 
 
 def test_tool_measures_every_family(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,10 @@ class CropSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def side_of(self, place: int) -> float:
+        """Side in pixels of one face's square in its source; NaN if unknown."""
+        return float("nan") if self.sides is None else float(self.sides[place])
+
 
 def read_table(csv: Path) -> pd.DataFrame:
     """Read crops.csv and check it.

@@ -8,6 +8,7 @@ of landmarks. This is possible because eyes and mouth have the same place in all
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -24,7 +25,9 @@ _HULLS = (
     (0.50, 0.33, 0.38, 0.30, 0.24, 0.26, 0.24, 0.30, 0.38, 0.28, 0.20, 0.18, 0.20, 0.28),  # eyes and nose
 )
 # Opacities of the source face, drawn with equal probability.
-_OPACITIES = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
+OPACITIES = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
+# The opacity where a translucent part would show two faces, or too little of a trace.
+OPAQUE = (1.0,)
 
 
 def self_blend(images: Tensor, generator: Generator, *, keep_target: bool = False) -> tuple[Tensor, Tensor]:
@@ -55,12 +58,13 @@ def blend(source: Tensor, target: Tensor, masks: Tensor) -> Tensor:
     return (target + masks * (source - target)).clamp(0, 255)
 
 
-def draw_masks(images: Tensor, generator: Generator) -> Tensor:
+def draw_masks(images: Tensor, generator: Generator, *, opacities: Sequence[float] = OPACITIES) -> Tensor:
     """Draw random hulls with soft edges.
 
     Args:
         images: (N, 3, S, S) float, of which only shape, dtype and device are used.
         generator: on the CPU.
+        opacities: opacities of the inside of a hull, each drawn with equal probability.
 
     Returns:
         (N, 1, S, S): 0 outside of the hull, up to 1 inside.
@@ -80,7 +84,7 @@ def draw_masks(images: Tensor, generator: Generator) -> Tensor:
     flat = flat + share * (radii.gather(1, ((before + 1) % 12).flatten(1)).view_as(turn) - flat)
     softness = uniform(n, 0.02, 0.2, images, generator).view(n, 1, 1)
     inside = ((flat - torch.hypot(x, y)) / softness + 0.5).clamp(0, 1)
-    opacity = torch.tensor(_OPACITIES)[torch.randint(len(_OPACITIES), (n,), generator=generator)].to(
+    opacity = torch.tensor(opacities)[torch.randint(len(opacities), (n,), generator=generator)].to(
         images, non_blocking=True
     )
     return (inside * inside * (3 - 2 * inside) * opacity.view(n, 1, 1)).unsqueeze(1)

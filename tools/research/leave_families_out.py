@@ -57,24 +57,34 @@ def find_features(model: FrameModel, crops: CropSet, *, progress: bool = True) -
 
 
 def leave_families_out(
-    training: tuple[np.ndarray, CropSet], validation: tuple[np.ndarray, CropSet], *, seeds: Sequence[int]
+    training: tuple[np.ndarray, CropSet],
+    validation: tuple[np.ndarray, CropSet],
+    *,
+    seeds: Sequence[int],
+    groups: Sequence[str] | None = None,
 ) -> Found:
-    """Fit with all families, and without each family in turn.
+    """Fit with all families, and without each family or group of families in turn.
 
     Args:
         training, validation: features (N, C) and their crops, with families.
         seeds: seeds of the small network; one fit for each.
+        groups: what to leave out in turn: a family, or several joined by commas. None for each family alone.
 
     Raises:
-        DataError: there are fewer than two families.
+        DataError: there are fewer than two families, or a group has a family that is not there, or all families.
     """
     features, crops = training
     names = sorted(set(crops.families))
     if len(names) < 2:
         raise DataError(f"the crops are all of the family {names[0]}; give tables of at least two")
+    groups = names if groups is None else groups
+    for group in groups:
+        members = set(group.split(","))
+        if not members < set(names):
+            raise DataError(f"{group} cannot be left out; allowed are some, not all, of {', '.join(names)}")
     found: Found = {}
-    for left_out in [NOTHING, *names]:
-        kept = crops.families != left_out
+    for left_out in [NOTHING, *groups]:
+        kept = ~np.isin(crops.families, left_out.split(","))
         for seed in seeds:
             network = MLPClassifier((HIDDEN,), alpha=1.0, max_iter=EPOCHS, random_state=seed)
             with warnings.catch_warnings():
@@ -96,7 +106,7 @@ def format_table(found: Found) -> str:
         cells = []
         for name in names:
             text = f"{np.mean(aucs[name]):.3f} ± {np.ptp(aucs[name]) / 2:.3f}"
-            cells.append(f"({text})" if name == left_out else text)
+            cells.append(f"({text})" if name in left_out.split(",") else text)
         lines.append(f"| {left_out} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -107,20 +117,22 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--crops", nargs="+", type=Path, required=True, metavar="CSV", help="crop tables with splits train and val")
     add("--weights", type=Path, required=True, help="weights file of an EfficientNet, whose features are used")
-    limit_help = (
-        "number of reals, and of fakes, of each family in training; validation has a quarter (default: %(default)s)"
-    )
+    groups_help = "families to leave out in turn; join by commas what to leave out at once (default: each alone)"
+    add("--leave-out", nargs="+", metavar="FAMILY", help=groups_help)
+    limit_help = "maximum number of reals, and of fakes, of each family in training (default: %(default)s)"
     add("--per-class", type=positive, default=1200, metavar="N", help=limit_help)
+    val_help = "the same for validation (default: a quarter)"
+    add("--val-per-class", type=positive, metavar="N", help=val_help)
     add("--seeds", type=positive, default=3, metavar="N", help="number of fits (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="file for the AUC of each fit (default: print the table only)")
     args = parser.parse_args(argv)
     check_outputs([args.json], inputs=[*args.crops, args.weights])
     model = load_model(find_one(args.weights, "face"))
     parts = []
-    for split, per_class in (("train", args.per_class), ("val", max(args.per_class // 4, 1))):
+    for split, per_class in (("train", args.per_class), ("val", args.val_per_class or max(args.per_class // 4, 1))):
         crops = load_rows(thin_rows(read_split(*args.crops, split=split), per_class))
         parts.append((find_features(model, crops), crops))
-    found = leave_families_out(*parts, seeds=range(args.seeds))
+    found = leave_families_out(*parts, seeds=range(args.seeds), groups=args.leave_out)
     print(format_table(found))
     if args.json:
         write_json(args.json, found)
