@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Generator
 
 from dfdc.data.dataset import load_rows, read_split
+from dfdc.errors import DataError
 from dfdc.networks import FrameModel, load_model, save_model
 from dfdc.training import heads
 from dfdc.training.features import blend_reals, find_features, read_features
@@ -68,8 +69,8 @@ def test_every_head_learns_both_families() -> None:
         with torch.inference_mode():
             logits = answer(unseen.values)
         assert logits.shape == (len(unseen),)
-        # The best possible AUC is .96: features without shift and with one of three standard deviations, added up.
-        assert roc_auc_score(unseen.labels, logits) > 0.8, name
+        # The sum of both features has .93. The surest head may be the other family's, which is sure of a real.
+        assert roc_auc_score(unseen.labels, logits) > (0.7 if name.endswith("surest") else 0.8), name
 
 
 def test_same_seed_gives_the_same_heads() -> None:
@@ -107,6 +108,22 @@ def test_features_are_kept_and_equal_those_of_all_crops_at_once(tmp_path: Path) 
     np.testing.assert_array_equal(read_features(model, rows, tmp_path, name="m"), wanted)
 
 
+def test_features_of_a_block_equal_those_of_its_input_by_hand() -> None:
+    torch.manual_seed(0)
+    model = FrameModel(ModelSpec("efficientnet-lite0", SIDE)).eval()
+    images = torch.randint(0, 256, (3, 3, SIDE, SIDE), dtype=torch.uint8)
+    found = find_features(model, images, block=1, progress=False)
+    np.testing.assert_array_equal(found[:, :1280], find_features(model, images, progress=False))
+    with torch.inference_mode():
+        net = model.net
+        stem = net._swish(net._bn0(net._conv_stem((images.float() - model.mean) / model.std)))
+        places = net._blocks[0](stem).flatten(2).numpy()
+    np.testing.assert_allclose(found[:, 1280:1296], places.mean(2), atol=1e-5)
+    np.testing.assert_allclose(found[:, 1296:], places.std(2, ddof=1), atol=1e-5)
+    with pytest.raises(DataError, match="0 to 15"):
+        find_features(model, images, block=16)
+
+
 def test_blended_reals_keep_their_corners_and_change_inside() -> None:
     images = torch.randint(60, 200, (4, 3, 8, 8), generator=Generator().manual_seed(0), dtype=torch.uint8)
     images = images.repeat_interleave(8, 2).repeat_interleave(8, 3)
@@ -125,7 +142,7 @@ def test_tool_compares_heads_on_a_protocol(tmp_path: Path, capsys: pytest.Captur
     weights = save_model(FrameModel(ModelSpec("efficientnet-lite0", SIDE)), tmp_path, name="model")
     out, crops = tmp_path / "heads.json", ["--crops", *map(str, tables)]
     files = ["--protocol", str(protocol), "--weights", str(weights), "--features", str(tmp_path / "features")]
-    assert main([*crops, *files, "--seeds", "2", "--blends", "4", "--json", str(out)]) == 0
+    assert main([*crops, *files, "--seeds", "2", "--blends", "4", "--block", "5", "--json", str(out)]) == 0
     found = json.loads(out.read_text())
     assert {len(result["Swaps"]) for name, result in found.items() if name != OWN} == {2}
     assert len(found[OWN]["Faces"]) == 1

@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import Generator, Tensor
+from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -28,7 +29,7 @@ from dfdc.data.protocol import find_identities, read_protocol
 from dfdc.errors import DataError
 from dfdc.evaluation.metrics import balance_families, fit_calibration, measure
 from dfdc.files import make_folder, write_json
-from dfdc.flags import check_outputs, family_share, make_parser, positive, run_tool, tool
+from dfdc.flags import check_outputs, family_share, make_parser, natural, positive, run_tool, tool
 from dfdc.networks import load_model
 from dfdc.training.features import blend_reals, read_features
 from dfdc.training.heads import Answer, Features, fit_heads
@@ -174,6 +175,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--protocol", type=Path, required=True, metavar="FILE", help="protocol file; its crops are validation")
     add("--weights", type=Path, required=True, help="weights file of an EfficientNet, whose features are used")
     add("--features", type=Path, required=True, metavar="DIR", help="folder that keeps the features")
+    block_help = "also use the mean and deviation of each channel at the input of this block (default: none)"
+    add("--block", type=natural, metavar="N", help=block_help)
     share_help = "share of a family in the loss; families without one are left out (default: all, equally)"
     add("--family-share", action="append", default=[], type=family_share, metavar="NAME=SHARE", help=share_help)
     limit_help = "number of reals, and of fakes, of each family in training (default: %(default)s)"
@@ -192,25 +195,27 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := [name for name in args.calibrate_on if name not in families]:
         raise DataError(f"{args.protocol}: has no crops of {unknown[0]}; it has those of {', '.join(families)}")
     file = find_one(args.weights, "face")
-    model, name, folder = load_model(file), file.path.stem, make_folder(args.features)
+    model, name = load_model(file), file.path.stem
+    read = partial(read_features, model, folder=make_folder(args.features), block=args.block)
     validation = {}
     for family in families.values():
         own = thin_rows(read_split(*family.tables, split=family.split), args.val_limit)
         if own.label.nunique() < 2:
             raise DataError(f"{args.protocol}: {family.name} has only {own.label[0]} crops; leave it out")
-        values = torch.from_numpy(read_features(model, own, folder, name=name))
+        values = torch.from_numpy(read(own, name=name))
         validation[family.name] = values, (own.label == "FAKE").to_numpy(int)
-    training = describe(rows, read_features(model, rows, folder, name=name), dict(args.family_share))
+    training = describe(rows, read(rows, name=name), dict(args.family_share))
     reals = np.flatnonzero(rows.label == "REAL")
     chosen = thin_rows(rows.iloc[reals].assign(place=reals).reset_index(drop=True), args.blends)
     change = partial(blend_reals, generator=Generator().manual_seed(0))
-    blends = read_features(model, chosen, folder, name=f"{name}-blended", change=change)
-    last = model.net._fc
+    blends = read(chosen, name=f"{name}-blended", change=change)
+    # The model's own layer sees the last feature map, which comes first.
+    last, n_more = model.net._fc, blends.shape[1] - model.net._fc.in_features
     found = compare_heads(
         training,
         (torch.tensor(chosen.place.to_numpy()), torch.from_numpy(blends)),
         validation,
-        (last.weight[0].detach(), last.bias[0].detach()),
+        (functional.pad(last.weight[0].detach(), (0, n_more)), last.bias[0].detach()),
         seeds=range(args.seeds),
         calibrate_on=args.calibrate_on or list(validation),
     )
