@@ -18,7 +18,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Generator, Tensor
 from torch.nn import functional
 
@@ -32,13 +36,16 @@ from dfdc.files import make_folder, write_json
 from dfdc.flags import check_outputs, family_share, make_parser, natural, positive, run_tool, tool
 from dfdc.networks import load_model
 from dfdc.training.features import blend_reals, read_features
-from dfdc.training.heads import Answer, Features, fit_heads
+from dfdc.training.heads import Features, fit_heads
 from dfdc.training.sampling import thin_rows
 from dfdc.weights import find_one
 
 # Weight of all self-blended crops, as a share of the fakes' weight, where they are used.
 BLEND_SHARE = 0.2
 OWN = "the model's own last layer"
+# Not a candidate: what a linear layer reaches with data of the very family.
+FITTED_THERE = "linear, fitted to other persons of the same validation family"
+FOLDS, INVERSE_PENALTY = 5, 1e-3
 # Manipulation or family -> kind; whatever is not named is "other".
 KINDS = {
     "deepfakes": "swap",
@@ -59,6 +66,15 @@ class Found:
     auc: float
     log_loss: float
     false_alarms: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """N validation crops of a family: features (N, C), labels (N,) int, 1 for fakes, and persons (N,)."""
+
+    values: Tensor
+    labels: np.ndarray
+    persons: np.ndarray
 
 
 def describe(rows: pd.DataFrame, values: np.ndarray, shares: Mapping[str, float]) -> Features:
@@ -98,7 +114,7 @@ def add_blends(crops: Features, reals: Tensor, values: Tensor) -> Features:
 def compare_heads(
     training: Features,
     blends: tuple[Tensor, Tensor],
-    validation: Mapping[str, tuple[Tensor, np.ndarray]],
+    validation: Mapping[str, Validation],
     model_layer: tuple[Tensor, Tensor],
     *,
     seeds: Sequence[int],
@@ -109,31 +125,46 @@ def compare_heads(
     Args:
         training: training crops.
         blends: indices of the reals that were blended onto themselves, and the features of the result.
-        validation: family -> features (N, C) and labels (N,) of its validation crops, with both classes.
+        validation: family -> its validation crops, of both classes.
         model_layer: weight (C,) and bias () of the model's last layer.
         seeds: seeds of the fits.
         calibrate_on: families of validation on which each fit is calibrated, with equal weight.
 
     Returns:
-        Head -> family -> the result of each seed; of one for the model's own layer, which is not fitted.
+        Head -> family -> the result of each seed; one result for `OWN` and `FITTED_THERE`, which have no seed.
     """
     mean, spread = training.values.mean(0), training.values.std(0).clamp(min=1e-6)
     weight, bias = model_layer
     crops = replace(training, values=(training.values - mean) / spread)
     blended = add_blends(crops, blends[0], (blends[1] - mean) / spread)
-    found: dict[str, dict[str, list[Found]]] = {}
     layer = (weight * spread, bias + weight @ mean)
-    own: dict[str, Answer] = {OWN: lambda features: features @ layer[0] + layer[1]}
-    for seed in [None, *seeds]:
-        answers = own if seed is None else fit_heads(crops, blended, layer, seed=seed)
-        for name, answer in answers.items():
+    labels = {family: part.labels for family, part in validation.items()}
+    seen = {family: (part.values - mean) / spread for family, part in validation.items()}
+    found: dict[str, dict[str, list[Found]]] = {}
+
+    def add(name: str, logits: Mapping[str, np.ndarray]) -> None:
+        measured = measure_head(logits, labels, calibrate_on)
+        for family, values in measured.items():
+            found.setdefault(name, {}).setdefault(family, []).append(values)
+        print(f"{name}: mean AUC {np.mean([values.auc for values in measured.values()]):.4f}", flush=True)
+
+    add(OWN, {family: (values @ layer[0] + layer[1]).double().numpy() for family, values in seen.items()})
+    for seed in seeds:
+        for name, answer in fit_heads(crops, blended, layer, seed=seed).items():
             with torch.inference_mode():
-                logits = {key: answer((part[0] - mean) / spread).double().numpy() for key, part in validation.items()}
-            measured = measure_head(logits, {key: part[1] for key, part in validation.items()}, calibrate_on)
-            for family, values in measured.items():
-                found.setdefault(name, {}).setdefault(family, []).append(values)
-            print(f"seed {seed}: {name}: {np.mean([values.auc for values in measured.values()]):.4f}", flush=True)
+                add(name, {family: answer(values).double().numpy() for family, values in seen.items()})
+    add(FITTED_THERE, {family: cross_fit(part) for family, part in validation.items()})
     return found
+
+
+def cross_fit(part: Validation) -> np.ndarray:
+    """Log-odds (N,) of each crop by a logistic regression on the other persons of the same family."""
+    regression = LogisticRegression(C=INVERSE_PENALTY, class_weight="balanced", max_iter=1000)
+    fitted = make_pipeline(StandardScaler(), regression)
+    folds = GroupKFold(min(FOLDS, len(set(part.persons))))
+    return cross_val_predict(
+        fitted, part.values.numpy(), part.labels, groups=part.persons, cv=folds, method="decision_function"
+    )
 
 
 def measure_head(
@@ -202,8 +233,8 @@ def main(argv: list[str] | None = None) -> int:
         own = thin_rows(read_split(*family.tables, split=family.split), args.val_limit)
         if own.label.nunique() < 2:
             raise DataError(f"{args.protocol}: {family.name} has only {own.label[0]} crops; leave it out")
-        values = torch.from_numpy(read(own, name=name))
-        validation[family.name] = values, (own.label == "FAKE").to_numpy(int)
+        values, labels = torch.from_numpy(read(own, name=name)), (own.label == "FAKE").to_numpy(int)
+        validation[family.name] = Validation(values, labels, find_identities(own))
     training = describe(rows, read(rows, name=name), dict(args.family_share))
     reals = np.flatnonzero(rows.label == "REAL")
     chosen = thin_rows(rows.iloc[reals].assign(place=reals).reset_index(drop=True), args.blends)
