@@ -92,8 +92,8 @@ def test_measures_equal_those_by_hand() -> None:
 
 def test_cross_fit_learns_what_persons_share_and_not_the_persons() -> None:
     generator = np.random.default_rng(0)
-    persons, labels = np.repeat(np.arange(40), 10), np.repeat(np.arange(40) % 2, 10)
-    values = generator.normal(0, 1, (40, 30))[persons].astype(np.float32)  # known by heart, they tell the class
+    persons, labels = np.repeat(np.arange(200), 3), np.repeat(np.arange(200) % 2, 3)
+    values = generator.normal(0, 1, (200, 30))[persons].astype(np.float32)  # known by heart, they tell the class
     alone = cross_fit(Validation(torch.from_numpy(values), labels, persons.astype(str)))
     assert 0.3 < roc_auc_score(labels, alone) < 0.7
     values[:, 0] += 4 * labels
