@@ -88,6 +88,17 @@ def share(text: str) -> float:
     return number
 
 
+def family_share(text: str) -> tuple[str, float]:
+    """Parse a family's name and its share, such as dfdc=0.4."""
+    name, _, number = text.rpartition("=")
+    try:
+        return name, float(number)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not allowed; give a family and its share, such as dfdc=0.4"
+        ) from error
+
+
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     """Make a parser that shows a tool's module docstring unchanged."""
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -25,7 +25,17 @@ from dfdc.data.labels import describe_counts, read_labels, weigh_crops
 from dfdc.errors import DataError
 from dfdc.evaluation.metrics import tells_nothing
 from dfdc.files import make_folder
-from dfdc.flags import COMPILE_HELP, above_zero, input_side, make_parser, natural, positive, run_tool, tool
+from dfdc.flags import (
+    COMPILE_HELP,
+    above_zero,
+    family_share,
+    input_side,
+    make_parser,
+    natural,
+    positive,
+    run_tool,
+    tool,
+)
 from dfdc.training.distillation import Teacher
 from dfdc.training.distributed import Rank, join_ranks
 from dfdc.training.init import revive_if_folded, start_model
@@ -160,17 +170,6 @@ def parse_chance(text: str) -> tuple[str, float]:
         ) from error
 
 
-def parse_share(text: str) -> tuple[str, float]:
-    """Parse a family's name and its share, such as dfdc=0.4."""
-    name, _, share = text.rpartition("=")
-    try:
-        return name, float(share)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not allowed; give a family and its share, such as dfdc=0.4"
-        ) from error
-
-
 def build_parser() -> argparse.ArgumentParser:
     defaults = TrainSettings()
     parser = make_parser(__doc__)
@@ -202,7 +201,7 @@ def build_parser() -> argparse.ArgumentParser:
     chance_help = "change the probability of an augmentation, as in colour=0; can be repeated (default: no change)"
     add("--chance", action="append", default=[], type=parse_chance, metavar="STEP=P", help=chance_help)
     share_help = "give a family of crops this share of each epoch; can be repeated (default: each real crop once)"
-    add("--family-share", action="append", default=[], type=parse_share, metavar="NAME=SHARE", help=share_help)
+    add("--family-share", action="append", default=[], type=family_share, metavar="NAME=SHARE", help=share_help)
     pairs_help = "number of pairs per epoch with --family-share (default: number of real crops)"
     add("--epoch-pairs", type=positive, metavar="N", help=pairs_help)
     leave_help = "leave this family out of training; can be repeated (default: none)"

@@ -15,13 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_auc_score
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -29,31 +27,16 @@ from dfdc.data.dataset import CropSet, load_rows, read_split
 from dfdc.errors import DataError
 from dfdc.files import write_json
 from dfdc.flags import check_outputs, make_parser, positive, run_tool, tool
-from dfdc.networks import FrameModel, load_model, resize_crops
+from dfdc.networks import load_model
+from dfdc.training.features import find_features
 from dfdc.training.sampling import thin_rows
 from dfdc.weights import find_one
 
-HIDDEN, EPOCHS, BATCH = 64, 30, 16
+HIDDEN, EPOCHS = 64, 30
 NOTHING = "nothing"
 
 # Left-out family -> family that is measured -> AUC by each seed.
 Found = dict[str, dict[str, list[float]]]
-
-
-@torch.inference_mode()
-def find_features(model: FrameModel, crops: CropSet, *, progress: bool = True) -> np.ndarray:
-    """Compute the pooled last feature map of crops, (N, C) float32.
-
-    Raises:
-        DataError: the model is not an EfficientNet.
-    """
-    if not hasattr(model.net, "extract_features"):
-        raise DataError(f"{model.spec.architecture}: its features cannot be read; name weights of an EfficientNet")
-    found = []
-    for images in tqdm(crops.images.split(BATCH), desc="features", disable=not progress):
-        pixels = (resize_crops(images.float(), model.spec.input_size) - model.mean) / model.std
-        found.append(model.net.extract_features(pixels).mean((2, 3)).numpy())
-    return np.concatenate(found)
 
 
 def leave_families_out(
@@ -131,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     parts = []
     for split, per_class in (("train", args.per_class), ("val", args.val_per_class or max(args.per_class // 4, 1))):
         crops = load_rows(thin_rows(read_split(*args.crops, split=split), per_class))
-        parts.append((find_features(model, crops), crops))
+        parts.append((find_features(model, crops.images), crops))
     found = leave_families_out(*parts, seeds=range(args.seeds), groups=args.leave_out)
     print(format_table(found))
     if args.json:
