@@ -107,7 +107,7 @@ def read_features(
     depth = "" if block is None else f"-block{block}"
     path = folder / f"{name}{depth}-{hashlib.sha256(places.encode()).hexdigest()[:12]}.npy"
     if path.exists():
-        return np.load(path, allow_pickle=False)
+        return np.load(path)
     found = []
     for start in tqdm(range(0, len(rows), READING), desc=f"features of {name}"):
         crops = load_rows(rows.iloc[start : start + READING].reset_index(drop=True), progress=False)
