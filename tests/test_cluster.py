@@ -53,6 +53,16 @@ def write_manifest(folder: Path, content: bytes, name: str = "clips.txt") -> str
         (b"a.mp4\nb.mp4\na.mp4\n", "clips.txt", "line 3 repeats line 1"),
         (b"a.mp4\n\xff.mp4\n", "clips.txt", "line 2 is not UTF-8"),
         (b"a\x1b.mp4\n", "clips.txt", "line 1 has control characters"),
+        (b"a.mp4\nb/../a.mp4\n", "clips.txt", r"line 2 has a part that is empty, '\.' or '\.\.'"),
+        (b"../a.mp4\n", "clips.txt", "line 1 has a part"),
+        (b"b\\..\\a.mp4\n", "clips.txt", "line 1 has a part"),
+        (b"./a.mp4\n", "clips.txt", "line 1 has a part"),
+        (b"b//a.mp4\n", "clips.txt", "line 1 has a part"),
+        (b"s3://bucket/clips/../a.mp4\n", "clips.txt", "line 1 has a part"),
+        (b"/etc/a.mp4\n", "clips.txt", "line 1 is absolute"),
+        (b"C:\\a.mp4\n", "clips.txt", "line 1 is absolute"),
+        (b"FILE:///etc/a.mp4\n", "clips.txt", "line 1 is absolute"),
+        (b"zip://a.mp4::file:///etc/b.zip\n", "clips.txt", "line 1 has '::'"),
         (b"", "clips.txt", "names no clip"),
         (b"path,label\na.mp4,1\nb.mp4\n", "clips.csv", "line 3 has 1 cells instead of 2"),
         (b"file\na.mp4\n", "clips.csv", "needs 'path'"),
@@ -93,6 +103,33 @@ def test_folder_is_listed_with_its_sub_folders(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     _, names = open_source(str(tmp_path))
     assert sorted(names()) == ["a/c.MOV", "b.mp4"]
+
+
+def test_url_of_a_clip_below_the_manifest_repeats_its_path(tmp_path: Path) -> None:
+    place = Place("memory://spelt")
+    place.write("clips.txt", b"a/b.mp4\nmemory://spelt/a/b.mp4\n")
+    with pytest.raises(InputError, match="line 2 repeats line 1"):
+        open_source("memory://spelt/clips.txt")
+
+
+def test_url_with_a_query_is_allowed(tmp_path: Path) -> None:
+    line = "https://host/a.mp4?from=https://other/../b"
+    _, names = open_source(write_manifest(tmp_path, f"{line}\n".encode()))
+    assert list(names()) == [line]
+
+
+@pytest.mark.parametrize("key", ["x::file/a.mp4", "z\n.mp4", "z\x1b.mp4"])
+def test_object_whose_name_cannot_be_used_is_refused_before_anything_is_written(
+    key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(manifest, "PIECE_LINES", 1)
+    place = Place(f"memory://listed-{tmp_path.name}/clips")
+    for name in ("a.mp4", "b.mp4", key):
+        place.write(name, b"clip")
+    base, names = open_source(place.url)
+    with pytest.raises(InputError, match=r"the clip '.*' has .*; rename it"):
+        freeze(place.url, base, names(), Place(str(tmp_path / "results")))
+    assert not (tmp_path / "results").exists()
 
 
 def test_folder_without_clips_is_refused(tmp_path: Path) -> None:

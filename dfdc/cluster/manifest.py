@@ -1,21 +1,27 @@
 """The clips of a job: listed from a folder or read from a manifest as a stream, checked, and frozen beside the results.
 
-A manifest has one clip a line: its path or URL, where relative to the manifest's folder. It is a .txt file, or a .csv
-file with the column path. It is read twice and never held: once to find its mistakes before anything is written, and
-once to copy it to the results in pieces of `PIECE_LINES`, which the nodes read. A clip's number is its line there.
+A manifest has one clip a line: its path relative to the manifest's folder, or its URL in a store. It is a .txt file, or
+a .csv file with the column path. It is read twice and never held: once to find its mistakes before anything is written,
+and once to copy it to the results in pieces of `PIECE_LINES`, which the nodes read. A clip's number is its line there.
+
+Manifests and names in a store come from other people. A name must not make a node read another file of its disk, and
+must not be a second spelling of another clip's name, which would get two rows: see `_find_fault`.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import re
+import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
-from dfdc.cluster.places import Place
+from dfdc.cluster.places import Place, resolve
 from dfdc.errors import InputError
 from dfdc.log import shown
 from dfdc.run.inputs import SUFFIXES
@@ -27,6 +33,9 @@ PIECE_LINES = 10_000
 # An error names so many lines.
 NAMED_LINES = 5
 MAX_LINE_BYTES = 4096
+# A part of a path that is empty, "." or "..".
+EMPTY_PART = re.compile(r"(?:^|[/\\])\.{0,2}(?:[/\\]|$)")
+ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]|(?:file|local)://", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -90,25 +99,27 @@ def digest(names: Iterable[str]) -> tuple[int, str]:
 
 
 def freeze(source: str, base: str, names: Iterable[str], results: Place) -> Frozen:
-    """Copy the names of a job's clips to its results, in pieces.
+    """Copy the names of a job's clips to its results, in pieces; all names are checked before the first is written.
 
     Raises:
-        InputError: there is none, or one cannot be written as a line.
+        InputError: there is none, or one cannot be used.
     """
-    total, n_clips, piece = hashlib.sha256(), 0, bytearray()
-    for name in names:
-        line = _check_name(source, name).encode() + b"\n"
-        total.update(line)
-        piece += line
-        n_clips += 1
-        if n_clips % PIECE_LINES == 0:
-            results.write(piece_name(n_clips // PIECE_LINES - 1), bytes(piece))
-            piece.clear()
-    if not n_clips:
-        raise InputError(f"{source}: holds no clip (looked for {', '.join(sorted(SUFFIXES))})")
-    if piece:
-        results.write(piece_name(n_clips // PIECE_LINES), bytes(piece))
-    return Frozen(base, n_clips, total.hexdigest())
+    total, n_clips = hashlib.sha256(), 0
+    with tempfile.TemporaryFile(prefix="dfdc-") as draft:
+        for name in names:
+            if fault := _find_fault(base, name):
+                raise InputError(f"{source}: the clip {name!r} {fault}; rename it")
+            line = name.encode() + b"\n"
+            total.update(line)
+            draft.write(line)
+            n_clips += 1
+        if not n_clips:
+            raise InputError(f"{source}: holds no clip (looked for {', '.join(sorted(SUFFIXES))})")
+        frozen = Frozen(base, n_clips, total.hexdigest())
+        draft.seek(0)
+        for number in range(frozen.n_pieces):
+            results.write(piece_name(number), b"".join(islice(draft, PIECE_LINES)))
+    return frozen
 
 
 def _list_clips(place: Place) -> Iterator[str]:
@@ -117,21 +128,21 @@ def _list_clips(place: Place) -> Iterator[str]:
             yield name
 
 
-def _check_name(source: str, name: str) -> str:
-    fault = _find_fault(name)
-    if fault:
-        raise InputError(f"{source}: the clip {name!r} {fault}; rename it")
-    return name
-
-
-def _find_fault(name: str) -> str:
-    """Why a name cannot stand in a line and in a table; empty if it can."""
+def _find_fault(base: str, name: str) -> str:
+    """Why a name cannot be used; empty if it can."""
     if not name.strip():
         return "is blank"
     if shown(name) != name:
         return "has control characters, or bytes that are not UTF-8"
     if len(name.encode()) > MAX_LINE_BYTES:
         return f"has more than {MAX_LINE_BYTES} bytes"
+    if ABSOLUTE.match(name):
+        return "is absolute, and allowed are paths below the manifest's folder, and URLs of a store"
+    if "::" in name and "://" in resolve(base, name):
+        return "has '::', by which fsspec chains file systems"
+    path = re.split(r"[?#]", name.partition("://")[2])[0] if "://" in name else name
+    if EMPTY_PART.search(path):
+        return "has a part that is empty, '.' or '..'"
     return ""
 
 
@@ -152,7 +163,7 @@ def _read_lines(source: str, place: Place, name: str) -> Iterator[tuple[int, str
                 if len(cells) != n_columns and text:
                     fault = fault or f"has {len(cells)} cells instead of {n_columns}"
                 text = cells[column] if len(cells) > column else ""
-            yield number, text, fault or _find_fault(text)
+            yield number, text, fault or _find_fault(place.url, text)
 
 
 def _check(source: str, place: Place, name: str) -> None:
@@ -164,7 +175,8 @@ def _check(source: str, place: Place, name: str) -> None:
             n_faults += 1
             faults += [f"line {number} {fault}"] * (len(faults) < NAMED_LINES)
         else:
-            digests.frombytes(hashlib.blake2b(text.encode(), digest_size=16).digest())
+            url = resolve(place.url, text)  # a relative path and a URL may name the same clip
+            digests.frombytes(hashlib.blake2b(url.encode(), digest_size=16).digest())
             numbers.append(number)
     if faults:
         more = f" and {n_faults - len(faults)} more" if n_faults > len(faults) else ""

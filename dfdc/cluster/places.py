@@ -231,7 +231,7 @@ class Place:
 
 def resolve(base: str, line: str) -> str:
     """The path or URL of a clip that a manifest names, relative to the manifest's folder."""
-    return line if "://" in line or line.startswith("/") else f"{base.rstrip('/')}/{line}"
+    return line if "://" in line else f"{base.rstrip('/')}/{line}"
 
 
 def fetch(url: str, folder: Path) -> Path:
