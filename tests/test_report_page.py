@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import time
@@ -201,6 +202,14 @@ def test_names_cannot_steer_what_shows_them(tmp_path: Path) -> None:
     page = write_report(clips, tmp_path / "report.html", n_clips=1).read_text(encoding="utf-8")
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert json.loads(data)["clips"][0]["filename"] == r"gpj\u202e4pm\x1b[2J\r</script>.mp4"
+
+
+def test_title_is_shown_as_text(tmp_path: Path) -> None:
+    title = "</title><script>steal()</script> & {{data}} {{js}}\x1b[2J"
+    page = write_report([], tmp_path / "report.html", n_clips=0, title=title).read_text(encoding="utf-8")
+    titles = [html.unescape(text) for text in re.findall(r"<(?:title|h1)>(.*?)</(?:title|h1)>", page, re.DOTALL)]
+    assert titles == [title.replace("\x1b", r"\x1b")] * 2
+    assert "<script>steal" not in page
 
 
 def test_small_page_keeps_all_pictures_unchanged(report: Path) -> None:

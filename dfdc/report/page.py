@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
@@ -33,7 +34,7 @@ def write_report(analyses: Iterable[Analysis], out: Path, *, n_clips: int, title
         analyses: one per clip.
         out: HTML file to write.
         n_clips: number of analyses, which share `MAX_BYTES` equally.
-        title: of the page.
+        title: of the page; plain text.
 
     Returns:
         out.
@@ -44,8 +45,8 @@ def write_report(analyses: Iterable[Analysis], out: Path, *, n_clips: int, title
     share = MAX_BYTES // max(n_clips, 1)
     static = resources.files("dfdc.report") / "static"
     css, js = ((static / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    page = (static / "page.html").read_text(encoding="utf-8").replace("{{title}}", title)
-    head, tail = page.replace("{{css}}", css).replace("{{js}}", js).split("{{data}}")
+    page = (static / "page.html").read_text(encoding="utf-8").replace("{{css}}", css).replace("{{js}}", js)
+    head, tail = (part.replace("{{title}}", html.escape(shown(title))) for part in page.split("{{data}}"))
     try:
         with drafted(out) as draft, open(draft, "w", encoding="utf-8", errors="replace") as file:
             file.write(head)
