@@ -216,12 +216,18 @@ class Analysis:
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per frame and face (needs pandas).
+        """One row per frame and face (needs the extra pandas).
 
         Returns:
             Columns filename, person (from 0), frame, time_s, x0, y0, x1, y1 (pixels), found, score (0 to 1).
+
+        Raises:
+            InputError: pandas is not installed.
         """
-        import pandas as pd
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise InputError(f"to_dataframe() needs pandas ({error}); pip install 'dfdc[pandas]'") from error
 
         return pd.DataFrame(list(self.frame_rows()), columns=list(FRAME_COLUMNS))
 

@@ -15,7 +15,7 @@ from dfdc.analysis import Analysis
 from dfdc.analysis_files import analysis_path, read_analysis
 from dfdc.analyze import Analyzer
 from dfdc.deadline import NEVER, Deadline
-from dfdc.errors import InputError
+from dfdc.errors import DeviceError, InputError
 from dfdc.prediction import DEFAULT_FRAMES, MAX_FRAMES
 from dfdc.run.inputs import collect
 from dfdc.run.pool import predict_clips
@@ -80,7 +80,13 @@ class Detector:
         self, weights: tuple[WeightsFile, ...], *, device: str = "cpu", n_frames: int = DEFAULT_FRAMES
     ) -> None:
         self.weights, self.device, self.n_frames = weights, device, _check_frames(n_frames)
-        self._analyzer = Analyzer(list(weights), device=device)
+        try:
+            self._analyzer = Analyzer(list(weights), device=device)
+        except ImportError as error:
+            extra = "dfdc[cuda]" if device == "cuda" else "dfdc"
+            raise DeviceError(
+                f"the device {device} needs a package that cannot be imported ({error}); pip install '{extra}'"
+            ) from error
         # The models write into buffers of their own, so two threads would get each other's outputs.
         self._lock = threading.Lock()
 

@@ -74,7 +74,7 @@ def choose_device(wanted: str, *, place: int = 0, cudnn: bool = False) -> str:
         import torch
     except ImportError as error:
         raise DeviceError(
-            f"--device cuda: torch cannot be imported ({error}); install it, or use --device cpu"
+            f"--device cuda: torch cannot be imported ({error}); pip install 'dfdc[cuda]', or use --device cpu"
         ) from error
 
     from dfdc.convolution import without_cudnn

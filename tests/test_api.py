@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -136,6 +137,25 @@ def test_table_has_a_row_per_frame_and_face(analysis: dfdc.Analysis) -> None:
     assert table.score.tolist() == track.scores.tolist()
     assert table[["x0", "y0", "x1", "y1"]].to_numpy().tolist() == track.boxes.tolist()
     assert dfdc.Analysis("a.mp4", status="no_face").to_dataframe().columns.tolist() == table.columns.tolist()
+
+
+def test_table_without_pandas_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)  # as if it were not installed
+    with pytest.raises(dfdc.InputError, match=r"needs pandas .*; pip install 'dfdc\[pandas\]'"):
+        dfdc.Analysis("a.mp4", status="no_face").to_dataframe()
+
+
+@pytest.mark.parametrize(("device", "extra"), [("cpu", "dfdc"), ("cuda", r"dfdc\[cuda\]")])
+def test_missing_package_of_a_device_names_the_extra(device: str, extra: str) -> None:
+    script = (
+        "import sys, dfdc\n"
+        "sys.modules.update(torch=None, openvino=None)\n"  # as if they were not installed
+        "from dfdc.weights import find_weights, shipped_weights\n"
+        f"dfdc.Detector(tuple(find_weights(shipped_weights())), device={device!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert re.search(rf"DeviceError: the device {device} needs .*torch.*; pip install '{extra}'", last)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "ä b%.mp4", "a/../b.mp4", "x" * 300 + ".mp4", "bad\udcff.mp4", ".."])
