@@ -25,7 +25,8 @@ from av.video.stream import VideoStream
 from dfdc.deadline import NEVER, Deadline
 from dfdc.errors import MachineError, VideoError, VideoTimeout
 from dfdc.files import REPLACED, Identity
-from dfdc.mp4 import check_tables, lacks_index
+from dfdc.kinds import name_picture
+from dfdc.mp4 import check_tables, is_tiled, lacks_index
 
 # The largest frame that a stream may declare: 8K film. Decoders allocate memory by the declared size, not by the data:
 # without a limit, a file of 5 kB that declares 16000 x 16000 takes 1.7 GB and 12 s before it is even open.
@@ -47,6 +48,7 @@ CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,flv,ogg,asf,wtv,mxf,nut,ivf,obu,h264,hevc,gif,"
     "wav,flac,apng,jpeg_pipe,png_pipe,webp_pipe"
 )
+CONVERT = "convert it to JPEG or PNG"
 # FFmpeg's own buffer size.
 BUFFER_BYTES = 1 << 15
 # The GPU decodes in the current CUDA context, which torch created: FFmpeg rejects a primary context whose scheduling
@@ -105,6 +107,8 @@ class MediaFile:
             if self.status.st_size == 0:
                 raise VideoError("the file is empty")
             check_tables(self, self.status.st_size)
+            if is_tiled(self, self.status.st_size):
+                raise VideoError(f"a HEIC or AVIF picture in tiles, which are not put together; {CONVERT}")
             self.check()
         except BaseException:
             self.close()
@@ -224,12 +228,21 @@ class MediaFile:
                 return container
             if self.deadline.expired():
                 raise VideoTimeout("out of time before the first frame")
-        if lacks_index(self._file, self.status.st_size):
-            raise VideoError(
-                "an MP4 whose index is missing or incomplete: the recording or the download was cut off"
-            ) from problem
+        self.check_index()
+        self._file.seek(0)
+        if kind := name_picture(self._file.read(16)):
+            raise VideoError(f"a {kind} picture, which is not read; {CONVERT}") from problem
         reason = getattr(problem, "strerror", None) or problem
         raise VideoError(f"not a video or picture of a known kind ({reason})") from problem
+
+    def check_index(self) -> None:
+        """Report an MP4 that ends within its index, of which FFmpeg may make a file without streams or frames.
+
+        Raises:
+            VideoError: the file is such an MP4.
+        """
+        if lacks_index(self._file, self.status.st_size):
+            raise VideoError("an MP4 whose index is missing or incomplete: the recording or the download was cut off")
 
     def demux(self, container: InputContainer, stream: Stream) -> Iterator[av.Packet]:
         """The packets of one stream, up to the end of the file, its deadline, or damage that does not end.

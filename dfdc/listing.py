@@ -67,7 +67,11 @@ def list_frames(file: MediaFile) -> Iterator[Listing]:
     rank, n_streams, n_found = 0, 1, 0
     while rank < n_streams:
         with file.hurried(LISTING_SHARE), file.container() as container:
-            streams = video_streams(container)
+            try:
+                streams = video_streams(container)
+            except VideoError:
+                file.check_index()
+                raise
             n_streams = len(streams)
             listing = _list(file, container, streams[rank])
         if listing is not None:
@@ -79,6 +83,7 @@ def list_frames(file: MediaFile) -> Iterator[Listing]:
     if not n_found:
         if file.is_cut:
             raise VideoTimeout("out of time before the first frame")
+        file.check_index()
         raise VideoError("its video stream holds no frame")
 
 

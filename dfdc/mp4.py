@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -30,6 +31,10 @@ MAX_BYTES = 1 << 24
 PIECE = 1024
 # Boxes in which FFmpeg looks for tables; even a box that is marked as free may hold some.
 PARENTS = frozenset(b"moov trak mdia minf stbl moof traf udta edts dinf mvex wide free skip hoov".split())
+# A HEIF picture has the box meta among its first boxes. An entry of the items in it: version and flags, number,
+# protection, and the type, here a grid of tiles (ISO 14496-12, 8.11.6).
+HEIF_BOXES = 8
+TILED = re.compile(rb"infe(?:\x02.{7}|\x03.{9})grid", re.DOTALL)
 SOUND, PICTURE = b"soun", b"vide"
 
 
@@ -87,8 +92,25 @@ def lacks_index(file: BinaryIO, size: int) -> bool:
         size: of the file in bytes.
     """
     ends = {kind: end for kind, _, end in itertools.islice(_boxes(file, 0, sys.maxsize), MAX_BOXES)}
-    # HEIF pictures have a box meta instead.
-    return b"ftyp" in ends and b"meta" not in ends and ends.get(b"moov", sys.maxsize) > size
+    end = ends.get(b"moov")
+    # A box without a length lasts to the end of its file. HEIF pictures have a box meta instead.
+    return b"ftyp" in ends and b"meta" not in ends and (end is None or size < end < sys.maxsize)
+
+
+def is_tiled(file: BinaryIO, size: int) -> bool:
+    """Whether a file is a HEIF picture (HEIC, AVIF) that is made of tiles (ISO 23008-12, 6.6.2.3), as cameras write it.
+
+    FFmpeg gives each tile as a stream, so that one tile would be taken for the picture.
+
+    Args:
+        file: open for reading; its position changes.
+        size: of the file in bytes.
+    """
+    for kind, start, end in itertools.islice(_boxes(file, 0, size), HEIF_BOXES):
+        if kind == b"meta":
+            file.seek(start)
+            return TILED.search(file.read(min(end - start, MAX_BYTES))) is not None
+    return False
 
 
 def _walk(file: BinaryIO, start: int, end: int, claims: _Claims, *, depth: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import av
+import cv2
 import numpy as np
 import pytest
 from clips import claim_size, numbers, write_audio, write_clip
@@ -101,9 +102,50 @@ def test_file_truncated_before_its_index_is_refused(tmp_path, share):
     data = path.read_bytes()
     assert data.index(b"mdat") < data.index(b"moov")
     path.write_bytes(data[: int(len(data) * share)])
-    reason = refusal(path)
-    if len(data) * share < data.index(b"moov"):  # of a part of the index, FFmpeg may make a file without streams
-        assert reason.startswith("an MP4 whose index is missing or incomplete: the recording or the download")
+    assert refusal(path).startswith("an MP4 whose index is missing or incomplete: the recording or the download")
+
+
+def test_file_truncated_inside_its_index_is_told_wherever_ffmpeg_gets_to(tmp_path):
+    path = write_clip(tmp_path / "whole.mp4")
+    data = path.read_bytes()
+    reasons = set()
+    for end in range(data.index(b"moov") + 4, len(data), 29):
+        path = tmp_path / f"{end}.mp4"
+        path.write_bytes(data[:end])
+        try:
+            read_frames(path, 4)
+        except VideoError as error:
+            reasons.add(str(error))
+    assert reasons == {"an MP4 whose index is missing or incomplete: the recording or the download was cut off"}
+
+
+def test_index_without_a_length_is_whole(tmp_path):
+    data = write_audio(tmp_path / "a.mp4").read_bytes()
+    start = data.index(b"moov") - 4  # the last box: the length 0 means up to the end of the file
+    path = tmp_path / "b.mp4"
+    path.write_bytes(data[:start] + bytes(4) + data[start + 4 :])
+    assert refusal(path) == "has no video stream"
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".bmp", "BMP"), (".tiff", "TIFF")])
+def test_picture_of_a_kind_that_is_not_read_gets_a_cure(tmp_path, suffix, kind):
+    cv2.imwrite(str(tmp_path / f"a{suffix}"), np.zeros((64, 64, 3), np.uint8))
+    assert refusal(tmp_path / f"a{suffix}") == f"a {kind} picture, which is not read; convert it to JPEG or PNG"
+
+
+def test_damaged_heic_picture_gets_a_cure(tmp_path):
+    path = tmp_path / "a.heic"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0\0\0\x08meta")
+    assert refusal(path) == "a HEIC picture, which is not read; convert it to JPEG or PNG"
+
+
+def test_picture_in_tiles_is_refused_and_not_scored_by_one_of_them(tmp_path):
+    infe = b"\0\0\0\x15infe\x02\0\0\0\0\x31\0\0grid\0"  # ISO 14496-12, 8.11.6: item 49 is a grid
+    iinf = (14 + len(infe)).to_bytes(4, "big") + b"iinf" + bytes(4) + b"\0\x01" + infe
+    meta = (12 + len(iinf)).to_bytes(4, "big") + b"meta" + bytes(4) + iinf
+    path = tmp_path / "a.heic"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + meta)
+    assert "picture in tiles, which are not put together; convert it" in refusal(path)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 1.0])
