@@ -299,18 +299,20 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
     elif path.is_file():
         files = [path]
     else:
-        raise WeightsError(f"{path}: no such weights file or folder; name one with --weights")
+        raise WeightsError(f"{path}: no such weights file or folder; name an existing one")
     opened = sorted(map(open_weights, files), key=_stated_log_loss)
     if not select("face", opened):
         raise WeightsError(f"{path}: holds no face model, which scoring needs; name other weights")
     further = [replace(open_weights(file), further=True) for file in sorted((path / FURTHER).glob("*.safetensors"))]
     opened += sorted(further, key=_stated_log_loss)
     if extras and not path.is_dir():
-        raise WeightsError(f"{path}: is one file, and --with looks into a folder's {OPTIONAL}/; name the folder")
+        raise WeightsError(f"{path}: is one file, and optional models lie in a folder's {OPTIONAL}/; name the folder")
     optional = [open_weights(file) for file in sorted((path / OPTIONAL).glob("*.safetensors"))] if extras else []
     for wanted in sorted(set(extras)):  # sorted, so that the order of the flags does not change the run
         if not (fitting := select(wanted, optional)):
-            raise WeightsError(f"{path / OPTIONAL}: holds no {wanted} model; copy one there, or leave out --with")
+            raise WeightsError(
+                f"{path / OPTIONAL}: holds no {wanted} model; copy one there, or ask for no {wanted} model"
+            )
         opened += fitting
     return opened
 
@@ -326,7 +328,7 @@ def find_one(path: Path, what: str) -> WeightsFile:
         WeightsError: there is no such model, or a file is not valid.
     """
     if not path.exists():
-        raise WeightsError(f"{path}: no such weights file or folder; name one with --weights")
+        raise WeightsError(f"{path}: no such weights file or folder; name an existing one")
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     if not (fitting := select(what, map(open_weights, files))):
         raise WeightsError(f"{path}: holds no {what} model; train one, as README.md describes, or name other weights")

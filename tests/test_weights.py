@@ -132,9 +132,9 @@ def test_optional_models_are_loaded_on_request(model: FrameModel, tmp_path: Path
     save_model(FrameModel(motion), tmp_path / "optional", name="motion")
     assert [file.spec.sees for file in find_weights(tmp_path)] == ["face"]
     assert [file.spec.sees for file in find_weights(tmp_path, extras=["motion", "motion"])] == ["face", "motion"]
-    with pytest.raises(WeightsError, match="optional: holds no sound model; copy one there, or leave out --with"):
+    with pytest.raises(WeightsError, match="optional: holds no sound model; copy one there, or ask for no sound model"):
         find_weights(tmp_path, extras=["sound"])
-    with pytest.raises(WeightsError, match=r"is one file, and --with looks into a folder's optional/"):
+    with pytest.raises(WeightsError, match=r"is one file, and optional models lie in a folder's optional/"):
         find_weights(next(tmp_path.glob("faces*")), extras=["motion"])
 
 
@@ -164,7 +164,7 @@ def test_model_for_the_requested_input_is_found_in_a_file_or_folder(model: Frame
     for path, what in ((face, "motion"), (tmp_path, "sound")):
         with pytest.raises(WeightsError, match=f"holds no {what} model; train one"):
             find_one(path, what)
-    with pytest.raises(WeightsError, match="gone: no such weights file or folder; name one with --weights"):
+    with pytest.raises(WeightsError, match="gone: no such weights file or folder; name an existing one"):
         find_one(tmp_path / "gone", "face")
 
 
