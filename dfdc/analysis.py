@@ -18,6 +18,7 @@ from dfdc.aggregate import track_logit
 from dfdc.crop import CropGeometry
 from dfdc.errors import InputError
 from dfdc.files import Identity
+from dfdc.kinds import jpeg_size
 from dfdc.prediction import PRIOR, SCORED, STATUSES, Prediction
 from dfdc.weights import sigmoid
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 THUMBNAIL = CropGeometry(side_ratio=1.5, shift_ratio=0.0, size=160)
 # The version of the JSON form; it changes if a field is removed or changes its meaning.
 SCHEMA = "dfdc.analysis/1"
+# So many pictures of a person, and of whole frames, are kept at most, and so large (see `dfdc.illustrate`). Heat maps
+# have a value for each 32 pixels of a model's input, which has up to 1024.
+MAX_THUMBNAILS, MAX_SCENES, MAX_PICTURE_SIDE, MAX_HEAT_SIDE = 12, 3, 640, 1024 // 32
+MAX_PICTURE_BYTES = 3 * MAX_PICTURE_SIDE**2
 # The columns of the table with one row per frame and face.
 FRAME_COLUMNS = ("filename", "person", "frame", "time_s", "x0", "y0", "x1", "y1", "found", "score")
 
@@ -252,7 +257,8 @@ class Analysis:
         """Convert the text of `to_json` to an analysis.
 
         Raises:
-            InputError: the text is not an analysis, or has another schema.
+            InputError: the text is not an analysis, has another schema, or holds more or larger pictures than this
+                package writes.
         """
         try:
             record = json.loads(text)
@@ -266,8 +272,8 @@ class Analysis:
                     found=_to_array(track.pop("found"), np.bool_),
                     angles=_to_array(track.pop("angles"), np.float32),
                     logits=_to_array(track.pop("logits"), np.float64),
-                    thumbnails=_to_pictures(track.pop("thumbnails")),
-                    heat={int(key): _to_array(value, np.float32) for key, value in track.pop("heat").items()},
+                    thumbnails=_to_pictures(track.pop("thumbnails"), MAX_THUMBNAILS),
+                    heat=_to_heat(track.pop("heat")),
                     **track,
                 )
                 for track in record.pop("tracks")
@@ -286,7 +292,7 @@ class Analysis:
                 weights=tuple(record.pop("weights")),
                 notes=tuple(record.pop("notes")),
                 timings=Timings(**record.pop("timings")),
-                scenes=_to_pictures(record.pop("scenes")),
+                scenes=_to_pictures(record.pop("scenes"), MAX_SCENES),
                 provenance=origin,
                 **record,
             )
@@ -320,5 +326,24 @@ def _to_array(values: Any, dtype: type[np.generic]) -> np.ndarray:
     return array
 
 
-def _to_pictures(values: dict[str, str]) -> dict[int, bytes]:
-    return {int(key): base64.b64decode(value) for key, value in values.items()}
+def _to_heat(values: dict[str, list[list[float]]]) -> dict[int, np.ndarray]:
+    for rows in values.values():
+        if not 1 <= len(rows) <= MAX_HEAT_SIDE or not {len(row) for row in rows} <= {*range(1, MAX_HEAT_SIDE + 1)}:
+            raise ValueError(f"a heat map has other sides than 1 to {MAX_HEAT_SIDE}")
+    if len(values) > MAX_THUMBNAILS:
+        raise ValueError(f"a track has {len(values)} heat maps; allowed are {MAX_THUMBNAILS}")
+    return {int(key): _to_array(rows, np.float32) for key, rows in values.items()}
+
+
+def _to_pictures(values: dict[str, str], most: int) -> dict[int, bytes]:
+    pictures = {int(key): base64.b64decode(value) for key, value in values.items()}
+    if len(pictures) > most:
+        raise ValueError(f"{len(pictures)} pictures in one place; allowed are {most}")
+    for picture in pictures.values():
+        size = jpeg_size(picture)
+        if size is None or max(size) > MAX_PICTURE_SIDE or len(picture) > MAX_PICTURE_BYTES:
+            told = "is no JPEG" if size is None else f"has {size[0]} x {size[1]} pixels and {len(picture)} bytes"
+            raise ValueError(
+                f"a picture {told}; allowed are sides up to {MAX_PICTURE_SIDE} and {MAX_PICTURE_BYTES} bytes"
+            )
+    return pictures

@@ -8,13 +8,11 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from dfdc.analysis import THUMBNAIL, Analysis
+from dfdc.analysis import MAX_PICTURE_SIDE, MAX_SCENES, MAX_THUMBNAILS, THUMBNAIL, Analysis
 from dfdc.crop import crop_face
 from dfdc.video import Frame
 
-# Number of frames of each person, and of whole frames, that are kept as pictures, evenly spread.
-MAX_THUMBNAILS, MAX_SCENES = 12, 3
-SCENE_SIDE, JPEG_QUALITY = 640, 85
+JPEG_QUALITY = 85
 
 
 def illustrate(analysis: Analysis, frames: Sequence[Frame]) -> Analysis:
@@ -35,7 +33,7 @@ def illustrate(analysis: Analysis, frames: Sequence[Frame]) -> Analysis:
     scenes = {}
     for index in spread(len(frames), MAX_SCENES):
         pixels = frames[index].pixels
-        scale = min(SCENE_SIDE / max(pixels.shape[:2]), 1.0)
+        scale = min(MAX_PICTURE_SIDE / max(pixels.shape[:2]), 1.0)
         scenes[int(index)] = _encode(cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
     return replace(analysis, tracks=tuple(tracks), scenes=scenes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
@@ -21,6 +22,12 @@ from dfdc.video import read_frames
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "samples/doctored.mp4"
+
+
+def encode(width: int, height: int, suffix: str = ".jpg", *, more: int = 0) -> str:
+    """A grey picture in base64, with so many bytes after its end."""
+    data = cv2.imencode(suffix, np.full((height, width, 3), 127, np.uint8))[1].tobytes()
+    return base64.b64encode(data + bytes(more)).decode()
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +119,16 @@ def test_text_that_is_no_analysis_is_refused(text: str) -> None:
         ("tracks.frames", [0] * 999, "differ in length"),
         ("tracks.boxes", [[1, 2, 3, 4]] * 999, "differ in length"),
         ("tracks.heat", {"0": [[None]]}, "not finite"),
+        ("tracks.heat", {"0": [[0] * 3000] * 3000}, "a heat map has other sides than 1 to 32"),
+        ("tracks.heat", {"0": [[0] * 33]}, "a heat map has other sides"),
+        ("tracks.heat", {"0": [0.5]}, "TypeError"),
+        ("tracks.heat", {str(i): [[0]] for i in range(13)}, "13 heat maps"),
+        ("tracks.thumbnails", {str(i): "" for i in range(13)}, "13 pictures"),
+        ("tracks.thumbnails", {"0": encode(641, 8)}, "a picture has 641 x 8 pixels"),
+        ("scenes", {str(i): "" for i in range(4)}, "4 pictures"),
+        ("scenes", {"0": encode(8, 641)}, "a picture has 8 x 641 pixels"),
+        ("scenes", {"0": encode(8, 8, ".png")}, "a picture is no JPEG"),
+        ("scenes", {"0": encode(8, 8, more=3 * 640**2)}, "a picture has 8 x 8 pixels and"),
     ],
 )
 def test_analyses_that_the_package_never_writes_are_refused(
