@@ -310,9 +310,7 @@ def find_weights(path: Path, *, extras: Sequence[str] = ()) -> list[WeightsFile]
     optional = [open_weights(file) for file in sorted((path / OPTIONAL).glob("*.safetensors"))] if extras else []
     for wanted in sorted(set(extras)):  # sorted, so that the order of the flags does not change the run
         if not (fitting := select(wanted, optional)):
-            raise WeightsError(
-                f"{path / OPTIONAL}: holds no {wanted} model; copy one there, or ask for no {wanted} model"
-            )
+            raise WeightsError(f"{path / OPTIONAL}: holds no {wanted} model; copy one there, or do not ask for it")
         opened += fitting
     return opened
 

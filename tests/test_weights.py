@@ -132,7 +132,7 @@ def test_optional_models_are_loaded_on_request(model: FrameModel, tmp_path: Path
     save_model(FrameModel(motion), tmp_path / "optional", name="motion")
     assert [file.spec.sees for file in find_weights(tmp_path)] == ["face"]
     assert [file.spec.sees for file in find_weights(tmp_path, extras=["motion", "motion"])] == ["face", "motion"]
-    with pytest.raises(WeightsError, match="optional: holds no sound model; copy one there, or ask for no sound model"):
+    with pytest.raises(WeightsError, match="optional: holds no sound model; copy one there, or do not ask for it"):
         find_weights(tmp_path, extras=["sound"])
     with pytest.raises(WeightsError, match=r"is one file, and optional models lie in a folder's optional/"):
         find_weights(next(tmp_path.glob("faces*")), extras=["motion"])
