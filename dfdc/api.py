@@ -138,7 +138,8 @@ class Detector:
             One analysis per clip, in the order in which they are finished.
 
         Raises:
-            InputError: a path does not exist, no clip is found, or two clips share a name.
+            InputError: a path does not exist, no clip is found, two clips share a name, or the script lacks the guard.
+            MachineError: no worker process can be started.
         """
         job = collect([Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)])
         clips = {name: job.paths[name] for name in job.names}

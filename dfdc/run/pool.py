@@ -47,6 +47,10 @@ MAX_PAUSE_S = 60.0
 MAX_CUDA_FAULTS = 3
 # Largest number of clips that failed on CUDA and wait for each worker on the CPU.
 MAX_WAITING = 8
+UNGUARDED = (
+    "this script starts worker processes, and each of them imports the script and would start workers again; "
+    'put the code that scores clips under the line `if __name__ == "__main__":`'
+)
 # Called with a row name and what a worker is doing to this clip.
 WatchClips = Callable[[str, Progress], None]
 
@@ -84,7 +88,8 @@ def answer_clips(
         if the deadline passes first. A clip that gets another pass is yielded again.
 
     Raises:
-        InputError: the weights, the device or the installation that the user chose cannot be used.
+        InputError: the weights, the device or the installation that the user chose cannot be used, or the script that
+            called lacks the guard `if __name__ == "__main__":`.
         MachineError: no worker can be started.
     """
     n_started = min(n_workers or count_cores(), max(len(clips), 1))
@@ -289,6 +294,8 @@ class _Pool:
     def bury(self, worker: Worker, fault: str, status: str) -> Iterator[Answer]:
         """End a worker; its clip is tried again by another worker or gets its row."""
         killed = status == "error" and worker.was_killed()
+        if worker.device is None and status == "error" and worker.was_unguarded():
+            raise InputError(UNGUARDED)
         self.remove(worker)
         if worker.device is None:
             self.note_failed_start(f"{fault} while it loaded")

@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ ENVIRONMENT = {
     "MALLOC_TOP_PAD_": str(2**24),
     **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")},
 }
+
+# Exit code of a worker that was about to start workers of its own; none of the usual failures has it.
+UNGUARDED_EXIT = 93
 
 Work = Callable[[Connection, WorkerSettings], None]
 
@@ -94,6 +98,11 @@ class Worker:
         self.process.join(timeout=5)
         return self.process.exitcode == -signal.SIGKILL
 
+    def was_unguarded(self) -> bool:
+        """Whether the script that it imported tried to start workers in its turn."""
+        self.process.join(timeout=5)
+        return self.process.exitcode == UNGUARDED_EXIT
+
     def describe_end(self) -> str:
         """Describe how it ended, in words."""
         self.process.join(timeout=5)
@@ -112,7 +121,11 @@ def start_worker(settings: WorkerSettings, work: Work) -> Worker:
 
     Raises:
         OSError: the system has no process, descriptor or memory left.
+        SystemExit: this process is itself a worker that still imports the user's script, which lacks the guard
+            `if __name__ == "__main__":`; its parent tells the user.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself finds out
+        sys.exit(UNGUARDED_EXIT)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     try:
