@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,7 +68,8 @@ class Detector:
     """Estimates the probability that faces in clips were faked; create one with `load_detector`.
 
     Threads may share a detector; its methods `analyze` and `score_crops` then run one after the other. To use several
-    cores, call `analyze_many`.
+    cores, call `analyze_many`. A detector that is sent to another process loads its models there again, so load one in
+    each process, or send one only once.
 
     Attributes:
         weights: the files of its models.
@@ -89,6 +90,10 @@ class Detector:
             ) from error
         # The models write into buffers of their own, so two threads would get each other's outputs.
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Callable[..., Detector], tuple[tuple[WeightsFile, ...], str, int]]:
+        # Compiled models cannot be sent to another process.
+        return _load_again, (self.weights, self.device, self.n_frames)
 
     def analyze(self, path: str | Path, *, n_frames: int | None = None, thumbnails: bool = False) -> Analysis:
         """Analyze one clip in this process.
@@ -181,6 +186,10 @@ class Detector:
         with self._lock:
             logits = self._analyzer.ensemble.score_crops(images.transpose(0, 3, 1, 2))
         return np.clip(sigmoid(logits), low, high)
+
+
+def _load_again(weights: tuple[WeightsFile, ...], device: str, n_frames: int) -> Detector:
+    return Detector(weights, device=device, n_frames=n_frames)
 
 
 def _check_frames(n_frames: int) -> int:

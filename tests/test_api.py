@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import pickle
 import re
 import subprocess
 import sys
@@ -250,6 +252,29 @@ def test_mistakes_of_the_user_raise_dfdc_errors(detector: dfdc.Detector, tmp_pat
         dfdc.load_detector(n_frames=0)
     for error in (dfdc.InputError, dfdc.WeightsError, dfdc.DeviceError, dfdc.DataError, dfdc.VideoError):
         assert issubclass(error, dfdc.DfdcError)
+
+
+def test_a_detector_sent_to_another_process_gives_the_same_score(
+    detector: dfdc.Detector, analysis: dfdc.Analysis
+) -> None:
+    received = pickle.loads(pickle.dumps(detector))
+    assert (received.weights, received.device, received.n_frames) == (detector.weights, "cpu", 8)
+    assert received.analyze(CLIP).probability == pytest.approx(analysis.probability, abs=1e-6)
+
+
+def test_a_script_without_the_guard_is_told_to_add_it(tmp_path: Path) -> None:
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "import sys, dfdc\n"
+        "try:\n"
+        f"    list(dfdc.load_detector(device='cpu').analyze_many({str(CLIP)!r}, n_workers=1))\n"
+        "except dfdc.InputError as error:\n"
+        "    print(error)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=True)
+    assert 'if __name__ == "__main__":' in done.stdout
+    assert done.stderr == ""
 
 
 def test_importing_the_package_loads_no_heavy_library() -> None:
