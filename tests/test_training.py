@@ -178,6 +178,10 @@ def test_several_tables_form_one_set(tmp_path: Path) -> None:
     assert crops.originals.tolist() == [-1, -1, 0, 1, -1, -1, 5]
     assert torch.equal(crops.images[4:], load_crops(second, split="train", progress=False).images)
     assert load_crops(first, second, split="train", limit=1, progress=False).videos == ["train00.mp4", "train01.mp4"]
+    some = load_crops(first, second, split="train", limit=2, progress=False)
+    assert some.labels.tolist() == [0, 1, 0, 1]  # the tables list their reals first
+    most = load_crops(first, second, split="train", limit=3, progress=False)
+    assert most.labels.tolist() == [0, 0, 1, 0, 0, 1]
     other = write_table(folders[1], [row("train01", "REAL", split="val")])
     with pytest.raises(DataError, match=r"train01\.mp4 lies in more than one split"):
         load_crops(first, other, split="train", progress=False)

@@ -226,7 +226,11 @@ def main(argv: list[str] | None = None) -> int:
         help="optional model to use as well, with --videos; can be repeated (default: none)",
     )
     add_device(parser)
-    add("--limit", type=positive, help="score only this many crops (default: all)")
+    add(
+        "--limit",
+        type=positive,
+        help="score only this many crops of each table, half of them real if possible (default: all)",
+    )
     add("--frames", type=positive, help="number of frames of each clip (default: the kernel's)")
     add("--workers", type=positive, help="number of clips scored in parallel (default: the kernel's)")
     add("--samples", type=positive, default=1000, help="number of bootstrap samples (default: %(default)s)")

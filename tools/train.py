@@ -187,7 +187,8 @@ def build_parser() -> argparse.ArgumentParser:
     start.add_argument("--imagenet", action="store_true", help=imagenet_help)
     device_help = "train on this device (default: auto, which uses CUDA if it works and otherwise the CPU)"
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=device_help)
-    add("--limit", type=positive, help="use only this many crops of each table and split (default: all)")
+    limit_help = "use only this many crops of each table and split, half of them real if possible (default: all)"
+    add("--limit", type=positive, help=limit_help)
     add("--epochs", type=positive, default=defaults.epochs, help="passes over the real crops (default: %(default)s)")
     size_help = "crops per step, half of them real (default: %(default)s)"
     add("--batch-size", type=positive, default=defaults.batch_size, help=size_help)

@@ -134,7 +134,7 @@ def read_split(*csvs: Path, split: str, limit: int | None = None) -> pd.DataFram
     Args:
         csvs: see `read_table`.
         split: name of the split.
-        limit: maximum number of rows of each table; None for all.
+        limit: maximum number of rows of each table, taken alternately from reals and fakes; None for all.
 
     Returns:
         The tables' columns, and folder, which holds a row's image or shard. A column that a table lacks is blank.
@@ -149,7 +149,10 @@ def read_split(*csvs: Path, split: str, limit: int | None = None) -> pd.DataFram
     table = pd.concat(tables, keys=range(len(tables))).fillna("")
     _check_splits(table, where)
     rows = table[table.split == split]
-    rows = (rows if limit is None else rows.groupby(level=0).head(limit)).reset_index(drop=True)
+    if limit is not None:  # tables often list all reals first
+        place = rows.groupby([rows.index.get_level_values(0), "label"]).cumcount()
+        rows = rows.loc[place.sort_values(kind="stable").groupby(level=0).head(limit).sort_index().index]
+    rows = rows.reset_index(drop=True)
     if rows.empty:
         raise DataError(
             f"{where}: no row has the split {split!r}; it has {', '.join(sorted(set(table.split))) or 'none'}; "
@@ -164,7 +167,7 @@ def load_crops(*csvs: Path, split: str, limit: int | None = None, progress: bool
     Args:
         csvs: see `read_table`; images lie beside each or in the zips that its shard column names.
         split: name of the split.
-        limit: maximum number of rows of each table; None for all.
+        limit: maximum number of rows of each table; see `read_split`.
         progress: whether to draw a progress bar.
 
     Raises:
