@@ -109,6 +109,25 @@ def test_wrong_tables_and_flags_are_refused(tmp_path: Path, capsys: pytest.Captu
     assert "apply to clips, not to photographs" in capsys.readouterr().err
 
 
+def test_folder_of_photographs_without_a_table_is_told_what_is_needed(
+    tmp_path: Path, frame: np.ndarray, capsys: pytest.CaptureFixture
+) -> None:
+    write_picture(tmp_path / "photographs" / "face.png", frame)
+    assert main([str(tmp_path / "photographs"), "--out", str(tmp_path / "out")]) == 1
+    assert "photographs need a CSV table" in capsys.readouterr().err
+
+
+def test_photograph_that_cannot_be_read_is_not_said_to_show_no_face(
+    tmp_path: Path, frame: np.ndarray, capsys: pytest.CaptureFixture
+) -> None:
+    write_picture(tmp_path / "face.png", frame)
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    rows = [{"path": name, "label": "REAL"} for name in ("face.png", "broken.jpg")]
+    table = write_table(tmp_path / "photographs.csv", rows)
+    assert main([str(table), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert "1 of 2 pictures cannot be read, such as" in capsys.readouterr().err
+
+
 def test_clips_photographs_and_ready_made_crops_give_the_same_columns(tmp_path: Path, frame: np.ndarray) -> None:
     """All have the same columns, and metadata reach the same column whatever was cut."""
     told = {"dataset": "press", "identity": "p1", "source": "archive", "split": "val"}

@@ -77,7 +77,11 @@ def read_metadata(folder: Path) -> list[LabelledClip]:
         entries = json.loads(read_file(path).decode("utf-8-sig"))
         json.dumps(entries, ensure_ascii=False).encode("utf-8")  # JSON can spell halves of characters: no file's name
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); labelled clips need it: {FORM}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{path}: cannot be read ({reason}); labelled clips need it: {FORM}; photographs need a CSV table instead, "
+            "with the columns path and label"
+        ) from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise DataError(f"{path}: not in DFDC's form, {FORM}")
     unknown = {key: name for name, entry in entries.items() for key in entry if key not in TOLD}

@@ -233,8 +233,11 @@ def make_photograph_crops(
             rows.append(astuple(row))
     if not rows:
         raise DataError(f"{out}: none of {len(pictures)} pictures shows a face; if they are face crops, add --precut")
-    if lost:
-        print(f"{len(lost)} of {len(pictures)} pictures show no face, such as {lost[0].path}", file=sys.stderr)
+    broken = [picture for picture in lost if read_image(picture.path) is None]
+    faceless = [picture for picture in lost if picture not in broken]
+    for fault, group in (("show no face", faceless), ("cannot be read", broken)):
+        if group:
+            print(f"{len(group)} of {len(pictures)} pictures {fault}, such as {group[0].path}", file=sys.stderr)
     write_csv(out / "crops.csv", CROP_COLUMNS, rows)
     read_table(out / "crops.csv")
     return out / "crops.csv"
