@@ -15,6 +15,7 @@ from dfdc.errors import InputError
 from dfdc.files import write_csv
 from dfdc.prediction import Prediction
 from dfdc.run.submission import Submission, check_outputs
+from dfdc.run.summary import Result, summarize
 
 NAMES = ["plain.mp4", "with space.mp4", 'with,comma and "quotes".mp4', "Übung–視頻.mp4", "=formula.mp4"]
 
@@ -194,3 +195,9 @@ def test_csv_quotes_what_needs_it(tmp_path: Path) -> None:
 def test_probability_that_the_metric_rejects_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="allowed"):
         Prediction("a.mp4", **values)
+
+
+@pytest.mark.parametrize(("status", "warning"), [("ok", "the models cannot tell"), ("no_face", "no clip shows a face")])
+def test_summary_states_why_every_label_is_one_half(tmp_path: Path, status: str, warning: str) -> None:
+    said = summarize(Result(tmp_path / "submission.csv", [Prediction("a.mp4", 0.5, status=status)], 1.0))
+    assert f"WARNING: {warning}; every label is 0.5" in said

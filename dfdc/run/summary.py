@@ -59,7 +59,8 @@ def summarize(result: Result) -> str:
     if result.n_judged == 0:
         lines.append("WARNING: no clip could be scored" + f"; every label is {PRIOR}" * (not result.kept_earlier))
     elif all(p.label == PRIOR for p in result.predictions):
-        lines.append(f"WARNING: no clip shows a face; every label is {PRIOR}")
+        cause = "the models cannot tell" if any(p.scored for p in result.predictions) else "no clip shows a face"
+        lines.append(f"WARNING: {cause}; every label is {PRIOR}")
     return "\n".join(lines)
 
 
