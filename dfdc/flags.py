@@ -88,15 +88,23 @@ def share(text: str) -> float:
     return number
 
 
-def family_share(text: str) -> tuple[str, float]:
-    """Parse a family's name and its share, such as dfdc=0.4."""
+def named_number(text: str, *, wanted: str) -> tuple[str, float]:
+    """Parse a name and a number, such as colour=0.
+
+    Args:
+        text: the value on the command line.
+        wanted: what to give instead, with an example, for the error.
+    """
     name, _, number = text.rpartition("=")
     try:
         return name, float(number)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not allowed; give a family and its share, such as dfdc=0.4"
-        ) from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give {wanted}") from error
+
+
+def family_share(text: str) -> tuple[str, float]:
+    """Parse a family's name and its share, such as dfdc=0.4."""
+    return named_number(text, wanted="a family and its share, such as dfdc=0.4")
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:

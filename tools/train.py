@@ -31,6 +31,7 @@ from dfdc.flags import (
     family_share,
     input_side,
     make_parser,
+    named_number,
     natural,
     positive,
     run_tool,
@@ -161,13 +162,7 @@ def train_weights(
 
 def parse_chance(text: str) -> tuple[str, float]:
     """Parse the name and the probability of an augmentation, such as cut_out=0.2."""
-    name, _, chance = text.partition("=")
-    try:
-        return name, float(chance)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not allowed; give an augmentation and its probability, such as colour=0"
-        ) from error
+    return named_number(text, wanted="an augmentation and its probability, such as colour=0")
 
 
 def build_parser() -> argparse.ArgumentParser:
