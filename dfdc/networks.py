@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,8 @@ from dfdc.weights import (
     CHANGE_GAIN,
     DIGEST_DIGITS,
     GREY,
+    STATISTICS_NEURONS,
+    VARIANCE_FLOOR,
     VIEW_MARGIN,
     ModelSpec,
     WeightsFile,
@@ -61,13 +64,61 @@ def resize_crops(crops: Tensor, size: int) -> Tensor:
     return functional.interpolate(crops, (size, size), mode="bilinear", antialias=True).round()
 
 
-def build_network(architecture: str, input_size: int, *, channels: int = 3) -> nn.Module:
+class BranchedEfficientNet(EfficientNet):
+    """An EfficientNet whose head may have a second branch that sees the statistics of earlier layers.
+
+    Few channels of the last feature map tell a fake of an unknown generator from a real. Earlier layers show traces
+    of generators and of blending, and means and standard deviations over all places keep them (docs/experiments.md).
+    """
+
+    statistics_blocks: tuple[int, ...] = ()
+
+    def add_branch(self, blocks: Sequence[int]) -> None:
+        """Add the second branch. Its last layer is zero, so the logits do not change until it is trained.
+
+        Args:
+            blocks: indices of the blocks whose inputs it sees, ascending; at least one.
+
+        Raises:
+            ValueError: the network has no such block.
+        """
+        if blocks[-1] >= len(self._blocks):
+            raise ValueError(f"block {blocks[-1]}: the network has the blocks 0 to {len(self._blocks) - 1}")
+        self.statistics_blocks = tuple(blocks)
+        n_channels = sum(self._blocks[index]._block_args.input_filters for index in blocks)
+        self._statistics_hidden = nn.Linear(2 * n_channels, STATISTICS_NEURONS)
+        self._statistics_dropout = nn.Dropout(0.5)
+        self._statistics_fc = nn.Linear(STATISTICS_NEURONS, 1, bias=False)
+        nn.init.zeros_(self._statistics_fc.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, 1) of normalized images (N, C, H, W)."""
+        if not self.statistics_blocks:
+            return super().forward(images)
+        x, statistics = self._swish(self._bn0(self._conv_stem(images))), []
+        for index, block in enumerate(self._blocks):
+            if index in self.statistics_blocks:
+                variance, mean = torch.var_mean(x.float(), (2, 3), correction=0)
+                statistics += [mean, (variance + VARIANCE_FLOOR).sqrt()]
+            x = block(x, drop_connect_rate=self._global_params.drop_connect_rate * index / len(self._blocks))
+        features = self._avg_pooling(self._swish(self._bn1(self._conv_head(x)))).flatten(1)
+        hidden = functional.relu(self._statistics_hidden(torch.cat(statistics, 1).to(x.dtype)))
+        return self._fc(self._dropout(features)) + self._statistics_fc(self._statistics_dropout(hidden))
+
+
+def build_network(
+    architecture: str, input_size: int, *, channels: int = 3, statistics_blocks: Sequence[int] = ()
+) -> nn.Module:
     """Build a network with one output and random weights; nothing is ever downloaded.
 
     Args:
         architecture: one of `dfdc.weights.ARCHITECTURES`.
         input_size: side in pixels for which its padding is computed.
         channels: number of input channels; 3 for MobileNetV2.
+        statistics_blocks: see `dfdc.weights.ModelSpec`; none for MobileNetV2.
+
+    Raises:
+        ValueError: the network has no such block.
     """
     if architecture == "mobilenet-v2":
         from torchvision.models import mobilenet_v2
@@ -76,9 +127,11 @@ def build_network(architecture: str, input_size: int, *, channels: int = 3) -> n
     elif architecture == "efficientnet-lite0":
         network = _build_lite0(input_size)
     else:
-        network = EfficientNet.from_name(architecture, image_size=input_size, num_classes=1)
+        network = BranchedEfficientNet.from_name(architecture, image_size=input_size, num_classes=1)
     if channels != 3:
         network._change_in_channels(channels)
+    if statistics_blocks:
+        network.add_branch(statistics_blocks)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             # With efficientnet-pytorch's .01, batch-norm statistics lag in short runs: evaluation trailed by 2 epochs.
@@ -87,7 +140,7 @@ def build_network(architecture: str, input_size: int, *, channels: int = 3) -> n
 
 
 def _build_lite0(input_size: int) -> nn.Module:
-    network = EfficientNet(
+    network = BranchedEfficientNet(
         BlockDecoder.decode(list(LITE0_BLOCKS)),
         GlobalParams(
             width_coefficient=1.0,
@@ -134,7 +187,8 @@ def load_initial(model: FrameModel | VoiceModel, path: Path) -> Initial:
         path: a safetensors file with the network's own keys, or with this package's prefix "net.".
 
     Raises:
-        WeightsError: the file is not a safetensors file, or no tensor in it fits.
+        WeightsError: the file is not a safetensors file, no tensor in it fits, or its head has a second branch that the
+            model lacks.
     """
     try:
         data = read_regular(path)
@@ -145,6 +199,11 @@ def load_initial(model: FrameModel | VoiceModel, path: Path) -> Initial:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
     except (ValueError, TypeError, KeyError) as error:
         raise WeightsError(f"{path}: its model specification cannot be read ({error!r}); name other weights") from error
+    if stated is not None and stated.sees == model.spec.sees and stated.architecture == model.spec.architecture:
+        blocks = stated.statistics_blocks
+        if blocks and model.spec.statistics_blocks != blocks:
+            wanted = " ".join(f"--statistics-block {block}" for block in blocks)
+            raise WeightsError(f"{path}: its head has a second branch; train with {wanted}")
     own = model.net.state_dict()
     tensors = {key: _adapt(value, own[key]) for key, value in tensors.items() if key in own}
     fitting = {key: value for key, value in tensors.items() if own[key].shape == value.shape}
@@ -172,7 +231,9 @@ class _NormalizedNet(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.net = build_network(spec.architecture, spec.input_size, channels=spec.channels)
+        self.net = build_network(
+            spec.architecture, spec.input_size, channels=spec.channels, statistics_blocks=spec.statistics_blocks
+        )
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 

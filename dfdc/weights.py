@@ -43,6 +43,8 @@ OPTIONAL = "optional"
 EXTRAS = ("motion", "sound")
 # Sub-folder with models that join the ensemble unless only the first ones are requested; see `WorkerSettings.models`.
 FURTHER = "further"
+# The head's second branch: neurons of its hidden layer, and what is added to a variance before its root is taken.
+STATISTICS_NEURONS, VARIANCE_FLOOR = 256, 1e-6
 # Folder of the shipped weights inside an installed package; pyproject.toml puts them there.
 PACKAGED = "_weights"
 
@@ -93,6 +95,8 @@ class ModelSpec:
             model. For a sound model, the number of spectrogram columns, each a hundredth of a second.
         sees: kind of input, one of `CHANNELS`.
         mean, std: normalization per channel (RGB for faces), in the units of the input: (value - mean) / std.
+        statistics_blocks: indices of the blocks of an EfficientNet, ascending, whose inputs a second branch of the head
+            sees, as the mean and the standard deviation of each channel over all places; empty for a linear head.
         crop: how crops are cut for this model.
         calibration: converts its logit to P(fake).
         weight: weight of its calibrated logit: for a face model, in the weighted mean of the ensemble, > 0; for a
@@ -108,6 +112,7 @@ class ModelSpec:
     sees: str = "face"
     mean: tuple[float, ...] = (127.0, 127.0, 127.0)
     std: tuple[float, ...] = (128.0, 128.0, 128.0)
+    statistics_blocks: tuple[int, ...] = ()
     crop: CropGeometry = field(default_factory=CropGeometry)
     calibration: Calibration = field(default_factory=Calibration)
     weight: float = 1.0
@@ -128,6 +133,12 @@ class ModelSpec:
         finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
         if not len(self.mean) == len(self.std) == self.channels or not finite or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std}: allowed are {self.channels} numbers each, std > 0")
+        blocks = self.statistics_blocks
+        if blocks and self.architecture == "mobilenet-v2":
+            raise ValueError(f"mobilenet-v2 has statistics_blocks {blocks}; allowed are none, or an EfficientNet")
+        whole = all(type(block) is int and block >= 0 for block in blocks)
+        if not whole or list(blocks) != sorted(set(blocks)):
+            raise ValueError(f"statistics_blocks is {blocks}; allowed are ascending indices of blocks, 0 up")
         if self.sees == "face" and not self.weight > 0:
             raise ValueError(f"weight is {self.weight}; allowed is a number above 0 for a face model")
         if not 0 <= self.weight < math.inf:
@@ -154,6 +165,7 @@ class ModelSpec:
                 **values,
                 "mean": tuple(values["mean"]),
                 "std": tuple(values["std"]),
+                "statistics_blocks": tuple(values.get("statistics_blocks", ())),
                 "crop": CropGeometry(**values["crop"]),
                 "calibration": Calibration(**values["calibration"]),
                 "validation": dict(values.get("validation", {})),

@@ -19,7 +19,7 @@ from torch.nn import functional
 from dfdc.assignment import assign
 from dfdc.crop import CropGeometry
 from dfdc.errors import WeightsError
-from dfdc.models import MTCNN, open_detector, open_models
+from dfdc.models import MTCNN, open_detector, open_heat_map, open_models
 from dfdc.models.graphs import weigh_pixels
 from dfdc.mtcnn import load_mtcnn
 from dfdc.networks import CropNet, PairNet, VoiceModel, build_model, load_model, save_model
@@ -73,6 +73,45 @@ def test_every_architecture_gives_the_outputs_of_torch(architecture: str, tmp_pa
     (network,) = open_models([file], threads=1)
     crops = smooth_pictures(3, 48, 6)
     check(network(crops), by_torch(CropNet(load_model(file)).eval(), crops))
+
+
+def write_branched(folder: Path, architecture: str, blocks: tuple[int, ...]) -> WeightsFile:
+    """A model with a second branch, whose last layer is not zero, as it is before training."""
+    torch.manual_seed(0)
+    model = lively(build_model(ModelSpec(architecture, 33, crop=CropGeometry(size=48), statistics_blocks=blocks)))
+    torch.nn.init.normal_(model.net._statistics_fc.weight)
+    return open_weights(save_model(model, folder, name="branched"))
+
+
+@pytest.mark.parametrize("blocks", [(11,), (0, 5, 15)])
+@pytest.mark.parametrize("architecture", ["efficientnet-lite0", "efficientnet-b0"])
+def test_second_branch_gives_the_outputs_of_torch(
+    architecture: str, blocks: tuple[int, ...], tmp_path: Path, one_thread: None
+) -> None:
+    file = write_branched(tmp_path, architecture, blocks)
+    assert file.spec.statistics_blocks == blocks
+    (network,) = open_models([file], threads=1)
+    crops, model = smooth_pictures(3, 48, 6), load_model(file)
+    check(network(crops), by_torch(CropNet(model).eval(), crops))
+    with_branch = model(torch.from_numpy(crops[..., :3]).permute(0, 3, 1, 2))
+    torch.nn.init.zeros_(model.net._statistics_fc.weight)
+    assert (model(torch.from_numpy(crops[..., :3]).permute(0, 3, 1, 2)) - with_branch).abs().min() > 0.1
+
+
+def test_heat_map_of_a_model_with_a_second_branch_has_the_logit_as_its_mean(tmp_path: Path) -> None:
+    file = write_branched(tmp_path, "efficientnet-lite0", (5, 11))
+    crops = smooth_pictures(2, 48, 3)
+    with torch.inference_mode():
+        logits = load_model(file)(torch.from_numpy(crops).permute(0, 3, 1, 2)).numpy()
+    assert open_heat_map(file, threads=1)(crops)[0].mean((1, 2)) == pytest.approx(logits, abs=CLOSE)
+
+
+def test_block_that_the_network_lacks_is_refused(tmp_path: Path) -> None:
+    file = write_branched(tmp_path, "efficientnet-lite0", (11,))
+    spec = replace(file.spec, statistics_blocks=(11, 16))
+    path = save_model(load_model(file), tmp_path, name="misfit", spec=spec)
+    with pytest.raises(WeightsError, match=r"misfit-.*it has no block 16"):
+        open_models([open_weights(path)])
 
 
 @pytest.mark.parametrize("file", find_weights(ROOT / "weights"), ids=lambda file: file.path.name)

@@ -53,6 +53,7 @@ def train_weights(
     *,
     architecture: str = "efficientnet-lite0",
     input_size: int = 224,
+    statistics_blocks: Sequence[int] = (),
     init: Path | None = None,
     imagenet: bool = False,
     settings: TrainSettings | None = None,
@@ -74,6 +75,7 @@ def train_weights(
         out: folder for the weights file; made if absent.
         architecture: one of `dfdc.weights.ARCHITECTURES`.
         input_size: side of the model's input in pixels.
+        statistics_blocks: see `dfdc.weights.ModelSpec`.
         init: safetensors file to start from; None for random weights.
         imagenet: start from published ImageNet weights instead, fetched over the network.
         settings: of the training loop; None for the defaults.
@@ -100,7 +102,8 @@ def train_weights(
     make_folder(run)
     make_folder(out)
     torch.manual_seed(settings.seed)
-    model, start = start_model(ModelSpec(architecture, input_size), init=init, imagenet=imagenet, progress=progress)
+    spec = ModelSpec(architecture, input_size, statistics_blocks=tuple(statistics_blocks))
+    model, start = start_model(spec, init=init, imagenet=imagenet, progress=progress)
     rows = read_split(*crops, split="train", limit=limit)
     families = set(find_families(rows))
     for flag, named in (("--leave-out", leave_out), ("--taught", teacher.families if teacher else ())):
@@ -176,6 +179,10 @@ def build_parser() -> argparse.ArgumentParser:
     architecture_help = "architecture of the model (default: %(default)s)"
     add("--architecture", choices=ARCHITECTURES, default="efficientnet-lite0", help=architecture_help)
     add("--input-size", type=input_side, default=224, help="side of the model's input in pixels (default: %(default)s)")
+    statistics_help = (
+        "let the head see the mean and deviation of each channel at the input of this block; can be repeated"
+    )
+    add("--statistics-block", action="append", default=[], type=natural, metavar="N", help=statistics_help)
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--init", type=Path, help="safetensors file to start from (default: random weights)")
     imagenet_help = "start from published ImageNet weights, fetched over the network (default: random weights)"
@@ -257,6 +264,7 @@ def main(argv: list[str] | None = None) -> None:
             args.out or args.run,
             architecture=args.architecture,
             input_size=args.input_size,
+            statistics_blocks=sorted(set(args.statistics_block)),
             init=args.init,
             imagenet=args.imagenet,
             settings=settings,

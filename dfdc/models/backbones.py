@@ -7,12 +7,24 @@ tensor names.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from openvino import Node
 from openvino import opset13 as ops
 
-from dfdc.models.layers import Tensors, average_places, connect, convolve, convolve_and_normalize, pad_same, whole
+from dfdc.models.layers import (
+    Tensors,
+    average_places,
+    connect,
+    convolve,
+    convolve_and_normalize,
+    measure_places,
+    pad_same,
+    whole,
+)
+from dfdc.weights import STATISTICS_NEURONS, VARIANCE_FLOOR, ModelSpec
 
 # EfficientNet-B0's stages, before scaling: blocks, kernel, stride of the first block, expansion, filters.
 EFFICIENTNET_STAGES = (
@@ -52,13 +64,12 @@ MOBILENET_STAGES = (
 MOBILENET_EPSILON = 1e-5
 
 
-def build_backbone(x: Node, architecture: str, input_size: int, tensors: Tensors, *, pooled: bool = True) -> Node:
+def build_backbone(x: Node, spec: ModelSpec, tensors: Tensors, *, pooled: bool = True) -> Node:
     """Build a backbone with its classifier: the logits, or the map whose mean is the logit.
 
     Args:
         x: (N, C, H, W) float32, normalized; C is static.
-        architecture: one of `dfdc.weights.ARCHITECTURES`.
-        input_size: side in pixels for which the padding is computed.
+        spec: the specification of the weights file.
         tensors: exactly the tensors of the network.
         pooled: whether to take the mean over all places.
 
@@ -66,20 +77,25 @@ def build_backbone(x: Node, architecture: str, input_size: int, tensors: Tensors
         (N,) float32; (N, h, w) if not pooled.
 
     Raises:
-        ValueError: the tensors are not those of the architecture.
+        ValueError: the tensors are not those of the architecture, or it has fewer blocks.
     """
-    n_channels = x.get_output_partial_shape(0)[1].get_length()
-    if architecture == "mobilenet-v2":
+    n_channels, branch = x.get_output_partial_shape(0)[1].get_length(), None
+    if spec.architecture == "mobilenet-v2":
         features = _build_mobilenet(x, n_channels, tensors)
         weight, bias = tensors.take("classifier.1.weight", 1, 1280), tensors.take("classifier.1.bias", 1)
     else:
-        network = _EfficientNet(architecture, tensors)
-        features = network.build(x, n_channels, input_size)
+        network = _EfficientNet(spec.architecture, tensors, spec.statistics_blocks)
+        features = network.build(x, n_channels, spec.input_size)
         weight, bias = tensors.take("_fc.weight", 1, network.n_features), tensors.take("_fc.bias", 1)
+        branch = network.build_branch() if spec.statistics_blocks else None
     tensors.check_used()
-    if not pooled:
-        return ops.squeeze(convolve(features, weight[:, :, None, None], bias), whole([1]))
-    return ops.squeeze(connect(average_places(features), weight, bias), whole([1]))
+    if pooled:
+        answers = connect(average_places(features), weight, bias)
+    else:
+        answers = convolve(features, weight[:, :, None, None], bias)
+    if branch is not None:
+        answers = ops.add(answers, branch if pooled else ops.unsqueeze(branch, whole([2, 3])))
+    return ops.squeeze(answers, whole([1]))
 
 
 def relu6(x: Node) -> Node:
@@ -110,7 +126,9 @@ class _Block:
 class _EfficientNet:
     """The network of efficientnet-pytorch; Lite0 has neither squeeze-and-excitation nor swish."""
 
-    def __init__(self, architecture: str, tensors: Tensors) -> None:
+    def __init__(self, architecture: str, tensors: Tensors, statistics_blocks: Sequence[int] = ()) -> None:
+        self.statistics_blocks = statistics_blocks
+        self._inputs: list[Node] = []
         self.width, self.depth = EFFICIENTNET_SCALES[architecture]
         self.excites = architecture != "efficientnet-lite0"
         self.activate = swish if self.excites else relu6
@@ -125,11 +143,27 @@ class _EfficientNet:
             for repeat in range(math.ceil(self.depth * n_blocks)):
                 stride = first_stride if repeat == 0 else 1
                 pads, size = pad_same(size, kernel, stride)
+                if index in self.statistics_blocks:
+                    self._inputs.append(x)
                 block = _Block(f"_blocks.{index}.", n_in, n_out, expansion, kernel, stride, pads)
                 changed = self._build_block(x, block)
                 x = changed if repeat == 0 else ops.add(changed, x)
                 n_in, index = n_out, index + 1
         return self.activate(self._convolve(x, "_conv_head", "_bn1", (self.n_features, n_in, 1, 1)))
+
+    def build_branch(self) -> Node:
+        """The logits (N, 1) of the head's second branch, after `build`."""
+        if len(self._inputs) < len(self.statistics_blocks):
+            raise ValueError(f"it has no block {self.statistics_blocks[-1]}")
+        statistics = ops.concat([part for x in self._inputs for part in measure_places(x, VARIANCE_FLOOR)], 1)
+        n_statistics = statistics.get_output_partial_shape(0)[1].get_length()
+        take, n_neurons = self.tensors.take, STATISTICS_NEURONS
+        weight, bias = (
+            take("_statistics_hidden.weight", n_neurons, n_statistics),
+            take("_statistics_hidden.bias", n_neurons),
+        )
+        hidden = ops.relu(connect(statistics, weight, bias))
+        return connect(hidden, take("_statistics_fc.weight", 1, n_neurons), np.zeros(1))
 
     @property
     def n_features(self) -> int:

@@ -56,7 +56,8 @@ def build_heat_graph(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Mode
     """Build the graph of a face model's class activation maps: the contribution of each part of a crop.
 
     The logit is the mean of the map (Zhou et al., CVPR 2016): with global average pooling, the classifier's weights can
-    be applied at each place of the last feature map before averaging.
+    be applied at each place of the last feature map before averaging. What a head's second branch adds has no place and
+    is spread evenly.
 
     Args:
         spec: the specification in the header of the weights file.
@@ -132,7 +133,7 @@ def _answer(values: Node, spec: ModelSpec, weights: Tensors, *, pooled: bool = T
     """Logits (N,) of unnormalized values (N, C, H, W); if not pooled, the map whose mean is the logit."""
     mean, std = (constant(np.reshape(part, (1, -1, 1, 1))) for part in (spec.mean, spec.std))
     normalized = ops.divide(ops.subtract(values, mean), std)
-    return build_backbone(normalized, spec.architecture, spec.input_size, weights, pooled=pooled)
+    return build_backbone(normalized, spec, weights, pooled=pooled)
 
 
 def build_cascade(name: str, side: int | None, tensors: Mapping[str, np.ndarray]) -> Model:

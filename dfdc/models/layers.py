@@ -130,6 +130,13 @@ def average_places(x: Node, *, keep: bool = False) -> Node:
     return ops.reduce_mean(x, whole([2, 3]), keep)
 
 
+def measure_places(x: Node, floor: float) -> tuple[Node, Node]:
+    """The mean and the standard deviation (N, C) over all places of (N, C, H, W); floor is added to the variance."""
+    mean = average_places(x, keep=True)
+    variance = average_places(ops.power(ops.subtract(x, mean), constant(2)))
+    return ops.squeeze(mean, whole([2, 3])), ops.sqrt(ops.add(variance, constant(floor)))
+
+
 def split(x: Node, n_parts: int, *, axis: int) -> list[Node]:
     """Split into equal parts along an axis."""
     return list(ops.split(x, whole(axis), n_parts).outputs())

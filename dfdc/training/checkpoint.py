@@ -37,6 +37,7 @@ def describe_origin(training: CropSet, validation: CropSet, spec: ModelSpec, sta
         "init": start and start[:DIGEST_DIGITS],
         "architecture": spec.architecture,
         "input_size": spec.input_size,
+        "statistics_blocks": list(spec.statistics_blocks),
     }
 
 
