@@ -17,7 +17,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfdc.errors import WeightsError
+from dfdc.errors import SettingError, WeightsError
 from dfdc.weights import (
     CHANGE_GAIN,
     DIGEST_DIGITS,
@@ -80,10 +80,12 @@ class BranchedEfficientNet(EfficientNet):
             blocks: indices of the blocks whose inputs it sees, ascending; at least one.
 
         Raises:
-            ValueError: the network has no such block.
+            SettingError: the network has no such block.
         """
         if blocks[-1] >= len(self._blocks):
-            raise ValueError(f"block {blocks[-1]}: the network has the blocks 0 to {len(self._blocks) - 1}")
+            raise SettingError(
+                f"statistics_blocks has {blocks[-1]}; allowed are blocks of the network, 0 to {len(self._blocks) - 1}"
+            )
         self.statistics_blocks = tuple(blocks)
         n_channels = sum(self._blocks[index]._block_args.input_filters for index in blocks)
         self._statistics_hidden = nn.Linear(2 * n_channels, STATISTICS_NEURONS)
@@ -98,11 +100,11 @@ class BranchedEfficientNet(EfficientNet):
         x, statistics = self._swish(self._bn0(self._conv_stem(images))), []
         for index, block in enumerate(self._blocks):
             if index in self.statistics_blocks:
-                variance, mean = torch.var_mean(x.float(), (2, 3), correction=0)
+                variance, mean = torch.var_mean(x, (2, 3), correction=0)
                 statistics += [mean, (variance + VARIANCE_FLOOR).sqrt()]
             x = block(x, drop_connect_rate=self._global_params.drop_connect_rate * index / len(self._blocks))
         features = self._avg_pooling(self._swish(self._bn1(self._conv_head(x)))).flatten(1)
-        hidden = functional.relu(self._statistics_hidden(torch.cat(statistics, 1).to(x.dtype)))
+        hidden = functional.relu(self._statistics_hidden(torch.cat(statistics, 1)))
         return self._fc(self._dropout(features)) + self._statistics_fc(self._statistics_dropout(hidden))
 
 
@@ -118,7 +120,7 @@ def build_network(
         statistics_blocks: see `dfdc.weights.ModelSpec`; none for MobileNetV2.
 
     Raises:
-        ValueError: the network has no such block.
+        SettingError: the network has no such block.
     """
     if architecture == "mobilenet-v2":
         from torchvision.models import mobilenet_v2
@@ -396,10 +398,10 @@ def load_model(file: WeightsFile, *, device: torch.device | str = "cpu", half: b
     Raises:
         WeightsError: the file has changed since it was checked, or its tensors do not fit the architecture.
     """
-    model = build_model(file.spec)
     try:
+        model = build_model(file.spec)
         model.load_state_dict(load(file.read()))
-    except (RuntimeError, SafetensorError) as error:
+    except (RuntimeError, SafetensorError, SettingError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise WeightsError(
             f"{file.path}: its tensors do not fit {file.spec.architecture} ({reason}); train it again or name another"

@@ -21,10 +21,14 @@ def without_chance(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.parametrize("blocks", [(), (3, 11)], ids=["linear", "branched"])
 @pytest.mark.parametrize("architecture", ["efficientnet-lite0", "efficientnet-b0"])
-def test_folded_gradients_equal_those_of_fixed_norms(architecture: str) -> None:
+def test_folded_gradients_equal_those_of_fixed_norms(architecture: str, blocks: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    model = without_chance(lively(FrameModel(ModelSpec(architecture, 32)))).double()  # no rounding
+    spec = ModelSpec(architecture, 32, statistics_blocks=blocks)
+    model = without_chance(lively(FrameModel(spec))).double()  # no rounding
+    if blocks:
+        nn.init.normal_(model.net._statistics_fc.weight)
     crops = torch.rand(4, 3, 32, 32) * 255
     loss = model(crops).square().sum()
     loss.backward()

@@ -29,7 +29,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from dfdc.crop import CropGeometry
 from dfdc.data.dataset import CropSet, find_lonely, find_sources, load_crops, pair_epoch, read_split
 from dfdc.errors import DataError, DeviceError, InputError
-from dfdc.networks import CropNet, FrameModel, load_initial, save_model
+from dfdc.networks import CropNet, FrameModel, load_initial, load_model, save_model
 from dfdc.training import loop, trainer
 from dfdc.training.augment import RECIPE
 from dfdc.training.checkpoint import load_state, save_state
@@ -664,6 +664,37 @@ def test_train_tool_writes_valid_weights(tmp_path: Path) -> None:
     assert file.spec.architecture == "mobilenet-v2" and file.spec.input_size == 32
     assert file.spec.trained_on == f"8 crops of {tmp_path.name}/crops.csv, split train"
     assert file.spec.validation["n"] == 6 and 0 <= file.spec.validation["auc"] <= 1
+
+
+def test_second_branch_is_trained_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write_table(tmp_path, pairs(4) + pairs(3, split="val"))
+    start = save_model(lively(FrameModel(ModelSpec("efficientnet-lite0", 32))), tmp_path, name="start")
+    flags = ["--crops", str(table), "--input-size", "32", "--epochs", "2", "--batch-size", "8", "--device", "cpu"]
+    branched = [*flags, "--statistics-block", "15", "--statistics-block", "11"]
+    assert train_tool.main([*branched, "--run", str(tmp_path / "run"), "--init", str(start), "--fixed-norms"]) == 0
+    (file,) = find_weights(tmp_path / "run")
+    assert file.spec.statistics_blocks == (11, 15)
+    assert load_model(file).net._statistics_fc.weight.abs().max() > 0
+    # Later training must not lose the branch silently.
+    again = [*flags, "--run", str(tmp_path / "again"), "--init", str(file.path)]
+    assert train_tool.main(again) == 1
+    assert "train with --statistics-block 11 --statistics-block 15" in capsys.readouterr().err
+    assert train_tool.main([*again, "--statistics-block", "11", "--statistics-block", "15"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "block", "message"),
+    [
+        ("efficientnet-lite0", "16", "statistics_blocks has 16; allowed are blocks of the network, 0 to 15"),
+        ("mobilenet-v2", "3", "allowed are none, or an EfficientNet"),
+    ],
+)
+def test_blocks_that_a_network_lacks_are_refused(
+    architecture: str, block: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--crops", "crops.csv", "--run", str(tmp_path / "run"), "--architecture", architecture, "--device", "cpu"]
+    assert train_tool.main([*flags, "--statistics-block", block]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_repeated_finished_run_leaves_one_weights_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

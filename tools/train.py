@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfdc.crop import CropGeometry
 from dfdc.data.dataset import find_families, find_lonely, load_rows, read_split
 from dfdc.data.labels import describe_counts, read_labels, weigh_crops
-from dfdc.errors import DataError
+from dfdc.errors import DataError, SettingError
 from dfdc.evaluation.metrics import tells_nothing
 from dfdc.files import make_folder
 from dfdc.flags import (
@@ -102,7 +102,10 @@ def train_weights(
     make_folder(run)
     make_folder(out)
     torch.manual_seed(settings.seed)
-    spec = ModelSpec(architecture, input_size, statistics_blocks=tuple(statistics_blocks))
+    try:
+        spec = ModelSpec(architecture, input_size, statistics_blocks=tuple(statistics_blocks))
+    except ValueError as error:
+        raise SettingError(str(error)) from error
     model, start = start_model(spec, init=init, imagenet=imagenet, progress=progress)
     rows = read_split(*crops, split="train", limit=limit)
     families = set(find_families(rows))
