@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,38 +26,43 @@ QUALITY = 95
 
 
 @torch.inference_mode()
-def find_features(model: FrameModel, images: Tensor, *, block: int | None = None, progress: bool = True) -> np.ndarray:
+def find_features(
+    model: FrameModel, images: Tensor, *, blocks: Sequence[int] = (), progress: bool = True
+) -> np.ndarray:
     """Compute the pooled last feature map of crops.
 
     Args:
         model: an EfficientNet.
         images: (N, 3, S, S) RGB, 0..255.
-        block: index of a block, to add the mean and the standard deviation over all places of each channel of its
-            input; None for the last feature map only.
+        blocks: indices of blocks, ascending, to add the mean and the standard deviation over all places of each channel
+            of their inputs.
         progress: whether to draw a progress bar.
 
     Returns:
-        (N, C) float32: the C means of the last feature map, then the means and the standard deviations of the block.
+        (N, C) float32: the C means of the last feature map, then the means and the standard deviations of each block.
 
     Raises:
         DataError: the model is not an EfficientNet, or has no such block.
     """
     if not hasattr(model.net, "extract_features"):
         raise DataError(f"{model.spec.architecture}: its features cannot be read; name weights of an EfficientNet")
-    if block is not None and block >= len(model.net._blocks):
-        raise DataError(f"block {block}: {model.spec.architecture} has the blocks 0 to {len(model.net._blocks) - 1}")
+    if blocks and blocks[-1] >= len(model.net._blocks):
+        last = len(model.net._blocks) - 1
+        raise DataError(f"block {blocks[-1]}: {model.spec.architecture} has the blocks 0 to {last}")
     found, inputs = [], []
-    hook = None
-    if block is not None:
-        hook = model.net._blocks[block].register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    hooks = [
+        model.net._blocks[block].register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+        for block in blocks
+    ]
     for batch in tqdm(images.split(BATCH), desc="features", disable=not progress):
         pixels = (resize_crops(batch.float(), model.spec.input_size) - model.mean) / model.std
         parts = [model.net.extract_features(pixels).mean((2, 3))]
-        if hook is not None:
-            std, mean = torch.std_mean(inputs.pop(), (2, 3))
+        for places in inputs:
+            std, mean = torch.std_mean(places, (2, 3))
             parts += [mean, std]
+        inputs.clear()
         found.append(torch.cat(parts, 1).numpy())
-    if hook is not None:
+    for hook in hooks:
         hook.remove()
     return np.concatenate(found)
 
@@ -84,7 +89,7 @@ def read_features(
     folder: Path,
     *,
     name: str,
-    block: int | None = None,
+    blocks: Sequence[int] = (),
     change: Callable[[Tensor], Tensor] = lambda images: images,
 ) -> np.ndarray:
     """Read the features of a table's crops from a folder; compute and write them if they are not there.
@@ -93,8 +98,8 @@ def read_features(
         model: an EfficientNet.
         rows: from `dfdc.data.dataset.read_split`.
         folder: existing folder of the features.
-        name: names the model and the change in the file's name, as the block does, and a digest of the rows' paths.
-        block: see `find_features`.
+        name: names the model and the change in the file's name, as the blocks do, and a digest of the rows' paths.
+        blocks: see `find_features`.
         change: changes images (N, 3, S, S) uint8 before they are seen.
 
     Returns:
@@ -104,14 +109,14 @@ def read_features(
         DataError: see `find_features`; or a crop cannot be read.
     """
     places = "\n".join(rows.folder + "/" + rows.path)
-    depth = "" if block is None else f"-block{block}"
+    depth = "".join(f"-block{block}" for block in blocks)
     path = folder / f"{name}{depth}-{hashlib.sha256(places.encode()).hexdigest()[:12]}.npy"
     if path.exists():
         return np.load(path)
     found = []
     for start in tqdm(range(0, len(rows), READING), desc=f"features of {name}"):
         crops = load_rows(rows.iloc[start : start + READING].reset_index(drop=True), progress=False)
-        found.append(find_features(model, change(crops.images), block=block, progress=False))
+        found.append(find_features(model, change(crops.images), blocks=blocks, progress=False))
     features = np.concatenate(found)
     with drafted(path) as draft, open(draft, "wb") as file:
         np.save(file, features)

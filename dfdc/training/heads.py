@@ -178,6 +178,20 @@ class Beside(nn.Module):
         return self.change(features) + (features @ self.weight + self.bias)[:, None]
 
 
+class Branched(nn.Module):
+    """The same for the first features, and a second branch with a hidden layer on all further ones."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, n_further: int) -> None:
+        super().__init__()
+        self.own, self.n_own = Beside(weight, bias), len(weight)
+        self.branch = nn.Sequential(
+            nn.Dropout(), nn.Linear(n_further, WIDTHS[0]), nn.ReLU(), nn.Dropout(), nn.Linear(WIDTHS[0], 1)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.own(features[:, : self.n_own]) + self.branch(features[:, self.n_own :])
+
+
 def first(outputs: Tensor) -> Tensor:
     return outputs[:, 0]
 
@@ -219,14 +233,15 @@ def fit_heads(crops: Features, blended: Features, layer: tuple[Tensor, Tensor], 
     Args:
         crops: training crops, with standardised features.
         blended: the same, and self-blended crops.
-        layer: weight (C,) and bias () of the model's last layer, for standardised features.
+        layer: weight (D,) and bias () of the model's last layer, for the first D standardised features; any others are
+            statistics of earlier layers.
         seed: seed of the networks, of the order of crops and of the persons that are held back.
 
     Returns:
         Name -> standardised features (N, C) to log-odds (N,).
     """
     torch.manual_seed(seed)
-    n = crops.values.shape[1]
+    n, n_further = crops.values.shape[1], crops.values.shape[1] - len(layer[0])
     n_families, n_kinds, n_groups = (int(part.max()) + 1 for part in (crops.families, crops.kinds, crops.groups))
     shares = torch.zeros(n_families).index_add_(0, crops.families, crops.weights) / len(crops)
 
@@ -235,8 +250,10 @@ def fit_heads(crops: Features, blended: Features, layer: tuple[Tensor, Tensor], 
 
     fitted = {
         "linear": train(nn.Linear(n, 1), binary),
-        "linear, from the model's own": train(Beside(*layer), binary),
+        "linear, from the model's own": train(Beside(functional.pad(layer[0], (0, n_further)), layer[1]), binary),
     }
+    if n_further:
+        fitted["second branch, beside the model's own"] = fit(Branched(*layer, n_further), binary, crops, seed=seed)
     for width in WIDTHS:
         hidden = nn.Sequential(nn.Linear(n, width), nn.ReLU(), nn.Dropout(), nn.Linear(width, 1))
         fitted[f"hidden layer of {width}"] = train(hidden, binary)

@@ -24,7 +24,6 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Generator, Tensor
-from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -126,7 +125,7 @@ def compare_heads(
         training: training crops.
         blends: indices of the reals that were blended onto themselves, and the features of the result.
         validation: family -> its validation crops, of both classes.
-        model_layer: weight (C,) and bias () of the model's last layer.
+        model_layer: weight (D,) and bias () of the model's last layer, which sees the first D features.
         seeds: seeds of the fits.
         calibrate_on: families of validation on which each fit is calibrated, with equal weight.
 
@@ -137,7 +136,8 @@ def compare_heads(
     weight, bias = model_layer
     crops = replace(training, values=(training.values - mean) / spread)
     blended = add_blends(crops, blends[0], (blends[1] - mean) / spread)
-    layer = (weight * spread, bias + weight @ mean)
+    n_own = len(weight)
+    layer = (weight * spread[:n_own], bias + weight @ mean[:n_own])
     labels = {family: part.labels for family, part in validation.items()}
     seen = {family: (part.values - mean) / spread for family, part in validation.items()}
     found: dict[str, dict[str, list[Found]]] = {}
@@ -148,7 +148,7 @@ def compare_heads(
             found.setdefault(name, {}).setdefault(family, []).append(values)
         print(f"{name}: mean AUC {np.mean([values.auc for values in measured.values()]):.4f}", flush=True)
 
-    add(OWN, {family: (values @ layer[0] + layer[1]).double().numpy() for family, values in seen.items()})
+    add(OWN, {family: (values[:, :n_own] @ layer[0] + layer[1]).double().numpy() for family, values in seen.items()})
     for seed in seeds:
         for name, answer in fit_heads(crops, blended, layer, seed=seed).items():
             with torch.inference_mode():
@@ -206,8 +206,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--protocol", type=Path, required=True, metavar="FILE", help="protocol file; its crops are validation")
     add("--weights", type=Path, required=True, help="weights file of an EfficientNet, whose features are used")
     add("--features", type=Path, required=True, metavar="DIR", help="folder that keeps the features")
-    block_help = "also use the mean and deviation of each channel at the input of this block (default: none)"
-    add("--block", type=natural, metavar="N", help=block_help)
+    block_help = (
+        "also use the mean and deviation of each channel at the input of this block; can be repeated (default: none)"
+    )
+    add("--block", action="append", default=[], type=natural, metavar="N", help=block_help)
     share_help = "share of a family in the loss; families without one are left out (default: all, equally)"
     add("--family-share", action="append", default=[], type=family_share, metavar="NAME=SHARE", help=share_help)
     limit_help = "number of reals, and of fakes, of each family in training (default: %(default)s)"
@@ -227,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
         raise DataError(f"{args.protocol}: has no crops of {unknown[0]}; it has those of {', '.join(families)}")
     file = find_one(args.weights, "face")
     model, name = load_model(file), file.path.stem
-    read = partial(read_features, model, folder=make_folder(args.features), block=args.block)
+    read = partial(read_features, model, folder=make_folder(args.features), blocks=sorted(set(args.block)))
     validation = {}
     for family in families.values():
         own = thin_rows(read_split(*family.tables, split=family.split), args.val_limit)
@@ -240,13 +242,11 @@ def main(argv: list[str] | None = None) -> int:
     chosen = thin_rows(rows.iloc[reals].assign(place=reals).reset_index(drop=True), args.blends)
     change = partial(blend_reals, generator=Generator().manual_seed(0))
     blends = read(chosen, name=f"{name}-blended", change=change)
-    # The model's own layer sees the last feature map, which comes first.
-    last, n_more = model.net._fc, blends.shape[1] - model.net._fc.in_features
     found = compare_heads(
         training,
         (torch.tensor(chosen.place.to_numpy()), torch.from_numpy(blends)),
         validation,
-        (functional.pad(last.weight[0].detach(), (0, n_more)), last.bias[0].detach()),
+        (model.net._fc.weight[0].detach(), model.net._fc.bias[0].detach()),
         seeds=range(args.seeds),
         calibrate_on=args.calibrate_on or list(validation),
     )
