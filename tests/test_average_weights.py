@@ -60,6 +60,7 @@ def test_average_of_a_model_with_itself_gives_the_same_logits(tmp_path: Path) ->
         ({"input_size": 48}, "input_size is 48, model0-.* has 32; they must agree"),
         ({"std": (64.0, 64.0, 64.0)}, "std is .64"),
         ({"architecture": "mobilenet-v2"}, "architecture is mobilenet-v2"),
+        ({"statistics_blocks": (3,)}, "statistics_blocks is .3"),
     ],
 )
 def test_models_that_differ_in_more_than_weights_are_refused(tmp_path: Path, change: dict, said: str) -> None:

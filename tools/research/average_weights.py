@@ -41,7 +41,7 @@ def average_models(files: Sequence[WeightsFile], *, shares: Sequence[float] | No
     if len(shares) != len(files) or min(shares) <= 0:
         raise WeightsError(f"--shares {shares}: give one number above 0 for each of the {len(files)} weights file(s)")
     for file in files[1:]:
-        for name in ("architecture", "input_size", "sees", "mean", "std", "crop"):
+        for name in ("architecture", "input_size", "sees", "mean", "std", "statistics_blocks", "crop"):
             first, other = getattr(files[0].spec, name), getattr(file.spec, name)
             if first != other:
                 raise WeightsError(f"{file.path}: {name} is {other}, {files[0].path.name} has {first}; they must agree")
