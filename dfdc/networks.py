@@ -65,10 +65,11 @@ def resize_crops(crops: Tensor, size: int) -> Tensor:
 
 
 class BranchedEfficientNet(EfficientNet):
-    """An EfficientNet whose head may have a second branch that sees the statistics of earlier layers.
+    """An EfficientNet whose head can have a second branch that sees the statistics of earlier layers.
 
-    Few channels of the last feature map tell a fake of an unknown generator from a real. Earlier layers show traces
-    of generators and of blending, and means and standard deviations over all places keep them (docs/experiments.md).
+    Only a few channels of the last feature map tell a fake of an unknown generator from a real. Earlier layers show
+    traces of generators and of blending, and means and standard deviations over all places keep them
+    (docs/experiments.md).
     """
 
     statistics_blocks: tuple[int, ...] = ()
@@ -100,11 +101,12 @@ class BranchedEfficientNet(EfficientNet):
         x, statistics = self._swish(self._bn0(self._conv_stem(images))), []
         for index, block in enumerate(self._blocks):
             if index in self.statistics_blocks:
-                variance, mean = torch.var_mean(x, (2, 3), correction=0)
+                places = x if x.dtype == torch.float64 else x.float()  # half precision overflows in the gradient
+                variance, mean = torch.var_mean(places, (2, 3), correction=0)
                 statistics += [mean, (variance + VARIANCE_FLOOR).sqrt()]
             x = block(x, drop_connect_rate=self._global_params.drop_connect_rate * index / len(self._blocks))
         features = self._avg_pooling(self._swish(self._bn1(self._conv_head(x)))).flatten(1)
-        hidden = functional.relu(self._statistics_hidden(torch.cat(statistics, 1)))
+        hidden = functional.relu(self._statistics_hidden(torch.cat(statistics, 1).to(x.dtype)))
         return self._fc(self._dropout(features)) + self._statistics_fc(self._statistics_dropout(hidden))
 
 
@@ -182,7 +184,8 @@ def load_initial(model: FrameModel | VoiceModel, path: Path) -> Initial:
 
     If the file is one of this package's, for the same kind of input, its mean and std are used too. A sound model
     treats a spectrogram as a grey picture, so colour filters are summed. If the file lacks squeeze-and-excitation
-    layers, as Lite0 does, these start as pass-through (gate about .98).
+    layers, as Lite0 does, these start as pass-through (gate about .98). A second branch of the head is left out if the
+    model has another kind of input or another architecture.
 
     Args:
         model: changed in place.
@@ -205,7 +208,10 @@ def load_initial(model: FrameModel | VoiceModel, path: Path) -> Initial:
         blocks = stated.statistics_blocks
         if blocks and model.spec.statistics_blocks != blocks:
             wanted = " ".join(f"--statistics-block {block}" for block in blocks)
-            raise WeightsError(f"{path}: its head has a second branch; train with {wanted}")
+            raise WeightsError(
+                f"{path}: its head has a second branch that sees the blocks {', '.join(map(str, blocks))}; train with "
+                f"tools/train.py {wanted}, or name weights without a second branch"
+            )
     own = model.net.state_dict()
     tensors = {key: _adapt(value, own[key]) for key, value in tensors.items() if key in own}
     fitting = {key: value for key, value in tensors.items() if own[key].shape == value.shape}

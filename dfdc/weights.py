@@ -26,6 +26,8 @@ DIGEST_DIGITS = 12
 MAX_HEADER_BYTES = 16 * 2**20
 # EfficientNet-B7 in single precision takes a quarter of this.
 MAX_FILE_BYTES = 2**30
+# EfficientNet-B7, the largest, has 55 blocks.
+MAX_BLOCKS = 64
 ARCHITECTURES = (
     "efficientnet-lite0",
     *(f"efficientnet-b{i}" for i in range(8)),
@@ -135,10 +137,12 @@ class ModelSpec:
             raise ValueError(f"mean {self.mean} and std {self.std}: allowed are {self.channels} numbers each, std > 0")
         blocks = self.statistics_blocks
         if blocks and self.architecture == "mobilenet-v2":
-            raise ValueError(f"mobilenet-v2 has statistics_blocks {blocks}; allowed are none, or an EfficientNet")
-        whole = all(type(block) is int and block >= 0 for block in blocks)
+            raise ValueError(f"statistics_blocks {blocks[:4]} with mobilenet-v2: only EfficientNets can have them")
+        whole = len(blocks) <= MAX_BLOCKS and all(type(block) is int and block >= 0 for block in blocks)
         if not whole or list(blocks) != sorted(set(blocks)):
-            raise ValueError(f"statistics_blocks is {blocks}; allowed are ascending indices of blocks, 0 up")
+            raise ValueError(f"statistics_blocks is {blocks[:4]}; allowed are ascending indices of blocks, 0 up")
+        if blocks and self.sees != "face":
+            raise ValueError(f"statistics_blocks {blocks} for a model that sees {self.sees!r}; allowed is 'face'")
         if self.sees == "face" and not self.weight > 0:
             raise ValueError(f"weight is {self.weight}; allowed is a number above 0 for a face model")
         if not 0 <= self.weight < math.inf:
@@ -150,7 +154,10 @@ class ModelSpec:
         return CHANNELS[self.sees]
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        values = asdict(self)
+        if not self.statistics_blocks:  # so that versions without this field can read the file
+            del values["statistics_blocks"]
+        return json.dumps(values, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
@@ -165,7 +172,7 @@ class ModelSpec:
                 **values,
                 "mean": tuple(values["mean"]),
                 "std": tuple(values["std"]),
-                "statistics_blocks": tuple(values.get("statistics_blocks", ())),
+                "statistics_blocks": tuple(values.get("statistics_blocks", [])),
                 "crop": CropGeometry(**values["crop"]),
                 "calibration": Calibration(**values["calibration"]),
                 "validation": dict(values.get("validation", {})),

@@ -153,7 +153,8 @@ def test_tool_compares_heads_on_a_protocol(tmp_path: Path, capsys: pytest.Captur
     weights = save_model(FrameModel(ModelSpec("efficientnet-lite0", SIDE)), tmp_path, name="model")
     out, crops = tmp_path / "heads.json", ["--crops", *map(str, tables)]
     files = ["--protocol", str(protocol), "--weights", str(weights), "--features", str(tmp_path / "features")]
-    assert main([*crops, *files, "--seeds", "2", "--blends", "4", "--block", "5", "--block", "11", "--json", str(out)]) == 0
+    few = ["--seeds", "2", "--blends", "4", "--block", "5", "--block", "11"]
+    assert main([*crops, *files, *few, "--json", str(out)]) == 0
     found = json.loads(out.read_text())
     counts = {name: len(result["Swaps"]) for name, result in found.items()}
     assert counts.pop(OWN) == counts.pop(FITTED_THERE) == 1

@@ -103,6 +103,12 @@ def test_published_weights_fit_and_bring_their_normalization(
     assert model.std.flatten().tolist() == pytest.approx(model.spec.std)
 
 
+def test_published_weights_fit_a_model_with_a_second_branch(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(cache, monkeypatch, LITE0, pack(LITE0, tensors_of(LITE0)))
+    net = download_imagenet(ModelSpec(LITE0, SIDE, statistics_blocks=(11,))).net
+    assert (net._conv_stem.weight == 0.25).all() and (net._statistics_fc.weight == 0).all()
+
+
 def test_missing_network_is_reported_with_the_cure(cache: Path) -> None:
     for architecture in (B0, LITE0, MOBILE):
         with pytest.raises(WeightsError, match=r"cannot be fetched .*no network.*--init"):

@@ -112,6 +112,12 @@ def test_block_that_the_network_lacks_is_refused(tmp_path: Path) -> None:
     path = save_model(load_model(file), tmp_path, name="misfit", spec=spec)
     with pytest.raises(WeightsError, match=r"misfit-.*it has no block 16"):
         open_models([open_weights(path)])
+    with pytest.raises(WeightsError, match=r"misfit-.*statistics_blocks has 16"):
+        load_model(open_weights(path))
+
+
+def test_linear_head_is_not_stated_so_that_older_versions_can_read_the_file() -> None:
+    assert "statistics_blocks" not in ModelSpec("efficientnet-lite0", 32).to_json()
 
 
 @pytest.mark.parametrize("file", find_weights(ROOT / "weights"), ids=lambda file: file.path.name)

@@ -678,7 +678,7 @@ def test_second_branch_is_trained_and_kept(tmp_path: Path, capsys: pytest.Captur
     # Later training must not lose the branch silently.
     again = [*flags, "--run", str(tmp_path / "again"), "--init", str(file.path)]
     assert train_tool.main(again) == 1
-    assert "train with --statistics-block 11 --statistics-block 15" in capsys.readouterr().err
+    assert "tools/train.py --statistics-block 11 --statistics-block 15" in capsys.readouterr().err
     assert train_tool.main([*again, "--statistics-block", "11", "--statistics-block", "15"]) == 0
 
 
@@ -686,7 +686,7 @@ def test_second_branch_is_trained_and_kept(tmp_path: Path, capsys: pytest.Captur
     ("architecture", "block", "message"),
     [
         ("efficientnet-lite0", "16", "statistics_blocks has 16; allowed are blocks of the network, 0 to 15"),
-        ("mobilenet-v2", "3", "allowed are none, or an EfficientNet"),
+        ("mobilenet-v2", "3", "only EfficientNets can have them"),
     ],
 )
 def test_blocks_that_a_network_lacks_are_refused(

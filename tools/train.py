@@ -183,7 +183,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--architecture", choices=ARCHITECTURES, default="efficientnet-lite0", help=architecture_help)
     add("--input-size", type=input_side, default=224, help="side of the model's input in pixels (default: %(default)s)")
     statistics_help = (
-        "let the head see the mean and deviation of each channel at the input of this block; can be repeated"
+        "give the head a second branch, which sees the mean and deviation of each channel at the input of this block; "
+        "can be repeated (default: none)"
     )
     add("--statistics-block", action="append", default=[], type=natural, metavar="N", help=statistics_help)
     start = parser.add_mutually_exclusive_group()

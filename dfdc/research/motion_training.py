@@ -183,7 +183,7 @@ def describe_pairs(model: FrameModel, pairs: Tensor) -> np.ndarray:
 
 def last_layer(model: FrameModel) -> nn.Linear:
     """The linear layer that computes the logit."""
-    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    return model.net._fc if hasattr(model.net, "_fc") else model.net.classifier[-1]
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,7 @@ def find_features(
         raise DataError(f"block {blocks[-1]}: {model.spec.architecture} has the blocks 0 to {last}")
     found, inputs = [], []
     hooks = [
-        model.net._blocks[block].register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-        for block in blocks
+        model.net._blocks[block].register_forward_pre_hook(lambda _, given: inputs.append(given[0])) for block in blocks
     ]
     for batch in tqdm(images.split(BATCH), desc="features", disable=not progress):
         pixels = (resize_crops(batch.float(), model.spec.input_size) - model.mean) / model.std

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dfdc.weights import STATISTICS_NEURONS
+
 BATCH, EPOCHS, PATIENCE, RATE, DECAY = 256, 20, 3, 1e-3, 0.01
 # Share of the training persons on which a fit's epochs are compared.
 HELD_SHARE = 0.1
@@ -185,7 +187,11 @@ class Branched(nn.Module):
         super().__init__()
         self.own, self.n_own = Beside(weight, bias), len(weight)
         self.branch = nn.Sequential(
-            nn.Dropout(), nn.Linear(n_further, WIDTHS[0]), nn.ReLU(), nn.Dropout(), nn.Linear(WIDTHS[0], 1)
+            nn.Dropout(),
+            nn.Linear(n_further, STATISTICS_NEURONS),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(STATISTICS_NEURONS, 1),
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -252,8 +258,6 @@ def fit_heads(crops: Features, blended: Features, layer: tuple[Tensor, Tensor], 
         "linear": train(nn.Linear(n, 1), binary),
         "linear, from the model's own": train(Beside(functional.pad(layer[0], (0, n_further)), layer[1]), binary),
     }
-    if n_further:
-        fitted["second branch, beside the model's own"] = fit(Branched(*layer, n_further), binary, crops, seed=seed)
     for width in WIDTHS:
         hidden = nn.Sequential(nn.Linear(n, width), nn.ReLU(), nn.Dropout(), nn.Linear(width, 1))
         fitted[f"hidden layer of {width}"] = train(hidden, binary)
@@ -279,6 +283,9 @@ def fit_heads(crops: Features, blended: Features, layer: tuple[Tensor, Tensor], 
     for name, (n_heads, loss) in unions.items():
         network = train(nn.Linear(n, n_heads), loss)
         heads |= {f"{name}: {how}": (network, join) for how, join in UNIONS.items()}
+    if n_further:  # last, so that the other heads get the same random numbers with and without it
+        branched = fit(Branched(*layer, n_further), binary, crops, seed=seed)
+        heads["second branch, beside the model's own"] = (branched, first)
     return {name: partial(_answer, *head) for name, head in heads.items()}
 
 

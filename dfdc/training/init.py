@@ -79,6 +79,8 @@ PUBLISHED = {
 }
 # The names of the classifier with a thousand classes in these files, which is left out.
 _CLASSIFIERS = ("classifier.", "_fc.")
+# The names of the head's second branch begin with this; no published weights have it.
+_BRANCH = "_statistics_"
 # Number of crops from which the statistics of folded batch norms are computed.
 REVIVAL_CROPS = 256
 
@@ -102,7 +104,8 @@ def download_imagenet(spec: ModelSpec) -> FrameModel:
     tensors = read_published(published)
     model = FrameModel(replace(spec, mean=published.mean, std=published.std))
     fitting = {key: value for key, value in tensors.items() if not key.startswith(_CLASSIFIERS)}
-    missing = [key for key in model.net.state_dict() if key not in fitting and not key.startswith(_CLASSIFIERS)]
+    own = (*_CLASSIFIERS, _BRANCH)
+    missing = [key for key in model.net.state_dict() if key not in fitting and not key.startswith(own)]
     try:
         _, unexpected = model.net.load_state_dict(fitting, strict=False)
     except RuntimeError as error:

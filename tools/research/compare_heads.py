@@ -228,6 +228,8 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := [name for name in args.calibrate_on if name not in families]:
         raise DataError(f"{args.protocol}: has no crops of {unknown[0]}; it has those of {', '.join(families)}")
     file = find_one(args.weights, "face")
+    if file.spec.statistics_blocks:
+        raise DataError(f"{file.path}: its head has a second branch already; name weights with a linear head")
     model, name = load_model(file), file.path.stem
     read = partial(read_features, model, folder=make_folder(args.features), blocks=sorted(set(args.block)))
     validation = {}

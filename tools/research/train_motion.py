@@ -96,6 +96,7 @@ def train_motion(
         start.spec,
         input_size=input_size,
         sees="motion",
+        statistics_blocks=(),
         trained_on=f"{len(pairs)} pairs of {len(set(pairs.videos))} clips, and real pairs with simulated flicker; "
         f"all but the last layer is from {init.name}",
         command=read_command(),

@@ -193,7 +193,7 @@ function person(clip, track, number) {
       const heat = withHeat.checked ? heatMap(clip, track, pictured) : null;
       if (heat) detail.append(make("figure", {}, heat, make("figcaption", {}, "The same with its heat map")), make("p", { class: "quiet" },
         `Orange raised the first model's score, blue lowered it; full colour means ${strongestHeat(clip).toFixed(1)} log-odds or more. `
-        + "The map is coarse: it shows regions, not details, and partly where the model is active at all. What it reads from the whole face is spread evenly. It is no evidence by itself."));
+        + "The map is coarse: it shows regions, not details, and partly where the model is active at all. What the model reads from the face as a whole is spread evenly over the map. The map is no evidence by itself."));
     }
     const whole = scene(clip, frame);
     if (whole) state.scene.replaceChildren(whole);
