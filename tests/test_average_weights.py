@@ -69,6 +69,24 @@ def test_models_that_differ_in_more_than_weights_are_refused(tmp_path: Path, cha
         tool.average_models(files)
 
 
+def test_linear_head_counts_as_one_whose_branch_adds_nothing(tmp_path: Path) -> None:
+    model = build_model(replace(SPEC, statistics_blocks=(3,)))
+    torch.nn.init.normal_(model.net._statistics_fc.weight)
+    files = [open_weights(save_model(model, tmp_path, name="branched")), make(tmp_path, 1)]
+    branched, linear = (load_model(file).state_dict() for file in files)
+    mean = tool.average_models(files, shares=[3, 1])
+    assert mean.spec.statistics_blocks == (3,)
+    found = mean.state_dict()
+    for part in ("weight", "bias"):
+        torch.testing.assert_close(
+            found[f"net._fc.{part}"], 0.75 * branched[f"net._fc.{part}"] + 0.25 * linear[f"net._fc.{part}"]
+        )
+        hidden = f"net._statistics_hidden.{part}"
+        torch.testing.assert_close(found[hidden], branched[hidden])
+    last = "net._statistics_fc.weight"
+    torch.testing.assert_close(found[last], 0.75 * branched[last])
+
+
 def test_tool_writes_a_calibrated_file_that_states_its_origin(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     table = write_table(tmp_path, pairs(3, split="val"))
     files = [make(tmp_path, 0), make(tmp_path, 1, replace(SPEC, trained_on="b"))]

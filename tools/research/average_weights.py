@@ -31,7 +31,7 @@ def average_models(files: Sequence[WeightsFile], *, shares: Sequence[float] | No
     """The mean of the models' tensors, in evaluation mode on the CPU, with the first file's specification.
 
     Args:
-        files: at least one.
+        files: at least one. If the head of the first has a second branch, others may lack it.
         shares: weight of each file in the mean, > 0; None for equal weights.
 
     Raises:
@@ -43,17 +43,17 @@ def average_models(files: Sequence[WeightsFile], *, shares: Sequence[float] | No
     for file in files[1:]:
         for name in ("architecture", "input_size", "sees", "mean", "std", "statistics_blocks", "crop"):
             first, other = getattr(files[0].spec, name), getattr(file.spec, name)
-            if first != other:
+            if first != other and not (name == "statistics_blocks" and not other):
                 raise WeightsError(f"{file.path}: {name} is {other}, {files[0].path.name} has {first}; they must agree")
     models = [load_model(file) for file in files]
     states = [model.state_dict() for model in models]
-    mean = {
+    mean = {}
+    for key, value in states[0].items():
+        own = [(share, state[key]) for share, state in zip(shares, states, strict=True) if key in state]
+        # A linear head is one whose second branch adds nothing, whatever its hidden layer is.
+        total = sum(shares) if key.endswith("_statistics_fc.weight") else sum(share for share, _ in own)
         # Batch counters are whole numbers that nothing reads.
-        key: sum(share * state[key] for share, state in zip(shares, states, strict=True)) / sum(shares)
-        if value.is_floating_point()
-        else value
-        for key, value in states[0].items()
-    }
+        mean[key] = sum(share * each for share, each in own) / total if value.is_floating_point() else value
     models[0].load_state_dict(mean)
     return models[0]
 
