@@ -226,6 +226,16 @@ def load_initial(model: FrameModel | VoiceModel, path: Path) -> Initial:
     return Initial(len(fitting), len(own), hashlib.sha256(data).hexdigest())
 
 
+def read_blocks(path: Path, architecture: str) -> tuple[int, ...]:
+    """The `statistics_blocks` that a weights file states; none for another architecture or an unreadable file."""
+    try:
+        text = read_header(read_regular(path)).get("spec")
+        stated = None if text is None else ModelSpec.from_json(text)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, WeightsError):
+        return ()  # `load_initial` says what is wrong with it
+    return () if stated is None or stated.architecture != architecture else stated.statistics_blocks
+
+
 def _adapt(value: Tensor, wanted: Tensor) -> Tensor:
     """Sum colour filters (F, 3, h, w) over the channels if a single channel (F, 1, h, w) is wanted."""
     if value.ndim == 4 and value.shape[1] == 3 and wanted.shape == (value.shape[0], 1, *value.shape[2:]):

@@ -37,6 +37,7 @@ from dfdc.flags import (
     run_tool,
     tool,
 )
+from dfdc.networks import read_blocks
 from dfdc.training.distillation import Teacher
 from dfdc.training.distributed import Rank, join_ranks
 from dfdc.training.init import revive_if_folded, start_model
@@ -75,7 +76,7 @@ def train_weights(
         out: folder for the weights file; made if absent.
         architecture: one of `dfdc.weights.ARCHITECTURES`.
         input_size: side of the model's input in pixels.
-        statistics_blocks: see `dfdc.weights.ModelSpec`.
+        statistics_blocks: see `dfdc.weights.ModelSpec`; if empty, those of the initial weights.
         init: safetensors file to start from; None for random weights.
         imagenet: start from published ImageNet weights instead, fetched over the network.
         settings: of the training loop; None for the defaults.
@@ -102,6 +103,8 @@ def train_weights(
     make_folder(run)
     make_folder(out)
     torch.manual_seed(settings.seed)
+    if init is not None and not statistics_blocks:
+        statistics_blocks = read_blocks(init, architecture)
     try:
         spec = ModelSpec(architecture, input_size, statistics_blocks=tuple(statistics_blocks))
     except ValueError as error:
@@ -184,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--input-size", type=input_side, default=224, help="side of the model's input in pixels (default: %(default)s)")
     statistics_help = (
         "give the head a second branch, which sees the mean and deviation of each channel at the input of this block; "
-        "can be repeated (default: none)"
+        "can be repeated (default: that of --init, if it has one)"
     )
     add("--statistics-block", action="append", default=[], type=natural, metavar="N", help=statistics_help)
     start = parser.add_mutually_exclusive_group()
