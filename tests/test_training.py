@@ -674,7 +674,10 @@ def test_second_branch_is_trained_and_kept(tmp_path: Path, capsys: pytest.Captur
     assert train_tool.main([*branched, "--run", str(tmp_path / "run"), "--init", str(start), "--fixed-norms"]) == 0
     (file,) = find_weights(tmp_path / "run")
     assert file.spec.statistics_blocks == (11, 15)
-    assert load_model(file).net._statistics_fc.weight.abs().max() > 0
+    # Of the last epoch: the first has one step at a rate of zero, and its weights are kept if they are the best.
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["model"]
+    assert state["net._statistics_fc.weight"].abs().max() > 0
+    assert load_model(file).net._statistics_fc.weight.shape == (1, 256)
     # Later training must neither lose the branch silently nor change what it sees.
     again = [*flags, "--run", str(tmp_path / "again"), "--init", str(file.path)]
     assert train_tool.main([*again, "--statistics-block", "3"]) == 1
