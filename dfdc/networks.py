@@ -195,15 +195,7 @@ def load_initial(model: FrameModel | VoiceModel, path: Path) -> Initial:
         WeightsError: the file is not a safetensors file, no tensor in it fits, or its head has a second branch that the
             model lacks.
     """
-    try:
-        data = read_regular(path)
-        tensors = {key.removeprefix("net."): value for key, value in load(data).items()}
-        text = read_header(data).get("spec")
-        stated = None if text is None else ModelSpec.from_json(text)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise WeightsError(f"{path}: its model specification cannot be read ({error!r}); name other weights") from error
+    data, tensors, stated = _read_initial(path)
     if stated is not None and stated.sees == model.spec.sees and stated.architecture == model.spec.architecture:
         blocks = stated.statistics_blocks
         if blocks and model.spec.statistics_blocks != blocks:
@@ -226,14 +218,36 @@ def load_initial(model: FrameModel | VoiceModel, path: Path) -> Initial:
     return Initial(len(fitting), len(own), hashlib.sha256(data).hexdigest())
 
 
-def read_blocks(path: Path, architecture: str) -> tuple[int, ...]:
-    """The `statistics_blocks` that a weights file states; none for another architecture or an unreadable file."""
+def read_blocks(path: Path, spec: ModelSpec) -> tuple[int, ...]:
+    """The `statistics_blocks` of a weights file that `load_initial` can load into a model of a specification.
+
+    Args:
+        path: see `load_initial`.
+        spec: specification of the model.
+
+    Returns:
+        Those that the file states; none if it is for another kind of input or another architecture.
+
+    Raises:
+        WeightsError: the file is not a safetensors file, or its specification cannot be read.
+    """
+    stated = _read_initial(path)[2]
+    alike = stated is not None and (stated.sees, stated.architecture) == (spec.sees, spec.architecture)
+    return stated.statistics_blocks if alike else ()
+
+
+def _read_initial(path: Path) -> tuple[bytes, dict[str, Tensor], ModelSpec | None]:
+    """The bytes of a safetensors file, its tensors, and the specification if it states one."""
     try:
-        text = read_header(read_regular(path)).get("spec")
+        data = read_regular(path)
+        tensors = {key.removeprefix("net."): value for key, value in load(data).items()}
+        text = read_header(data).get("spec")
         stated = None if text is None else ModelSpec.from_json(text)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, WeightsError):
-        return ()  # `load_initial` says what is wrong with it
-    return () if stated is None or stated.architecture != architecture else stated.statistics_blocks
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise WeightsError(f"{path}: its model specification cannot be read ({error!r}); name other weights") from error
+    return data, tensors, stated
 
 
 def _adapt(value: Tensor, wanted: Tensor) -> Tensor:

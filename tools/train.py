@@ -37,7 +37,6 @@ from dfdc.flags import (
     run_tool,
     tool,
 )
-from dfdc.networks import read_blocks
 from dfdc.training.distillation import Teacher
 from dfdc.training.distributed import Rank, join_ranks
 from dfdc.training.init import revive_if_folded, start_model
@@ -103,8 +102,6 @@ def train_weights(
     make_folder(run)
     make_folder(out)
     torch.manual_seed(settings.seed)
-    if init is not None and not statistics_blocks:
-        statistics_blocks = read_blocks(init, architecture)
     try:
         spec = ModelSpec(architecture, input_size, statistics_blocks=tuple(statistics_blocks))
     except ValueError as error:

@@ -84,10 +84,10 @@ def build_backbone(x: Node, spec: ModelSpec, tensors: Tensors, *, pooled: bool =
         features = _build_mobilenet(x, n_channels, tensors)
         weight, bias = tensors.take("classifier.1.weight", 1, 1280), tensors.take("classifier.1.bias", 1)
     else:
-        network = _EfficientNet(spec.architecture, tensors, spec.statistics_blocks)
-        features = network.build(x, n_channels, spec.input_size)
+        network = _EfficientNet(spec.architecture, tensors)
+        features, inputs = network.build(x, n_channels, spec.input_size)
         weight, bias = tensors.take("_fc.weight", 1, network.n_features), tensors.take("_fc.bias", 1)
-        branch = network.build_branch() if spec.statistics_blocks else None
+        branch = network.build_branch(inputs, spec.statistics_blocks) if spec.statistics_blocks else None
     tensors.check_used()
     if pooled:
         answers = connect(average_places(features), weight, bias)
@@ -126,16 +126,15 @@ class _Block:
 class _EfficientNet:
     """The network of efficientnet-pytorch; Lite0 has neither squeeze-and-excitation nor swish."""
 
-    def __init__(self, architecture: str, tensors: Tensors, statistics_blocks: Sequence[int] = ()) -> None:
-        self.statistics_blocks = statistics_blocks
-        self._inputs: list[Node] = []
+    def __init__(self, architecture: str, tensors: Tensors) -> None:
         self.width, self.depth = EFFICIENTNET_SCALES[architecture]
         self.excites = architecture != "efficientnet-lite0"
         self.activate = swish if self.excites else relu6
         self.tensors = tensors
 
-    def build(self, x: Node, n_channels: int, size: int) -> Node:
-        n_in, index = self._scale(32), 0
+    def build(self, x: Node, n_channels: int, size: int) -> tuple[Node, list[Node]]:
+        """The last feature map, and the input of each block."""
+        n_in, inputs = self._scale(32), []
         pads, size = pad_same(size, 3, 2)
         x = self.activate(self._convolve(x, "_conv_stem", "_bn0", (n_in, n_channels, 3, 3), stride=2, pads=pads))
         for n_blocks, kernel, first_stride, expansion, n_filters in EFFICIENTNET_STAGES:
@@ -143,19 +142,18 @@ class _EfficientNet:
             for repeat in range(math.ceil(self.depth * n_blocks)):
                 stride = first_stride if repeat == 0 else 1
                 pads, size = pad_same(size, kernel, stride)
-                if index in self.statistics_blocks:
-                    self._inputs.append(x)
-                block = _Block(f"_blocks.{index}.", n_in, n_out, expansion, kernel, stride, pads)
+                block = _Block(f"_blocks.{len(inputs)}.", n_in, n_out, expansion, kernel, stride, pads)
+                inputs.append(x)
                 changed = self._build_block(x, block)
                 x = changed if repeat == 0 else ops.add(changed, x)
-                n_in, index = n_out, index + 1
-        return self.activate(self._convolve(x, "_conv_head", "_bn1", (self.n_features, n_in, 1, 1)))
+                n_in = n_out
+        return self.activate(self._convolve(x, "_conv_head", "_bn1", (self.n_features, n_in, 1, 1))), inputs
 
-    def build_branch(self) -> Node:
-        """The logits (N, 1) of the head's second branch, after `build`."""
-        if len(self._inputs) < len(self.statistics_blocks):
-            raise ValueError(f"it has no block {self.statistics_blocks[-1]}")
-        statistics = ops.concat([part for x in self._inputs for part in measure_places(x, VARIANCE_FLOOR)], 1)
+    def build_branch(self, inputs: Sequence[Node], blocks: Sequence[int]) -> Node:
+        """The logits (N, 1) of the head's second branch, which sees the inputs of some blocks."""
+        if blocks[-1] >= len(inputs):
+            raise ValueError(f"it has no block {blocks[-1]}")
+        statistics = ops.concat([part for block in blocks for part in measure_places(inputs[block], VARIANCE_FLOOR)], 1)
         n_statistics = statistics.get_output_partial_shape(0)[1].get_length()
         take, n_neurons = self.tensors.take, STATISTICS_NEURONS
         weight, bias = (

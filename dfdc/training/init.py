@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dfdc.errors import WeightsError
-from dfdc.networks import FrameModel, VoiceModel, build_model, load_initial
+from dfdc.networks import FrameModel, VoiceModel, build_model, load_initial, read_blocks
 from dfdc.weights import MAX_FILE_BYTES, ModelSpec, read_regular
 
 # Mean and standard deviation of pixels in 0..255 with which most published weights were trained.
@@ -170,7 +170,7 @@ def start_model(
     """Make the model that training starts from, and identify its initial weights.
 
     Args:
-        spec: specification of the model.
+        spec: specification of the model; if it has no second branch, that of the file is taken over.
         init: safetensors file to start from; None for random weights.
         imagenet: start from `download_imagenet` instead.
         progress: print how many of the file's tensors were loaded.
@@ -183,6 +183,8 @@ def start_model(
     """
     if imagenet:
         return download_imagenet(spec), "imagenet"
+    if init is not None and not spec.statistics_blocks:
+        spec = replace(spec, statistics_blocks=read_blocks(init, spec))
     model = build_model(spec)
     if init is None:
         return model, None
